@@ -1,0 +1,53 @@
+"""jmerge merges large language model checkpoints: pure JAX functions, planned from file headers, streamed.
+
+The names below are the public interface. They load on first use, so that `import jmerge` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jmerge.errors import (
+    CheckpointError,
+    JmergeError,
+    NonFiniteError,
+    PlanError,
+    RecipeError,
+    RunError,
+)
+from jmerge.version import VERSION as __version__
+
+_LAZY = {
+    "merge": "jmerge.jobs",
+    "plan_recipe": "jmerge.jobs",
+    "load_recipe": "jmerge.recipe.parse",
+    "open_checkpoint": "jmerge.ckpt.open",
+    "build_plan": "jmerge.plan.build",
+    "make_schedule": "jmerge.engine.schedule",
+    "run": "jmerge.engine.run",
+    "methods": "jmerge.methods",
+}
+
+__all__ = [
+    "CheckpointError",
+    "JmergeError",
+    "NonFiniteError",
+    "PlanError",
+    "RecipeError",
+    "RunError",
+    "__version__",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _LAZY:
+        raise AttributeError(f"module 'jmerge' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    return module if name == "methods" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

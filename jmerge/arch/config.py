@@ -1,0 +1,163 @@
+"""config.json of the output: the donor's, with only those fields changed that the merge made untrue."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jmerge.arch.infer import Config, KeyPath, Stack, config_dicts
+from jmerge.ckpt.dtypes import CONFIG_NAMES
+
+# Lists of layer numbers (not one entry per layer): renumbered.
+LAYER_NUMBERS = (
+    "mlp_only_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "global_attn_layers",
+)
+# Counts of layers that cannot exceed the depth.
+CLIPPED = ("max_window_layers",)
+# Rules that place kinds of layers by their number: true for the new stack only by luck.
+RULES = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "num_kv_shared_layers",
+    "full_attention_interval",
+    "global_attn_every_n_layers",
+    "interleave_moe_layer_step",
+    "attn_layer_period",
+    "expert_layer_period",
+    "sliding_window_pattern",
+)
+# Lists that can be as long as the stack by accident.
+NOT_PER_LAYER = re.compile(r".*(token_ids?|architectures|section|kernel\w*|sizes?|shape|mean|std)")
+PER_LAYER_TEXT = ("hybrid_override_pattern",)  # one letter per layer
+
+
+class Change(NamedTuple):
+    """One field of config.json that is not as the donor has it."""
+
+    key: str  # dotted
+    old: Any
+    new: Any
+    reason: str
+
+
+class Layers(NamedTuple):
+    """Where one output layer's config entries come from."""
+
+    config: Config  # of the model
+    stack: Stack  # in that model
+    layer: int  # 0-based
+
+
+def get_path(config: Config, path: KeyPath) -> Any:
+    """The value at `path`, or None."""
+    part: Any = config
+    for key in path:
+        part = part.get(key) if isinstance(part, dict) else None
+    return part
+
+
+def set_depth(
+    config: dict[str, Any], stack: Stack, layers: Sequence[Layers]
+) -> tuple[dict[str, Any], list[Change]]:
+    """`config` with the length of `stack` and every per-layer list made to describe the output `layers`.
+
+    An entry of a per-layer list is taken from the config of the model the layer comes from, when that has the list.
+    """
+    if not stack.keys:
+        return config, []
+    home = stack.keys[0][:-1]
+    edited: dict[str, Any] = copy.deepcopy(config)
+    part = get_path(edited, home)
+    old, new = stack.depth, len(layers)
+    changes = []
+    for path in stack.keys:
+        part[path[-1]] = new
+    for key, value in list(part.items()):
+        if isinstance(value, list) and key in LAYER_NUMBERS:
+            part[key] = [
+                i for i, source in enumerate(layers) if source.layer in (_own(source, key) or value)
+            ]
+        elif isinstance(value, list) and len(value) == old and not NOT_PER_LAYER.fullmatch(key):
+            part[key] = [_entry(source, key, value) for source in layers]
+        elif isinstance(value, str) and key in PER_LAYER_TEXT and len(value) == old:
+            part[key] = "".join(_entry(source, key, value) for source in layers)
+        elif type(value) is int and key in CLIPPED:
+            part[key] = min(value, new) if value <= old else value
+    before = get_path(config, home)
+    for key, value in part.items():
+        if value != before[key]:
+            changes.append(
+                Change(".".join((*home, key)), before[key], value, "the layers of the output")
+            )
+    return edited, changes
+
+
+def layer_rules(config: Config, stack: Stack) -> list[str]:
+    """Config keys that place kinds of layers by number, which a new order of layers may contradict."""
+    if not stack.keys:
+        return []
+    part = get_path(config, stack.keys[0][:-1])
+    return [key for key in RULES if type(part.get(key)) is int and part[key] not in (0, 1)]
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> tuple[dict[str, Any], list[Change]]:
+    """`config` saying that its weights have `dtype`, under the key it uses already (`dtype` or `torch_dtype`)."""
+    word = CONFIG_NAMES.get(dtype)
+    if word is None:
+        return config, []
+    edited = copy.deepcopy(config)
+    changes = []
+    keyed = False
+    for path, part in _parts(edited):
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                keyed = keyed or not path
+                if part[key] != word and isinstance(part[key], str | None):
+                    changes.append(
+                        Change(".".join((*path, key)), part[key], word, "the dtype of most bytes")
+                    )
+                    part[key] = word
+    if not keyed and config:
+        edited["torch_dtype"] = word
+        changes.append(Change("torch_dtype", None, word, "the dtype of most bytes"))
+    return edited, changes
+
+
+def untie(config: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
+    """`config` saying that head and embedding are different tensors."""
+    edited = copy.deepcopy(config)
+    changes = []
+    for path, part in _parts(edited):
+        if part.get("tie_word_embeddings") or (not path and "tie_word_embeddings" not in part):
+            key = ".".join((*path, "tie_word_embeddings"))
+            changes.append(
+                Change(
+                    key, part.get("tie_word_embeddings"), False, "the output has a head of its own"
+                )
+            )
+            part["tie_word_embeddings"] = False
+    return edited, changes
+
+
+def _parts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    yield from config_dicts(config)  # type: ignore[misc]  # they are the dicts of our own copy
+
+
+def _own(source: Layers, key: str) -> Any:
+    """The value of `key` beside the layer count in the config of the model a layer comes from."""
+    if not source.stack.keys:
+        return None
+    return get_path(source.config, (*source.stack.keys[0][:-1], key))
+
+
+def _entry(source: Layers, key: str, donor: Sequence[Any]) -> Any:
+    own = _own(source, key)
+    if isinstance(own, type(donor)) and len(own) == source.stack.depth:
+        return own[source.layer]
+    return donor[min(source.layer, len(donor) - 1)]

@@ -1,0 +1,350 @@
+"""Structure from a checkpoint's headers: stacks of layers, embeddings, heads, buffers, what comes first and last.
+
+A *stack* is a run of layers: names that agree up to their first number, `model.layers.0.mlp.up_proj.weight`.
+A *template* is a name with that number cut out, `model.layers.{}.mlp.up_proj.weight`; layers need not have the
+same templates. Everything outside a stack is *loose* and stands for itself. The rules were tried on every class of
+transformers that can be built at tiny size; see BUILD.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jmerge.arch.families import MODULES
+from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+
+Part = Literal["first", "layer", "last"]  # of the model, in the order a forward pass meets them
+Config = Mapping[str, Any]
+KeyPath = tuple[str, ...]  # into config.json
+
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole dotted component that is a number
+
+# Config keys that count layers. Those that hold a stack's length are all rewritten with it.
+LAYER_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "decoder_layers",
+    "encoder_layers",
+    "depth",
+)
+# Names a newcomer's config may give the same count; believed only when none of the keys above fits.
+OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
+
+EMBEDDING_MODULES = (
+    "embed_tokens",
+    "wte",
+    "tok_embeddings",
+    "word_embeddings",
+    "embed_in",
+    "embeddings",
+    "shared",
+    "input_embedding",
+)
+FIRST = re.compile(
+    r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings|shared|patch_\w*|conv[12]|rotary\w*"
+    r"|ln_pre|layernorm_pre|class_embedding|pos_embed|relative_pe|positional_embedding\w*"
+)
+LAST = re.compile(
+    r"lm_head|embed_out|output(_layer)?|score|classifier|pre_classifier|pooler|cls|vocab_\w*|norm|norm_f|ln_f"
+    r"|final_\w*norm|layernorm_post|post_layernorm|layer_norm|embedding_norm|vision_adapter|proj_out"
+)
+VISION = re.compile(r"vision|visual|vit|audio|image|speech")
+BUFFER = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|inv_freq|masked_bias|position_ids)")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of layers."""
+
+    prefix: str  # what stands before the layer number, without the dot
+    indices: tuple[int, ...]  # the numbers in the names, consecutive
+    keys: tuple[KeyPath, ...]  # of config.json that hold its length; empty when none does
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one tensor is; tensors of different models pair up when template and layer are equal."""
+
+    template: str
+    stack: str | None = None  # prefix of its stack; None for a loose tensor
+    layer: int | None = None  # 0-based place in the stack
+    part: Part = "last"
+    module: str = "default"
+    buffer: bool = False  # computed, not trained: copied, never averaged
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The structure of one checkpoint."""
+
+    roles: Mapping[str, Role]  # tensor name -> role, in file order
+    stacks: Mapping[str, Stack]  # by prefix
+    modules: tuple[str, ...]  # names that `modules:` may use
+    embeddings: tuple[str, ...]  # input token embeddings
+    heads: tuple[str, ...]  # output heads with a row per token
+    vocab_biases: tuple[str, ...]  # vectors with an entry per token
+
+    def main_stack(self, module: str) -> Stack | None:
+        """The stack that layer ranges of `module` count; None when it has no layers."""
+        inside = {
+            role.stack
+            for role in self.roles.values()
+            if role.module == module and role.part == "layer"
+        }
+        stacks = [stack for prefix, stack in self.stacks.items() if prefix in inside]
+        return max(stacks, key=lambda stack: (bool(stack.keys), stack.depth), default=None)
+
+
+def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
+    """The structure of the checkpoint with these tensors and this config.json."""
+    stacks = _with_keys(_find_stacks(specs, config), config)
+    located = {name: _locate(name, stacks) for name in specs}
+    loose = [name for name, (stack, _) in located.items() if stack is None]
+    embeddings, heads, biases = _vocabulary(loose, specs, config)
+    layered = _layered(stacks, specs)
+    branches = _branches(layered, loose, embeddings, heads, config)
+    roles = {}
+    for name, (stack, index) in located.items():
+        buffer = is_buffer(name, specs[name])
+        module = _module_of(name, branches)
+        if stack is not None and stack in layered:
+            template = f"{stack.prefix}.{{}}" + name[len(f"{stack.prefix}.{index}") :]
+            template = template.removeprefix(".")
+            layer = stack.indices.index(index)
+            roles[name] = Role(template, stack.prefix, layer, "layer", module, buffer)
+        else:
+            roles[name] = Role(name, None, None, _part(name, embeddings, heads), module, buffer)
+    modules = tuple(dict.fromkeys(branches.values())) or ("default",)
+    by_prefix = {stack.prefix: stack for stack in stacks}
+    return Layout(roles, by_prefix, modules, embeddings, heads, biases)
+
+
+def is_buffer(name: str, spec: TensorSpec) -> bool:
+    """Whether a tensor is computed rather than trained: masks, positions, rotary tables, anything not floating."""
+    if spec.dtype not in FLOATS or BUFFER.fullmatch(name):
+        return True
+    causal_mask = (
+        len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and spec.shape[2] == spec.shape[3]
+    )
+    return causal_mask and name.endswith((".attn.bias", ".attention.bias"))
+
+
+def config_dicts(config: Config) -> list[tuple[KeyPath, Config]]:
+    """config.json and every map nested in it under a key that ends in `config`, with their paths."""
+    found: list[tuple[KeyPath, Config]] = [((), config)]
+    for path, part in found:  # grows while it is walked
+        for key, value in part.items():
+            if isinstance(value, dict) and key.endswith("config"):
+                found.append(((*path, key), value))
+    return found
+
+
+def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]:
+    groups: dict[str, dict[int, set[str]]] = {}
+    for name in specs:
+        if found := NUMBER.search(name):
+            rest = NUMBER.sub("#", name[found.end() :])
+            groups.setdefault(name[: found.start()].removesuffix("."), {}).setdefault(
+                int(found[0]), set()
+            ).add(rest)
+    counts = {
+        v
+        for _, part in config_dicts(config)
+        for k, v in part.items()
+        if k in LAYER_KEYS and type(v) is int
+    }
+    stacks = []
+    for prefix, layers in groups.items():
+        indices = sorted(layers)
+        if indices != list(range(indices[0], indices[-1] + 1)) or not any(
+            t for s in layers.values() for t in s
+        ):
+            continue
+        if len(indices) == 1:
+            if indices == [0]:
+                stacks.append(Stack(prefix, (0,), ()))
+            continue
+        templates = set().union(*layers.values())
+        repeated = [t for t in templates if sum(t in layer for layer in layers.values()) >= 2]
+        if len(repeated) < 0.3 * len(templates):
+            continue
+        if len(indices) not in counts:
+            indices = _trim(indices, layers)
+        stacks.append(Stack(prefix, tuple(indices), ()))
+    return stacks
+
+
+def _trim(indices: list[int], layers: dict[int, set[str]]) -> list[int]:
+    """Without end numbers that are not layers: old Phi counts its embedding as layer 0 and its head as the last."""
+    middle = layers[indices[len(indices) // 2]]
+
+    def alike(index: int) -> bool:
+        return len(layers[index] & middle) >= 0.3 * len(layers[index] | middle)
+
+    while len(indices) > 1 and not alike(indices[0]):
+        indices = indices[1:]
+    while len(indices) > 1 and not alike(indices[-1]):
+        indices = indices[:-1]
+    return indices
+
+
+def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
+    """The stacks with the config keys that hold their lengths, each key and stack used once, best match first."""
+    dicts = config_dicts(config)
+    candidates = []
+    for path, part in dicts:
+        for key, value in part.items():
+            usual = key in LAYER_KEYS
+            if type(value) is int and (usual or OTHER_LAYER_KEY.fullmatch(key)):
+                for i, stack in enumerate(stacks):
+                    if stack.depth == value:
+                        score = _key_score(stack.prefix, (*path, key)) - (0 if usual else 1)
+                        candidates.append((score, -i, (*path, key), stack))
+    taken: dict[str, KeyPath] = {}
+    for score, _, path, stack in sorted(candidates, key=lambda c: c[:2], reverse=True):
+        if score >= -1 and stack.prefix not in taken and path not in taken.values():
+            taken[stack.prefix] = path
+    keyed = []
+    for stack in stacks:
+        keys: tuple[KeyPath, ...] = ()
+        if stack.prefix in taken:
+            best = taken[stack.prefix]
+            part = next(part for path, part in dicts if path == best[:-1])
+            same = [
+                k
+                for k in LAYER_KEYS
+                if k != best[-1] and part.get(k) == stack.depth and type(part[k]) is int
+            ]
+            synonyms = [(*best[:-1], k) for k in same if (*best[:-1], k) not in taken.values()]
+            keys = (best, *(synonyms if len(taken) == 1 else ()))
+        keyed.append(Stack(stack.prefix, stack.indices, keys))
+    return keyed
+
+
+def _key_score(prefix: str, path: KeyPath) -> float:
+    """How well the config key at `path` suits the stack called `prefix`; below -1 it cannot be its key."""
+    key, stack = ".".join(path).lower(), prefix.lower()
+    score = 4.0 if bool(VISION.search(key)) == bool(VISION.search(stack)) else -4.0
+    for side, weight in (("decoder", 2.0), ("encoder", 1.0)):
+        score += weight * ((side in key) == (side in stack))
+    words = set(re.split(r"[._]", key)) & set(re.split(r"[._]", stack))
+    return score + 0.2 * len(words) + 0.5 * (path[-1] == "num_hidden_layers")
+
+
+def _locate(name: str, stacks: list[Stack]) -> tuple[Stack | None, int]:
+    """The stack and number of a tensor; (None, -1) for a loose one."""
+    if found := NUMBER.search(name):
+        prefix = name[: found.start()].removesuffix(".")
+        for stack in stacks:
+            if stack.prefix == prefix and int(found[0]) in stack.indices:
+                return stack, int(found[0])
+    return None, -1
+
+
+def _vocabulary(
+    loose: list[str], specs: Mapping[str, TensorSpec], config: Config
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Embeddings, heads and biases: the loose tensors with a row per token."""
+    sizes = {part.get("vocab_size") for _, part in config_dicts(config)} - {None}
+
+    def rows(name: str) -> int:
+        return specs[name].shape[0] if specs[name].shape else -1
+
+    def module(name: str) -> str:
+        return name.split(".")[-2] if "." in name else ""
+
+    tables = [
+        n
+        for n in loose
+        if len(specs[n].shape) == 2 and rows(n) in sizes and not _is_position_table(n)
+    ]
+    inputs = [n for n in tables if _part(n, (), ()) == "first" or module(n) in EMBEDDING_MODULES]
+    if not inputs:  # the table may be longer than vocab_size says
+        inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
+    heads = [n for n in tables if n not in inputs and not _is_classifier(n)]
+    lengths = {rows(n) for n in inputs + heads}
+    biases = [
+        n for n in loose if len(specs[n].shape) == 1 and rows(n) in lengths and n.endswith("bias")
+    ]
+    hidden = {specs[n].shape[1] for n in inputs}
+    return tuple(inputs), tuple(heads), tuple(n for n in biases if rows(n) not in hidden)
+
+
+def _is_position_table(name: str) -> bool:
+    return bool(re.search(r"pos(ition)?(al)?_?emb|token_type|wpe|embed_positions|patch_", name))
+
+
+def _is_classifier(name: str) -> bool:
+    return bool(re.search(r"(^|\.)(score|classifier|qa_outputs|pre_classifier)\.", name))
+
+
+def _part(name: str, embeddings: tuple[str, ...], heads: tuple[str, ...]) -> Part:
+    if name in embeddings or name in heads:
+        return "first" if name in embeddings else "last"
+    words = name.split(".")
+    first = any(FIRST.fullmatch(word) for word in words)
+    return (
+        "first"
+        if first and not any(LAST.fullmatch(word.lower()) for word in words[:-1])
+        else "last"
+    )
+
+
+def _layered(stacks: list[Stack], specs: Mapping[str, TensorSpec]) -> list[Stack]:
+    """The stacks whose layers can be ranged over: those with a key, else the largest one."""
+    keyed = [stack for stack in stacks if stack.keys]
+    if keyed or not stacks:
+        return keyed
+    sizes = {
+        stack.prefix: sum(name.startswith(f"{stack.prefix}.") for name in specs) for stack in stacks
+    }
+    return [max(stacks, key=lambda stack: (stack.depth > 1, sizes[stack.prefix]))]
+
+
+def _branches(
+    stacks: list[Stack],
+    loose: list[str],
+    embeddings: tuple[str, ...],
+    heads: tuple[str, ...],
+    config: Config,
+) -> dict[str, str]:
+    """Prefix of tensor names -> module; empty when the whole model is one module."""
+    if len(stacks) < 2:
+        return {}
+    classes = config.get("architectures")
+    named = MODULES.get(str(classes[0])) if isinstance(classes, list) and classes else None
+    if named:
+        return {prefix: module for module, prefixes in named.items() for prefix in prefixes}
+    paths = [stack.prefix.split(".") for stack in stacks]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+        shared += 1
+    common = "".join(f"{word}." for word in paths[0][:shared])
+    branches = {f"{common}{path[shared]}.": path[shared] for path in paths}
+    home = _module_of(embeddings[0], branches) if embeddings else "default"
+    for name in loose:
+        if not any(name.startswith(prefix) for prefix in branches):
+            word = name.removeprefix(common).split(".")[0]
+            prefix = f"{common}{word}." if name.startswith(common) else f"{name.split('.')[0]}."
+            branches[prefix] = home if name in heads and home != "default" else word
+    return branches
+
+
+def _module_of(name: str, branches: Mapping[str, str]) -> str:
+    """The module with the longest prefix of `name`."""
+    fitting = [prefix for prefix in branches if name.startswith(prefix)]
+    if fitting:
+        return branches[max(fitting, key=len)]
+    return name.split(".")[0] if branches else "default"

@@ -1,0 +1,41 @@
+"""Is a stored output head the embedding over again? The one question about structure that headers cannot answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jmerge.arch.infer import Layout
+from jmerge.ckpt.open import Checkpoint
+from jmerge.recipe.refs import ModelRef
+
+STRIDE = 1 << 24  # bytes compared at a time; a head of its own differs in the first few
+
+
+def find_ties(
+    checkpoints: Mapping[ModelRef, Checkpoint], layouts: Mapping[ModelRef, Layout]
+) -> dict[ModelRef, bool]:
+    """For each model, whether its head is tied: absent, or byte for byte its embedding.
+
+    Bytes are only read when it matters, that is when some of the models store a head and some do not.
+    """
+    stored = {ref: bool(layout.heads) for ref, layout in layouts.items()}
+    mixed = len(set(stored.values())) > 1
+    return {
+        ref: bool(layout.embeddings)
+        and (
+            not stored[ref]
+            or (mixed and _same_bytes(checkpoints[ref], layout.heads[0], layout.embeddings[0]))
+        )
+        for ref, layout in layouts.items()
+    }
+
+
+def _same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    if checkpoint.index[first].spec != checkpoint.index[second].spec:
+        return False
+    a, b = (checkpoint[name].reshape(-1).view(np.uint8) for name in (first, second))
+    return all(
+        np.array_equal(a[i : i + STRIDE], b[i : i + STRIDE]) for i in range(0, a.size, STRIDE)
+    )

@@ -1,0 +1,138 @@
+"""The safetensors file format: header text to byte ranges, and byte ranges to header text.
+
+A file is a little-endian u64 length n, n bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data, in
+which the ranges must follow each other without gap or overlap. We read it ourselves because the Python reader of
+the `safetensors` package cannot give every dtype to numpy, and because a plan needs offsets, not arrays.
+Everything in a header is checked against the file's size before any of it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jmerge.ckpt.dtypes import BITS, TensorSpec
+from jmerge.errors import CheckpointError, Fault
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+ALIGNMENT = 64  # of our data: `jax.device_put` takes a 64-byte aligned buffer without copying it
+
+
+class Extent(NamedTuple):
+    """Where one tensor lies in one file."""
+
+    spec: TensorSpec
+    start: int  # bytes from the beginning of the file
+
+
+class Header(NamedTuple):
+    """What the head of one file says."""
+
+    extents: dict[str, Extent]
+    size: int  # bytes of the whole file
+    sha256: str  # of the length word and the JSON text: the identity of the file's structure
+
+
+def read_header(path: Path) -> Header:
+    """The checked header of a safetensors file.
+
+    Raises:
+      CheckpointError: the file is unreadable, truncated, or its header contradicts itself or the file's size.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise _broken(
+                    path,
+                    f"its header claims {length} bytes in a file of {size}; truncated download?",
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise _broken(path, f"cannot be read: {error.strerror or error}") from error
+    extents = parse_header(path, text, data_start=8 + length, file_size=size)
+    return Header(extents, size, hashlib.sha256(head + text).hexdigest())
+
+
+def parse_header(path: Path, text: bytes, data_start: int, file_size: int) -> dict[str, Extent]:
+    """The extents a header's JSON describes, in the order they lie in the file; CheckpointError if it is wrong."""
+    try:
+        entries = json.loads(text, object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"its header is not valid JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise _broken(path, "its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    extents = {name: _parse_entry(path, name, entry, data_start) for name, entry in entries.items()}
+    extents = dict(sorted(extents.items(), key=lambda item: (item[1].start, item[1].spec.nbytes)))
+    position = data_start
+    for name, extent in extents.items():
+        if extent.start != position:
+            raise _broken(path, f"its tensors overlap or leave a gap at byte {position}", name)
+        position += extent.spec.nbytes
+    if position != file_size:
+        raise _broken(
+            path,
+            f"its header describes {position} bytes, the file has {file_size}; truncated download?",
+        )
+    return extents
+
+
+def encode_header(specs: dict[str, TensorSpec]) -> bytes:
+    """The head of a file that holds `specs` back to back in that order, padded to 64 bytes with spaces."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, spec in specs.items():
+        entries[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [position, position + spec.nbytes],
+        }
+        position += spec.nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> Extent:
+    match entry:
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(start), int(stop)],
+            **rest,
+        } if not rest:
+            pass
+        case _:
+            raise _broken(
+                path, "its header entry needs exactly dtype, shape and data_offsets", name
+            )
+    if dtype not in BITS:
+        raise _broken(path, f"unknown dtype {dtype!r}", name)
+    if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise _broken(path, f"shape {shape} is not a list of sizes", name)
+    spec = TensorSpec(dtype, tuple(shape))
+    if spec.size * BITS[dtype] % 8:
+        raise _broken(path, f"{spec} does not fill whole bytes", name)
+    if not 0 <= start <= stop or stop - start != spec.nbytes:
+        raise _broken(
+            path, f"{spec} needs {spec.nbytes} bytes, its offsets give {stop - start}", name
+        )
+    return Extent(spec, data_start + start)
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return entries
+
+
+def _broken(path: Path, message: str, tensor: str = "") -> CheckpointError:
+    return CheckpointError(Fault(message, where=tensor, file=str(path)))

@@ -1,0 +1,240 @@
+"""The command line: absl flags, sub-commands, exit codes and one line a fault.
+
+Flags live in a private `FlagValues` made when the program runs, so that importing jmerge defines none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from jmerge.errors import Fault, JmergeError, PlanError, RunError
+from jmerge.names import did_you_mean
+from jmerge.version import VERSION
+
+USAGE = """\
+jmerge merges language model checkpoints by a recipe.
+
+  jmerge --config RECIPE.yml --out FOLDER    merge
+  jmerge RECIPE.yml FOLDER                   the same
+  jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
+
+Exit codes: 0 done, 2 a mistake in recipe, flags or models, 3 the machine failed (run it again), 130 interrupted.
+
+Flags:"""
+
+# MergeKit's spelling -> what to write here.
+MERGEKIT_FLAGS = {
+    "out-shard-size": "--shard_size",
+    "random-seed": "--seed",
+    "cuda": "nothing: jmerge uses the devices JAX finds",
+    "device": "nothing: jmerge uses the devices JAX finds",
+    "multi-gpu": "nothing: jmerge uses the devices JAX finds",
+    "gpu-rich": "nothing: jmerge uses the devices JAX finds",
+    "read-to-gpu": "nothing: jmerge uses the devices JAX finds",
+    "low-cpu-memory": "nothing: memory does not grow with the model",
+    "lazy-unpickle": "nothing: weights are always read lazily",
+    "lazy": "nothing: weights are always read lazily",
+    "copy-tokenizer": "nothing: the tokenizer's files are always copied",
+    "clone-tensors": "nothing: every tensor is written on its own",
+    "async-write": "nothing: writing always overlaps",
+    "write-threads": "nothing: writing always overlaps",
+    "num-threads": "nothing: JAX uses all cores",
+    "allow-crimes": "nothing: names and shapes decide what can be merged",
+    "write-model-card": "nothing: the card is always written",
+    "safe-serialization": "nothing: weights are always safetensors",
+    "trust-remote-code": "nothing: no code of a model is ever run",
+    "transformers-cache": "a local folder in the recipe",
+    "lora-merge-cache": "a local folder in the recipe: adapters cannot be applied yet",
+    "unsafe-truncate-embeddings": "nothing: no tensor is ever cut",
+    "verbose": "nothing: everything worth knowing is in jmerge.lock.json",
+}
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of the program, with their defaults."""
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    add: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("config", None, "The recipe: a MergeKit-style YAML file.", **add)
+    flags.DEFINE_string("out", None, "The folder to make.", **add)
+    flags.DEFINE_integer("seed", 0, "Seed of the random methods; recorded in the result.", **add)
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "Replace another result of jmerge in --out, once the new one is whole.",
+        **add,
+    )
+    flags.DEFINE_string(
+        "shard_size",
+        "5GB",
+        "Most bytes of data in one file: 5GB, 2GiB, a number; 0: one file.",
+        **add,
+    )
+    flags.DEFINE_bool(
+        "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
+    )
+    flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
+    flags.DEFINE_bool("json", False, "plan: print JSON.", **add)
+    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
+    flags.DEFINE_bool("version", False, "Show the version.", **add)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with these arguments (default: the process's) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    values = define_flags()
+    try:
+        return _dispatch(_parse(values, arguments), values)
+    except JmergeError as error:
+        for fault in error.faults:
+            print(f"error: {fault}", file=sys.stderr)
+        if len(error.faults) > 1:
+            print(f"{len(error.faults)} errors; nothing was written", file=sys.stderr)
+        return error.exit_code
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def program() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """The words that are not flags."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
+        if argument.startswith("--") and name in MERGEKIT_FLAGS:
+            raise PlanError(
+                Fault(f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}", where=f"--{name}")
+            )
+    try:
+        return list(values(["jmerge", *arguments], known_only=False)[1:])
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1])
+        raise PlanError(Fault(f"is not a flag{hint}", where=f"--{error.flagname}")) from error
+    except flags.Error as error:
+        raise PlanError(str(error).replace("\n", " ")) from error
+
+
+def _dispatch(words: list[str], values: flags.FlagValues) -> int:
+    if values.version:
+        print(f"jmerge {VERSION}")
+        return 0
+    if values.help or (not words and values.config is None):
+        print(USAGE)
+        print(_flag_help(values))
+        return 0 if values.help else 2
+    commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {"plan": _plan}
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:], values)
+    return _merge(words, values)
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(name for name in values if len(name) > 1):
+        default = values[name].default
+        shown = "" if default in (None, False) else f" (default: {default})"
+        lines.append(f"  --{name:<16} {values[name].help}{shown}")
+    return "\n".join(lines)
+
+
+def _paths(words: list[str], values: flags.FlagValues, names: tuple[str, ...]) -> list[str]:
+    """The values of the path flags `names`, which may also be given as words, in that order."""
+    words = list(words)
+    found = []
+    for name in names:
+        value = getattr(values, name)
+        if value is None:
+            if not words:
+                raise PlanError(
+                    Fault(
+                        f"is missing; write jmerge {' '.join(n.upper() for n in names)}",
+                        f"--{name}",
+                    )
+                )
+            value = words.pop(0)
+        found.append(value)
+    if words:
+        raise PlanError(
+            Fault(f"is one word too many{did_you_mean(words[0], ['plan'])}", where=f"'{words[0]}'")
+        )
+    return found
+
+
+def _merge(words: list[str], values: flags.FlagValues) -> int:
+    config, out = _paths(words, values, ("config", "out"))
+    quiet_libraries()
+    from jmerge.jobs import merge
+    from jmerge.report.progress import Progress
+    from jmerge.report.show import size
+
+    def announce(plan: Any) -> None:
+        if not values.quiet:
+            warn(plan)
+
+    with Progress(quiet=values.quiet) as progress:
+        merged = merge(
+            config,
+            out,
+            seed=values.seed,
+            overwrite=values.overwrite,
+            shard_size=values.shard_size,
+            allow_nonfinite=values.allow_nonfinite,
+            listeners=(progress,),
+            on_plan=announce,
+        )
+    if values.quiet:
+        return 0
+    if merged.up_to_date:
+        print(f"{out} is up to date: same recipe, same inputs")
+        return 0
+    if merged.restarted:
+        print(
+            "an interrupted run of this recipe was found; it could not be resumed, so the merge began anew"
+        )
+    plan = merged.plan
+    print(
+        f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
+    )
+    print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
+    return 0
+
+
+def _plan(words: list[str], values: flags.FlagValues) -> int:
+    (config,) = _paths(words, values, ("config",))
+    quiet_libraries()
+    from jmerge.engine.schedule import make_schedule
+    from jmerge.jobs import plan_recipe
+    from jmerge.report.show import plan_json, plan_text
+
+    plan = plan_recipe(config, seed=values.seed)
+    schedule = make_schedule(plan)
+    print(plan_json(plan, schedule) if values.json else plan_text(plan, schedule))
+    if not values.quiet:
+        warn(plan)
+    return 0
+
+
+def warn(plan: Any) -> None:
+    """Print the plan's warnings."""
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Keep XLA's start-up messages off the terminal, unless the user asked for them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

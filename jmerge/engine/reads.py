@@ -1,0 +1,70 @@
+"""Byte ranges of input files into aligned buffers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.errors import CheckpointError, Fault
+
+HAS_PREADV = hasattr(os, "preadv")
+
+
+def aligned_buffer(nbytes: int) -> np.ndarray:
+    """A byte buffer whose first byte is 64-byte aligned, which `jax.device_put` takes without copying."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class Files:
+    """Open files, read by position from any thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+        self._lock = threading.RLock()
+
+    def read(self, path: Path, start: int, buffer: np.ndarray) -> None:
+        """Fill the byte `buffer` from position `start` of the file; CheckpointError when the file ends first."""
+        done = 0
+        view = memoryview(buffer.data)
+        while done < len(view):
+            try:
+                count = self._read_some(path, start + done, view[done:])
+            except OSError as error:
+                raise CheckpointError(
+                    Fault(f"cannot be read: {error.strerror or error}", file=str(path))
+                ) from error
+            if count == 0:
+                raise CheckpointError(
+                    Fault(f"ends at byte {start + done}; was it changed?", file=str(path))
+                )
+            done += count
+
+    def _read_some(self, path: Path, start: int, view: memoryview) -> int:
+        if HAS_PREADV:
+            return os.preadv(self._descriptor(path), [view], start)
+        with self._lock:  # seek and read belong together
+            os.lseek(self._descriptor(path), start, os.SEEK_SET)
+            data = os.read(self._descriptor(path), len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path in self._open:
+                return self._open[path]
+            self._open[path] = os.open(
+                path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            )
+            return self._open[path]
+
+    def close(self) -> None:
+        """Close every file."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()

@@ -1,0 +1,356 @@
+"""Run a schedule: one thread reads ahead, this one computes, one writes behind.
+
+Pieces travel through bounded queues in a few reused slots of aligned buffers. A slot goes back to the reader when
+the piece made of it is written, so memory depends on the slots and not on the model.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
+from jmerge.engine.events import Finished, Listener, Started, Wrote
+from jmerge.engine.kernel import (
+    Piece,
+    combine_kernel,
+    is_plain_copy,
+    kernel_key,
+    sums_kernel,
+    traced_numbers,
+)
+from jmerge.engine.reads import Files, aligned_buffer
+from jmerge.engine.schedule import SLOTS, Schedule, Work, padded_length
+from jmerge.errors import Fault, NonFiniteError
+from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
+from jmerge.methods.spec import REGISTRY
+from jmerge.plan.steps import COPY, Plan, Read, Step
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Where results go."""
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of a tensor."""
+
+
+class Outcome(NamedTuple):
+    """What a run found out."""
+
+    crc32: dict[str, int]  # of every written tensor's bytes
+    nonfinite: dict[str, int]  # tensor -> elements that are NaN or infinite, where there are any
+
+
+class Slot:
+    """Reusable read buffers for one piece of every input."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.buffers = [aligned_buffer(size) for size in sizes]
+
+
+class Loaded(NamedTuple):
+    """A piece of all inputs of a step, in memory."""
+
+    work: Work
+    number: int  # of the piece
+    slot: Slot
+    sums: bool  # add it to the step's sums
+    combine: bool  # make the result of it
+
+
+class Made(NamedTuple):
+    """A piece of a result, perhaps still being computed."""
+
+    loaded: Loaded
+    piece: Piece | None  # None for a plain copy: the result is in the slot
+
+
+class StoppedError(Exception):
+    """Another thread failed; its error is the one to report."""
+
+
+class Channel:
+    """A bounded queue whose users wake up when the run stops."""
+
+    def __init__(self, size: int, stop: threading.Event) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._stop = stop
+
+    def put(self, item: Any) -> None:
+        self._patiently(lambda: self._queue.put(item, timeout=0.05))
+
+    def get(self) -> Any:
+        return self._patiently(lambda: self._queue.get(timeout=0.05))
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        while not self._stop.is_set():
+            try:
+                return action()
+            except (queue.Full, queue.Empty):
+                continue
+        raise StoppedError
+
+
+def run(
+    plan: Plan,
+    schedule: Schedule,
+    sink: Sink,
+    *,
+    listeners: tuple[Listener, ...] = (),
+    allow_nonfinite: bool = False,
+) -> Outcome:
+    """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
+
+    Raises:
+      NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
+      CheckpointError: an input cannot be read.
+    """
+    return _Run(plan, schedule, sink, listeners, allow_nonfinite).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        sink: Sink,
+        listeners: tuple[Listener, ...],
+        allow_nonfinite: bool,
+    ) -> None:
+        self.plan = plan
+        self.schedule = schedule
+        self.sink = sink
+        self.listeners = listeners
+        self.allow_nonfinite = allow_nonfinite
+        self.files = Files()
+        self.stop = threading.Event()
+        self.free = Channel(SLOTS, self.stop)
+        self.loaded = Channel(SLOTS, self.stop)
+        self.made = Channel(SLOTS, self.stop)
+        self.held = {
+            item.step.name: threading.Event() for item in schedule.work if not item.step.written
+        }
+        self.values: dict[str, np.ndarray] = {}  # of intermediate results
+        self.error: BaseException | None = None
+        self.outcome = Outcome({}, {})
+
+    def run(self) -> Outcome:
+        self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
+        for _ in range(SLOTS):
+            self.free.put(Slot(self.schedule.buffers))
+        threads = [
+            threading.Thread(
+                target=self._guard, args=(part,), name=f"jmerge-{part.__name__}", daemon=True
+            )
+            for part in (self._read_all, self._write_all)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._compute_all()
+            threads[1].join()
+        except StoppedError:
+            pass
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
+            self.files.close()
+        if self.error is not None:
+            raise self.error
+        return self.outcome
+
+    def _guard(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except StoppedError:
+            pass
+        except BaseException as error:
+            self.error = self.error or error
+            self.stop.set()
+
+    def _tell(self, event: Any) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    # Reading
+
+    def _read_all(self) -> None:
+        for work in self.schedule.work:
+            passes = [(False, True)]
+            if (
+                not is_plain_copy(work.step)
+                and work.step.method != COPY
+                and REGISTRY[work.step.method].sums
+            ):
+                passes = [(True, True)] if len(work.pieces) == 1 else [(True, False), (False, True)]
+            for sums, combine in passes:
+                for index in range(len(work.pieces)):
+                    slot = self.free.get()
+                    self._load(work, index, slot)
+                    self.loaded.put(Loaded(work, index, slot, sums, combine))
+        self.loaded.put(None)
+
+    def _load(self, work: Work, index: int, slot: Slot) -> None:
+        start, stop = work.pieces[index]
+        for item, buffer in zip(
+            work.step.inputs, slot.buffers, strict=False
+        ):  # a slot fits the widest step
+            bits = BITS[item.spec.dtype]
+            size = (stop - start) * bits // 8
+            first = start * bits // 8
+            if isinstance(item, Read):
+                model = self.plan.models[item.model]
+                self.files.read(Path(model.path, item.file), item.start + first, buffer[:size])
+            else:
+                while not self.held[item.step].wait(0.05):
+                    if self.stop.is_set():
+                        raise StoppedError
+                buffer[:size] = self.values[item.step][first : first + size]
+            # the kernel works on a fixed length; zeros are neutral in every sum and never NaN
+            buffer[size : padded_length(stop - start) * bits // 8] = 0
+
+    # Computing
+
+    def _compute_all(self) -> None:
+        pairs: list[np.ndarray] = []
+        numbers: dict[str, jax.Array] = {}
+        sums: jax.Array | None = None
+        while (loaded := self.loaded.get()) is not None:
+            step = loaded.work.step
+            if is_plain_copy(step):
+                self.made.put(Made(loaded, None))
+                continue
+            key = kernel_key(step)
+            with jax.enable_x64(True) if key.compute == np.float64 else nullcontext():
+                inputs = self._place(loaded)
+                if loaded.sums:
+                    start, stop = loaded.work.pieces[loaded.number]
+                    blocks = -(-(stop - start) // BLOCK)
+                    pairs = pairs if loaded.number else []
+                    pairs.append(np.asarray(sums_kernel(key)(inputs))[:, :blocks])
+                    if loaded.number == len(loaded.work.pieces) - 1:
+                        sums = _add_blocks(np.concatenate(pairs, axis=1))
+                if not loaded.combine:
+                    self.free.put(loaded.slot)
+                    continue
+                if loaded.number == 0:
+                    numbers = {
+                        name: jax.device_put(value)
+                        for name, value in traced_numbers(step, key.compute).items()
+                    }
+                    if step.method == COPY or REGISTRY[step.method].sums is None:
+                        sums = None
+                self.made.put(Made(loaded, combine_kernel(key)(inputs, numbers, sums)))
+        self.made.put(None)
+
+    def _place(self, loaded: Loaded) -> list[jax.Array]:
+        """The inputs as device arrays; on CPU they are the slot's memory itself."""
+        start, stop = loaded.work.pieces[loaded.number]
+        length = padded_length(stop - start)
+        arrays = []
+        for item, buffer in zip(loaded.work.step.inputs, loaded.slot.buffers, strict=False):
+            dtype = NUMPY[item.spec.dtype]
+            arrays.append(jax.device_put(buffer[: length * dtype.itemsize].view(dtype)))
+        return arrays
+
+    # Writing
+
+    def _write_all(self) -> None:
+        while (made := self.made.get()) is not None:
+            work, step = made.loaded.work, made.loaded.work.step
+            start, stop = work.pieces[made.loaded.number]
+            bits = BITS[step.spec.dtype]
+            first, size = start * bits // 8, (stop - start) * bits // 8
+            if made.piece is None:
+                raw = made.loaded.slot.buffers[0][:size]
+                self._compare(step, made.loaded.slot, size)
+                suspicious = True
+            else:
+                raw = np.asarray(made.piece.values).view(np.uint8)[:size]
+                suspicious = bool(np.asarray(made.piece.bits).any())
+            if suspicious:
+                self._count_nonfinite(made.loaded, raw, copied=made.piece is None)
+            if step.written:
+                data = memoryview(raw)
+                self.sink.write(step.name, first, data)
+                crc = zlib.crc32(data, self.outcome.crc32.get(step.name, 0))
+                self.outcome.crc32[step.name] = crc
+                self._tell(Wrote(step.name, size))
+            else:
+                self.values.setdefault(step.name, np.empty(step.spec.nbytes, np.uint8))[
+                    first : first + size
+                ] = raw
+            self.free.put(made.loaded.slot)
+            if made.loaded.number == len(work.pieces) - 1:
+                self._finish(work)
+
+    def _finish(self, work: Work) -> None:
+        if work.step.written:
+            self._tell(Finished(work.step.name, self.outcome.crc32[work.step.name]))
+        else:
+            self.held[work.step.name].set()
+        for name in work.frees:
+            del self.values[name]
+
+    def _compare(self, step: Step, slot: Slot, size: int) -> None:
+        """A copy of several inputs is only right when they are equal."""
+        for item, buffer in list(zip(step.inputs, slot.buffers, strict=False))[1:]:
+            if not np.array_equal(buffer[:size], slot.buffers[0][:size]):
+                first = self._owner(step.inputs[0])
+                message = f"differs between {first} and {self._owner(item)}; it is not floating point, so it cannot be merged"
+                raise NonFiniteError(Fault(message, where=step.name))
+
+    def _count_nonfinite(self, loaded: Loaded, raw: np.ndarray, *, copied: bool) -> None:
+        step = loaded.work.step
+        start, stop = loaded.work.pieces[loaded.number]
+        total = 0
+        for item, buffer in zip(step.inputs, loaded.slot.buffers, strict=False):
+            size = (stop - start) * BITS[item.spec.dtype] // 8
+            if count := count_nonfinite(buffer[:size], item.spec.dtype):
+                total += count
+                self._refuse(step, f"{count} elements of {self._owner(item)} are NaN or infinite")
+        if not copied and not total and (count := count_nonfinite(raw, step.spec.dtype)):
+            total += count
+            self._refuse(
+                step,
+                f"{count} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype",
+            )
+        if total:
+            self.outcome.nonfinite[step.name] = self.outcome.nonfinite.get(step.name, 0) + total
+
+    def _refuse(self, step: Step, message: str) -> None:
+        if not self.allow_nonfinite:
+            raise NonFiniteError(
+                Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
+            )
+
+    def _owner(self, item: Any) -> str:
+        return (
+            f"'{item.name}' in {self.plan.models[item.model].ref}"
+            if isinstance(item, Read)
+            else f"'{item.step}'"
+        )
+
+
+_tree = jax.jit(add_blocks)
+
+
+def _add_blocks(pairs: np.ndarray) -> jax.Array:
+    """The totals of all blocks, by the same compiled tree that the methods use on whole arrays."""
+    blocks = pairs.shape[1]
+    wanted = padded_blocks(blocks)  # one program for each power of two
+    padded = np.zeros((pairs.shape[0], wanted, 2), pairs.dtype)
+    padded[:, :blocks] = pairs
+    totals: jax.Array = _tree(jax.device_put(padded))
+    return totals

@@ -1,0 +1,68 @@
+"""What can go wrong, by whose hand, and how it is said.
+
+Every error that a user can cause is a `JmergeError` holding one or more `Fault`s: one line each, naming where,
+what was expected and found, and what to do. The command line prints them and exits with `exit_code`; anything
+that is not one of these classes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One line for a person: `file:line: where: message`, leaving out the parts that are empty."""
+
+    message: str
+    where: str = ""  # key path, tensor or flag
+    file: str = ""
+    line: int = 0  # 1-based; 0 when there is none
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.where, self.message) if part)
+
+
+class JmergeError(ValueError):
+    """A mistake in a recipe, a checkpoint, a flag or a plan; nothing valid-looking was written."""
+
+    exit_code = 2
+
+    def __init__(self, *faults: Fault | str) -> None:
+        self.faults = tuple(
+            sorted(
+                (fault if isinstance(fault, Fault) else Fault(fault) for fault in faults),
+                key=lambda fault: (fault.file, fault.line),
+            )
+        )
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class RecipeError(JmergeError):
+    """The recipe's text, keys or numbers are wrong."""
+
+
+class CheckpointError(JmergeError):
+    """A model folder or file cannot be read, or is not what its headers say."""
+
+
+class PlanError(JmergeError):
+    """The recipe and the models do not fit together, or a flag does not fit the plan."""
+
+
+class NonFiniteError(JmergeError):
+    """An input holds NaN or infinity, or a result does not fit the output dtype."""
+
+
+class RunError(RuntimeError):
+    """The machine failed, not the recipe (disk full, I/O error, lock held); the run can be repeated."""
+
+    exit_code = 3
+
+
+def raise_all(kind: type[JmergeError], faults: Iterable[Fault]) -> None:
+    """Raise `kind` with every fault, without repeats, or return when there is none."""
+    unique = tuple(dict.fromkeys(faults))
+    if unique:
+        raise kind(*unique)

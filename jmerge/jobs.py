@@ -1,0 +1,199 @@
+"""Whole jobs, from a recipe file to a published folder; what the command line and `jmerge.merge` call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib.version
+
+from jmerge.arch.ties import find_ties
+from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.open import Checkpoint, open_checkpoint
+from jmerge.ckpt.shards import OutFile, index_json, plan_files
+from jmerge.ckpt.writer import LEDGER, OutputFolder
+from jmerge.engine.events import Listener
+from jmerge.engine.run import Outcome, run
+from jmerge.engine.schedule import make_schedule
+from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
+from jmerge.names import nearest
+from jmerge.plan.build import build_plan, infer_layouts, untied
+from jmerge.plan.check import check_recipe
+from jmerge.plan.steps import Plan
+from jmerge.recipe.parse import examine_recipe, read_text
+from jmerge.recipe.recipe import Recipe
+from jmerge.recipe.refs import ModelRef
+from jmerge.report.card import model_card
+from jmerge.report.ledger import ledger
+from jmerge.sizes import parse_size
+from jmerge.version import VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What a merge made."""
+
+    folder: Path
+    plan: Plan
+    up_to_date: bool  # it was there already, of the same recipe and inputs
+    restarted: bool  # an interrupted run's work was thrown away first
+
+
+def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
+    """The plan of the recipe file `path`, with every fault of recipe and models found at once.
+
+    Raises:
+      RecipeError, CheckpointError, PlanError: what is wrong, one line a fault; no weight has been read.
+    """
+    recipe, faults = examine_recipe(read_text(path), str(path))
+    if recipe is None:
+        raise RecipeError(*dict.fromkeys(faults))
+    faults += check_recipe(recipe)[0]
+    checkpoints = {}
+    for ref in recipe.models():
+        try:
+            checkpoints[ref] = _open(recipe, ref)
+        except CheckpointError as error:
+            faults += error.faults
+    raise_all(RecipeError, faults)
+    return build_plan(
+        recipe, checkpoints, tied=find_ties(checkpoints, infer_layouts(checkpoints)), seed=seed
+    )
+
+
+def merge(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    shard_size: int | str = "5GB",
+    allow_nonfinite: bool = False,
+    listeners: Sequence[Listener] = (),
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Merged:
+    """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
+
+    Args:
+      recipe: a MergeKit-style YAML file.
+      out: a folder that does not exist, is empty, or holds this very result.
+      seed: of the random methods.
+      overwrite: replace another result of jmerge in `out`.
+      shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
+      allow_nonfinite: go on when an input or a result holds NaN or infinity.
+      listeners: called with every event of the run.
+      on_plan: called with the plan before any weight is read.
+
+    Raises:
+      RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
+      RunError: the machine's; the same command can be run again.
+    """
+    plan = plan_recipe(recipe, seed=seed)
+    files = plan_files(plan.outputs, parse_size(shard_size))
+    identity = {
+        "jmerge": VERSION,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.version.__version__,
+        "plan": _identity(plan, files),
+    }
+    on_plan(plan)
+    place = Path(out)
+    _check_place(plan, place)
+    folder = OutputFolder(place, identity, overwrite)
+    if folder.finished():
+        return Merged(folder=place, plan=plan, up_to_date=True, restarted=False)
+    with folder:
+        folder.create(files)
+        outcome = run(
+            plan,
+            make_schedule(plan),
+            folder,
+            listeners=tuple(listeners),
+            allow_nonfinite=allow_nonfinite,
+        )
+        _write_companions(folder, plan, files, outcome, identity)
+        folder.publish()
+    return Merged(folder=place, plan=plan, up_to_date=False, restarted=folder.discarded)
+
+
+def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
+    path = Path(ref.path).expanduser()
+    where = recipe.first_path(ref)
+    if not path.is_dir():
+        raise CheckpointError(
+            recipe.fault(
+                f"'{ref.path}' is not a folder{_where_else(recipe, ref.path, path)}", where
+            )
+        )
+    try:
+        return open_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            *(recipe.fault(str(fault), where) for fault in error.faults)
+        ) from error
+
+
+def _where_else(recipe: Recipe, text: str, path: Path) -> str:
+    """A hint for a model that is not where the recipe says."""
+    if not path.is_absolute() and (Path(recipe.file).parent / path).is_dir():
+        return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
+    if path.parent.is_dir() and str(path.parent) != ".":
+        best = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
+        if best:
+            return f"; did you mean '{path.parent / best}'?"
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return (
+            f"; models are not fetched from the Hub yet: hf download {text} --local-dir {path.name}"
+        )
+    return ""
+
+
+def _identity(plan: Plan, files: tuple[OutFile, ...]) -> str:
+    """What makes two outputs the same: the plan, and how it is cut into files."""
+    return hashlib.sha256(
+        (plan.sha256() + "".join(file.name + str(file.size) for file in files)).encode()
+    ).hexdigest()
+
+
+def _check_place(plan: Plan, out: Path) -> None:
+    for model in plan.models:
+        if out.exists() and out.samefile(model.path):
+            raise PlanError(
+                Fault(f"{out} is an input of the recipe; choose another folder", where="--out")
+            )
+
+
+def _write_companions(
+    folder: OutputFolder,
+    plan: Plan,
+    files: tuple[OutFile, ...],
+    outcome: Outcome,
+    identity: dict[str, Any],
+) -> None:
+    """Everything beside the weights: donor's files, config, index, card, recipe and ledger."""
+    donor = Path(plan.models[0].path)
+    for name in donor_files(donor):
+        folder.copy_file(donor / name, name)
+    config, changes = dict(plan.config), plan.changes
+    if plan.tied and not _equal(plan, outcome, *plan.tied):
+        config, changes = untied(plan)
+    if config:
+        folder.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    index = index_json(files, plan.outputs, VERSION)
+    if index is not None:
+        folder.write_text("model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    folder.write_text("README.md", model_card(plan, folder.out.name))
+    folder.write_text("mergekit_config.yml", plan.recipe)
+    folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
+
+
+def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:
+    return (
+        plan.outputs[first] == plan.outputs[second]
+        and outcome.crc32[first] == outcome.crc32[second]
+    )

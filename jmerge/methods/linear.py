@@ -1,0 +1,42 @@
+"""Linear: the weighted mean of the models ("model soup").
+
+Wortsman et al., "Model soups", ICML 2022, https://arxiv.org/abs/2203.05482
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.spec import PerModel, Switch, merge_method
+
+
+def _check(numbers: Mapping[str, Any]) -> str | None:
+    if numbers["normalize"] and sum(numbers["weight"]) == 0:
+        return (
+            "the weights sum to zero, so they have no mean; set normalize: false or other weights"
+        )
+    return None
+
+
+@merge_method(
+    "linear",
+    takes="models",
+    check=_check,
+    title="Linear",
+    paper="https://arxiv.org/abs/2203.05482",
+    weight=PerModel(doc="share of the model; any number, negative too"),
+    normalize=Switch(True, doc="divide by the sum of the weights"),
+)
+def linear(models: jax.Array, *, weight: jax.Array, normalize: bool) -> jax.Array:
+    """models [models, *shape], weight [models] -> their weighted mean [*shape], or weighted sum.
+
+    The weights are divided before the models are multiplied, so a mean never overflows. Weights that sum to zero
+    have no mean: the result is then not finite.
+    """
+    if normalize:
+        weight = weight / sum_models(weight)
+    return weighted_sum(weight, models)

@@ -1,0 +1,20 @@
+"""Passthrough: one model's tensor as it is, or times a number; stacks of layers ("frankenmerges") are made of it."""
+
+from __future__ import annotations
+
+import jax
+
+from jmerge.methods.spec import PerModel, merge_method
+
+
+@merge_method(
+    "passthrough",
+    takes="models",
+    models=(1, 1),
+    copies=lambda numbers: numbers["scale"] is None,
+    title="Passthrough",
+    scale=PerModel(None, doc="factor; unset: the tensor is copied bit for bit"),
+)
+def passthrough(models: jax.Array, *, scale: jax.Array | None) -> jax.Array:
+    """models [1, *shape], scale [1] or None -> the only model, scaled [*shape]."""
+    return models[0] if scale is None else scale[0] * models[0]

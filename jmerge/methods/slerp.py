@@ -1,0 +1,51 @@
+"""Slerp: from the base to the other model along the arc between them instead of the straight line.
+
+Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for vectors of any length.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.reduce import total
+from jmerge.methods.spec import Shared, merge_method
+
+COLINEAR = 0.9995  # |cosine| above which the arc is a line: MergeKit's bound, recipes depend on it
+NO_LENGTH = 1e-8  # a norm up to this one is taken as 1: there is no direction to turn
+
+
+def slerp_sums(base: jax.Array, models: jax.Array) -> tuple[jax.Array, ...]:
+    """base [*shape], models [1, *shape] -> the terms [*shape] of |base|^2, of |model|^2 and of their product."""
+    return base * base, models[0] * models[0], base * models[0]
+
+
+@merge_method(
+    "slerp",
+    takes="base, models",
+    base="needed",
+    models=(1, 1),
+    sums=slerp_sums,
+    title="SLERP",
+    paper="https://en.wikipedia.org/wiki/Slerp",
+    t=Shared(doc="0 gives the base, 1 the other model; outside [0, 1] it goes on along the arc"),
+)
+def slerp(
+    base: jax.Array, models: jax.Array, *, t: jax.Array, sums: jax.Array | None = None
+) -> jax.Array:
+    """base [*shape], models [1, *shape], t scalar -> the tensor at the share t of the way [*shape].
+
+    sums [3]: totals of `slerp_sums` over the whole tensor; added up here when not given. Nearly parallel and nearly
+    opposite tensors, zeros, and tensors whose squared norm is beyond the dtype are interpolated linearly.
+    """
+    if sums is None:
+        sums = total(slerp_sums(base, models))
+    norm = jnp.sqrt(sums[:2])
+    norm = jnp.where(norm > NO_LENGTH, norm, 1)
+    cosine = jnp.clip(sums[2] / norm[0] / norm[1], -1, 1)
+    arc = jnp.isfinite(cosine) & (jnp.abs(cosine) <= COLINEAR)
+    angle = jnp.arccos(jnp.where(arc, cosine, 0))  # the unused branch must stay differentiable
+    sine = jnp.sin(angle)
+    start = jnp.where(arc, jnp.sin((1 - t) * angle) / sine, 1 - t)
+    end = jnp.where(arc, jnp.sin(t * angle) / sine, t)
+    return start * base + end * models[0]

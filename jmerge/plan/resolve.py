@@ -1,0 +1,110 @@
+"""Settings to numbers: which scope answers for a parameter, and what it says for one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jmerge.errors import Fault
+from jmerge.methods.spec import Method, Parameter, Required
+from jmerge.recipe.recipe import Module, OutSlice, Parameters, Recipe, Source
+from jmerge.recipe.settings import Undefined
+from jmerge.recipe.yamltree import Path
+
+
+class Input(NamedTuple):
+    """A source of a tensor and the tensor's name in it, which filters see."""
+
+    source: Source
+    name: str
+
+
+class Resolver:
+    """Resolves the parameters of one recipe and keeps its faults, one for each cause however many tensors show it."""
+
+    def __init__(self, recipe: Recipe, method: Method) -> None:
+        self.recipe = recipe
+        self.method = method
+        self.missing: dict[tuple[Path, str], list[str]] = {}
+        self.wrong: dict[tuple[Path, str], None] = {}  # (path, message)
+
+    def numbers(
+        self, module: Module, out_slice: OutSlice, name: str, models: Sequence[Input], t: float
+    ) -> dict[str, Any]:
+        """The parameters for the output tensor `name` made of `models` (without the base), at relative depth t.
+
+        Parameters of one number are looked up in slice, module and recipe; those of each model first in the source.
+        """
+        outer = [
+            (out_slice.parameters, out_slice.path),
+            (module.parameters, module.path),
+            (self.recipe.parameters, ()),
+        ]
+        numbers: dict[str, Any] = {}
+        for key, declared in self.method.parameters.items():
+            if declared.per_model:
+                values = [
+                    self._look_up(
+                        key,
+                        declared,
+                        [(m.source.parameters, m.source.path), *outer],
+                        m.name,
+                        t,
+                        m.source.path,
+                    )
+                    for m in models
+                ]
+                unset = not values or any(value is None for value in values)
+                numbers[key] = None if unset and declared.default is None else tuple(values)
+            else:
+                numbers[key] = self._look_up(key, declared, outer, name, t, ("parameters",))
+        if not self.missing and not self.wrong and (problem := self.method.check(numbers)):
+            self.wrong[(out_slice.path if out_slice.path else ("parameters",), problem)] = None
+        return numbers
+
+    def _look_up(
+        self,
+        key: str,
+        declared: Parameter,
+        scopes: Sequence[tuple[Parameters, Path]],
+        name: str,
+        t: float,
+        owner: Path,
+    ) -> Any:
+        for parameters, path in scopes:
+            if key not in parameters:
+                continue
+            where = (*path, "parameters", key)
+            try:
+                value = parameters[key].resolve(declared.kind, t, name)
+            except ValueError as error:
+                self.wrong[(where, str(error))] = None
+                return 0.0
+            if isinstance(value, Undefined):
+                continue
+            low, high = declared.low, declared.high
+            if (low is not None and value < low) or (high is not None and value > high):
+                self.wrong[(where, f"expected a number from {low} to {high}, found {value}")] = None
+            return value
+        if isinstance(declared.default, Required):
+            self.missing.setdefault((owner, key), []).append(name)
+            return 0.0
+        return declared.default
+
+    def faults(self) -> list[Fault]:
+        """Everything that could not be resolved."""
+        found = [self.recipe.fault(message, path) for path, message in self.wrong]
+        for (owner, key), names in self.missing.items():
+            declared = self.method.parameters[key]
+            more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+            where = (
+                "parameters here, or of the recipe"
+                if declared.per_model
+                else "parameters of the recipe"
+            )
+            message = (
+                f"'{self.method.name}' needs '{key}' for {names[0]}{more}; set it under {where}"
+            )
+            owner = owner if owner != ("base_model",) else ("base_model",)
+            found.append(self.recipe.fault(message, owner if declared.per_model else ()))
+        return found

@@ -1,0 +1,131 @@
+"""The plan: a directed acyclic graph of steps as plain data, which prints, compares and hashes.
+
+A `Step` makes one tensor from its inputs by a named method with resolved numbers. Nothing here knows recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jmerge.arch.config import Change
+from jmerge.ckpt.dtypes import TensorSpec
+
+COPY = (
+    "copy"  # the method name of a step that takes its input over; several inputs must then be equal
+)
+
+Numbers = Mapping[
+    str, Any
+]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Read:
+    """A tensor of an input model."""
+
+    model: int  # position in `Plan.models`
+    name: str
+    file: str  # inside the model's folder
+    start: int  # bytes from the beginning of the file
+    spec: TensorSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What another step made."""
+
+    step: str  # its name
+    spec: TensorSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """How one tensor is made."""
+
+    name: str  # of the output tensor; unique in the plan
+    spec: TensorSpec  # of the result
+    inputs: tuple[Read | Result, ...]  # in recipe order
+    base: int | None  # position of the base among the inputs
+    method: str
+    numbers: Numbers
+    t: float  # relative depth at which the numbers were taken
+    note: str = ""  # why it is not made as the recipe says for its like
+    written: bool = True  # False: only other steps use it
+
+    @property
+    def models(self) -> tuple[Read | Result, ...]:
+        """The inputs but for the base."""
+        return tuple(item for i, item in enumerate(self.inputs) if i != self.base)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """What identifies a file of an input model."""
+
+    name: str
+    size: int
+    header_sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputModel:
+    """One input model."""
+
+    ref: str  # as the recipe writes it
+    path: str  # the folder
+    files: tuple[InputFile, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unused:
+    """A tensor of an input that no output is made of, and why."""
+
+    model: int
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a merge will do, decided from headers alone."""
+
+    version: str  # of jmerge
+    recipe: str  # its text
+    method: str
+    seed: int
+    models: tuple[InputModel, ...]  # the donor of names, config and other files first
+    steps: tuple[Step, ...]  # in the order of the output: embeddings, layers, the rest
+    unused: tuple[Unused, ...]
+    config: Mapping[str, Any]  # config.json of the output
+    changes: tuple[Change, ...]  # fields of it that differ from the donor's
+    tied: (
+        tuple[str, str] | None
+    )  # head and embedding that are written both; equal bytes would mean tied
+    warnings: tuple[str, ...]
+
+    @property
+    def outputs(self) -> dict[str, TensorSpec]:
+        """The tensors that are written, in order."""
+        return {step.name: step.spec for step in self.steps if step.written}
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of input tensors, each time they are an input."""
+        return sum(i.spec.nbytes for step in self.steps for i in step.inputs if isinstance(i, Read))
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of output tensors."""
+        return sum(spec.nbytes for spec in self.outputs.values())
+
+    def to_json(self) -> str:
+        """The whole plan as JSON; equal plans give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, indent=1)
+
+    def sha256(self) -> str:
+        """The identity of the plan: same recipe, inputs and version give the same one."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()

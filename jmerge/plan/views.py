@@ -1,0 +1,126 @@
+"""The input models of a recipe seen through the donor's names, so that tensors pair by template and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jmerge.arch.infer import Layout, Stack, config_dicts
+from jmerge.arch.match import match_templates
+from jmerge.ckpt.dtypes import FLOATS
+from jmerge.ckpt.open import Checkpoint, Entry
+from jmerge.recipe.refs import ModelRef
+
+SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tensor of the output before its layer number is known."""
+
+    name: str  # with `{}` for the layer number, as the donor spells it
+    stack: str | None  # donor's prefix of the stack; None for a loose tensor
+    part: str
+    module: str
+    buffer: bool
+
+
+@dataclass
+class View:
+    """One input model."""
+
+    ref: ModelRef
+    number: int  # position among the inputs
+    checkpoint: Checkpoint
+    layout: Layout
+    tied: bool  # its output head is its embedding
+    names: dict[tuple[str, int | None], str] = field(
+        default_factory=dict
+    )  # (template, layer) -> its own name
+    stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
+    used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
+
+    def entry(self, name: str) -> Entry:
+        """Where its tensor `name` lies."""
+        return self.checkpoint.index[name]
+
+    def layers_of(self, template: str) -> list[int]:
+        """The layers in which it has `template`."""
+        return [layer for (name, layer) in self.names if name == template and layer is not None]
+
+    def quantized(self) -> str | None:
+        """Why its weights are not plain numbers, or None when they are."""
+        for _, part in config_dicts(self.checkpoint.config):
+            if isinstance(part.get("quantization_config"), dict):
+                kind = part["quantization_config"].get("quant_method", "an unnamed method")
+                return f"config.json says that its weights are quantised ({kind})"
+        for name, entry in self.checkpoint.index.items():
+            if entry.spec.dtype not in FLOATS[:4] and entry.spec.dtype.startswith("F"):
+                stem = name.removesuffix(".weight")
+                scale = next((s for s in SCALE_SUFFIXES if name + s in self.checkpoint.index), None)
+                scale = scale or next(
+                    (s for s in SCALE_SUFFIXES if stem + s in self.checkpoint.index), None
+                )
+                if scale:
+                    return f"{name} is {entry.spec.dtype} with a scale beside it"
+        return None
+
+
+def build_views(
+    checkpoints: Mapping[ModelRef, Checkpoint],
+    layouts: Mapping[ModelRef, Layout],
+    tied: Mapping[ModelRef, bool],
+) -> tuple[dict[ModelRef, View], dict[str, Template]]:
+    """Every model as a `View`, and the templates of all of them: the donor's in its file order, then new ones."""
+    views: dict[ModelRef, View] = {}
+    templates: dict[str, Template] = {}
+    donor_layout = next(iter(layouts.values()))
+    donor_templates = list(dict.fromkeys(role.template for role in donor_layout.roles.values()))
+    for number, (ref, checkpoint) in enumerate(checkpoints.items()):
+        layout = layouts[ref]
+        view = View(ref, number, checkpoint, layout, tied[ref])
+        pairs = match_templates(
+            donor_templates, dict.fromkeys(role.template for role in layout.roles.values())
+        )
+        for name, role in layout.roles.items():
+            template = pairs[role.template]
+            view.names[template, role.layer] = name
+            prefix = None
+            if role.stack is not None:
+                prefix = template.partition("{}")[0].removesuffix(".")
+                view.stacks.setdefault(prefix, layout.stacks[role.stack])
+            templates.setdefault(
+                template, Template(template, prefix, role.part, role.module, role.buffer)
+            )
+        views[ref] = view
+    return views, templates
+
+
+def spell(template: str, stack: Stack | None, layer: int | None) -> str:
+    """The output name of a template in the 0-based `layer`, numbered as `stack` is."""
+    if stack is None or layer is None:
+        return template
+    return template.replace("{}", str(stack.indices[0] + layer), 1)
+
+
+def config_explains(config: Mapping[str, Any], stack: Stack, layer: int, others: list[int]) -> bool:
+    """Whether config.json says that `layer` differs in kind from the layers `others`.
+
+    It does by a list with one entry per layer whose entry no other has, by a list of layer numbers with this one
+    in it, or by a count of layers that are dense or share their weights, at either end of the stack.
+    """
+    home = stack.keys[0][:-1] if stack.keys else ()
+    part: Any = config
+    for key in home:
+        part = part.get(key, {})
+    for key, value in part.items():
+        if isinstance(value, list | str) and len(value) == stack.depth:
+            if all(value[layer] != value[other] for other in others):
+                return True
+        elif isinstance(value, list) and layer in value and "layer" in key:
+            return True
+        elif type(value) is int and ("dense" in key or "shared_layers" in key):
+            if layer < value or layer >= stack.depth - value:
+                return True
+    return False

@@ -1,0 +1,1 @@
+"""YAML text to typed, frozen recipes that remember their line numbers."""

@@ -1,0 +1,272 @@
+"""A recipe file to a `Recipe`: every fault of its grammar at once, each with its line and key path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from jmerge.errors import Fault, RecipeError, raise_all
+from jmerge.names import did_you_mean
+from jmerge.recipe.recipe import Module, OutSlice, Recipe, Source
+from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.schema import (
+    ModelEntry,
+    ModuleEntry,
+    Node,
+    RecipeFile,
+    SliceEntry,
+    SourceEntry,
+)
+from jmerge.recipe.yamltree import Document, Path, parse_yaml, show_path
+
+MAX_BYTES = 10_000_000
+
+# Top-level keys of MergeKit's other recipe kinds, so that a recipe in the wrong tool is told so.
+OTHER_KINDS = {
+    "experts": "a mixture-of-experts recipe",
+    "gate_mode": "a mixture-of-experts recipe",
+} | {
+    "genome": "a search recipe",
+    "layer_slices": "a bakllama recipe",
+}
+
+
+def load_recipe(path: str | FilePath) -> Recipe:
+    """The recipe in the YAML file `path`.
+
+    Raises:
+      RecipeError: the file cannot be read, or its grammar is wrong; holds every fault found.
+    """
+    return parse_recipe(read_text(path), str(path))
+
+
+def read_text(path: str | FilePath) -> str:
+    """The text of a recipe file; RecipeError when there is none."""
+    try:
+        raw = FilePath(path).read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            Fault(f"cannot be read: {error.strerror or error}", file=str(path))
+        ) from error
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(Fault("is larger than any recipe; is it a weight file?", file=str(path)))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(Fault("is not text in UTF-8", file=str(path))) from error
+
+
+def parse_recipe(text: str, file: str = "recipe") -> Recipe:
+    """The recipe in a YAML text; `file` is what errors call it. Raises RecipeError with every fault found."""
+    recipe, faults = examine_recipe(text, file)
+    raise_all(RecipeError, faults)
+    assert recipe is not None  # without faults there is a recipe
+    return recipe
+
+
+def examine_recipe(text: str, file: str) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe as far as it can be understood, and its faults, so that later checks can add theirs."""
+    document = parse_yaml(text, file)
+    faults = list(document.faults)
+    values = copy.deepcopy(document.value)
+    parsed: RecipeFile | None = None
+    while parsed is None:
+        try:
+            parsed = RecipeFile.model_validate(values)
+        except ValidationError as error:
+            found, fatal = _explain(error, document, file)
+            faults += found
+            # What is wrong is taken out and the rest read again, so that one typo hides no other fault.
+            if fatal or not _prune(values, [e["loc"] for e in error.errors()]):
+                return None, faults
+    return _canonical(parsed, text, document, file, faults), faults
+
+
+def _explain(error: ValidationError, document: Document, file: str) -> tuple[list[Fault], bool]:
+    faults, fatal = [], False
+    for each in error.errors():
+        path = tuple(each["loc"])
+        match each["type"]:
+            case "extra_forbidden":
+                fields = list(_node_class(path[:-1]).model_fields)
+                kind = OTHER_KINDS.get(str(path[-1])) if len(path) == 1 else None
+                message = f"not a key that a recipe has here{did_you_mean(str(path[-1]), fields)}"
+                if kind:
+                    message = f"belongs to {kind}, not to a merge recipe"
+                elif (
+                    "known:" in message
+                    and "parameters" in fields
+                    and isinstance(each["input"], int | float | list)
+                ):
+                    message += "; if it is a number of the method, indent it under 'parameters:'"
+            case "missing":
+                fatal = True
+                message = f"the key '{path[-1]}' is missing"
+                path = path[:-1]
+            case "too_short":
+                message = "needs at least one source"
+            case "value_error":
+                message = each["msg"].removeprefix("Value error, ")
+            case "model_type" | "dict_type":
+                message = f"expected a map, found {_show(each['input'])}"
+            case "list_type":
+                message = f"expected a list, found {_show(each['input'])}"
+            case "string_type":
+                message = f"expected a word, found {_show(each['input'])}"
+            case _:
+                message = f"expected a number, found {_show(each['input'])}"
+        faults.append(Fault(message, show_path(path), file, document.line(path)))
+    return faults, fatal
+
+
+def _prune(values: Any, locations: Sequence[tuple[str | int, ...]]) -> bool:
+    """Empty the given places; False when a place could not be changed, so that reading again would not help."""
+    for location in locations:
+        holder = values
+        for part in location[:-1]:
+            holder = holder[part]
+        if isinstance(holder, dict) and location[-1] in holder:
+            if location[-1] in ("model", "layer_range", "sources", "merge_method"):
+                return False  # required: there is nothing to put in its place
+            del holder[location[-1]]
+        else:
+            return False
+    return True
+
+
+def _node_class(path: Path) -> type[Node]:
+    """The grammar class of the map at `path`."""
+    kinds: dict[str, type[Node]] = {
+        "models": ModelEntry,
+        "slices": SliceEntry,
+        "sources": SourceEntry,
+    }
+    for i in range(len(path) - 1, -1, -1):
+        if path[i] in kinds:
+            return kinds[str(path[i])]
+        if path[i] == "modules":
+            return ModuleEntry
+    return RecipeFile
+
+
+def _canonical(
+    parsed: RecipeFile, text: str, document: Document, file: str, faults: list[Fault]
+) -> Recipe | None:
+    def fault(message: str, path: Path) -> None:
+        faults.append(Fault(message, show_path(path), file, document.line(path)))
+
+    _check_later_features(parsed, fault)
+    chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
+    if len(chosen) != 1:
+        if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
+            found = " and ".join(chosen) or "none of them"
+            fault(
+                f"exactly one of models, slices and modules is needed, found {found}",
+                tuple(chosen[1:2]),
+            )
+        return None
+    base = parsed.base_model
+    if parsed.modules:
+        modules = []
+        for name, entry in parsed.modules.items():
+            path = ("modules", name)
+            if bool(entry.models) == bool(entry.slices):
+                fault("exactly one of models and slices is needed here", path)
+            else:
+                modules.append(
+                    _module(name, entry.models, entry.slices, entry.parameters, base, path)
+                )
+        if len(modules) != len(parsed.modules):
+            return None
+    else:
+        modules = [_module(None, parsed.models, parsed.slices, None, base, ())]
+    notes = [
+        (*s.path, "residual_weight")
+        for m in modules
+        for s in m.slices
+        if (*s.path, "residual_weight") in document.lines
+    ]
+    return Recipe(
+        file=file,
+        text=text,
+        document=document,
+        method=parsed.merge_method,
+        modules=tuple(modules),
+        base=base,
+        parameters=parsed.parameters or {},
+        dtype=parsed.dtype,
+        out_dtype=parsed.out_dtype,
+        notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
+    )
+
+
+def _module(
+    name: str | None,
+    models: list[ModelEntry] | None,
+    slices: list[SliceEntry] | None,
+    parameters: Any,
+    base: ModelRef | None,
+    path: Path,
+) -> Module:
+    if models:
+        sources = [
+            Source(
+                ref=m.model, layers=None, parameters=m.parameters or {}, path=(*path, "models", i)
+            )
+            for i, m in enumerate(models)
+        ]
+        if base is not None and all(source.ref != base for source in sources):
+            sources.append(
+                Source(ref=base, layers=None, parameters={}, path=("base_model",), listed=False)
+            )
+        out = [OutSlice(sources=tuple(sources), base=base, parameters={}, path=path)]
+    else:
+        out = [
+            OutSlice(
+                sources=tuple(
+                    Source(
+                        ref=s.model,
+                        layers=s.layer_range,
+                        parameters=s.parameters or {},
+                        path=(*path, "slices", i, "sources", j),
+                    )
+                    for j, s in enumerate(entry.sources)
+                ),
+                base=entry.base_model or base,
+                parameters=entry.parameters or {},
+                path=(*path, "slices", i),
+            )
+            for i, entry in enumerate(slices or [])
+        ]
+    return Module(name=name, slices=tuple(out), parameters=parameters or {}, path=path)
+
+
+def _check_later_features(parsed: RecipeFile, fault: Any) -> None:
+    """Refuse what the grammar knows and this release cannot do yet."""
+    if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
+        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
+    elif parsed.tokenizer_source not in (None, "", "base"):
+        fault(
+            f"only 'base' can be built so far, found {_show(parsed.tokenizer_source)}",
+            ("tokenizer_source",),
+        )
+    elif parsed.tokenizer not in (None, {}, {"source": "base"}):
+        fault("only {source: base} can be built so far", ("tokenizer",))
+    if parsed.chat_template not in (None, ""):
+        fault(
+            "a chat template cannot be set yet; remove the key to keep the base model's",
+            ("chat_template",),
+        )
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return (
+        text
+        if len(text) <= 40
+        else {"dict": "a map", "list": "a list"}.get(type(value).__name__, text[:37] + "...")
+    )

@@ -1,0 +1,86 @@
+"""A recipe in its one canonical form: modules of output slices of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jmerge.errors import Fault
+from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.settings import Setting
+from jmerge.recipe.yamltree import Document, Path, show_path
+
+Parameters = Mapping[str, Setting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Layers of one model that go into an output slice; `layers` None means all of them."""
+
+    ref: ModelRef
+    layers: tuple[int, int] | None
+    parameters: Parameters
+    path: Path  # where it stands in the recipe
+    listed: bool = True  # False for a base model that the recipe left out of `models`
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutSlice:
+    """A run of output layers and the sources they are merged from."""
+
+    sources: tuple[Source, ...]
+    base: ModelRef | None  # of this slice: its own, else the recipe's
+    parameters: Parameters
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """The slices of one module; `name` None means every module of the model alike."""
+
+    name: str | None
+    slices: tuple[OutSlice, ...]
+    parameters: Parameters
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A merge recipe, its text, and the lines its parts stand on."""
+
+    file: str
+    text: str
+    document: Document
+    method: str
+    modules: tuple[Module, ...]
+    base: ModelRef | None
+    parameters: Parameters
+    dtype: str | None  # safetensors names
+    out_dtype: str | None
+    notes: tuple[Path, ...]  # keys that are known and have no effect
+
+    def fault(self, message: str, path: Path) -> Fault:
+        """A `Fault` about the part of the recipe at `path`."""
+        return Fault(message, show_path(path), self.file, self.document.line(path))
+
+    def slices(self) -> Iterator[tuple[Module, OutSlice]]:
+        """Every output slice with its module, in the order written."""
+        for module in self.modules:
+            for out_slice in module.slices:
+                yield module, out_slice
+
+    def models(self) -> tuple[ModelRef, ...]:
+        """Every model the recipe names, the donor first (the base, else the first listed), then as written."""
+        refs = [source.ref for _, out_slice in self.slices() for source in out_slice.sources]
+        bases = [out_slice.base for _, out_slice in self.slices() if out_slice.base]
+        return tuple(dict.fromkeys(([self.base] if self.base else []) + refs + bases))
+
+    def first_path(self, ref: ModelRef) -> Path:
+        """Where the recipe names `ref` first."""
+        for _, out_slice in self.slices():
+            for source in out_slice.sources:
+                if source.ref == ref and source.listed:
+                    return (*source.path, "model")
+        if ref == self.base:
+            return ("base_model",)
+        return next((*s.path, "base_model") for _, s in self.slices() if s.base == ref)

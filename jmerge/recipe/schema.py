@@ -1,0 +1,101 @@
+"""The grammar of a merge recipe as typed, frozen values.
+
+Keys and meaning are MergeKit's, so its recipes run unmodified; a key that neither it nor jmerge knows is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from jmerge.ckpt.dtypes import parse_dtype
+from jmerge.recipe.refs import ModelRef, parse_ref
+from jmerge.recipe.settings import Setting, parse_setting
+
+
+def _parse_range(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+    ends = []
+    for item in value:
+        try:
+            number = float(item) if not isinstance(item, bool) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or number != int(number):
+            raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+        ends.append(int(number))
+    return ends[0], ends[1]
+
+
+def _parse_dtype(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a dtype, found {value!r}")
+    return parse_dtype(value)
+
+
+Ref = Annotated[ModelRef, PlainValidator(parse_ref)]
+Value = Annotated[Setting, PlainValidator(parse_setting)]
+Parameters = dict[str, Value]
+LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range)]
+Dtype = Annotated[str | None, PlainValidator(_parse_dtype)]
+
+
+class Node(BaseModel):
+    """A map in a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+
+class ModelEntry(Node):
+    """One item of `models`."""
+
+    model: Ref
+    parameters: Parameters | None = None
+
+
+class SourceEntry(Node):
+    """One item of a slice's `sources`: layers [first, end) of a model."""
+
+    model: Ref
+    layer_range: LayerRange
+    parameters: Parameters | None = None
+
+
+class SliceEntry(Node):
+    """One item of `slices`: as many output layers as each source has in its range."""
+
+    sources: Annotated[list[SourceEntry], Field(min_length=1)]
+    base_model: Ref | None = None
+    parameters: Parameters | None = None
+    residual_weight: float | None = None
+
+
+class ModuleEntry(Node):
+    """One item of `modules`: a part of a model with several stacks of layers."""
+
+    slices: list[SliceEntry] | None = None
+    models: list[ModelEntry] | None = None
+    parameters: Parameters | None = None
+
+
+class RecipeFile(Node):
+    """A merge recipe as it is written."""
+
+    merge_method: str
+    models: list[ModelEntry] | None = None
+    slices: list[SliceEntry] | None = None
+    modules: dict[str, ModuleEntry] | None = None
+    base_model: Ref | None = None
+    parameters: Parameters | None = None
+    dtype: Dtype = None
+    out_dtype: Dtype = None
+    tokenizer_source: Any = None
+    tokenizer: Any = None
+    chat_template: Any = None
+    name: Any = None  # a stage's name in a file of several recipes; no effect on one

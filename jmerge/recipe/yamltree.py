@@ -1,0 +1,150 @@
+"""YAML text to plain values, remembering the line of every key and item.
+
+PyYAML builds the node tree; this file turns nodes into values with a scalar table of our own (`1e-4` is a number,
+`"0.5"` stays text), resolves anchors and `<<` merge keys, and refuses repeated keys.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import yaml
+
+from jmerge.errors import Fault, RecipeError
+
+Path = tuple[str | int, ...]  # of keys and list positions, from the top of the document
+
+MAX_NODES = 200_000  # aliases expanded; stops "billion laughs" documents
+TRUE = {"true", "yes", "on"}
+FALSE = {"false", "no", "off"}
+INTEGER = re.compile(r"[-+]?\d+")
+FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+class Document(NamedTuple):
+    """A parsed YAML document."""
+
+    value: Any
+    lines: dict[Path, int]  # 1-based line of every key and list item
+    faults: tuple[Fault, ...]  # repeated keys and the like; `value` is then what the rest says
+
+    def line(self, path: Path) -> int:
+        """The line of `path`, or of the nearest thing around it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def show_path(path: Path) -> str:
+    """A key path as people write it: `models[1].parameters.weight`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def parse_yaml(text: str, file: str) -> Document:
+    """The one YAML document in `text`; RecipeError when the text is not YAML, is empty or holds several."""
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(
+            Fault(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else 0)
+        ) from error
+    except RecursionError as error:
+        raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+    if len(nodes) > 1:
+        line = nodes[1].start_mark.line + 1
+        raise RecipeError(
+            Fault("a second document begins here; a recipe is one document", file=file, line=line)
+        )
+    if not nodes or not isinstance(nodes[0], yaml.MappingNode):
+        found = "nothing" if not nodes else "a list or a word"
+        raise RecipeError(Fault(f"a recipe is a map of keys; found {found}", file=file, line=1))
+    reader = _Reader(file)
+    return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
+
+
+def read_scalar(text: str) -> Any:
+    """The value of an unquoted scalar: null, boolean, number or the text itself."""
+    word = text.lower()
+    if word in ("", "~", "null"):
+        return None
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if FLOAT.fullmatch(text):
+        return float(text)
+    if word in (".inf", "+.inf", "-.inf", ".nan"):
+        return float(word.replace(".", ""))
+    return text
+
+
+class _Reader:
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.lines: dict[Path, int] = {}
+        self.faults: list[Fault] = []
+        self.open: list[yaml.Node] = []
+        self.count = 0
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        self.count += 1
+        line = node.start_mark.line + 1
+        if self.count > MAX_NODES:
+            raise RecipeError(
+                Fault(
+                    f"aliases expand to more than {MAX_NODES:,} values", file=self.file, line=line
+                )
+            )
+        if any(node is outer for outer in self.open):
+            raise RecipeError(Fault("an anchor contains itself", show_path(path), self.file, line))
+        self.lines.setdefault(path, line)
+        if isinstance(node, yaml.ScalarNode):
+            return read_scalar(node.value) if node.style is None else node.value
+        self.open.append(node)
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+            assert isinstance(node, yaml.MappingNode)  # the only other kind of node
+            return self.mapping(node, path)
+        finally:
+            self.open.pop()
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, item in self.pairs(node, path):
+            if key.value == "<<" and key.style is None:
+                for source in item.value if isinstance(item, yaml.SequenceNode) else [item]:
+                    if not isinstance(source, yaml.MappingNode):
+                        self.fault("'<<' needs a map or a list of maps", path, key)
+                        continue
+                    for inner, inner_item in self.pairs(source, path):
+                        merged.setdefault(inner.value, (inner, inner_item))
+            elif key.value in own:
+                first = own[key.value][0].start_mark.line + 1
+                self.fault(
+                    f"this key stands twice; the first is on line {first}", (*path, key.value), key
+                )
+            else:
+                own[key.value] = (key, item)
+        result = {}
+        for name, (word, item) in {**merged, **own}.items():
+            self.lines[(*path, name)] = word.start_mark.line + 1
+            result[name] = self.value(item, (*path, name))
+        return result
+
+    def pairs(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+        pairs = []
+        for key, item in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                pairs.append((key, item))
+            else:
+                self.fault("a key must be a word", path, key)
+        return pairs
+
+    def fault(self, message: str, path: Path, node: yaml.Node) -> None:
+        self.faults.append(Fault(message, show_path(path), self.file, node.start_mark.line + 1))

@@ -1,0 +1,1 @@
+"""What a merge says about itself: the ledger, the model card, the plan in words, progress."""

@@ -1,0 +1,82 @@
+"""`jmerge.lock.json`: where every byte of the output came from, and what became of every input tensor.
+
+It says nothing about the run (no time, host, device), so equal merges give equal folders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jmerge.arch.config import Change
+from jmerge.ckpt.shards import OutFile
+from jmerge.engine.run import Outcome
+from jmerge.plan.steps import Plan, Read, Step
+
+
+def ledger(
+    plan: Plan,
+    files: Sequence[OutFile],
+    outcome: Outcome,
+    changes: Sequence[Change],
+    identity: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> str:
+    """The ledger as JSON text; `sizes` are the bytes of every other file of the output."""
+    places = {tensor: file.name for file in files for tensor in file.starts}
+    content = {
+        **identity,
+        "method": plan.method,
+        "seed": plan.seed,
+        "recipe": plan.recipe,
+        "inputs": [
+            {
+                "model": model.ref,
+                "path": model.path,
+                "files": {
+                    file.name: {"size": file.size, "header_sha256": file.header_sha256}
+                    for file in model.files
+                },
+            }
+            for model in plan.models
+        ],
+        "tensors": {
+            step.name: _entry(plan, step, places[step.name], outcome)
+            for step in plan.steps
+            if step.written
+        },
+        "unused": [
+            {"model": plan.models[item.model].ref, "tensor": item.name, "reason": item.reason}
+            for item in plan.unused
+        ],
+        "config": [change._asdict() for change in changes],
+        "warnings": list(plan.warnings),
+        "files": dict(sizes),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _entry(plan: Plan, step: Step, file: str, outcome: Outcome) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "file": file,
+        "dtype": step.spec.dtype,
+        "shape": list(step.spec.shape),
+        "crc32": f"{outcome.crc32[step.name]:08x}",
+        "method": step.method,
+        "sources": [
+            {"model": plan.models[item.model].ref, "tensor": item.name}
+            if isinstance(item, Read)
+            else item.step
+            for item in step.inputs
+        ],
+    }
+    if step.base is not None:
+        entry["base"] = step.base
+    if step.numbers:
+        entry["numbers"] = dict(step.numbers)
+    if step.note:
+        entry["note"] = step.note
+    if step.name in outcome.nonfinite:
+        entry["nonfinite"] = outcome.nonfinite[step.name]
+    return entry

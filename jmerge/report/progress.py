@@ -1,0 +1,78 @@
+"""Progress of a run: one bar in bytes on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from jmerge.engine.events import Event, Started, Wrote
+from jmerge.report.show import size
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """A listener that shows how far a run is, on standard error; a context manager."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.total = self.done = 0
+        self.began = self.spoke = time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if self.quiet:
+            return
+        if isinstance(event, Started):
+            self.total = event.write_bytes
+            self.began = self.spoke = time.monotonic()
+            if sys.stderr.isatty():
+                self._start_bar()
+        elif isinstance(event, Wrote):
+            self.done += event.nbytes
+            if self.bar is not None:
+                self.bar.update(self.task, completed=self.done)
+            elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
+                self.spoke = time.monotonic()
+                rate = self.done / (self.spoke - self.began)
+                left = (self.total - self.done) / rate
+                print(
+                    f"{size(self.done)} of {size(self.total)} written, {size(int(rate))}/s, {left:.0f} s left",
+                    file=sys.stderr,
+                )
+
+    def _start_bar(self) -> None:
+        from rich.console import Console  # slow to import, and only needed on a terminal
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("merging"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task("merging", total=self.total)
+        self.bar.start()

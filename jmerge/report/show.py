@@ -1,0 +1,97 @@
+"""A plan in words, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jmerge.engine.schedule import Schedule
+from jmerge.plan.steps import Plan, Read, Step
+
+
+def plan_json(plan: Plan, schedule: Schedule) -> str:
+    """The plan, its totals and warnings as one JSON object."""
+    return json.dumps(
+        {"totals": totals(plan, schedule), "plan": json.loads(plan.to_json())}, ensure_ascii=False
+    )
+
+
+def totals(plan: Plan, schedule: Schedule) -> dict[str, Any]:
+    """What the merge will cost."""
+    return {
+        "tensors": len(plan.outputs),
+        "read_bytes": plan.read_bytes,
+        "write_bytes": plan.write_bytes,
+        "peak_bytes": schedule.peak_bytes(),
+        "kernels": len(schedule.kernels),
+        "unused_tensors": len(plan.unused),
+    }
+
+
+def plan_text(plan: Plan, schedule: Schedule) -> str:
+    """The plan as a table, one line a tensor, and its totals."""
+    rows = [("tensor", "result", "method", "sources", "numbers")]
+    rows += [_row(plan, step) for step in plan.steps]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join(
+            f"{cell:<{width}}" for cell, width in zip(row, [*widths, 0], strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    legend = [f"  {letter(i)} = {model.ref}" for i, model in enumerate(plan.models)]
+    changes = [
+        f"  config.json: {change.key}: {change.old} -> {change.new}" for change in plan.changes
+    ]
+    sums = totals(plan, schedule)
+    lines += ["", "models:", *legend, *changes, ""]
+    lines += [
+        f"{sums['tensors']} tensors; reads {size(sums['read_bytes'])}, writes {size(sums['write_bytes'])}",
+        f"at most {size(sums['peak_bytes'])} of memory above the process; {sums['kernels']} kernels to compile",
+    ]
+    if plan.unused:
+        reasons: dict[str, int] = {}
+        for item in plan.unused:
+            reasons[item.reason] = reasons.get(item.reason, 0) + 1
+        lines += [f"{len(plan.unused)} input tensors are not used:"]
+        lines += [f"  {count:>6}  {reason}" for reason, count in reasons.items()]
+    return "\n".join(lines)
+
+
+def letter(number: int) -> str:
+    """A short name for an input model: A, B, ... Z, AA, ..."""
+    text = ""
+    number += 1
+    while number:
+        number, rest = divmod(number - 1, 26)
+        text = chr(65 + rest) + text
+    return text
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: 1.23 GB."""
+    value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.2f} {units[0]}"
+
+
+def _row(plan: Plan, step: Step) -> tuple[str, str, str, str, str]:
+    sources = []
+    for i, item in enumerate(step.inputs):
+        name = f"{letter(item.model)}:{item.name}" if isinstance(item, Read) else item.step
+        name = letter(item.model) if isinstance(item, Read) and item.name == step.name else name
+        sources.append(f"[{name}]" if i == step.base else name)
+    numbers = _numbers(step.numbers) + (f"  ({step.note})" if step.note else "")
+    return step.name, str(step.spec), step.method, " ".join(sources), numbers.strip()
+
+
+def _numbers(numbers: Mapping[str, Any]) -> str:
+    def show(value: Any) -> str:
+        if isinstance(value, tuple):
+            return "[" + " ".join(f"{v:.6g}" for v in value) + "]"
+        return str(value).lower() if isinstance(value, bool) else f"{value:.6g}"
+
+    return " ".join(f"{name}={show(value)}" for name, value in numbers.items() if value is not None)
