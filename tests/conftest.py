@@ -14,7 +14,9 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-CONFORMANCE = Path(os.environ.get("JMERGE_CONFORMANCE", Path(__file__).parent / "data" / "conformance"))
+CONFORMANCE = Path(
+    os.environ.get("JMERGE_CONFORMANCE", Path(__file__).parent / "data" / "conformance")
+)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,54 @@ from jmerge.errors import PlanError, RunError
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
+
+
+SYNC_BYTES = 1 << 27  # written before the disk is set to work: waiting for it at the end costs time
+
+
+class Flusher:
+    """A thread that brings written files to the disk while others are still being written."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._dirty: dict[int, int] = {}  # descriptor -> bytes written since it was last synced
+        self._stop = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="jmerge-flush", daemon=True)
+        self._thread.start()
+
+    def wrote(self, descriptor: int, count: int) -> None:
+        """Note that `count` bytes were written; raises what an earlier sync failed with."""
+        if self._error is not None:
+            raise self._error
+        with self._wake:
+            self._dirty[descriptor] = self._dirty.get(descriptor, 0) + count
+            if self._dirty[descriptor] >= SYNC_BYTES:
+                self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread; a sync under way is waited for."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stop or self._ready() is not None)
+                descriptor = self._ready()
+                if self._stop or descriptor is None:
+                    return
+                self._dirty[descriptor] = 0
+            try:
+                getattr(os, "fdatasync", os.fsync)(descriptor)
+            except OSError as error:
+                self._error = error
+                return
+
+    def _ready(self) -> int | None:
+        return next((fd for fd, count in self._dirty.items() if count >= SYNC_BYTES), None)
 
 
 class OutputFolder:
@@ -38,6 +87,7 @@ class OutputFolder:
         self.overwrite = overwrite
         self._places: dict[str, tuple[int, int]] = {}  # tensor -> (descriptor, byte of its start)
         self._descriptors: list[int] = []
+        self._flusher: Flusher | None = None
         self._lock: int | None = None
         self.discarded = False  # an interrupted run of the same plan was thrown away
 
@@ -117,6 +167,7 @@ class OutputFolder:
             raise RunError(
                 f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}"
             )
+        self._flusher = Flusher()
         with environment_errors(self.work):
             for file in files:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -132,6 +183,8 @@ class OutputFolder:
         descriptor, first = self._places[tensor]
         with environment_errors(self.work):
             _write_at(descriptor, data, first + start)
+            if self._flusher is not None:
+                self._flusher.wrote(descriptor, len(data))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -177,6 +230,9 @@ class OutputFolder:
         self._release_lock()
 
     def _close(self, *, sync: bool) -> None:
+        if self._flusher is not None:
+            self._flusher.stop()
+            self._flusher = None
         for descriptor in self._descriptors:
             if sync:
                 os.fsync(descriptor)

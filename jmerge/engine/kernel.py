@@ -85,6 +85,10 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
         inputs: Sequence[jax.Array], numbers: dict[str, jax.Array], sums: jax.Array | None
     ) -> Piece:
         values = _apply(key, _widen(key, inputs), numbers, sums).astype(NUMPY[key.output])
+        if key.method == COPY or REGISTRY[key.method].carries_nan:
+            return Piece(
+                values, _nonfinite([values], [key.output])
+            )  # a look at the result is enough
         return Piece(values, _nonfinite([*inputs, values], [*key.inputs, key.output]))
 
     return jax.jit(combine)

@@ -26,6 +26,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "linear",
     takes="models",
     check=_check,
+    carries_nan=True,
     title="Linear",
     paper="https://arxiv.org/abs/2203.05482",
     weight=PerModel(doc="share of the model; any number, negative too"),

@@ -12,6 +12,7 @@ from jmerge.methods.spec import PerModel, merge_method
     takes="models",
     models=(1, 1),
     copies=lambda numbers: numbers["scale"] is None,
+    carries_nan=True,
     title="Passthrough",
     scale=PerModel(None, doc="factor; unset: the tensor is copied bit for bit"),
 )

@@ -26,6 +26,7 @@ def slerp_sums(base: jax.Array, models: jax.Array) -> tuple[jax.Array, ...]:
     base="needed",
     models=(1, 1),
     sums=slerp_sums,
+    carries_nan=True,
     title="SLERP",
     paper="https://en.wikipedia.org/wiki/Slerp",
     t=Shared(doc="0 gives the base, 1 the other model; outside [0, 1] it goes on along the arc"),

@@ -80,6 +80,7 @@ class Method:
     )  # arrays -> terms [*shape] whose totals over the tensor it needs
     check: Callable[[Mapping[str, Any]], str | None]  # resolved numbers -> what is wrong with them
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
+    carries_nan: bool  # a NaN or infinity in any input always gives one in the result
     copies: Callable[
         [Mapping[str, Any]], bool
     ]  # numbers with which the only input comes back unchanged
@@ -105,6 +106,7 @@ def merge_method(
     models: tuple[int, int | None] = (1, None),
     sums: Callable[..., Any] | None = None,
     check: Callable[[Mapping[str, Any]], str | None] = lambda numbers: None,
+    carries_nan: bool = False,
     copies: Callable[[Mapping[str, Any]], bool] = lambda numbers: False,
     no_effect: tuple[str, ...] = (),
     title: str = "",
@@ -139,6 +141,7 @@ def merge_method(
             keywords={declared.yaml or key: key for key, declared in parameters.items()},
             sums=sums,
             check=check,
+            carries_nan=carries_nan,
             copies=copies,
             no_effect=no_effect,
             title=title or name,

@@ -20,6 +20,7 @@ NO_WEIGHT = 1e-8  # a sum of weights nearer to zero than this does not normalise
     base="needed",
     models=(0, None),
     no_effect=("density", "int8_mask", "rescale"),
+    carries_nan=True,
     title="Task Arithmetic",
     paper="https://arxiv.org/abs/2212.04089",
     weight=PerModel(doc="factor of the model's change; negative forgets it"),

@@ -11,7 +11,7 @@ TO_ROUNDING = 16  # units in the last place
 def distance_ulp(found: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference in units in the last place (of `found`'s dtype) of the larger of the wanted element and
     the wanted tensor's rms; infinite when NaNs or infinities stand in different places."""
-    step = float(ml_dtypes.finfo(found.dtype).eps)
+    step = float(ml_dtypes.finfo(found.dtype).eps)  # type: ignore[no-untyped-call]
     a, b = found.astype(np.float64), np.asarray(wanted).astype(np.float64)
     if a.shape != b.shape:
         raise AssertionError(f"shapes differ: found {a.shape}, wanted {b.shape}")
@@ -35,5 +35,9 @@ def assert_close(found: np.ndarray, wanted: np.ndarray, ulp: float = TO_ROUNDING
 def assert_same_bytes(found: np.ndarray, wanted: np.ndarray) -> None:
     """Fail unless dtype, shape and every bit are equal."""
     found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.dtype == wanted.dtype and found.shape == wanted.shape, (found.dtype, wanted.dtype, found.shape)
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape, (
+        found.dtype,
+        wanted.dtype,
+        found.shape,
+    )
     assert found.tobytes() == wanted.tobytes(), "bytes differ"

@@ -37,7 +37,13 @@ def write_checkpoint(
 
 
 def llama_tensors(
-    seed: int, *, layers: int = 2, hidden: int = 8, inner: int = 12, vocab: int = 16, tied: bool = False
+    seed: int,
+    *,
+    layers: int = 2,
+    hidden: int = 8,
+    inner: int = 12,
+    vocab: int = 16,
+    tied: bool = False,
 ) -> dict[str, np.ndarray]:
     """The tensors of a tiny Llama-shaped model, float32; no tensor is constant, norms included."""
     rng = np.random.default_rng(seed)
