@@ -24,6 +24,7 @@ from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
+from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Plan
 from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
@@ -53,7 +54,9 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     recipe, faults = examine_recipe(read_text(path), str(path))
     if recipe is None:
         raise RecipeError(*dict.fromkeys(faults))
-    faults += check_recipe(recipe)[0]
+    notes = Notes(recipe)
+    check_recipe(recipe, notes)
+    faults += notes.faults
     checkpoints = {}
     for ref in recipe.models():
         try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
 from jmerge.ckpt.dtypes import FLOATS
-from jmerge.ckpt.open import Checkpoint, Entry
+from jmerge.ckpt.open import Checkpoint
 from jmerge.recipe.refs import ModelRef
 
 SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
@@ -40,14 +39,6 @@ class View:
     )  # (template, layer) -> its own name
     stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
     used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
-
-    def entry(self, name: str) -> Entry:
-        """Where its tensor `name` lies."""
-        return self.checkpoint.index[name]
-
-    def layers_of(self, template: str) -> list[int]:
-        """The layers in which it has `template`."""
-        return [layer for (name, layer) in self.names if name == template and layer is not None]
 
     def quantized(self) -> str | None:
         """Why its weights are not plain numbers, or None when they are."""
@@ -90,8 +81,9 @@ def build_views(
             if role.stack is not None:
                 prefix = template.partition("{}")[0].removesuffix(".")
                 view.stacks.setdefault(prefix, layout.stacks[role.stack])
+            module = role.module if role.module in donor_layout.modules else donor_layout.modules[0]
             templates.setdefault(
-                template, Template(template, prefix, role.part, role.module, role.buffer)
+                template, Template(template, prefix, role.part, module, role.buffer)
             )
         views[ref] = view
     return views, templates
@@ -102,25 +94,3 @@ def spell(template: str, stack: Stack | None, layer: int | None) -> str:
     if stack is None or layer is None:
         return template
     return template.replace("{}", str(stack.indices[0] + layer), 1)
-
-
-def config_explains(config: Mapping[str, Any], stack: Stack, layer: int, others: list[int]) -> bool:
-    """Whether config.json says that `layer` differs in kind from the layers `others`.
-
-    It does by a list with one entry per layer whose entry no other has, by a list of layer numbers with this one
-    in it, or by a count of layers that are dense or share their weights, at either end of the stack.
-    """
-    home = stack.keys[0][:-1] if stack.keys else ()
-    part: Any = config
-    for key in home:
-        part = part.get(key, {})
-    for key, value in part.items():
-        if isinstance(value, list | str) and len(value) == stack.depth:
-            if all(value[layer] != value[other] for other in others):
-                return True
-        elif isinstance(value, list) and layer in value and "layer" in key:
-            return True
-        elif type(value) is int and ("dense" in key or "shared_layers" in key):
-            if layer < value or layer >= stack.depth - value:
-                return True
-    return False

@@ -23,6 +23,11 @@ class Source:
     path: Path  # where it stands in the recipe
     listed: bool = True  # False for a base model that the recipe left out of `models`
 
+    @property
+    def model_path(self) -> Path:
+        """Where the recipe names the model."""
+        return (*self.path, "model") if self.listed else self.path
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutSlice:

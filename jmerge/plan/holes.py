@@ -1,0 +1,94 @@
+"""Tensors that a checkpoint should have and has not: told from layers that differ by design."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jmerge.arch.config import get_path
+from jmerge.arch.infer import Stack
+from jmerge.plan.views import View, spell
+
+
+class Hole(NamedTuple):
+    """A tensor missing from one layer."""
+
+    name: str  # as the model would spell it
+    having: int  # layers of the model that have it
+
+    def message(self, view: View) -> str:
+        """What is wrong, for people."""
+        return (
+            f"{view.ref} lacks {self.name}, which {self.having} of its other layers have; "
+            "the checkpoint is incomplete"
+        )
+
+
+def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Hole | None:
+    """The hole of a model that lacks `template` in a layer where another source of the same output has it.
+
+    It is none when no layer of the model has the template, or when config.json explains the difference.
+    """
+    stack = view.stacks.get(prefix)
+    having = [at for (name, at) in view.names if name == template and at is not None]
+    if stack is None or not having:
+        return None
+    if config_explains(view.checkpoint.config, stack, layer, having):
+        return None
+    return Hole(spell(template, stack, layer), len(having))
+
+
+def holes_of_its_own(view: View, prefix: str) -> Iterator[Hole]:
+    """Holes that one model shows alone: a layer with a part of a block that most layers have whole.
+
+    A layer of another kind has templates of its own in the block (dense instead of experts) or lacks the block.
+    """
+    stack = view.stacks.get(prefix)
+    layers: dict[int, set[str]] = {}
+    for name, layer in view.names:
+        if layer is not None and name.startswith(f"{prefix}.{{}}." if prefix else "{}."):
+            layers.setdefault(layer, set()).add(name)
+    if stack is None or len(layers) < 3:
+        return
+    counts: dict[str, int] = {}
+    for templates in layers.values():
+        for template in templates:
+            counts[template] = counts.get(template, 0) + 1
+    usual = {template for template, count in counts.items() if 2 * count > len(layers)}
+    for layer, templates in sorted(layers.items()):
+        for template in sorted(usual - templates):
+            block = _block(template)
+            here = {other for other in templates if _block(other) == block}
+            having = [at for at, names in layers.items() if template in names]
+            if (
+                here
+                and here <= usual
+                and not config_explains(view.checkpoint.config, stack, layer, having)
+            ):
+                yield Hole(spell(template, stack, layer), len(having))
+
+
+def config_explains(
+    config: Mapping[str, Any], stack: Stack, layer: int, others: Sequence[int]
+) -> bool:
+    """Whether config.json says that `layer` differs in kind from the layers `others`.
+
+    It does by a list with one entry per layer whose entry no other has, by a list of layer numbers with this one
+    in it, or by a count of layers that are dense or share their weights, at either end of the stack.
+    """
+    part = get_path(config, stack.keys[0][:-1]) if stack.keys else config
+    for key, value in part.items():
+        if isinstance(value, list | str) and len(value) == stack.depth:
+            if all(value[layer] != value[other] for other in others):
+                return True
+        elif isinstance(value, list) and layer in value and "layer" in key:
+            return True
+        elif type(value) is int and ("dense" in key or "shared_layers" in key):
+            if layer < value or layer >= stack.depth - value:
+                return True
+    return False
+
+
+def _block(template: str) -> str:
+    """The part of a layer that a template belongs to: the first word after the layer number."""
+    return template.partition("{}.")[2].partition(".")[0]

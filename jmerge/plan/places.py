@@ -1,0 +1,168 @@
+"""Which tensors the output has, and of which layers of which sources each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from jmerge.arch.config import Layers, layer_rules
+from jmerge.arch.infer import Stack
+from jmerge.names import did_you_mean
+from jmerge.plan.holes import holes_of_its_own
+from jmerge.plan.notes import Notes
+from jmerge.plan.views import Template, View, spell
+from jmerge.recipe.recipe import Module, OutSlice
+from jmerge.recipe.refs import ModelRef
+
+
+class Place(NamedTuple):
+    """Where in the output a tensor is made: the slice, its sources' layers (None: loose) and the depth."""
+
+    module: Module
+    out_slice: OutSlice
+    layers: tuple[int | None, ...]  # one for each source
+    t: float  # relative depth: 0 for the first layer of the slice and for loose tensors, 1 for the last
+
+
+class Target(NamedTuple):
+    """A tensor that the output may have."""
+
+    name: str
+    template: Template
+    place: Place
+
+
+class Places:
+    """The recipe laid over the structure of the models.
+
+    Attributes:
+      modules: the donor's modules that the recipe merges, with what it says of them.
+      new_layers: for stacks whose layers are not the donor's one by one: where each layer comes from.
+    """
+
+    def __init__(
+        self, views: Mapping[ModelRef, View], templates: Mapping[str, Template], notes: Notes
+    ) -> None:
+        self.views = views
+        self.templates = tuple(templates.values())
+        self.notes = notes
+        self.donor = next(iter(views.values()))
+        self.new_layers: dict[str, list[Layers]] = {}
+        self.modules = self._find_modules()
+        for name, module in self.modules.items():
+            for out_slice in module.slices:
+                self._check_ranges(name, out_slice)
+
+    def targets(self) -> Iterator[Target]:
+        """Every tensor in the order of the output: what comes first in a forward pass, layers, the rest."""
+        for name, module in self.modules.items():
+            yield from self._loose("first", name, module)
+        for name, module in self.modules.items():
+            yield from self._layers(name, module)
+        for name, module in self.modules.items():
+            yield from self._loose("last", name, module)
+
+    def _find_modules(self) -> dict[str, Module]:
+        known = self.donor.layout.modules
+        with_layers = [name for name in known if self.donor.layout.main_stack(name)]
+        modules: dict[str, Module] = {}
+        for module in self.notes.recipe.modules:
+            if module.name is not None:
+                if module.name in known:
+                    modules[module.name] = module
+                else:
+                    hint = did_you_mean(module.name, known)
+                    self.notes.fault(f"not a module of {self.donor.ref}{hint}", module.path)
+            elif module.slices[0].sources[0].layers and len(with_layers) > 1:
+                message = (
+                    f"{self.donor.ref} has several stacks of layers; put slices under 'modules:'"
+                )
+                self.notes.fault(f"{message} ({', '.join(known)})", ("slices",))
+            else:
+                modules |= dict.fromkeys(known, module)
+        return modules
+
+    def _check_ranges(self, module: str, out_slice: OutSlice) -> None:
+        main = self.donor.layout.main_stack(module)
+        depths: dict[str, int] = {}
+        for source in out_slice.sources:
+            stack = self.views[source.ref].stacks.get(main.prefix) if main else None
+            depth = depths[str(source.ref)] = stack.depth if stack else 0
+            if source.layers is not None and source.layers[1] > depth:
+                message = f"{source.ref} has {depth} layers, so no layer {source.layers[1] - 1}"
+                self.notes.fault(message, (*source.path, "layer_range"))
+        if out_slice.sources[0].layers is None and len(set(depths.values())) > 1:
+            found = ", ".join(f"{ref} has {depth}" for ref, depth in depths.items())
+            message = (
+                f"all models need equally many layers, but {found}; pick layers with 'slices:'"
+            )
+            self.notes.fault(message, (*out_slice.path, "models"))
+
+    def _loose(self, part: str, name: str, module: Module) -> Iterator[Target]:
+        out_slice = module.slices[0 if part == "first" else -1]
+        place = Place(module, out_slice, (None,) * len(out_slice.sources), 0.0)
+        for template in self.templates:
+            if template.stack is None and template.part == part and template.module == name:
+                yield Target(template.name, template, place)
+
+    def _layers(self, name: str, module: Module) -> Iterator[Target]:
+        main = self.donor.layout.main_stack(name)
+        inside = [t for t in self.templates if t.stack is not None and t.module == name]
+        for prefix in dict.fromkeys(template.stack for template in inside):
+            assert prefix is not None
+            stack = next(v.stacks[prefix] for v in self.views.values() if prefix in v.stacks)
+            ranged = main is not None and prefix == main.prefix
+            places = self._stack_places(module, prefix, ranged)
+            templates = [template for template in inside if template.stack == prefix]
+            for layer, place in enumerate(places):
+                for template in templates:
+                    yield Target(spell(template.name, stack, layer), template, place)
+            self._check_whole(module, prefix)
+            if prefix in self.donor.stacks:
+                self._note_layers(prefix, stack, places)
+
+    def _stack_places(self, module: Module, prefix: str, ranged: bool) -> list[Place]:
+        """Every output layer of a stack. One that layer ranges do not count keeps its layers, as in the first slice."""
+        places = []
+        for out_slice in module.slices if ranged else module.slices[:1]:
+            spans = []
+            for source in out_slice.sources:
+                own = self.views[source.ref].stacks.get(prefix)
+                whole = (0, own.depth if own else 0)
+                spans.append(source.layers if source.layers and ranged else whole)
+            count = max(end - start for start, end in spans)
+            for k in range(count):
+                t = k / (count - 1) if count > 1 else 1.0
+                places.append(Place(module, out_slice, tuple(start + k for start, _ in spans), t))
+        return places
+
+    def _check_whole(self, module: Module, prefix: str) -> None:
+        for source in {s.ref: s for out in module.slices for s in out.sources}.values():
+            view = self.views[source.ref]
+            for hole in holes_of_its_own(view, prefix):
+                self.notes.fault(hole.message(view), source.model_path)
+
+    def _note_layers(self, prefix: str, stack: Stack, places: Sequence[Place]) -> None:
+        """Remember where layers come from when the output's are not the donor's one by one, and check that they may."""
+        origins = []
+        for place in places:
+            view = self.views[place.out_slice.sources[0].ref]
+            own = view.stacks.get(prefix, stack)
+            origins.append(Layers(view.checkpoint.config, own, place.layers[0] or 0))
+        if len(places) == stack.depth and all(o.layer == i for i, o in enumerate(origins)):
+            return
+        path = places[0].out_slice.path[:-1]
+        if len(places) != stack.depth and not stack.keys:
+            message = (
+                f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
+            )
+            self.notes.fault(f"{message}, so their number cannot change", path)
+        if any(
+            t.stack is None and prefix and t.name.startswith(f"{prefix}.") for t in self.templates
+        ):
+            message = f"{self.donor.ref} numbers other tensors like its layers"
+            self.notes.fault(f"{message}, so these cannot be rearranged", path)
+        for rule in layer_rules(self.donor.checkpoint.config, stack):
+            message = f"config.json's '{rule}' places kinds of layers by their number"
+            self.notes.warn(f"{message}; check it against the new order", path)
+        self.new_layers[prefix] = origins

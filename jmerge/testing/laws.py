@@ -1,0 +1,530 @@
+"""Laws that every merge method obeys, run from one table; packages that add methods run them on theirs.
+
+    ROWS = [Row(method="mine", reference=mine_in_float64, numbers=({"weight": (0.3, 0.7)},), ...)]
+
+    @pytest.mark.parametrize(("row", "law"), cases(ROWS))
+    def test_law(row, law):
+        LAWS[law](row)
+
+*To rounding* is 16 units in the last place of the larger of the element and the tensor's rms (`testing.close`);
+*bit for bit* is equal bytes. A law that has nothing to try on a row fails: the row then opts out of it by name and
+says why. Numbers are written as in recipes: by their YAML names, a tuple for one number a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from jmerge.ckpt.dtypes import NUMPY
+from jmerge.ckpt.open import open_checkpoint
+from jmerge.engine.kernel import combine_kernel, sums_kernel
+from jmerge.engine.run import run
+from jmerge.engine.schedule import PIECE, make_schedule
+from jmerge.jobs import merge, plan_recipe
+from jmerge.methods import REGISTRY, Method
+from jmerge.methods.reduce import BLOCK
+from jmerge.methods.spec import Required
+from jmerge.plan.steps import Plan
+from jmerge.testing.close import assert_close, assert_same_bytes
+from jmerge.testing.tiny import write_checkpoint
+
+Numbers = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+# (models [models, *shape], base [*shape] or None, numbers as the row writes them) -> the merged tensor, in float64.
+# It knows the defaults of unset numbers by itself, so that a wrong declared default shows.
+Reference = Callable[[np.ndarray, np.ndarray | None, Numbers], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method in the table of laws."""
+
+    method: str
+    reference: Reference
+    numbers: tuple[Numbers, ...]  # examples; every switch should be seen in both positions
+    identity: tuple[Numbers, ...] = ()  # with weights summing to one, and nothing dropped
+    models: int = 3  # how many (without the base) where no example's number says so
+    opt_out: Mapping[str, str] = field(default_factory=dict)  # law -> why it cannot hold
+
+
+class Inputs(NamedTuple):
+    """What one tensor is merged from."""
+
+    models: tuple[np.ndarray, ...]  # without the base
+    base: np.ndarray | None
+
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Inputs:
+        """The same `change` made to models and base."""
+        base = None if self.base is None else change(self.base)
+        return Inputs(tuple(change(model) for model in self.models), base)
+
+
+# Scalars, one element, none, all ranks, and sizes around the borders of the blocks that sums are made of.
+SHAPES: tuple[Shape, ...] = (
+    (),
+    (1,),
+    (0,),
+    (3, 0),
+    (7,),
+    (3, 5),
+    (2, 3, 4),
+    (BLOCK - 1,),
+    (BLOCK,),
+    (BLOCK + 1,),
+    (3, BLOCK - 1),
+)
+SMALL = SHAPES[:7]
+LONG = 25 * BLOCK - 7  # elements: several pieces of most lengths that kernels have
+PIECES = (BLOCK, 2 * BLOCK, 3 * BLOCK, 8 * BLOCK)
+
+
+# The laws
+
+
+def check_equal_inputs(row: Row) -> None:
+    """Models that are all equal come back, to rounding, when their weights sum to one and nothing is dropped.
+
+    The base of a delta method is another tensor; any other base is an input like the rest, so it is equal too.
+    """
+    method = REGISTRY[row.method]
+    assert row.identity, "no example of numbers that keep equal inputs"
+    for numbers, has_base in _settings(row, row.identity):
+        for shape in SHAPES:
+            drawn = draw(shape, 1, has_base=True)
+            (model,), other = drawn
+            base = (other if method.takes == "delta" else model) if has_base else None
+            with about(numbers=numbers, shape=shape):
+                same = Inputs((model,) * _count(row, numbers), base)
+                assert_close(by_hand(method, same, numbers), model)
+
+
+def check_order(row: Row) -> None:
+    """Reordering the models together with their numbers changes nothing, to rounding."""
+    method, tried = REGISTRY[row.method], False
+    for numbers, has_base in _settings(row):
+        count = _count(row, numbers)
+        for order in (range(count)[::-1], [*range(1, count), 0]):
+            tried |= count > 1
+            inputs = draw((64, 65), count, has_base)
+            moved = Inputs(tuple(inputs.models[i] for i in order), inputs.base)
+            renumbered = {
+                name: tuple(value[i] for i in order) if isinstance(value, tuple) else value
+                for name, value in numbers.items()
+            }
+            with about(numbers=numbers, order=list(order)):
+                found = by_hand(method, moved, renumbered)
+                assert_close(found, by_hand(method, inputs, numbers))
+    assert tried, "no example has several models"
+
+
+def check_shift(row: Row) -> None:
+    """A delta method sees changes only: a tensor added to base and models is added to the result, to rounding.
+
+    All values are short binary fractions, so that no sum of inputs is rounded and no choice between near values is
+    tipped; the added tensor is larger than the rest, so that it sets the scale of the rounding.
+    """
+    assert REGISTRY[row.method].takes == "delta", "not a delta method"
+    for numbers, has_base in _settings(row):
+        inputs = draw((3, BLOCK - 1), _count(row, numbers), has_base).map(_shorten)
+        other = draw((3, BLOCK - 1), 1, False, seed=1).models[0]
+        for shift in (np.full_like(other, 8), _shorten(8 * other)):
+            moved = _plus(inputs, shift)
+            results = streamed(row.method, {"still": inputs, "moved": moved}, numbers)
+            with about(numbers=numbers):
+                assert_close(results["moved"], results["still"] + shift)
+
+
+def check_reference(row: Row) -> None:
+    """The method in float32 agrees with the float64 reference, to rounding."""
+    method = REGISTRY[row.method]
+    for numbers, has_base in _settings(row):
+        for shape in SHAPES:
+            for spread in (1.0, 0.01):  # models that have little in common; fine-tuned ones
+                inputs = draw(shape, _count(row, numbers), has_base, spread)
+                with about(numbers=numbers, shape=shape, spread=spread, base=has_base):
+                    assert_close(by_hand(method, inputs, numbers), _wanted(row, inputs, numbers))
+
+
+def check_jit(row: Row) -> None:
+    """The function under `jit` agrees with the function called eagerly, to rounding."""
+    method = REGISTRY[row.method]
+    for numbers, has_base in _settings(row):
+        for shape in ((), (0,), (2, 3, 4), (3, BLOCK - 1)):
+            inputs = draw(shape, _count(row, numbers), has_base)
+            with about(numbers=numbers, shape=shape):
+                eager = by_hand(method, inputs, numbers, jit=False)
+                assert_close(by_hand(method, inputs, numbers), eager)
+
+
+def check_chunks(row: Row) -> None:
+    """A tensor merged in pieces of any size is the tensor merged whole, bit for bit."""
+    for numbers, has_base in _settings(row):
+        shapes: tuple[Shape, ...] = ((), (0,), (BLOCK - 1,), (BLOCK + 1,), (LONG,))
+        tensors = {
+            _name(shape): draw(shape, _count(row, numbers), has_base, dtype=dtype)
+            for shape, dtype in zip(shapes, ("F32", "F32", "BF16", "F32", "F32"), strict=True)
+        }
+        whole = streamed(row.method, tensors, numbers)
+        for piece in PIECES:
+            cut = streamed(row.method, tensors, numbers, piece=piece)
+            for name in tensors:
+                with about(numbers=numbers, tensor=name, piece=piece):
+                    assert_same_bytes(cut[name], whole[name])
+
+
+def check_compiles(row: Row) -> None:
+    """New numbers are new inputs of the same program: a second recipe with other numbers compiles nothing."""
+    tried = False
+    for numbers, has_base in _settings(row):
+        changed = {name: _changed(value) for name, value in numbers.items()}
+        if changed == numbers:
+            continue  # there is nothing but switches in it
+        tried = True
+        tensors = {"long": draw((LONG,), _count(row, numbers), has_base)}
+        forget_kernels()
+        with about(numbers=numbers, changed=changed):
+            with compilations() as first:
+                streamed(row.method, tensors, numbers, piece=8 * BLOCK)
+            assert first, "nothing was compiled for the first numbers, so this law measures nothing"
+            with compilations() as second:
+                streamed(row.method, tensors, changed, piece=8 * BLOCK)
+            assert not second, f"compiled again: {second}"
+    assert tried, "no example has a continuous number"
+
+
+def check_finite(row: Row) -> None:
+    """Finite inputs give finite results of the right shape, whatever the inputs have in common."""
+    method = REGISTRY[row.method]
+    for numbers, has_base in _settings(row):
+        for shape in SMALL:
+            drawn = draw(shape, _count(row, numbers), has_base)
+            for name, change in _EXTREMES.items():
+                with about(numbers=numbers, shape=shape, inputs=name):
+                    found = by_hand(method, change(drawn), numbers)
+                    assert found.shape == shape and found.dtype == np.float32, found.shape
+                    assert np.isfinite(found).all(), found
+
+
+def check_recipe(row: Row) -> None:
+    """A recipe run as from the command line gives what the function called by hand under `jit` gives, bit for bit.
+
+    Inputs of 16 bits are widened first and the result is cast once; those of 64 bits are merged in 64 bits and
+    agree with the float64 reference to rounding. The base stands anywhere among the sources.
+    """
+    method = REGISTRY[row.method]
+    for number, (numbers, has_base) in enumerate(_settings(row)):
+        count = _count(row, numbers)
+        for dtype in ("F32", "BF16", "F16", "F64"):
+            tensors = {_name(shape): draw(shape, count, has_base, dtype=dtype) for shape in SHAPES}
+            base_at = number % (count + 1)
+            for name, found in from_recipe(row.method, tensors, numbers, base_at).items():
+                inputs = tensors[name]
+                with about(numbers=numbers, tensor=name, dtype=dtype, base_at=base_at):
+                    assert_same_bytes(found, by_hand(method, inputs, numbers).astype(NUMPY[dtype]))
+                    if dtype == "F64":
+                        assert_close(found, _wanted(row, inputs, numbers))
+
+
+LAWS: Mapping[str, Callable[[Row], None]] = {
+    "equal_inputs": check_equal_inputs,
+    "order": check_order,
+    "shift": check_shift,
+    "reference": check_reference,
+    "jit": check_jit,
+    "chunks": check_chunks,
+    "compiles": check_compiles,
+    "finite": check_finite,
+    "recipe": check_recipe,
+}
+
+
+def cases(rows: Iterable[Row]) -> list[tuple[Row, str]]:
+    """Every row with the name of every law but those it opts out of; ValueError for an opt-out without sense."""
+    found = []
+    for row in rows:
+        for law, reason in row.opt_out.items():
+            if law not in LAWS or not reason.strip():
+                raise ValueError(f"{row.method}: opts out of {law!r} because {reason!r}")
+        found += [(row, law) for law in LAWS if law not in row.opt_out]
+    return found
+
+
+# Inputs
+
+
+def draw(
+    shape: Shape,
+    models: int,
+    has_base: bool,
+    spread: float = 1.0,
+    *,
+    dtype: str = "F32",
+    seed: int = 0,
+) -> Inputs:
+    """Seeded normal numbers: a base, and `models` of it plus `spread` times a change of their own.
+
+    Without a base they are models of a common origin all the same.
+    """
+    rng = np.random.default_rng([seed, models, *shape])
+    origin, *changes = (np.asarray(rng.standard_normal(shape)) for _ in range(models + 1))
+    cast = NUMPY[dtype]
+    base = origin.astype(cast) if has_base else None
+    return Inputs(tuple((origin + spread * change).astype(cast) for change in changes), base)
+
+
+def _name(shape: Shape) -> str:
+    return "x".join(["tensor", *map(str, shape)])
+
+
+def _plus(inputs: Inputs, shift: np.ndarray) -> Inputs:
+    return inputs.map(lambda array: array + shift)
+
+
+def _shorten(array: np.ndarray) -> np.ndarray:
+    """`array` rounded to multiples of 2^-10."""
+    result: np.ndarray = np.round(array * 1024) / array.dtype.type(1024)
+    return result
+
+
+def _opposite(inputs: Inputs) -> Inputs:
+    """Every other input is the first one's opposite, the first model the base's."""
+    first = inputs.models[0]
+    sides = tuple(first if i % 2 else -first for i in range(len(inputs.models)))
+    return Inputs(sides, None if inputs.base is None else first)
+
+
+_EXTREMES: Mapping[str, Callable[[Inputs], Inputs]] = {
+    "zeros": lambda given: given.map(np.zeros_like),
+    "identical": lambda given: given.map(lambda _: given.models[0]),
+    "opposite": _opposite,
+    "one zero": lambda given: Inputs(
+        (np.zeros_like(given.models[0]), *given.models[1:]), given.base
+    ),
+    "zero base": lambda given: Inputs(
+        given.models, None if given.base is None else np.zeros_like(given.base)
+    ),
+    "tiny": lambda given: given.map(lambda array: array * np.float32(1e-30)),
+    "huge": lambda given: given.map(lambda array: array * np.float32(1e30)),
+    "huge opposite": lambda given: _opposite(given).map(lambda array: array * np.float32(1e30)),
+    "one huge": lambda given: Inputs(
+        (given.models[0] * np.float32(1e30), *given.models[1:]), given.base
+    ),
+}
+
+
+def _settings(row: Row, examples: Sequence[Numbers] = ()) -> Iterator[tuple[Numbers, bool]]:
+    """Each example of numbers, without and with a base as the method allows."""
+    choices = {"needed": (True,), "input": (False,), "optional": (False, True)}
+    for numbers in examples or row.numbers:
+        for has_base in choices[REGISTRY[row.method].base]:
+            yield numbers, has_base
+
+
+def _count(row: Row, numbers: Numbers) -> int:
+    """How many models (without the base) an example is for."""
+    given = [len(value) for value in numbers.values() if isinstance(value, tuple)]
+    low, high = REGISTRY[row.method].counts
+    return given[0] if given else max(low, min(row.models, high or row.models))
+
+
+def _changed(value: Any) -> Any:
+    """Another value of a continuous number, nearer to zero; flags and unset numbers stay."""
+    if isinstance(value, tuple):
+        return tuple(map(_changed, value))
+    return value * 0.75 if isinstance(value, float) else value
+
+
+def _wanted(row: Row, inputs: Inputs, numbers: Numbers) -> np.ndarray:
+    wide = inputs.map(lambda array: array.astype(np.float64))
+    return np.asarray(row.reference(np.stack(wide.models), wide.base, numbers))
+
+
+# The function called by hand
+
+
+def by_hand(method: Method, inputs: Inputs, numbers: Numbers, *, jit: bool = True) -> np.ndarray:
+    """What research code gets: the function on whole arrays in float32 (float64 for float64 arrays)."""
+    wide = any(array.dtype == np.float64 for array in inputs.models)
+    dtype = np.dtype(np.float64 if wide else np.float32)
+    with jax.enable_x64(True) if wide else nullcontext():
+        models = [jnp.asarray(model.astype(dtype)) for model in inputs.models]
+        base = None if inputs.base is None else jnp.asarray(inputs.base.astype(dtype))
+        traced, static = keyword_arguments(method, numbers, len(models), dtype)
+        program = _program(method.function, method.takes, tuple(static.items()))
+        if jit:
+            program = _jitted(program)
+        return np.asarray(program(models, base, traced))
+
+
+def keyword_arguments(
+    method: Method, numbers: Numbers, models: int, dtype: np.dtype[Any]
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The function's keyword arguments for numbers of a recipe, unset ones at their defaults: traced and static."""
+    traced: dict[str, jax.Array] = {}
+    static: dict[str, Any] = {}
+    unknown = set(numbers) - set(method.parameters)
+    assert not unknown, f"{method.name} has no parameter {unknown}"
+    for name, declared in method.parameters.items():
+        value = numbers.get(name, declared.default)
+        assert not isinstance(value, Required), f"{method.name} needs {name!r}"
+        if declared.kind != "float" or value is None:
+            static[method.keywords[name]] = value
+        elif declared.per_model and not isinstance(value, tuple):
+            traced[method.keywords[name]] = jnp.full(models, value, dtype)
+        else:
+            traced[method.keywords[name]] = jnp.asarray(value, dtype)
+    return traced, static
+
+
+@cache
+def _program(
+    function: Callable[..., Any], takes: str, static: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    def program(
+        models: list[jax.Array], base: jax.Array | None, traced: dict[str, jax.Array]
+    ) -> Any:
+        numbers = {**traced, **dict(static)}
+        if base is None:
+            return function(jnp.stack(models), **numbers)
+        if takes == "delta":
+            return base + function(jnp.stack([model - base for model in models]), **numbers)
+        return function(base, jnp.stack(models), **numbers)
+
+    return program
+
+
+_jitted = cache(jax.jit)  # one compilation for all numbers, as in research code
+
+
+# The engine
+
+
+@contextmanager
+def recipe_of(
+    method: str, tensors: Mapping[str, Inputs], numbers: Numbers, base_at: int = 0
+) -> Iterator[Path]:
+    """A recipe file that merges `tensors` with these numbers, its base as the source number `base_at`, and tiny
+    checkpoints to go with it, in a folder that is gone afterwards."""
+    declared = REGISTRY[method].parameters
+    names = [f"model{i}" for i in range(len(next(iter(tensors.values())).models))]
+    has_base = next(iter(tensors.values())).base is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sources: list[dict[str, Any]] = []
+        for i, model in enumerate(names):
+            write_checkpoint(
+                folder / model, {name: each.models[i] for name, each in tensors.items()}
+            )
+            own = {
+                name: value[i]
+                for name, value in numbers.items()
+                if declared[name].per_model and isinstance(value, tuple)
+            }
+            sources.append({"model": str(folder / model), "parameters": own})
+        shared = {
+            name: value
+            for name, value in numbers.items()
+            if not isinstance(value, tuple) and value is not None
+        }
+        recipe: dict[str, Any] = {"merge_method": method, "parameters": shared}
+        if has_base:
+            bases = {name: each.base for name, each in tensors.items() if each.base is not None}
+            write_checkpoint(folder / "base", bases)
+            sources.insert(base_at, {"model": str(folder / "base")})
+            recipe["base_model"] = str(folder / "base")
+        file = folder / "recipe.yml"
+        file.write_text(yaml.safe_dump({**recipe, "models": sources}))
+        yield file
+
+
+def from_recipe(
+    method: str, tensors: Mapping[str, Inputs], numbers: Numbers, base_at: int = 0
+) -> dict[str, np.ndarray]:
+    """What `jmerge --config recipe.yml --out merged` writes, in this process."""
+    with recipe_of(method, tensors, numbers, base_at) as recipe:
+        merge(recipe, recipe.parent / "merged")
+        checkpoint = open_checkpoint(recipe.parent / "merged")
+        return {name: checkpoint[name].copy() for name in tensors}
+
+
+def streamed(
+    method: str, tensors: Mapping[str, Inputs], numbers: Numbers, *, piece: int = PIECE
+) -> dict[str, np.ndarray]:
+    """What the engine makes when it works on `piece` elements at a time."""
+    with recipe_of(method, tensors, numbers) as recipe:
+        plan = plan_recipe(recipe)
+        sink = Memory(plan)
+        run(plan, make_schedule(plan, piece), sink)
+        return sink.arrays()
+
+
+class Memory:
+    """A sink that keeps every tensor in memory; bytes that nothing is written to are all ones (a NaN)."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.specs = plan.outputs
+        self.bytes = {name: bytearray(b"\xff" * spec.nbytes) for name, spec in self.specs.items()}
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of a tensor."""
+        self.bytes[tensor][start : start + len(data)] = data
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tensors by name."""
+        return {
+            name: np.frombuffer(self.bytes[name], NUMPY[spec.dtype]).reshape(spec.shape)
+            for name, spec in self.specs.items()
+        }
+
+
+# What was compiled
+
+
+def forget_kernels() -> None:
+    """Make the engine compile its programs again; needed, too, when a method's function was replaced."""
+    combine_kernel.cache_clear()
+    sums_kernel.cache_clear()
+
+
+_COMPILED: list[str] = []
+
+
+@cache
+def _listen() -> None:
+    def listener(event: str, duration_secs: float, **facts: str | int) -> None:
+        if "/compile/" in event:
+            _COMPILED.append(f"{event} of {facts.get('fun_name', 'a program')}")
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """A list that holds, after the block, what JAX traced, lowered or compiled in it."""
+    _listen()
+    found: list[str] = []
+    start = len(_COMPILED)
+    yield found
+    found += _COMPILED[start:]
+
+
+@contextmanager
+def about(**facts: Any) -> Iterator[None]:
+    """Add what was being tried to the error that a law raises."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(", ".join(f"{name} {value}" for name, value in facts.items()))
+        raise
