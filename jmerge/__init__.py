@@ -25,6 +25,7 @@ _LAZY = {
     "build_plan": "jmerge.plan.build",
     "make_schedule": "jmerge.engine.schedule",
     "run": "jmerge.engine.run",
+    "Arrays": "jmerge.engine.sinks",
     "methods": "jmerge.methods",
 }
 

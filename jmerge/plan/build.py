@@ -16,7 +16,7 @@ from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.notes import Notes
-from jmerge.plan.places import Place, Places, Target
+from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
 from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.steps import COPY, InputFile, InputModel, Plan, Read, Step, Unused

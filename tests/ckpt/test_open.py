@@ -66,7 +66,9 @@ def test_a_path_may_be_text_and_begin_at_home(
 ) -> None:
     write_checkpoint(tmp_path / "m", tensors())
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert set(open_checkpoint("~/m")) == set(open_checkpoint(str(tmp_path / "m"))) == set(tensors())
+    assert (
+        set(open_checkpoint("~/m")) == set(open_checkpoint(str(tmp_path / "m"))) == set(tensors())
+    )
 
 
 def test_shards_with_an_index(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ ROWS = {
         Row(
             method="slerp",
             reference=references.slerp,
-            numbers=({"t": 0.3}, {"t": 0.0}, {"t": 1.0}, {"t": 0.65}, {"t": -0.25}, {"t": 1.4}),
+            numbers=({"t": 0.3}, {"t": 0.0}, {"t": 1.0}, {"t": -0.25}, {"t": 1.4}),
             identity=({"t": 0.3}, {"t": 1.4}),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
         ),
