@@ -1,4 +1,4 @@
-"""The compiled program of a step: pieces of the inputs in their own dtypes -> a piece of the result in its dtype.
+"""The compiled programs of a step: pieces of the inputs in their own dtypes -> a piece of the result in its dtype.
 
 A kernel sees flat pieces of one of a few fixed lengths, so it is compiled once for each of those, whatever the
 shapes of the tensors. Everything between the two casts is float32 (float64 for float64 tensors).
@@ -6,7 +6,7 @@ shapes of the tensors. Everything between the two casts is float32 (float64 for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -51,14 +51,8 @@ def kernel_key(step: Step) -> KernelKey:
         (name, value) for name, value in step.numbers.items() if isinstance(value, bool)
     )
     unset = tuple(name for name, value in step.numbers.items() if value is None)
-    return KernelKey(
-        step.method,
-        tuple(item.spec.dtype for item in step.inputs),
-        step.spec.dtype,
-        step.base,
-        switches,
-        unset,
-    )
+    dtypes = tuple(item.spec.dtype for item in step.inputs)
+    return KernelKey(step.method, dtypes, step.spec.dtype, step.base, switches, unset)
 
 
 def is_plain_copy(step: Step) -> bool:
@@ -68,23 +62,12 @@ def is_plain_copy(step: Step) -> bool:
     return step.method == COPY or REGISTRY[step.method].copies(step.numbers)
 
 
-def traced_numbers(step: Step, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
-    """The continuous numbers of a step as arrays: [models] each, or scalars."""
-    return {
-        name: np.asarray(value, dtype)
-        for name, value in step.numbers.items()
-        if value is not None and not isinstance(value, bool)
-    }
-
-
 @cache
 def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
-    """The jitted program (inputs, numbers, sums or None) -> Piece."""
+    """The jitted program (inputs, arguments of the method by name) -> Piece."""
 
-    def combine(
-        inputs: Sequence[jax.Array], numbers: dict[str, jax.Array], sums: jax.Array | None
-    ) -> Piece:
-        values = _apply(key, _widen(key, inputs), numbers, sums).astype(NUMPY[key.output])
+    def combine(inputs: Sequence[jax.Array], arguments: Mapping[str, Any]) -> Piece:
+        values = _apply(key, _widen(key, inputs), arguments).astype(NUMPY[key.output])
         if key.method == COPY or REGISTRY[key.method].carries_nan:
             return Piece(
                 values, _nonfinite([values], [key.output])
@@ -96,21 +79,32 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
 
 @cache
 def sums_kernel(key: KernelKey) -> Callable[..., jax.Array]:
-    """The jitted program inputs -> the pairs [sums, blocks, 2] of the method's terms over each block."""
+    """The jitted program (inputs, arguments) -> the pairs [sums, blocks, 2] of the method's terms over each block."""
     method = REGISTRY[key.method]
     assert method.sums is not None
 
-    def sums(inputs: Sequence[jax.Array]) -> jax.Array:
-        return block_pairs(method.sums(*_arguments(key, _widen(key, inputs))))  # type: ignore[misc]
+    def sums(inputs: Sequence[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
+        arrays = _arrays(key, _widen(key, inputs))
+        return block_pairs(method.sums(*arrays, **_keywords(key, arguments)))  # type: ignore[misc]
 
     return jax.jit(sums)
+
+
+@cache
+def magnitude_kernel(dtype: np.dtype[Any]) -> Callable[..., jax.Array]:
+    """The jitted program (base, model) -> the magnitudes of the model's change [elements] in `dtype`."""
+
+    def magnitude(base: jax.Array, model: jax.Array) -> jax.Array:
+        return jnp.abs(model.astype(dtype) - base.astype(dtype))
+
+    return jax.jit(magnitude)
 
 
 def _widen(key: KernelKey, inputs: Sequence[jax.Array]) -> list[jax.Array]:
     return [item.astype(key.compute) for item in inputs]
 
 
-def _arguments(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]:
+def _arrays(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]:
     """The arrays a method is called with."""
     if key.base is None:
         return (jnp.stack(inputs),)
@@ -121,17 +115,18 @@ def _arguments(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]
     return base, jnp.stack(models)
 
 
-def _apply(
-    key: KernelKey, inputs: list[jax.Array], numbers: dict[str, jax.Array], sums: jax.Array | None
-) -> jax.Array:
+def _keywords(key: KernelKey, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments a method is called with."""
+    known = REGISTRY[key.method].keywords
+    values = {**arguments, **dict(key.switches), **dict.fromkeys(key.unset)}
+    return {known.get(name, name): value for name, value in values.items()}
+
+
+def _apply(key: KernelKey, inputs: list[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
     if key.method == COPY:
         return inputs[0]
     method = REGISTRY[key.method]
-    arguments: dict[str, Any] = {**numbers, **dict(key.switches), **dict.fromkeys(key.unset)}
-    arguments = {method.keywords[name]: value for name, value in arguments.items()}
-    if method.sums is not None:
-        arguments["sums"] = sums
-    result: jax.Array = method.function(*_arguments(key, inputs), **arguments)
+    result: jax.Array = method.function(*_arrays(key, inputs), **_keywords(key, arguments))
     return inputs[key.base] + result if method.takes == "delta" and key.base is not None else result
 
 
@@ -142,7 +137,6 @@ def _nonfinite(arrays: list[jax.Array], dtypes: list[str]) -> jax.Array:
         mask, value = NONFINITE_BITS[dtype]
         bits = jax.lax.bitcast_convert_type(array, np.dtype(f"u{array.dtype.itemsize}"))
         wanted = bits.dtype.type(value)
-        found = found | jnp.any(
-            ((bits & bits.dtype.type(mask)) == wanted).reshape(-1, LANES), axis=0
-        )
+        hit = (bits & bits.dtype.type(mask)) == wanted
+        found = found | jnp.any(hit.reshape(-1, LANES), axis=0)
     return found

@@ -10,29 +10,20 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
+from jmerge.ckpt.dtypes import BITS, count_nonfinite
+from jmerge.engine.compute import Computer
 from jmerge.engine.events import Finished, Listener, Started, Wrote
-from jmerge.engine.kernel import (
-    Piece,
-    combine_kernel,
-    is_plain_copy,
-    kernel_key,
-    sums_kernel,
-    traced_numbers,
-)
-from jmerge.engine.reads import Files, aligned_buffer
+from jmerge.engine.kernel import Piece, is_plain_copy
+from jmerge.engine.reads import Files
 from jmerge.engine.schedule import SLOTS, Schedule, Work, padded_length
+from jmerge.engine.slots import Loaded, Slot
 from jmerge.errors import Fault, NonFiniteError
-from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
-from jmerge.methods.spec import REGISTRY
-from jmerge.plan.steps import COPY, Plan, Read, Step
+from jmerge.plan.steps import Plan, Read, Step
 
 T = TypeVar("T")
 
@@ -49,23 +40,6 @@ class Outcome(NamedTuple):
 
     crc32: dict[str, int]  # of every written tensor's bytes
     nonfinite: dict[str, int]  # tensor -> elements that are NaN or infinite, where there are any
-
-
-class Slot:
-    """Reusable read buffers for one piece of every input."""
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.buffers = [aligned_buffer(size) for size in sizes]
-
-
-class Loaded(NamedTuple):
-    """A piece of all inputs of a step, in memory."""
-
-    work: Work
-    number: int  # of the piece
-    slot: Slot
-    sums: bool  # add it to the step's sums
-    combine: bool  # make the result of it
 
 
 class Made(NamedTuple):
@@ -187,28 +161,19 @@ class _Run:
 
     def _read_all(self) -> None:
         for work in self.schedule.work:
-            passes = [(False, True)]
-            if (
-                not is_plain_copy(work.step)
-                and work.step.method != COPY
-                and REGISTRY[work.step.method].sums
-            ):
-                passes = [(True, True)] if len(work.pieces) == 1 else [(True, False), (False, True)]
-            for sums, combine in passes:
-                for index in range(len(work.pieces)):
-                    slot = self.free.get()
-                    self._load(work, index, slot)
-                    self.loaded.put(Loaded(work, index, slot, sums, combine))
+            for turn in work.passes:
+                for number in range(len(work.pieces)):
+                    loaded = Loaded(work, turn, number, self.free.get())
+                    self._load(loaded)
+                    self.loaded.put(loaded)
         self.loaded.put(None)
 
-    def _load(self, work: Work, index: int, slot: Slot) -> None:
-        start, stop = work.pieces[index]
-        for item, buffer in zip(
-            work.step.inputs, slot.buffers, strict=False
-        ):  # a slot fits the widest step
+    def _load(self, loaded: Loaded) -> None:
+        start, stop = loaded.work.pieces[loaded.number]
+        for position in loaded.turn.inputs:
+            item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
-            size = (stop - start) * bits // 8
-            first = start * bits // 8
+            first, size = start * bits // 8, (stop - start) * bits // 8
             if isinstance(item, Read):
                 model = self.plan.models[item.model]
                 self.files.read(Path(model.path, item.file), item.start + first, buffer[:size])
@@ -217,52 +182,24 @@ class _Run:
                     if self.stop.is_set():
                         raise StoppedError
                 buffer[:size] = self.values[item.step][first : first + size]
-            # the kernel works on a fixed length; zeros are neutral in every sum and never NaN
+            # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
             buffer[size : padded_length(stop - start) * bits // 8] = 0
 
     # Computing
 
     def _compute_all(self) -> None:
-        pairs: list[np.ndarray] = []
-        numbers: dict[str, jax.Array] = {}
-        sums: jax.Array | None = None
-        while (loaded := self.loaded.get()) is not None:
-            step = loaded.work.step
-            if is_plain_copy(step):
-                self.made.put(Made(loaded, None))
-                continue
-            key = kernel_key(step)
-            with jax.enable_x64(True) if key.compute == np.float64 else nullcontext():
-                inputs = self._place(loaded)
-                if loaded.sums:
-                    start, stop = loaded.work.pieces[loaded.number]
-                    blocks = -(-(stop - start) // BLOCK)
-                    pairs = pairs if loaded.number else []
-                    pairs.append(np.asarray(sums_kernel(key)(inputs))[:, :blocks])
-                    if loaded.number == len(loaded.work.pieces) - 1:
-                        sums = _add_blocks(np.concatenate(pairs, axis=1))
-                if not loaded.combine:
+        computer = Computer()
+        try:
+            while (loaded := self.loaded.get()) is not None:
+                if is_plain_copy(loaded.work.step):
+                    self.made.put(Made(loaded, None))
+                elif (piece := computer.feed(loaded)) is not None:
+                    self.made.put(Made(loaded, piece))
+                else:
                     self.free.put(loaded.slot)
-                    continue
-                if loaded.number == 0:
-                    numbers = {
-                        name: jax.device_put(value)
-                        for name, value in traced_numbers(step, key.compute).items()
-                    }
-                    if step.method == COPY or REGISTRY[step.method].sums is None:
-                        sums = None
-                self.made.put(Made(loaded, combine_kernel(key)(inputs, numbers, sums)))
-        self.made.put(None)
-
-    def _place(self, loaded: Loaded) -> list[jax.Array]:
-        """The inputs as device arrays; on CPU they are the slot's memory itself."""
-        start, stop = loaded.work.pieces[loaded.number]
-        length = padded_length(stop - start)
-        arrays = []
-        for item, buffer in zip(loaded.work.step.inputs, loaded.slot.buffers, strict=False):
-            dtype = NUMPY[item.spec.dtype]
-            arrays.append(jax.device_put(buffer[: length * dtype.itemsize].view(dtype)))
-        return arrays
+            self.made.put(None)
+        finally:
+            computer.close()
 
     # Writing
 
@@ -341,16 +278,3 @@ class _Run:
             if isinstance(item, Read)
             else f"'{item.step}'"
         )
-
-
-_tree = jax.jit(add_blocks)
-
-
-def _add_blocks(pairs: np.ndarray) -> jax.Array:
-    """The totals of all blocks, by the same compiled tree that the methods use on whole arrays."""
-    blocks = pairs.shape[1]
-    wanted = padded_blocks(blocks)  # one program for each power of two
-    padded = np.zeros((pairs.shape[0], wanted, 2), pairs.dtype)
-    padded[:, :blocks] = pairs
-    totals: jax.Array = _tree(jax.device_put(padded))
-    return totals

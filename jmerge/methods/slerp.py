@@ -5,6 +5,8 @@ Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for vector
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,7 @@ COLINEAR = 0.9995  # |cosine| above which the arc is a line: MergeKit's bound, r
 NO_LENGTH = 1e-8  # a norm up to this one is taken as 1: there is no direction to turn
 
 
-def slerp_sums(base: jax.Array, models: jax.Array) -> tuple[jax.Array, ...]:
+def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
     """base [*shape], models [1, *shape] -> the terms [*shape] of |base|^2, of |model|^2 and of their product."""
     return base * base, models[0] * models[0], base * models[0]
 

@@ -1,10 +1,15 @@
-"""How a merge method declares itself: what it takes, its parameters, the sums it needs. One declaration serves
-recipe checks, defaults, documentation and the test laws.
+"""How a merge method declares itself; one declaration serves recipe checks, defaults, documentation and test laws.
 
 A method is a pure function of float32 arrays. Its first arguments say what it takes, its keyword-only arguments
-are its parameters. It works elementwise, except through `sums`: the engine evaluates `sums(...)` on every piece of
-a tensor, adds each of the results over the whole tensor with `methods.reduce`, and hands the totals to the
-function, which can then be applied to any piece alone. Called by hand on whole arrays, it adds them up itself.
+are its parameters. It works elementwise, except through statistics of the whole tensor, of which there are two:
+
+- a `Density` becomes a cut, the bound above which elements are kept (`methods.cuts`);
+- `sums`, a function called like the method, gives terms elementwise; their totals over the tensor
+  (`methods.reduce`) are handed to the method as the keyword `sums`.
+
+With them it can be applied to any piece of a tensor alone. Called by hand on whole arrays it finds them itself.
+Two more keywords are filled in when the method has them: `start`, the position of a piece in its tensor, and `keys`,
+a key for each model's random numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +18,17 @@ import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jmerge.errors import PlanError
 from jmerge.recipe.settings import Kind
 
 Takes = Literal["models", "delta", "base, models"]
 Base = Literal["needed", "optional", "input"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+Numbers = Mapping[str, Any]  # resolved parameters by name in recipes
+
+RESERVED = ("sums", "start", "keys")  # keywords that are not parameters
 
 
 class Required:
@@ -42,12 +51,18 @@ class Parameter:
     yaml: str = ""  # its name in recipes, when the Python name cannot be it (`lambda`)
     low: float | None = None
     high: float | None = None
+    density: bool = False  # it becomes a cut
     doc: str = ""
 
 
 def PerModel(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802  (reads as a type)
     """A continuous number for each model; the function gets an array [models], or None when unset."""
     return Parameter(default=default, kind="float", per_model=True, **rest)
+
+
+def Density(default: float | Required = required, **rest: Any) -> Parameter:  # noqa: N802
+    """The share of each model's elements that is kept; the function gets the `Cut` that keeps them."""
+    return Parameter(default=default, kind="float", per_model=True, density=True, **rest)
 
 
 def Shared(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802
@@ -66,26 +81,34 @@ class Method:
 
     name: str
     function: Callable[..., Any]
-    takes: (
-        Takes  # the arrays it is called with: [models, *shape], deltas of them, or base and models
-    )
-    base: Base  # a base model is needed, optional, or an ordinary input like the others
-    counts: tuple[
-        int, int | None
-    ]  # least and most models (without the base, unless it is an ordinary input)
+    # The arrays it is called with: [models, *shape], their changes from the base, or base and models.
+    takes: Takes
+    # Whether it needs a base model, can do with one, or takes it as an input like the others.
+    base: Base
+    # Least and most models, without the base unless that is an input like the others.
+    counts: tuple[int, int | None]
     parameters: Mapping[str, Parameter]  # by name in recipes
     keywords: Mapping[str, str]  # name in recipes -> keyword of the function
-    sums: (
-        Callable[..., Any] | None
-    )  # arrays -> terms [*shape] whose totals over the tensor it needs
-    check: Callable[[Mapping[str, Any]], str | None]  # resolved numbers -> what is wrong with them
+    reserved: frozenset[str]  # which of RESERVED it takes
+    sums: Callable[..., Any] | None  # called like the function -> terms [*shape] to be summed
+    sums_when: str  # the switch without which it needs no sums; empty: always
+    check: Callable[[Numbers], str | None]  # what is wrong with the numbers
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
-    copies: Callable[
-        [Mapping[str, Any]], bool
-    ]  # numbers with which the only input comes back unchanged
+    copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
     title: str
     paper: str  # link; empty when there is none
+
+    def needs_sums(self, numbers: Numbers) -> bool:
+        """Whether it needs sums over the tensor with these numbers."""
+        return self.sums is not None and bool(numbers.get(self.sums_when, True))
+
+    def densities(self, numbers: Numbers) -> tuple[float, ...]:
+        """The share kept of each model; empty for a method that does not select."""
+        for name, declared in self.parameters.items():
+            if declared.density:
+                return tuple(numbers[name])
+        return ()
 
     def counts_text(self) -> str:
         """How many models it merges, in words."""
@@ -105,31 +128,34 @@ def merge_method(
     base: Base = "input",
     models: tuple[int, int | None] = (1, None),
     sums: Callable[..., Any] | None = None,
-    check: Callable[[Mapping[str, Any]], str | None] = lambda numbers: None,
-    carries_nan: bool = False,
-    copies: Callable[[Mapping[str, Any]], bool] = lambda numbers: False,
+    sums_when: str = "",
+    check: Callable[[Numbers], str | None] = lambda numbers: None,
     no_effect: tuple[str, ...] = (),
+    carries_nan: bool = False,
+    copies: Callable[[Numbers], bool] = lambda numbers: False,
     title: str = "",
     paper: str = "",
     **parameters: Parameter,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Function], Function]:
     """Register the decorated function as the method `name` and give it back unchanged.
+
+    The arguments are the fields of `Method`; `models` are its counts, and what is left are its parameters.
 
     Raises:
       ValueError: the name is taken, or the declared parameters are not the function's keyword-only arguments.
     """
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Function) -> Function:
         if name in REGISTRY:
-            raise ValueError(
-                f"a merge method called {name!r} is already registered: {REGISTRY[name].function}"
-            )
+            taken = REGISTRY[name].function
+            raise ValueError(f"a merge method called {name!r} is already registered: {taken}")
         arguments = inspect.signature(function).parameters.values()
-        keywords = [a.name for a in arguments if a.kind is a.KEYWORD_ONLY]
-        expected = [*parameters, *(["sums"] if sums else [])]
-        if sorted(keywords) != sorted(expected):
+        keywords = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY}
+        reserved = keywords & set(RESERVED)
+        if keywords - reserved != set(parameters) or ("sums" in reserved) != (sums is not None):
+            expected = sorted([*parameters, *(["sums"] if sums else [])])
             raise ValueError(
-                f"{name}: declared {expected}, but the function's keyword-only arguments are {keywords}"
+                f"{name}: declared {expected}, but the function's keyword-only arguments are {sorted(keywords)}"
             )
         REGISTRY[name] = Method(
             name=name,
@@ -139,11 +165,13 @@ def merge_method(
             counts=models,
             parameters={declared.yaml or key: declared for key, declared in parameters.items()},
             keywords={declared.yaml or key: key for key, declared in parameters.items()},
+            reserved=frozenset(reserved),
             sums=sums,
+            sums_when=sums_when,
             check=check,
+            no_effect=no_effect,
             carries_nan=carries_nan,
             copies=copies,
-            no_effect=no_effect,
             title=title or name,
             paper=paper,
         )
@@ -158,6 +186,5 @@ def register_installed() -> None:
         try:
             point.load()
         except Exception as error:
-            raise PlanError(
-                f"the merge method '{point.name}' of {point.value} cannot be loaded: {error}"
-            ) from error
+            message = f"the merge method '{point.name}' of {point.value} cannot be loaded: {error}"
+            raise PlanError(message) from error

@@ -10,6 +10,7 @@ from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import PlanError, raise_all
+from jmerge.methods.random import make_key
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
@@ -55,7 +56,9 @@ def build_plan(
     layouts = infer_layouts(checkpoints)
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
-    return _Builder(recipe, REGISTRY[recipe.method], checkpoints, layouts, tied, notes).build(seed)
+    return _Builder(
+        recipe, REGISTRY[recipe.method], checkpoints, layouts, tied, notes, seed
+    ).build()
 
 
 def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Layout]:
@@ -90,7 +93,9 @@ class _Builder:
         layouts: Mapping[ModelRef, Layout],
         tied: Mapping[ModelRef, bool],
         notes: Notes,
+        seed: int,
     ) -> None:
+        self.seed = seed
         self.recipe = recipe
         self.method = method
         self.notes = notes
@@ -104,7 +109,7 @@ class _Builder:
         self.mismatched: dict[ModelRef, dict[str, str]] = {}  # who -> tensor -> its shapes
         self.partial: dict[tuple[str, str], list[str]] = {}  # (who lacks, what follows) -> tensors
 
-    def build(self, seed: int) -> Plan:
+    def build(self) -> Plan:
         raise_all(PlanError, self.notes.faults)
         for target in self.places.targets():
             self._make(target)
@@ -123,7 +128,7 @@ class _Builder:
             version=VERSION,
             recipe=self.recipe.text,
             method=self.method.name,
-            seed=seed,
+            seed=self.seed,
             models=tuple(_input_model(view) for view in self.views.values()),
             steps=tuple(self.steps.values()),
             unused=unused,
@@ -229,9 +234,19 @@ class _Builder:
                 method=COPY if copied else self.method.name,
                 numbers=numbers,
                 t=place.t,
+                keys=self._keys(target.name, [i for i, _ in models], base) if not copied else (),
                 note=note,
             )
         )
+
+    def _keys(
+        self, name: str, models: Sequence[int], base: int | None
+    ) -> tuple[tuple[int, int], ...]:
+        """The random keys of the models at these positions of the slice, counted without the base."""
+        if "keys" not in self.method.reserved:
+            return ()
+        places = [i - (base is not None and i > base) for i in models]
+        return tuple(make_key(self.seed, name, place) for place in places)
 
     def _copy(self, target: Target, found: Found, *, trained: bool) -> None:
         """A tensor that is not merged: the base's, or the first; those that are not floats must all be equal."""

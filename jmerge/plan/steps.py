@@ -53,6 +53,7 @@ class Step:
     method: str
     numbers: Numbers
     t: float  # relative depth at which the numbers were taken
+    keys: tuple[tuple[int, int], ...] = ()  # of the random numbers of each model
     note: str = ""  # why it is not made as the recipe says for its like
     written: bool = True  # False: only other steps use it
 

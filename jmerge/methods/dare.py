@@ -1,0 +1,103 @@
+"""DARE: drop changes at random and make up for it; then add them up, or let them agree on a sign first.
+
+Yu et al., "Language Models are Super Mario", ICML 2024, https://arxiv.org/abs/2311.03099
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.combine import sign_consensus
+from jmerge.methods.prune import norm_terms, restore_norm
+from jmerge.methods.random import uniform
+from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
+from jmerge.methods.task_arithmetic import task_arithmetic
+
+Function = Callable[..., jax.Array]
+
+
+def drop(
+    delta: jax.Array, density: jax.Array, keys: jax.Array, start: jax.Array | None
+) -> jax.Array:
+    """delta [models, *shape] with each element kept with probability density [models] and zero otherwise."""
+    chance = density.astype(jnp.float32).reshape(-1, *(1 for _ in delta.shape[1:]))
+    return jnp.where(uniform(keys, delta.shape[1:], start) < chance, delta, 0)
+
+
+def dare_sums(
+    delta: jax.Array,
+    *,
+    density: jax.Array,
+    keys: jax.Array,
+    rescale: bool,
+    start: jax.Array | None = None,
+    **_: Any,
+) -> tuple[jax.Array, ...]:
+    """The terms of the norms that `rescale` restores; none without it."""
+    return norm_terms(delta, drop(delta, density, keys, start)) if rescale else ()
+
+
+def _declare(name: str, title: str) -> Callable[[Function], Function]:
+    return merge_method(
+        name,
+        takes="delta",
+        base="needed",
+        models=(0, None),
+        sums=dare_sums,
+        sums_when="rescale",
+        no_effect=("int8_mask",),
+        title=title,
+        paper="https://arxiv.org/abs/2311.03099",
+        weight=PerModel(doc="factor of the model's change"),
+        density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
+        scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
+        normalize=Switch(False, doc="divide by the sum of the weights (of those that agree)"),
+        rescale=Switch(True, doc="restore each model's L1 norm after dropping"),
+    )
+
+
+@_declare("dare_linear", "Linear DARE")
+def dare_linear(
+    delta: jax.Array,
+    *,
+    weight: jax.Array,
+    density: jax.Array,
+    scale: jax.Array,
+    normalize: bool,
+    rescale: bool,
+    keys: jax.Array,
+    start: jax.Array | None = None,
+    sums: jax.Array | None = None,
+) -> jax.Array:
+    """delta [models, *shape], weight and density [models], keys uint32 [models, 2] -> the change [*shape].
+
+    Each model's elements are dropped independently by `methods.random.uniform`; the rest as in task arithmetic.
+    """
+    kept = drop(delta, density, keys, start)
+    if rescale:
+        kept = restore_norm(delta, kept, sums)
+    return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
+
+
+@_declare("dare_ties", "DARE TIES")
+def dare_ties(
+    delta: jax.Array,
+    *,
+    weight: jax.Array,
+    density: jax.Array,
+    scale: jax.Array,
+    normalize: bool,
+    rescale: bool,
+    keys: jax.Array,
+    start: jax.Array | None = None,
+    sums: jax.Array | None = None,
+) -> jax.Array:
+    """As `dare_linear`, but only changes that agree with the sign of their weighted sum are added."""
+    kept = drop(delta, density, keys, start)
+    if rescale:
+        kept = restore_norm(delta, kept, sums)
+    return scale * sign_consensus(weight, kept, normalize=normalize)

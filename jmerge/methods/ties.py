@@ -1,0 +1,65 @@
+"""TIES: keep each model's largest changes, agree on a sign, average those that agree.
+
+Yadav et al., "TIES-Merging", NeurIPS 2023, https://arxiv.org/abs/2306.01708
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.combine import sign_consensus
+from jmerge.methods.cuts import Cut, find_cut, is_kept
+from jmerge.methods.prune import norm_terms, restore_norm
+from jmerge.methods.spec import Density, PerModel, Shared, Switch, merge_method
+
+
+def ties_sums(
+    delta: jax.Array, *, keep: Cut, rescale: bool, start: jax.Array | None = None, **_: Any
+) -> tuple[jax.Array, ...]:
+    """The terms of the norms that `rescale` restores; none without it."""
+    if not rescale:
+        return ()
+    return norm_terms(delta, jnp.where(is_kept(delta, keep, start), delta, 0))
+
+
+@merge_method(
+    "ties",
+    takes="delta",
+    base="needed",
+    models=(0, None),
+    sums=ties_sums,
+    sums_when="rescale",
+    no_effect=("int8_mask",),
+    title="TIES",
+    paper="https://arxiv.org/abs/2306.01708",
+    weight=PerModel(doc="factor of the model's change; a negative one turns its vote"),
+    keep=Density(1.0, yaml="density", doc="share of the model's largest changes that is kept"),
+    scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
+    normalize=Switch(True, doc="divide by the weights of the models that agree"),
+    rescale=Switch(False, doc="restore each model's L1 norm after dropping"),
+)
+def ties(
+    delta: jax.Array,
+    *,
+    weight: jax.Array,
+    keep: Cut | Sequence[float],
+    scale: jax.Array,
+    normalize: bool,
+    rescale: bool,
+    start: jax.Array | None = None,
+    sums: jax.Array | None = None,
+) -> jax.Array:
+    """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
+
+    keep: a concrete share for each model, or the cut that follows from it. Of a positive share at least one element
+    is kept, of one that is not positive none; ties go to the lower flat index.
+    """
+    keep = find_cut(delta, keep)
+    kept = jnp.where(is_kept(delta, keep, start), delta, 0)
+    if rescale:
+        kept = restore_norm(delta, kept, sums)
+    return scale * sign_consensus(weight, kept, normalize=normalize)
