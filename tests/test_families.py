@@ -1,8 +1,9 @@
 """Merges of tiny models of ten families, made, loaded and run by transformers.
 
-Every family is a row of `FAMILIES`. What the merged tensors must be is computed here in numpy float64 from the input
-files, by the literal names of their tensors: nothing that knows architectures in jmerge takes part. The result must
-also load without a complaint and compute what a model filled with the numpy tensors computes.
+Every family is a row of `FAMILIES`. What the merged tensors must be is computed here in numpy
+float64 from the input files, by the literal names of their tensors: nothing that knows
+architectures in jmerge takes part. The result must also load without a complaint and compute what a
+model filled with the numpy tensors computes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,6 @@ IMAGE_TOKEN = VOCAB - 1
 FULL, SLIDING = "full_attention", "sliding_attention"
 MODELS = {"a": 1, "b": 2, "c": 3}  # name -> seed; c is the base of task arithmetic
 
-pytestmark = [
-    # torch scripts a few helpers when transformers is imported
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
-]
-
 
 # Families
 
@@ -48,8 +43,8 @@ pytestmark = [
 class Part:
     """A module of a family, or all of it: its layers, and which tensors come before and after them.
 
-    A stacked merge takes `ranges[0]` of model a and `ranges[1]` of model b, so what comes before is a's and what
-    comes after is b's.
+    A stacked merge takes `ranges[0]` of model a and `ranges[1]` of model b, so what comes before is
+    a's and what comes after is b's.
     """
 
     module: str | None = None  # its name under `modules:`; None: the family has only one
@@ -141,7 +136,7 @@ def gpt2_config(stacked: bool) -> PretrainedConfig:
 
 
 def t5_config(stacked: bool, **rest: Any) -> PretrainedConfig:
-    """Encoder and decoder of equal depth; the stacked encoder has 4 layers, the stacked decoder 2."""
+    """Encoder and decoder of equal depth; stacked they have 4 layers and 2."""
     return transformers.T5Config(
         vocab_size=VOCAB,
         d_model=HIDDEN,
@@ -157,7 +152,7 @@ def t5_config(stacked: bool, **rest: Any) -> PretrainedConfig:
 
 
 def llava_config(stacked: bool) -> PretrainedConfig:
-    """Text and vision of equal depth; the stacked text has 4 layers, the stacked vision tower 2."""
+    """Text and vision of equal depth; stacked they have 4 layers and 2."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=HIDDEN,
         intermediate_size=INNER,
@@ -208,7 +203,7 @@ def llava_inputs() -> Inputs:
 
 
 def store_copies(tensors: Tensors) -> Tensors:
-    """T5 files as they were once written: every use of the shared table is stored under its own name."""
+    """T5 files as they were once written: each use of the shared table is stored by its name."""
     copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     return tensors | {name: tensors["shared.weight"].copy() for name in copies}
 
@@ -399,7 +394,7 @@ FAMILIES = (
             ),
         ),
         inputs=llava_inputs,
-        # the features are taken before the last norm; the tower's key biases add the same to every score
+        # features are taken before the last norm; key biases add the same to every score
         silent=r"model\.vision_tower\.(post_layernorm\..*|encoder\..*\.k_proj\.bias)",
     ),
 )
@@ -456,7 +451,7 @@ METHODS = {
 
 
 def stack_recipe(family: Family) -> dict[str, Any]:
-    """Layers of a under layers of b in every module that has layers; a module without is the model's it belongs to."""
+    """Layers of a under layers of b in every module with layers; others are whole, a's or b's."""
     recipe: dict[str, Any] = {"merge_method": "passthrough"}
     modules = {}
     for part in family.parts:
@@ -524,7 +519,7 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Pa
 
 
 def new_model(family: Family, seed: int) -> PreTrainedModel:
-    """A model all of whose parameters, norms and biases too, are seeded normal noise, so that each of them shows."""
+    """A model whose parameters, norms and biases too, are seeded noise, so that each shows."""
     model = family.model(family.config(False)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -552,13 +547,23 @@ def merge(recipe: dict[str, Any], folder: Path, out: Path) -> None:
     jmerge.merge(path, out, listeners=())
 
 
-def check(family: Family, out: Path, wanted: Tensors, stacked: bool) -> None:
-    """Tensors, config, loading and forward pass of the merged model in `out`."""
+def check(
+    family: Family, out: Path, wanted: Tensors, *, stacked: bool = False, exact: bool = False
+) -> None:
+    """Tensors, config, loading and forward pass of the merged model in `out`.
+
+    Args:
+      family: of the model.
+      out: its folder.
+      wanted: its tensors.
+      stacked: it has the depths of the stacked merge.
+      exact: its tensors are copies.
+    """
     found = read_model(out)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == np.float32, name
-        assert_tensor(name, found[name], tensor, ulp=0 if stacked else TO_ROUNDING)
+        assert_tensor(name, found[name], tensor, ulp=0 if exact else TO_ROUNDING)
     config = family.config(stacked)
     check_config(family, out, config)
     model = load(family, out)
@@ -579,7 +584,7 @@ def assert_tensor(name: str, found: np.ndarray, wanted: np.ndarray, ulp: float) 
 
 
 def check_config(family: Family, out: Path, wanted: PretrainedConfig) -> None:
-    """config.json says what a config built for these tensors says, and which class and dtype they have."""
+    """config.json says what a config built for these tensors says, and names class and dtype."""
     raw = json.loads((out / "config.json").read_text())
     assert raw["architectures"] == [family.model.__name__]
     assert raw["dtype"] == "float32"
@@ -629,7 +634,7 @@ BY_NAME = [pytest.param(family, id=family.name) for family in FAMILIES]
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_forward_pass_depends_on_every_tensor(family: Family) -> None:
-    """The comparison of logits below sees every parameter, but for those that no input can make visible."""
+    """Comparing logits sees every parameter, but for those that no input can make visible."""
     model = new_model(family, seed=1)
     logits = model(**family.inputs()).logits
     generator = torch.Generator().manual_seed(7)
@@ -653,13 +658,40 @@ def test_methods(
         name: METHODS[method].merge(*(model[name].astype(np.float64) for model in (a, b, c)))
         for name in a
     }
-    check(family, tmp_path / "out", wanted, stacked=False)
+    check(family, tmp_path / "out", wanted)
 
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_stacks(family: Family, inputs_of: Callable[[Family], Path], tmp_path: Path) -> None:
-    """Layers of one model under layers of another; depth and kinds of layers in config.json follow."""
+    """Layers of one model under layers of another; depth and kinds in config.json follow."""
     folder = inputs_of(family)
     merge(stack_recipe(family), folder, tmp_path / "out")
     wanted = stack_tensors(family, read_model(folder / "a"), read_model(folder / "b"))
-    check(family, tmp_path / "out", wanted, stacked=True)
+    check(family, tmp_path / "out", wanted, stacked=True, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("t5", "decoder"), ("llava", "language_model"), ("llava", "vision_tower")],
+)
+def test_a_module_of_another_model(
+    name: str, module: str, inputs_of: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    """One module is model b's and the others are model a's."""
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = inputs_of(family)
+    origin = {part.module: "b" if part.module == module else "a" for part in family.parts}
+    recipe = {
+        "merge_method": "passthrough",
+        "modules": {part: {"models": [entry(model)]} for part, model in origin.items()},
+    }
+    merge(recipe, folder, tmp_path / "out")
+    a, b = (read_model(folder / model) for model in "ab")
+    part = next(part for part in family.parts if part.module == module)
+    wanted = {
+        name: b[name]
+        if name in part.before + part.after or name.startswith(f"{part.layers}.")
+        else a[name]
+        for name in a
+    }
+    check(family, tmp_path / "out", wanted, exact=True)

@@ -40,6 +40,9 @@ RECIPES = {
         "merge_method: slerp\nbase_model: {m[0]}\nmodels:\n{plain}parameters: {{t: 0.4}}\n",
     ),
     "task_arithmetic": (4, "merge_method: task_arithmetic\nbase_model: {m[0]}\nmodels:\n{others}"),
+    "ties": (4, "merge_method: ties\nbase_model: {m[0]}\nmodels:\n{others}"),
+    "dare_linear": (4, "merge_method: dare_linear\nbase_model: {m[0]}\nmodels:\n{others}"),
+    "dare_ties": (4, "merge_method: dare_ties\nbase_model: {m[0]}\nmodels:\n{others}"),
     "passthrough": (1, "merge_method: passthrough\nmodels:\n{plain}"),
 }
 

@@ -13,7 +13,9 @@ from jmerge.ckpt.dtypes import CONFIG_NAMES
 # Lists of layer numbers (not one entry per layer): renumbered.
 LAYER_NUMBERS = (
     "mlp_only_layers",
+    "moe_layers",
     "full_attn_idxs",
+    "fullatt_block_indexes",
     "attn_layer_indices",
     "cross_attention_layers",
     "global_attn_layers",
@@ -33,7 +35,9 @@ RULES = (
     "sliding_window_pattern",
 )
 # Lists that can be as long as the stack by accident.
-NOT_PER_LAYER = re.compile(r".*(token_ids?|architectures|section|kernel\w*|sizes?|shape|mean|std)")
+NOT_PER_LAYER = re.compile(
+    r".*(_ids?|tokens|architectures|section|kernel\w*|sizes?|shape|mean|std)"
+)
 PER_LAYER_TEXT = ("hybrid_override_pattern",)  # one letter per layer
 
 
@@ -81,7 +85,7 @@ def set_depth(
     for key, value in list(part.items()):
         if isinstance(value, list) and key in LAYER_NUMBERS:
             part[key] = [
-                i for i, source in enumerate(layers) if source.layer in (_own(source, key) or value)
+                i for i, source in enumerate(layers) if source.layer in _numbers(source, key, value)
             ]
         elif isinstance(value, list) and len(value) == old and not NOT_PER_LAYER.fullmatch(key):
             part[key] = [_entry(source, key, value) for source in layers]
@@ -154,6 +158,12 @@ def _own(source: Layers, key: str) -> Any:
     if not source.stack.keys:
         return None
     return get_path(source.config, (*source.stack.keys[0][:-1], key))
+
+
+def _numbers(source: Layers, key: str, donor: list[int]) -> list[int]:
+    """The model's own list of layer numbers, an empty one too; the donor's when it has none."""
+    own = _own(source, key)
+    return own if isinstance(own, list) else donor
 
 
 def _entry(source: Layers, key: str, donor: Sequence[Any]) -> Any:

@@ -48,8 +48,9 @@ EMBEDDING_MODULES = (
     "input_embedding",
 )
 FIRST = re.compile(
-    r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings|shared|patch_\w*|conv[12]|rotary\w*"
-    r"|ln_pre|layernorm_pre|class_embedding|pos_embed|relative_pe|positional_embedding\w*"
+    r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings\w*|shared|patch_\w*|conv[12]|rotary\w*"
+    r"|ln_pre|layernorm_pre|pre_la?ye?rnorm|layernorm_embedding|project_in|class_embedding|pos_embed"
+    r"|relative_pe|positional_embedding\w*"
 )
 LAST = re.compile(
     r"lm_head|embed_out|output(_layer)?|score|classifier|pre_classifier|pooler|cls|vocab_\w*|norm|norm_f|ln_f"
@@ -201,46 +202,59 @@ def _trim(indices: list[int], layers: dict[int, set[str]]) -> list[int]:
 
 
 def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
-    """The stacks with the config keys that hold their lengths, each key and stack used once, best match first."""
+    """The stacks with the config keys that hold their lengths, each key used once, best matches first.
+
+    A second usual key of the same length in the same map (`n_layer` beside `num_hidden_layers`) goes to the stack
+    it suits best, so that all of them are rewritten together.
+    """
     dicts = config_dicts(config)
+    two_kinds = any(VISION.search(".".join(path)) for path, _ in dicts)
     candidates = []
     for path, part in dicts:
         for key, value in part.items():
             usual = key in LAYER_KEYS
             if type(value) is int and (usual or OTHER_LAYER_KEY.fullmatch(key)):
                 for i, stack in enumerate(stacks):
-                    if stack.depth == value:
-                        score = _key_score(stack.prefix, (*path, key)) - (0 if usual else 1)
-                        candidates.append((score, -i, (*path, key), stack))
-    taken: dict[str, KeyPath] = {}
-    for score, _, path, stack in sorted(candidates, key=lambda c: c[:2], reverse=True):
-        if score >= -1 and stack.prefix not in taken and path not in taken.values():
-            taken[stack.prefix] = path
-    keyed = []
-    for stack in stacks:
-        keys: tuple[KeyPath, ...] = ()
-        if stack.prefix in taken:
-            best = taken[stack.prefix]
-            part = next(part for path, part in dicts if path == best[:-1])
-            same = [
-                k
-                for k in LAYER_KEYS
-                if k != best[-1] and part.get(k) == stack.depth and type(part[k]) is int
-            ]
-            synonyms = [(*best[:-1], k) for k in same if (*best[:-1], k) not in taken.values()]
-            keys = (best, *(synonyms if len(taken) == 1 else ()))
-        keyed.append(Stack(stack.prefix, stack.indices, keys))
-    return keyed
+                    score = _key_score(stack.prefix, (*path, key), two_kinds)
+                    if stack.depth == value and score is not None:
+                        candidates.append(
+                            (score - (not usual), -i, (*path, key), usual, stack.prefix)
+                        )
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    keys: dict[str, list[KeyPath]] = {}
+    taken: dict[KeyPath, str] = {}
+    for _, _, path, _, prefix in candidates:
+        if prefix not in keys and path not in taken:
+            keys[prefix] = [path]
+            taken[path] = prefix
+    for _, _, path, usual, prefix in candidates:
+        same_map = prefix in keys and path[:-1] == keys[prefix][0][:-1]
+        if usual and same_map and path not in taken and _same_side(prefix, path):
+            keys[prefix].append(path)
+            taken[path] = prefix
+    return [
+        Stack(stack.prefix, stack.indices, tuple(keys.get(stack.prefix, ()))) for stack in stacks
+    ]
 
 
-def _key_score(prefix: str, path: KeyPath) -> float:
-    """How well the config key at `path` suits the stack called `prefix`; below -1 it cannot be its key."""
+def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
+    """How well the config key at `path` suits the stack called `prefix`; None when it cannot be its key.
+
+    `two_kinds`: the config describes a vision or audio part too, so that either part has keys of its own.
+    """
     key, stack = ".".join(path).lower(), prefix.lower()
-    score = 4.0 if bool(VISION.search(key)) == bool(VISION.search(stack)) else -4.0
+    if two_kinds and bool(VISION.search(key)) != bool(VISION.search(stack)):
+        return None
+    score = 0.0
     for side, weight in (("decoder", 2.0), ("encoder", 1.0)):
         score += weight * ((side in key) == (side in stack))
     words = set(re.split(r"[._]", key)) & set(re.split(r"[._]", stack))
     return score + 0.2 * len(words) + 0.5 * (path[-1] == "num_hidden_layers")
+
+
+def _same_side(prefix: str, path: KeyPath) -> bool:
+    """Whether a key that speaks of an encoder or decoder speaks of this stack."""
+    return all(side not in path[-1] or side in prefix for side in ("encoder", "decoder"))
 
 
 def _locate(name: str, stacks: list[Stack]) -> tuple[Stack | None, int]:
@@ -291,15 +305,16 @@ def _is_classifier(name: str) -> bool:
 
 
 def _part(name: str, embeddings: tuple[str, ...], heads: tuple[str, ...]) -> Part:
+    """Whether a loose tensor comes before or after the layers: the first telling word of its name decides."""
     if name in embeddings or name in heads:
         return "first" if name in embeddings else "last"
     words = name.split(".")
-    first = any(FIRST.fullmatch(word) for word in words)
-    return (
-        "first"
-        if first and not any(LAST.fullmatch(word.lower()) for word in words[:-1])
-        else "last"
-    )
+    for i, word in enumerate(words):
+        if i < len(words) - 1 and LAST.fullmatch(word.lower()):
+            return "last"
+        if FIRST.fullmatch(word.lower()):
+            return "first"
+    return "last"
 
 
 def _layered(stacks: list[Stack], specs: Mapping[str, TensorSpec]) -> list[Stack]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from jmerge.arch.infer import Role
 from jmerge.plan.heads import Heads
 from jmerge.plan.steps import Unused
 from jmerge.plan.views import View
@@ -12,26 +13,29 @@ from jmerge.recipe.recipe import Recipe
 
 def account(view: View, recipe: Recipe, heads: Heads) -> Iterator[Unused | str]:
     """Each tensor of a model that no step reads: an `Unused` with the reason, or its bare name when there is none."""
-    sources = [s for _, out in recipe.slices() for s in out.sources if s.ref == view.ref]
-    modules = {module.name for module in recipe.modules}
-    ranged = bool(sources) and all(source.layers for source in sources)
-    several = any(len(module.slices) > 1 for module in recipe.modules)
     for name, role in view.layout.roles.items():
-        if name in view.used:
-            continue
-        if not sources:
-            reason = "the model gives only names, config and files"
-        elif None not in modules and role.module not in modules:
-            reason = f"module '{role.module}' is not in the recipe"
-        elif role.buffer:
-            reason = "a buffer: taken from another model"
-        elif role.layer is not None and ranged:
-            reason = f"layer {role.layer} is in no layer_range"
-        elif heads.tied_away(view, name):
-            reason = "tied away: equal to the embedding, and the donor stores no head"
-        elif role.layer is None and several:
-            reason = f"the model is no source of the {role.part} slice"
-        else:
-            yield name
-            continue
-        yield Unused(model=view.number, name=name, reason=reason)
+        if name not in view.used:
+            reason = _reason(view, name, role, recipe, heads)
+            yield Unused(model=view.number, name=name, reason=reason) if reason else name
+
+
+def _reason(view: View, name: str, role: Role, recipe: Recipe, heads: Heads) -> str | None:
+    """Why no step reads the tensor; None when nothing explains it."""
+    everywhere = [s for _, out in recipe.slices() for s in out.sources if s.ref == view.ref]
+    modules = [module for module in recipe.modules if module.name in (None, role.module)]
+    sources = [s for m in modules for out in m.slices for s in out.sources if s.ref == view.ref]
+    if not everywhere:
+        return "the model gives only names, config and files"
+    if not modules:
+        return f"module '{role.module}' is not in the recipe"
+    if not sources:
+        return f"the model is no source of module '{role.module}'"
+    if role.buffer:
+        return "a buffer: taken from another model"
+    if role.layer is not None and all(source.layers for source in sources):
+        return f"layer {role.layer} is in no layer_range"
+    if heads.tied_away(view, name):
+        return "tied away: equal to the embedding, and the donor stores no head"
+    if role.layer is None and any(len(module.slices) > 1 for module in modules):
+        return f"the model is no source of the {role.part} slice"
+    return None

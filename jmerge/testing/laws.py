@@ -28,11 +28,12 @@ import yaml
 
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.engine.kernel import combine_kernel, sums_kernel
+from jmerge.engine.kernel import combine_kernel, magnitude_kernel, sums_kernel
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
 from jmerge.jobs import merge, plan_recipe
 from jmerge.methods import REGISTRY, Method
+from jmerge.methods.random import make_key
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import Required
 from jmerge.plan.steps import Plan
@@ -42,9 +43,10 @@ from jmerge.testing.tiny import write_checkpoint
 Numbers = Mapping[str, Any]
 Shape = tuple[int, ...]
 
-# (models [models, *shape], base [*shape] or None, numbers as the row writes them) -> the merged tensor, in float64.
-# It knows the defaults of unset numbers by itself, so that a wrong declared default shows.
-Reference = Callable[[np.ndarray, np.ndarray | None, Numbers], np.ndarray]
+# (models [models, *shape], base [*shape] or None, numbers as the row writes them) -> the merged tensor, in float64;
+# for a random method also keys=, two words for each model. It knows the defaults of unset numbers by itself, so that
+# a wrong declared default shows.
+Reference = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ SHAPES: tuple[Shape, ...] = (
 SMALL = SHAPES[:7]
 FEW: tuple[Shape, ...] = ((), (0,), (2, 3, 4), (3, BLOCK - 1))
 LONG = 25 * BLOCK - 7  # elements: several pieces of most lengths that kernels have
+TENSOR = "tensor"  # its name, where a law needs one only; random numbers depend on it
 PIECES = (BLOCK, 2 * BLOCK, 3 * BLOCK, 8 * BLOCK)
 
 
@@ -141,10 +144,10 @@ def check_shift(row: Row) -> None:
         inputs = draw((3, BLOCK - 1), _count(row, numbers), has_base).map(_shorten)
         other = draw((3, BLOCK - 1), 1, False, seed=1).models[0]
         for shift in (np.full_like(other, 8), _shorten(8 * other)):
-            moved = _plus(inputs, shift)
-            results = streamed(row.method, {"still": inputs, "moved": moved}, numbers)
+            still = streamed(row.method, {TENSOR: inputs}, numbers)[TENSOR]
+            moved = streamed(row.method, {TENSOR: _plus(inputs, shift)}, numbers)[TENSOR]
             with about(numbers=numbers):
-                assert_close(results["moved"], results["still"] + shift)
+                assert_close(moved, still + shift)
 
 
 def check_reference(row: Row) -> None:
@@ -195,7 +198,7 @@ def check_compiles(row: Row) -> None:
     for numbers, has_base in _settings(row):
         changed = {name: _changed(value) for name, value in numbers.items()}
         if changed == numbers:
-            continue  # it holds flags and zeros only
+            continue  # it holds flags, zeros and ones only
         tried = True
         tensors = {"three_pieces": draw((9 * BLOCK,), _count(row, numbers), has_base)}
         forget_kernels()
@@ -237,9 +240,10 @@ def check_recipe(row: Row) -> None:
             for name, found in from_recipe(row.method, tensors, numbers, base_at).items():
                 inputs = tensors[name]
                 with about(numbers=numbers, tensor=name, dtype=dtype, base_at=base_at):
-                    assert_same_bytes(found, by_hand(method, inputs, numbers).astype(NUMPY[dtype]))
+                    own = by_hand(method, inputs, numbers, tensor=name)
+                    assert_same_bytes(found, own.astype(NUMPY[dtype]))
                     if dtype == "F64":
-                        assert_close(found, _wanted(row, inputs, numbers))
+                        assert_close(found, _wanted(row, inputs, numbers, name))
 
 
 LAWS: Mapping[str, Callable[[Row], None]] = {
@@ -345,21 +349,32 @@ def _count(row: Row, numbers: Numbers) -> int:
 
 
 def _changed(value: Any) -> Any:
-    """Another value of a continuous number, nearer to zero; flags and unset numbers stay."""
+    """Another value of a continuous number, nearer to zero; flags, unset numbers and a special one (1) stay."""
     if isinstance(value, tuple):
         return tuple(map(_changed, value))
-    return value * 0.75 if isinstance(value, float) else value
+    return value * 0.75 if isinstance(value, float) and value != 1 else value
 
 
-def _wanted(row: Row, inputs: Inputs, numbers: Numbers) -> np.ndarray:
+def _wanted(row: Row, inputs: Inputs, numbers: Numbers, tensor: str = TENSOR) -> np.ndarray:
     wide = inputs.map(lambda array: array.astype(np.float64))
-    return np.asarray(row.reference(np.stack(wide.models), wide.base, numbers))
+    keys = _keys(REGISTRY[row.method], len(inputs.models), tensor)
+    extra = {} if keys is None else {"keys": keys}
+    return np.asarray(row.reference(np.stack(wide.models), wide.base, numbers, **extra))
+
+
+def _keys(method: Method, models: int, tensor: str) -> np.ndarray | None:
+    """The keys uint32 [models, 2] of a random method under seed 0; None for another."""
+    if "keys" not in method.reserved:
+        return None
+    return np.asarray([make_key(0, tensor, model) for model in range(models)], np.uint32)
 
 
 # The function called by hand
 
 
-def by_hand(method: Method, inputs: Inputs, numbers: Numbers, *, jit: bool = True) -> np.ndarray:
+def by_hand(
+    method: Method, inputs: Inputs, numbers: Numbers, *, jit: bool = True, tensor: str = TENSOR
+) -> np.ndarray:
     """What research code gets: the function on whole arrays in float32 (float64 for float64 arrays)."""
     wide = any(array.dtype == np.float64 for array in inputs.models)
     dtype = np.dtype(np.float64 if wide else np.float32)
@@ -367,6 +382,9 @@ def by_hand(method: Method, inputs: Inputs, numbers: Numbers, *, jit: bool = Tru
         models = [jnp.asarray(model.astype(dtype)) for model in inputs.models]
         base = None if inputs.base is None else jnp.asarray(inputs.base.astype(dtype))
         traced, static = keyword_arguments(method, numbers, len(models), dtype)
+        keys = _keys(method, len(models), tensor)
+        if keys is not None:
+            traced["keys"] = jnp.asarray(keys)
         program = _program(method.function, method.takes, tuple(static.items()))
         if jit:
             program = _jitted(program)
@@ -376,7 +394,10 @@ def by_hand(method: Method, inputs: Inputs, numbers: Numbers, *, jit: bool = Tru
 def keyword_arguments(
     method: Method, numbers: Numbers, models: int, dtype: np.dtype[Any]
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """The function's keyword arguments for numbers of a recipe, unset ones at their defaults: traced and static."""
+    """The function's keyword arguments for numbers of a recipe, unset ones at their defaults: traced and static.
+
+    Flags are static, and so are the shares of a `Density`, from which counts are made.
+    """
     traced: dict[str, jax.Array] = {}
     static: dict[str, Any] = {}
     unknown = set(numbers) - set(method.parameters)
@@ -384,10 +405,10 @@ def keyword_arguments(
     for name, declared in method.parameters.items():
         value = numbers.get(name, declared.default)
         assert not isinstance(value, Required), f"{method.name} needs {name!r}"
-        if declared.kind != "float" or value is None:
+        if declared.per_model and value is not None and not isinstance(value, tuple):
+            value = (value,) * models
+        if declared.kind != "float" or declared.density or value is None:
             static[method.keywords[name]] = value
-        elif declared.per_model and not isinstance(value, tuple):
-            traced[method.keywords[name]] = jnp.full(models, value, dtype)
         else:
             traced[method.keywords[name]] = jnp.asarray(value, dtype)
     return traced, static
@@ -499,8 +520,8 @@ class Memory:
 
 def forget_kernels() -> None:
     """Make the engine compile its programs again; needed, too, when a method's function was replaced."""
-    combine_kernel.cache_clear()
-    sums_kernel.cache_clear()
+    for kernel in (combine_kernel, sums_kernel, magnitude_kernel):
+        kernel.cache_clear()
 
 
 _COMPILED: list[str] = []

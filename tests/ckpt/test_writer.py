@@ -188,7 +188,6 @@ STATES = {
 def test_what_is_there_already(case: str, overwrite: bool, tmp_path: Path) -> None:
     state = STATES[case]
     out = tmp_path / "out"
-    (tmp_path / "out").parent.mkdir(exist_ok=True)
     state.make(out)
     before = contents(out) if out.is_dir() else None
     message = state.forced if overwrite else state.refused

@@ -1,0 +1,343 @@
+"""config.json of the output: fields that the merge makes untrue change, all others stay."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from jmerge.arch.config import (
+    Change,
+    Layers,
+    get_path,
+    layer_rules,
+    set_depth,
+    set_dtype,
+    untie,
+)
+from jmerge.arch.infer import KeyPath, Stack
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def stack(depth: int, *keys: KeyPath) -> Stack:
+    """A stack of `depth` layers counted by `keys`."""
+    return Stack("model.layers", tuple(range(depth)), keys or (("num_hidden_layers",),))
+
+
+def source(config: dict[str, Any], depth: int, *layers: int) -> list[Layers]:
+    """Layers of one model."""
+    return [Layers(config, stack(depth), layer) for layer in layers]
+
+
+def deepen(config: dict[str, Any], old: int, *layers: int) -> dict[str, Any]:
+    """`config` of a model of `old` layers after its `layers` were stacked."""
+    return set_depth(config, stack(old), source(config, old, *layers))[0]
+
+
+# set_depth
+
+
+def test_depth_is_written_and_recorded() -> None:
+    """Only the count changes; the donor's config is left alone."""
+    config = {"hidden_size": 8, "num_hidden_layers": 3, "vocab_size": 3}
+    before = copy.deepcopy(config)
+    edited, changes = set_depth(config, stack(3), source(config, 3, 0, 1, 1, 2))
+    assert edited == {"hidden_size": 8, "num_hidden_layers": 4, "vocab_size": 3}
+    assert changes == [Change("num_hidden_layers", 3, 4, changes[0].reason)]
+    assert changes[0].reason
+    assert config == before
+
+
+def test_every_synonym_of_the_depth_is_written() -> None:
+    """Mamba counts its layers twice."""
+    config = {"n_layer": 3, "num_hidden_layers": 3}
+    keys = (("num_hidden_layers",), ("n_layer",))
+    edited, changes = set_depth(config, stack(3, *keys), source(config, 3, 0, 2))
+    assert edited == {"n_layer": 2, "num_hidden_layers": 2}
+    assert {change.key for change in changes} == {"n_layer", "num_hidden_layers"}
+
+
+def test_no_key_no_change() -> None:
+    """A stack whose depth config.json does not hold."""
+    config = {"num_hidden_layers": 7}
+    assert set_depth(config, Stack("a", (0, 1), ()), source(config, 2, 1, 0)) == (config, [])
+
+
+def test_same_depth_in_another_order() -> None:
+    """The count stays and the lists follow."""
+    config = {"num_hidden_layers": 3, "layer_types": [SLIDING, SLIDING, FULL]}
+    edited, changes = set_depth(config, stack(3), source(config, 3, 2, 1, 0))
+    assert edited == {"num_hidden_layers": 3, "layer_types": [FULL, SLIDING, SLIDING]}
+    assert [change.key for change in changes] == ["layer_types"]
+
+
+PER_LAYER = [
+    ("layer_types", [SLIDING, FULL, SLIDING], [SLIDING, FULL, FULL, SLIDING]),
+    ("no_rope_layers", [1, 1, 0], [1, 1, 1, 0]),
+    ("layers_block_type", ["mamba", "attention", "moe"], ["mamba", *["attention"] * 2, "moe"]),
+    ("num_key_value_heads_per_layer", [4, 2, 1], [4, 2, 2, 1]),
+    ("hybrid_override_pattern", "M*-", "M**-"),
+]
+
+
+@pytest.mark.parametrize(("key", "old", "new"), PER_LAYER)
+def test_an_entry_per_layer_follows_its_layer(key: str, old: Any, new: Any) -> None:
+    """Lists, and the one text with a letter per layer, as long as the stack."""
+    config = {"num_hidden_layers": 3, key: old}
+    assert deepen(config, 3, 0, 1, 1, 2) == {"num_hidden_layers": 4, key: new}
+
+
+@pytest.mark.parametrize(
+    ("key", "donor", "other", "wanted"),
+    [
+        ("layer_types", [SLIDING, FULL, SLIDING], [FULL, FULL, FULL, SLIDING], [SLIDING, SLIDING]),
+        ("hybrid_override_pattern", "M*-", "---*", "M*"),
+        ("mlp_only_layers", [2], [3], [1]),
+        ("mlp_only_layers", [0], [0, 1, 3], [0, 1]),
+    ],
+)
+def test_a_layer_brings_what_its_own_model_says(
+    key: str, donor: Any, other: Any, wanted: Any
+) -> None:
+    """Layer 0 of the donor and the last layer of a deeper model whose config differs."""
+    config = {"num_hidden_layers": 3, key: donor}
+    deeper = {"num_hidden_layers": 4, key: other}
+    layers = [*source(config, 3, 0), *source(deeper, 4, 3)]
+    edited, _ = set_depth(config, stack(3), layers)
+    assert edited == {"num_hidden_layers": 2, key: wanted}
+
+
+def test_an_empty_list_of_layer_numbers_counts() -> None:
+    """No layer of the second model is dense, whatever the donor's numbers say."""
+    config = {"num_hidden_layers": 3, "mlp_only_layers": [0, 2]}
+    other = {"num_hidden_layers": 3, "mlp_only_layers": []}
+    layers = [*source(config, 3, 0, 1), *source(other, 3, 0, 1, 2)]
+    edited, _ = set_depth(config, stack(3), layers)
+    assert edited == {"num_hidden_layers": 5, "mlp_only_layers": [0]}
+
+
+def test_a_model_without_the_list_takes_the_donor_s() -> None:
+    """An older config.json of the same architecture may lack a list."""
+    config = {"num_hidden_layers": 2, "layer_types": [SLIDING, FULL]}
+    layers = [*source(config, 2, 0), *source({"num_hidden_layers": 2}, 2, 0, 1)]
+    edited, _ = set_depth(config, stack(2), layers)
+    assert edited["layer_types"] == [SLIDING, SLIDING, FULL]
+
+
+def test_the_other_model_may_keep_its_list_elsewhere() -> None:
+    """The list is looked up beside the layer count of each model's own config."""
+    config = {"text_config": {"num_hidden_layers": 2, "layer_types": [SLIDING, FULL]}}
+    flat = {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING]}
+    nested = stack(2, ("text_config", "num_hidden_layers"))
+    layers = [Layers(config, nested, 0), Layers(flat, stack(2), 0), Layers(flat, stack(2), 1)]
+    edited, changes = set_depth(config, nested, layers)
+    assert edited == {
+        "text_config": {"num_hidden_layers": 3, "layer_types": [SLIDING, FULL, SLIDING]}
+    }
+    assert {change.key for change in changes} == {
+        "text_config.num_hidden_layers",
+        "text_config.layer_types",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("mlp_only_layers", [0, 2], [0, 4]),
+        ("mlp_only_layers", [], []),
+        ("mlp_only_layers", [0, 1, 2], [0, 1, 2, 3, 4]),
+        ("full_attn_idxs", [1], [1, 2, 3]),
+        ("attn_layer_indices", [1, 2], [1, 2, 3, 4]),
+        ("cross_attention_layers", [0], [0]),
+        ("moe_layers", [0, 1, 2], [0, 1, 2, 3, 4]),  # Llama 4 Scout
+        ("moe_layers", [1], [1, 2, 3]),  # Llama 4 Maverick
+        ("fullatt_block_indexes", [2], [4]),  # the vision tower of Qwen2.5-VL
+    ],
+)
+def test_layer_numbers_are_renumbered(key: str, old: list[int], new: list[int]) -> None:
+    """Layers 0, 1, 1, 1, 2 of three."""
+    config = {"num_hidden_layers": 3, key: old}
+    assert deepen(config, 3, 0, 1, 1, 1, 2) == {"num_hidden_layers": 5, key: new}
+
+
+@pytest.mark.parametrize(
+    ("value", "layers", "wanted"),
+    [(3, (0, 1), 2), (3, (0, 1, 1, 2), 3), (1, (0, 1), 1), (28, (0, 1), 28), (0, (0,), 0)],
+)
+def test_max_window_layers_is_clipped(value: int, layers: tuple[int, ...], wanted: int) -> None:
+    """To the new depth; a value beyond the old one never counted layers."""
+    config = {"num_hidden_layers": 3, "max_window_layers": value}
+    assert deepen(config, 3, *layers)["max_window_layers"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("eos_token_id", [1, 2, 3]),
+        ("mrope_section", [16, 24, 24]),
+        ("image_mean", [0.5, 0.4, 0.3]),
+        ("image_std", [0.5, 0.4, 0.3]),
+        ("conv_kernel", [10, 3, 3]),
+        ("window_size", [1, 2, 3]),
+        ("rope_parameters", {"mrope_section": [1, 1, 2]}),
+        ("id2label", {"0": "a", "1": "b", "2": "c"}),
+        ("hidden_act", "elu"),
+    ],
+)
+def test_lists_as_long_as_the_stack_by_chance_stay(key: str, value: Any) -> None:
+    """Three layers, and three of something else."""
+    config = {"num_hidden_layers": 3, key: value}
+    assert deepen(config, 3, 0, 1, 1, 2) == {"num_hidden_layers": 4, key: value}
+
+
+def test_tokens_of_a_whisper_with_two_decoder_layers_stay() -> None:
+    """Distilled ones have as many layers as tokens that must not come first."""
+    config = {
+        "begin_suppress_tokens": [220, 50257],
+        "decoder_layers": 2,
+        "forced_decoder_ids": [[1, 50259], [2, 50359]],
+    }
+    decoder = stack(2, ("decoder_layers",))
+    layers = [Layers(config, decoder, i) for i in (0, 1, 1)]
+    assert set_depth(config, decoder, layers)[0] == config | {"decoder_layers": 3}
+
+
+def test_architectures_of_a_model_with_one_layer_stay() -> None:
+    """One class, one layer."""
+    config = {"num_hidden_layers": 1, "architectures": ["A"], "layer_types": [FULL]}
+    assert deepen(config, 1, 0, 0) == {
+        "num_hidden_layers": 2,
+        "architectures": ["A"],
+        "layer_types": [FULL, FULL],
+    }
+
+
+def test_only_the_part_with_the_layer_count_changes() -> None:
+    """Vision and top level have lists of the same length."""
+    text = {"num_hidden_layers": 3, "layer_types": [SLIDING, FULL, SLIDING]}
+    config = {
+        "layer_types": ["a", "b", "c"],
+        "text_config": text,
+        "vision_config": {"num_hidden_layers": 3, "layer_types": ["x", "y", "z"]},
+    }
+    nested = stack(3, ("text_config", "num_hidden_layers"))
+    edited, changes = set_depth(config, nested, [Layers(config, nested, i) for i in (0, 1)])
+    assert edited == config | {
+        "text_config": {"num_hidden_layers": 2, "layer_types": [SLIDING, FULL]}
+    }
+    assert {change.key: (change.old, change.new) for change in changes} == {
+        "text_config.num_hidden_layers": (3, 2),
+        "text_config.layer_types": ([SLIDING, FULL, SLIDING], [SLIDING, FULL]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"first_k_dense_replace": 3}, ["first_k_dense_replace"]),
+        ({"full_attention_interval": 4, "num_kv_shared_layers": 2}, None),
+        ({"first_k_dense_replace": 0, "attn_layer_period": 1}, []),
+        ({"sliding_window": 4096, "layer_types": []}, []),
+        ({"sliding_window_pattern": None}, []),
+    ],
+)
+def test_rules_that_place_layers_by_number(config: dict[str, Any], wanted: Any) -> None:
+    """What a new order of layers may contradict; 0 and 1 place nothing."""
+    found = layer_rules({"num_hidden_layers": 3, **config}, stack(3))
+    assert sorted(found) == (sorted(config) if wanted is None else wanted)
+    nested = stack(3, ("text_config", "num_hidden_layers"))
+    assert layer_rules({"text_config": config}, nested) == found
+    assert layer_rules(config, Stack("a", (0, 1), ())) == []
+
+
+# set_dtype
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
+        ({"torch_dtype": None}, {"torch_dtype": "bfloat16"}),
+        ({"dtype": "float16", "torch_dtype": "float32"}, None),
+        ({"hidden_size": 8}, {"hidden_size": 8, "torch_dtype": "bfloat16"}),
+        (
+            {"dtype": "float32", "text_config": {"dtype": "float32"}, "vision_config": {"n": 1}},
+            {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}, "vision_config": {"n": 1}},
+        ),
+        (
+            {"text_config": {"torch_dtype": "float16", "deep_config": {"dtype": "float32"}}},
+            {
+                "text_config": {"torch_dtype": "bfloat16", "deep_config": {"dtype": "bfloat16"}},
+                "torch_dtype": "bfloat16",
+            },
+        ),
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        ({}, {}),
+    ],
+)
+def test_dtype_is_written_under_the_key_in_use(config: dict[str, Any], wanted: Any) -> None:
+    """`dtype` or `torch_dtype`, at every level that has one; added at the top if missing."""
+    before = copy.deepcopy(config)
+    edited, changes = set_dtype(config, "BF16")
+    assert edited == (dict.fromkeys(config, "bfloat16") if wanted is None else wanted)
+    assert config == before
+    for key, old, new, reason in changes:
+        path = tuple(key.split("."))
+        assert (get_path(before, path), get_path(edited, path)) == (old, new)
+        assert old != new
+        assert reason
+    assert (edited == before) == (not changes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "word"),
+    [("F64", "float64"), ("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")],
+)
+def test_words_for_dtypes(dtype: str, word: str) -> None:
+    """As torch spells them."""
+    assert set_dtype({"dtype": "?"}, dtype)[0] == {"dtype": word}
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U8", "F8_E4M3"])
+def test_dtypes_without_a_word_change_nothing(dtype: str) -> None:
+    """Most bytes of a quantised copy are not floats."""
+    config = {"dtype": "bfloat16"}
+    assert set_dtype(config, dtype) == (config, [])
+
+
+# untie
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}),
+        ({"tie_word_embeddings": False}, {"tie_word_embeddings": False}),
+        ({"a": 1}, {"a": 1, "tie_word_embeddings": False}),  # many classes tie by default
+        (
+            {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}},
+            {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": False}},
+        ),
+        (
+            {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}},
+            {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": False}},
+        ),
+        (
+            {"tie_word_embeddings": True, "text_config": {"vocab_size": 4}},
+            {"tie_word_embeddings": False, "text_config": {"vocab_size": 4}},
+        ),
+    ],
+)
+def test_untie(config: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Every level says that the head is a tensor of its own, and what changed is recorded."""
+    before = copy.deepcopy(config)
+    edited, changes = untie(config)
+    assert edited == wanted
+    assert config == before
+    assert (edited == before) == (not changes)
+    for key, old, new, _ in changes:
+        path = tuple(key.split("."))
+        assert (get_path(before, path), get_path(edited, path)) == (old, new)

@@ -1,0 +1,129 @@
+"""MergeKit's own results, method by method: every case of methods_f32.json whose method is registered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import CONFORMANCE
+
+import jmerge
+from jmerge.methods import REGISTRY
+from jmerge.testing.laws import Inputs, by_hand
+from jmerge.testing.tiny import write_checkpoint
+
+Case = dict[str, Any]
+
+CASES: list[Case] = [
+    case
+    for case in json.loads((CONFORMANCE / "methods_f32.json").read_text())["cases"]
+    if case["method"] in REGISTRY
+]
+DECIDED = [case for case in CASES if case.get("differ") or case.get("sensitive")]
+REFUSED = [case for case in CASES if isinstance(case["output"], str) and case not in DECIDED]
+VALUED = [case for case in CASES if case not in DECIDED and case not in REFUSED]
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """One test for each of the cases."""
+    return pytest.mark.parametrize("case", cases, ids=[case["id"] for case in cases])
+
+
+def array(stored: Any) -> np.ndarray:
+    """A tensor as the file stores it; NaN and infinities are text there, which numpy reads."""
+    values = [float(value) for value in stored["data"]]
+    return np.asarray(values, stored["dtype"]).reshape(stored["shape"])
+
+
+def inputs_of(case: Case) -> tuple[list[str], Inputs]:
+    """The names of the models besides the base, and the tensors."""
+    apart = REGISTRY[case["method"]].base != "input"
+    names = [name for name in case["model_order"] if not (apart and name == case["base"])]
+    base = array(case["inputs"][case["base"]]) if apart and case["base"] else None
+    return names, Inputs(tuple(array(case["inputs"][name]) for name in names), base)
+
+
+def numbers_of(case: Case, names: list[str]) -> dict[str, Any]:
+    """The numbers that the method takes of those the case sets."""
+    numbers: dict[str, Any] = {}
+    for name, declared in REGISTRY[case["method"]].parameters.items():
+        own = [case["model_params"].get(model, {}) for model in names]
+        if declared.per_model and any(name in each for each in own):
+            numbers[name] = tuple(
+                each.get(name, case["global_params"].get(name, declared.default)) for each in own
+            )
+        elif name in case["global_params"]:
+            numbers[name] = case["global_params"][name]
+    return numbers
+
+
+def recipe_of(case: Case, folder: Path) -> Path:
+    """The case as a recipe file with a checkpoint of one tensor for each input."""
+    models = []
+    for name in case["model_order"]:
+        write_checkpoint(folder / name, {"tensor": array(case["inputs"][name])})
+        own = case["model_params"].get(name, {})
+        models.append({"model": str(folder / name), "parameters": own})
+    recipe = {
+        "merge_method": case["method"],
+        "models": models,
+        "parameters": case["global_params"],
+    }
+    if case["base"]:
+        recipe["base_model"] = str(folder / case["base"])
+    file = folder / "recipe.yml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def assert_near(found: np.ndarray, case: Case) -> None:
+    """The comparison that the file suggests in its header."""
+    wanted = array(case["output"])
+    assert found.shape == wanted.shape
+    wide = wanted.astype(np.float64)
+    allowed = 8 * case["f64_max_abs_diff"] + 4 * np.spacing(np.abs(wanted)).astype(np.float64)
+    allowed += 1e-7 * np.abs(wide).max(initial=0)
+    assert (np.abs(found.astype(np.float64) - wide) <= allowed).all(), case["note"]
+
+
+def refused(case: Case, folder: Path) -> None:
+    """Planning says that it cannot be merged, and where in the recipe."""
+    with pytest.raises(jmerge.JmergeError) as raised:
+        jmerge.plan_recipe(recipe_of(case, folder))
+    assert all("recipe.yml" in str(fault) for fault in raised.value.faults)
+
+
+# What we do where MergeKit should not be followed, or where rounding decides; a new method's cases must join.
+DECISIONS: dict[str, Callable[[Case, Path], None]] = {"linear-wsum0/f32": refused}
+
+
+def test_the_file_has_cases_of_every_kind() -> None:
+    assert len(VALUED) >= 45 and len(REFUSED) >= 9 and DECIDED
+
+
+@each([case for case in VALUED if inputs_of(case)[0]])
+def test_value(case: Case) -> None:
+    names, inputs = inputs_of(case)
+    found = by_hand(REGISTRY[case["method"]], inputs, numbers_of(case, names))
+    assert_near(found, case)
+
+
+@each([case for case in VALUED if not inputs_of(case)[0]])
+def test_a_base_alone_comes_back(case: Case, tmp_path: Path) -> None:
+    merged = jmerge.merge(recipe_of(case, tmp_path), tmp_path / "out")
+    assert_near(jmerge.open_checkpoint(merged.folder)["tensor"], case)
+
+
+@each(REFUSED)
+def test_refused(case: Case, tmp_path: Path) -> None:
+    refused(case, tmp_path)
+
+
+@each(DECIDED)
+def test_decision(case: Case, tmp_path: Path) -> None:
+    DECISIONS[case["id"]](case, tmp_path)

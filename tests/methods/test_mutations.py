@@ -1,0 +1,288 @@
+"""Methods made wrong on purpose: the laws must notice. And each law, alone, must notice what it is there for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_laws import ROWS
+
+from jmerge.engine import compute, kernel
+from jmerge.errors import JmergeError
+from jmerge.methods import REGISTRY, Method
+from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.linear import linear
+from jmerge.methods.slerp import slerp, slerp_sums
+from jmerge.methods.task_arithmetic import task_arithmetic
+from jmerge.testing.laws import LAWS, cases, forget_kernels
+
+pytestmark = pytest.mark.slow
+
+Change = Callable[[Method], Method]
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[None]:
+    """No compiled program outlives the function it was made of."""
+    forget_kernels()
+    yield
+    forget_kernels()
+
+
+def function(variant: Callable[..., jax.Array]) -> Change:
+    """The method with another function."""
+    return lambda method: dataclasses.replace(method, function=variant)
+
+
+def sums(variant: Callable[..., tuple[jax.Array, ...]]) -> Change:
+    """The method for which the engine adds up other terms."""
+    return lambda method: dataclasses.replace(method, sums=variant)
+
+
+def default(name: str, value: float | bool) -> Change:
+    """The method with another default of one parameter."""
+
+    def change(method: Method) -> Method:
+        declared = dataclasses.replace(method.parameters[name], default=value)
+        return dataclasses.replace(method, parameters={**method.parameters, name: declared})
+
+    return change
+
+
+def coarse(values: jax.Array) -> jax.Array:
+    """`values` rounded to bfloat16, as arithmetic in the dtype of the file would do."""
+    return values.astype(jnp.bfloat16).astype(values.dtype)
+
+
+# Called as the method: the weights w, the flag n (normalize), the factor k (lambda), the share t.
+LINEAR: dict[str, Change] = {
+    "sign flipped": function(
+        lambda x, *, weight, normalize: -linear(x, weight=weight, normalize=normalize)
+    ),
+    "weights dropped": function(
+        lambda x, *, weight, normalize: linear(x, weight=jnp.ones_like(weight), normalize=normalize)
+    ),
+    "weights reversed": function(
+        lambda x, *, weight, normalize: linear(x, weight=weight[::-1], normalize=normalize)
+    ),
+    "weights without sign": function(
+        lambda x, *, weight, normalize: linear(x, weight=jnp.abs(weight), normalize=normalize)
+    ),
+    "never normalised": function(lambda x, *, weight, normalize: weighted_sum(weight, x)),
+    "always normalised": function(
+        lambda x, *, weight, normalize: linear(x, weight=weight, normalize=True)
+    ),
+    "divided by the number of models": function(
+        lambda x, *, weight, normalize: (
+            weighted_sum(weight, x) / weight.size if normalize else weighted_sum(weight, x)
+        )
+    ),
+    "divided by the sum of the sizes": function(
+        lambda x, *, weight, normalize: linear(
+            x, weight=weight / sum_models(jnp.abs(weight)) if normalize else weight, normalize=False
+        )
+    ),
+    "first model only": function(lambda x, *, weight, normalize: x[0]),
+    "last model forgotten": function(
+        lambda x, *, weight, normalize: (
+            linear(x[:-1], weight=weight[:-1], normalize=normalize) if weight.size > 1 else x[0]
+        )
+    ),
+    "in bfloat16": function(
+        lambda x, *, weight, normalize: coarse(linear(x, weight=weight, normalize=normalize))
+    ),
+    "weights in bfloat16": function(
+        lambda x, *, weight, normalize: linear(x, weight=coarse(weight), normalize=normalize)
+    ),
+    "normalize off unless asked for": default("normalize", False),
+}
+
+SLERP: dict[str, Change] = {
+    "t and 1 - t swapped": function(lambda b, x, *, t, sums=None: slerp(b, x, t=1 - t, sums=sums)),
+    "base and model swapped": function(lambda b, x, *, t, sums=None: slerp(x[0], b[None], t=t)),
+    "base ignored": function(lambda b, x, *, t, sums=None: t * x[0]),
+    "model ignored": function(lambda b, x, *, t, sums=None: b),
+    "a straight line": function(lambda b, x, *, t, sums=None: (1 - t) * b + t * x[0]),
+    "t kept within 0 and 1": function(
+        lambda b, x, *, t, sums=None: slerp(b, x, t=jnp.clip(t, 0, 1), sums=sums)
+    ),
+    "sign of the angle lost": function(
+        lambda b, x, *, t, sums=None: slerp(
+            b, x, t=t, sums=jnp.abs(jnp.stack([jnp.sum(term) for term in slerp_sums(b, -x)])) * -1
+        )
+    ),
+    "sums of the piece alone": function(lambda b, x, *, t, sums=None: slerp(b, x, t=t)),
+    "wrong terms in the engine": sums(lambda b, x, **_: (b * b, b * b, b * x[0])),
+    "terms of the engine in another order": sums(lambda b, x, **_: slerp_sums(b, x)[::-1]),
+    "in bfloat16": function(lambda b, x, *, t, sums=None: coarse(slerp(b, x, t=t, sums=sums))),
+}
+
+TASK_ARITHMETIC: dict[str, Change] = {
+    "sign flipped": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            -d, weight=weight, scale=scale, normalize=normalize
+        )
+    ),
+    "weights dropped": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d, weight=jnp.ones_like(weight), scale=scale, normalize=normalize
+        )
+    ),
+    "lambda ignored": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d, weight=weight, scale=jnp.ones_like(scale), normalize=normalize
+        )
+    ),
+    "lambda divides": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d, weight=weight, scale=1 / scale, normalize=normalize
+        )
+    ),
+    "never normalised": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d, weight=weight, scale=scale, normalize=False
+        )
+    ),
+    "always normalised": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d, weight=weight, scale=scale, normalize=True
+        )
+    ),
+    "the mean of the changes": function(
+        lambda d, *, weight, scale, normalize: scale * weighted_sum(weight, d) / weight.size
+    ),
+    "no guard where the weights cancel": function(
+        lambda d, *, weight, scale, normalize: (
+            scale * weighted_sum(weight, d) / (sum_models(weight) if normalize else 1)
+        )
+    ),
+    "first change only": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            d[:1], weight=weight[:1], scale=scale, normalize=normalize
+        )
+    ),
+    "changes in bfloat16": function(
+        lambda d, *, weight, scale, normalize: task_arithmetic(
+            coarse(d), weight=weight, scale=scale, normalize=normalize
+        )
+    ),
+    "lambda is 2 unless set": default("lambda", 2.0),
+    "normalize on unless set": default("normalize", True),
+}
+
+PASSTHROUGH: dict[str, Change] = {
+    "scale ignored": function(lambda x, *, scale: x[0]),
+    "sign flipped": function(lambda x, *, scale: -x[0] if scale is None else -scale[0] * x[0]),
+    "scale squared": function(
+        lambda x, *, scale: x[0] if scale is None else scale[0] * scale[0] * x[0]
+    ),
+    "scale added": function(lambda x, *, scale: x[0] if scale is None else scale[0] + x[0]),
+    "zeros where unset": function(
+        lambda x, *, scale: jnp.zeros_like(x[0]) if scale is None else scale[0] * x[0]
+    ),
+    "copied whatever the scale": lambda method: dataclasses.replace(
+        method, copies=lambda numbers: True
+    ),
+}
+
+VARIANTS = {
+    "linear": LINEAR,
+    "slerp": SLERP,
+    "task_arithmetic": TASK_ARITHMETIC,
+    "passthrough": PASSTHROUGH,
+}
+CHEAP_FIRST = tuple(dict.fromkeys(["reference", "finite", "chunks", "recipe", *LAWS]))
+
+
+def test_every_method_has_variants() -> None:
+    assert set(VARIANTS) == set(REGISTRY)
+    assert min(map(len, VARIANTS.values())) >= 3
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        pytest.param(method, change, id=f"{method}: {name}")
+        for method, variants in VARIANTS.items()
+        for name, change in variants.items()
+    ],
+)
+def test_a_law_notices(method: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, method, change(REGISTRY[method]))
+    row = ROWS[method]
+    for law in CHEAP_FIRST:
+        if (row, law) in cases([row]) and breaks(law, method):
+            return
+    pytest.fail("no law noticed")
+
+
+def breaks(law: str, method: str) -> bool:
+    """Whether the method breaks the law; any error that a law does not mean to find is passed on."""
+    try:
+        LAWS[law](ROWS[method])
+    except (AssertionError, JmergeError):
+        return True
+    return False
+
+
+# Each law alone
+
+
+def replace(method: str, variant: Callable[..., jax.Array]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Give a method another function."""
+    return lambda patch: patch.setitem(REGISTRY, method, function(variant)(REGISTRY[method]))
+
+
+def mean(x: jax.Array, *, weight: jax.Array, normalize: bool) -> jax.Array:
+    """Linear in short, for variants that obey most laws."""
+    return linear(x, weight=weight, normalize=normalize)
+
+
+# law -> (method, what makes it break this law)
+BREAKS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "equal_inputs": (
+        "linear",
+        replace("linear", lambda x, **rest: mean(x, **rest) * jnp.float32(1.00001)),
+    ),
+    "order": ("linear", replace("linear", lambda x, **rest: mean(x, **rest) + x[0])),
+    "shift": (
+        "task_arithmetic",
+        lambda patch: patch.setattr(
+            kernel,
+            "_arrays",
+            lambda key, inputs: (jnp.stack([m for i, m in enumerate(inputs) if i != key.base]),),
+        ),
+    ),
+    "reference": ("slerp", replace("slerp", lambda b, x, *, t, sums=None: b + t * (x[0] - b))),
+    "jit": (
+        "linear",
+        replace(
+            "linear",
+            lambda x, **rest: mean(x, **rest) * (2 if isinstance(x, jax.core.Tracer) else 1),
+        ),
+    ),
+    "chunks": ("linear", replace("linear", lambda x, **rest: mean(x, **rest) + jnp.mean(x))),
+    "compiles": (
+        "linear",
+        lambda patch: patch.setattr(compute, "combine_kernel", kernel.combine_kernel.__wrapped__),
+    ),
+    "finite": ("linear", replace("linear", lambda x, **rest: mean(x, **rest) / x[0] * x[0])),
+    "recipe": (
+        "linear",
+        replace("linear", lambda x, **rest: mean(x, **rest) + (1e-7 if x.ndim == 2 else 0)),
+    ),
+}
+
+
+def test_every_law_can_be_broken() -> None:
+    assert set(BREAKS) == set(LAWS)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_law_itself_notices(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, make_wrong = BREAKS[law]
+    make_wrong(monkeypatch)
+    assert breaks(law, method)

@@ -1,0 +1,248 @@
+"""The decorator, registration by installed packages, and methods as plain functions under grad and vmap."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmerge.errors import PlanError
+from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
+from jmerge.methods.linear import linear
+from jmerge.methods.slerp import slerp, slerp_sums
+from jmerge.methods.spec import register_installed
+from jmerge.methods.task_arithmetic import task_arithmetic
+from jmerge.testing.close import assert_close
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def mean(models: jax.Array, *, weight: jax.Array, power: jax.Array, strict: bool) -> jax.Array:
+    """A function of the right form for the declarations below."""
+    return models[0]
+
+
+DECLARED: dict[str, Any] = {
+    "weight": PerModel(),
+    "power": Shared(1.0, yaml="lambda"),
+    "strict": Switch(False),
+}
+
+
+# Declaring
+
+
+def test_the_function_comes_back_unchanged_and_is_registered() -> None:
+    assert merge_method("mean", takes="models", **DECLARED)(mean) is mean
+    assert REGISTRY["mean"].function is mean
+
+
+def test_parameters_go_by_their_names_in_recipes() -> None:
+    merge_method("mean", takes="models", **DECLARED)(mean)
+    method = REGISTRY["mean"]
+    assert list(method.parameters) == ["weight", "lambda", "strict"]
+    assert method.keywords == {"weight": "weight", "lambda": "power", "strict": "strict"}
+    assert method.parameters["lambda"].default == 1.0
+    assert (method.title, method.base, method.counts) == ("mean", "input", (1, None))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {name: DECLARED[name] for name in ("weight", "power")},
+        {**DECLARED, "density": PerModel(1.0)},
+        {**{name: DECLARED[name] for name in ("weight", "power")}, "stritc": Switch(False)},
+        {},
+    ],
+    ids=["one too few", "one too many", "misspelt", "none"],
+)
+def test_declared_names_must_be_the_keyword_only_names(declared: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="mean: declared .* keyword-only arguments are"):
+        merge_method("mean", takes="models", **declared)(mean)
+    assert "mean" not in REGISTRY
+
+
+def test_a_parameter_that_can_be_passed_by_position_is_not_declared() -> None:
+    def loose(models: jax.Array, weight: jax.Array) -> jax.Array:
+        return models[0]
+
+    with pytest.raises(ValueError, match="keyword-only"):
+        merge_method("loose", takes="models", weight=PerModel())(loose)
+
+
+def test_sums_need_a_keyword_and_the_keyword_needs_sums() -> None:
+    def with_sums(models: jax.Array, *, sums: jax.Array | None = None) -> jax.Array:
+        return models[0]
+
+    def without(models: jax.Array) -> jax.Array:
+        return models[0]
+
+    with pytest.raises(ValueError, match="declared"):
+        merge_method("summed", takes="models")(with_sums)
+    with pytest.raises(ValueError, match="declared"):
+        merge_method("summed", takes="models", sums=slerp_sums)(without)
+    merge_method("summed", takes="models", sums=slerp_sums)(with_sums)
+    assert REGISTRY["summed"].sums is slerp_sums
+
+
+def test_a_name_is_given_once() -> None:
+    merge_method("mean", takes="models", **DECLARED)(mean)
+    with pytest.raises(ValueError, match="'mean' is already registered"):
+        merge_method("mean", takes="models", **DECLARED)(mean)
+    with pytest.raises(ValueError, match="'linear' is already registered"):
+        merge_method("linear", takes="models", **DECLARED)(mean)
+    assert REGISTRY["linear"].function is linear
+
+
+# Installed packages
+
+
+def install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Pretend that a package declares `value` under the entry point group."""
+    group = "jmerge.methods"
+    points = [importlib.metadata.EntryPoint(name="theirs", value=value, group=group)]
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda **kwargs: points if kwargs == {"group": group} else [],
+    )
+
+
+def test_an_installed_module_registers_itself(monkeypatch, tmp_path) -> None:
+    (tmp_path / "their_methods.py").write_text(
+        "from jmerge.methods import PerModel, merge_method\n"
+        "@merge_method('theirs', takes='models', weight=PerModel())\n"
+        "def theirs(models, *, weight):\n"
+        "    return models[0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, "their_methods")
+    register_installed()
+    assert REGISTRY["theirs"].function.__module__ == "their_methods"
+
+
+@pytest.mark.parametrize(
+    "body", ["import no_such_module", "1 / 0", "from jmerge.methods import nothing", "x = ("]
+)
+def test_an_installed_module_that_fails_is_named(monkeypatch, tmp_path, body: str) -> None:
+    """Their mistake is one line that names the method and where it comes from, whatever the error was."""
+    (tmp_path / "their_broken_methods.py").write_text(body + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, "their_broken_methods")
+    with pytest.raises(
+        PlanError, match="'theirs' of their_broken_methods cannot be loaded"
+    ) as raised:
+        register_installed()
+    assert raised.value.__cause__ is not None
+    assert len(raised.value.faults) == 1
+
+
+# Under grad and vmap
+
+SHAPE = (3, 5)
+
+
+def tensors(models: int) -> jax.Array:
+    """Seeded normal models [models, *SHAPE], in the default float dtype."""
+    values = np.random.default_rng(models).standard_normal((models, *SHAPE))
+    return jnp.asarray(values, jnp.result_type(float))
+
+
+def loss(merged: jax.Array) -> jax.Array:
+    """A smooth number that depends on every element."""
+    probe = jnp.asarray(np.random.default_rng(9).standard_normal(SHAPE), merged.dtype)
+    return jnp.sum(probe * merged) + jnp.sum(merged**2)
+
+
+def colinear() -> tuple[jax.Array, jax.Array]:
+    base = tensors(1)[0]
+    return base, 1.5 * base[None]
+
+
+CURVES: dict[str, tuple[Callable[[Any], jax.Array], Any]] = {
+    "linear": (lambda x: linear(tensors(3), weight=x, normalize=True), [0.3, 0.5, 0.33]),
+    "linear, summed": (lambda x: linear(tensors(3), weight=x, normalize=False), [0.3, -0.5, 0.3]),
+    "slerp": (lambda x: slerp(tensors(2)[0], tensors(2)[1:], t=x), 0.3),
+    "slerp, outside": (lambda x: slerp(tensors(2)[0], tensors(2)[1:], t=x), 1.4),
+    "slerp, colinear": (lambda x: slerp(*colinear(), t=x), 0.3),
+    "slerp, zeros": (lambda x: slerp(0 * tensors(1)[0], 0 * tensors(1), t=x), 0.3),
+    "task_arithmetic, weight": (
+        lambda x: task_arithmetic(tensors(2), weight=x, scale=jnp.asarray(0.7), normalize=True),
+        [1.0, -0.4],
+    ),
+    "task_arithmetic, lambda": (
+        lambda x: task_arithmetic(
+            tensors(2), weight=jnp.asarray([1.0, -0.4]), scale=x, normalize=False
+        ),
+        0.7,
+    ),
+}
+
+
+@pytest.mark.parametrize(("curve", "at"), CURVES.values(), ids=CURVES.keys())
+def test_gradient_in_the_numbers_agrees_with_finite_differences(curve, at) -> None:
+    with jax.enable_x64(True):
+        at = jnp.asarray(at, jnp.float64)
+        found = np.asarray(jax.jit(jax.grad(lambda x: loss(curve(x))))(at))
+        steps = 1e-5 * np.eye(at.size).reshape(-1, *at.shape)
+        wanted = [
+            float(loss(curve(at + jnp.asarray(step))) - loss(curve(at - jnp.asarray(step)))) / 2e-5
+            for step in steps
+        ]
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.reshape(-1), wanted, rtol=1e-7, atol=1e-7)
+
+
+ARRAYS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
+    "linear": (lambda x: linear(x, weight=jnp.asarray([0.3, 0.5]), normalize=True), 2),
+    "slerp": (lambda x: slerp(x[0], x[1:], t=jnp.asarray(0.3)), 2),
+    "task_arithmetic": (
+        lambda x: task_arithmetic(
+            x, weight=jnp.asarray([0.3, 0.5]), scale=jnp.asarray(0.7), normalize=True
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "models"), ARRAYS.values(), ids=ARRAYS.keys())
+def test_gradient_in_the_tensors_agrees_with_finite_differences(method, models) -> None:
+    """Learning through a merge: the sums of slerp are differentiated too."""
+    with jax.enable_x64(True):
+        at = tensors(models)
+        direction = jnp.asarray(np.random.default_rng(5).standard_normal(at.shape))
+        value = jax.jit(lambda x: loss(method(x)))
+        found = jnp.vdot(jax.jit(jax.grad(value))(at), direction)
+        ahead, behind = value(at + 1e-5 * direction), value(at - 1e-5 * direction)
+        np.testing.assert_allclose(float(found), float(ahead - behind) / 2e-5, rtol=1e-7)
+
+
+WEIGHTINGS = np.random.default_rng(3).uniform(0.1, 1, (50, 3)).astype(np.float32)
+MAPPED: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda x: linear(tensors(3), weight=x, normalize=True),
+    "slerp": lambda x: slerp(tensors(2)[0], tensors(2)[1:], t=x[0]),
+    "task_arithmetic": lambda x: task_arithmetic(
+        tensors(3), weight=x, scale=jnp.float32(0.7), normalize=True
+    ),
+}
+
+
+@pytest.mark.parametrize("method", MAPPED.values(), ids=MAPPED.keys())
+def test_vmap_over_many_weightings_is_one_after_the_other(method) -> None:
+    found = np.asarray(jax.jit(jax.vmap(method))(jnp.asarray(WEIGHTINGS)))
+    one = jax.jit(method)
+    assert found.shape == (len(WEIGHTINGS), *SHAPE)
+    for row, weighting in zip(found, WEIGHTINGS, strict=True):
+        assert_close(row, np.asarray(one(jnp.asarray(weighting))))

@@ -1,0 +1,420 @@
+"""The command line: words, flags, exit codes, what is printed where, and what `--help` imports."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jmerge
+from jmerge import cli
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
+
+HEAVY = (
+    *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic"),
+    *("numpy", "ml_dtypes", "yaml", "rich", "torch", "transformers"),
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with models `a` and `b` and a recipe `x.yml`."""
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "a", 0)
+    write_llama(tmp_path / "b", 1)
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+def write_recipe(folder: Path, name: str = "x.yml", extra: str = "") -> None:
+    (folder / name).write_text(
+        "merge_method: linear\nmodels:\n"
+        f"- model: a\n  parameters: {{weight: 0.25}}\n- model: b\n  parameters: {{weight: 1}}\n{extra}"
+    )
+
+
+class Said:
+    """The exit code of the program and what it printed."""
+
+    def __init__(self, *words: str) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            self.code = cli.main(list(words))
+        self.out, self.err = out.getvalue(), err.getvalue()
+        self.errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def assert_refused(said: Said, *parts: str) -> None:
+    """Exit code 2, nothing on standard output, and one error line with these parts."""
+    assert (said.code, said.out) == (2, "")
+    (line,) = said.errors
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in said.err
+
+
+# The main job
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "x.yml", "--out", "out"],
+        ["--config=x.yml", "--out=out"],
+        ["-config", "x.yml", "-out", "out"],
+        ["x.yml", "out"],
+        ["x.yml", "--out", "out"],
+        ["--config", "x.yml", "out"],
+        ["--seed", "3", "x.yml", "out"],
+        ["x.yml", "--seed=3", "out"],
+        ["x.yml", "out", "--seed", "3", "--overwrite", "--shard_size", "2GiB"],
+    ],
+    ids=" ".join,
+)
+def test_spellings_of_the_main_job(words: list[str], place: Path) -> None:
+    said = Said(*words)
+    assert said.code == 0, said.err
+    assert "merged 21 tensors" in said.out and "by linear into out" in said.out
+    assert os.path.join("out", "jmerge.lock.json") in said.out
+    assert said.err == ""
+    ledger = json.loads((place / "out" / "jmerge.lock.json").read_text())
+    assert ledger["seed"] == (3 if any("seed" in word for word in words) else 0)
+
+
+def test_shard_size(place: Path) -> None:
+    assert Said("x.yml", "out", "--shard_size", "1kB").code == 0
+    shards = list((place / "out").glob("*.safetensors"))
+    assert len(shards) > 3 and (place / "out" / "model.safetensors.index.json").is_file()
+    assert set(jmerge.open_checkpoint(place / "out")) == set(llama_tensors(0))
+
+
+@pytest.mark.parametrize("size", ["5XB", "", "GB", "1,5GB", "5 5"])
+def test_a_size_that_is_none(size: str, place: Path) -> None:
+    assert_refused(Said("x.yml", "out", "--shard_size", size), "--shard_size", "5GB")
+    assert not (place / "out").exists()
+
+
+def test_quiet_prints_nothing(place: Path) -> None:
+    write_recipe(place, extra="name: has no effect\n")
+    said = Said("x.yml", "out", "--quiet")
+    assert (said.code, said.out, said.err) == (0, "", "")
+    said = Said("x.yml", "out", "--quiet")  # up to date
+    assert (said.code, said.out, said.err) == (0, "", "")
+    assert_refused(Said("y.yml", "out", "--quiet"), "y.yml")
+
+
+def test_warnings_go_to_standard_error(place: Path) -> None:
+    write_recipe(place, extra="name: has no effect\n")
+    for said in (Said("x.yml", "out"), Said("plan", "x.yml")):
+        assert said.code == 0
+        (line,) = said.err.splitlines()
+        assert line == "warning: x.yml:7: name: has no effect"
+        assert "warning" not in said.out
+
+
+def test_allow_nonfinite(place: Path) -> None:
+    tensors = llama_tensors(1)
+    tensors["model.norm.weight"][2] = np.nan
+    write_checkpoint(place / "b", tensors, llama_config())
+    assert_refused(Said("x.yml", "out"), "model.norm.weight", "b", "--allow_nonfinite")
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
+    assert Said("x.yml", "out", "--allow_nonfinite").code == 0
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["x.yml"], ["--out", "missing"]),
+        (["--config", "x.yml"], ["--out", "missing"]),
+        (["--out", "out"], ["--config", "missing"]),
+        (["plan"], ["--config", "missing", "jmerge plan"]),
+        (["x.yml", "out", "more"], ["'more'", "too many"]),
+        (["--config", "x.yml", "--out", "out", "more"], ["'more'", "too many"]),
+        (["plan", "x.yml", "out"], ["'out'", "too many"]),
+        (["--confg", "x.yml"], ["--confg", "did you mean 'config'"]),
+        (["x.yml", "out", "--overwrit"], ["--overwrit", "did you mean 'overwrite'"]),
+        (["x.yml", "out", "--shardsize=3"], ["--shardsize", "did you mean 'shard_size'"]),
+        (["x.yml", "out", "--zzzzz"], ["--zzzzz", "shard_size"]),
+        (["x.yml", "out", "--seed", "one"], ["seed", "one"]),
+        (["x.yml", "out", "--seed"], ["seed"]),
+        (["x.yml", "out", "--quiet=maybe"], ["quiet", "maybe"]),
+        (["gone.yml", "out"], ["gone.yml", "cannot be read"]),
+        (["plan", "gone.yml"], ["gone.yml", "cannot be read"]),
+        (["a", "out"], ["a: ", "cannot be read"]),
+        (["a/model.safetensors", "out"], ["a/model.safetensors"]),
+        (["x.yml", "a"], ["--out", "a is an input"]),
+        (["x.yml", "x.yml"], ["x.yml", "not written by jmerge"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_mistakes_are_one_line(words: list[str], parts: list[str], place: Path) -> None:
+    assert_refused(Said(*words), *parts)
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
+
+
+def test_every_fault_has_a_line_and_then_a_count(place: Path) -> None:
+    (place / "y.yml").write_text(
+        "merge_method: linear\nmodels:\n- model: a\n  parameters: {wieght: 1}\n- model: bb\n"
+        "  parameters: {weight: 1}\ntokeniser_source: base\n"
+    )
+    said = Said("y.yml", "out")
+    assert said.code == 2
+    assert [line.split(": ")[1] for line in said.errors] == ["y.yml:4", "y.yml:5", "y.yml:7"]
+    assert "'weight'" in said.errors[0] and "'tokenizer_source'" in said.errors[2]
+    assert said.err.splitlines()[3:] == ["3 errors; nothing was written"]
+    assert not (place / "out").exists()
+
+
+def test_an_environment_fault_is_three(place: Path) -> None:
+    (place / "file").write_text("x")
+    said = Said("x.yml", "file/out")
+    assert (said.code, said.out, len(said.errors)) == (3, "", 1)
+    assert "Traceback" not in said.err
+
+
+def test_a_bug_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: Any, **rest: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("jmerge.jobs.merge", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["x.yml", "out"])
+
+
+# MergeKit's flags: each as people write it, and a part of the answer
+
+MERGEKIT = {
+    "--out-shard-size=5B": "--shard_size",
+    "--random-seed=1": "--seed",
+    "--allow-crimes": "names and shapes",
+    "--transformers-cache=x": "folder",
+    "--lora-merge-cache=x": "adapters",
+    "--lora-merge-dtype=float32": "adapters",
+    "--cuda": "JAX",
+    "--device=cuda": "JAX",
+    "--low-cpu-memory": "memory",
+    "--read-to-gpu": "JAX",
+    "--multi-gpu": "JAX",
+    "--gpu-rich": "JAX",
+    "--copy-tokenizer": "always",
+    "--no-copy-tokenizer": "always",
+    "--clone-tensors": "own",
+    "--trust-remote-code": "no code",
+    "--lazy-unpickle": "lazily",
+    "--write-model-card": "always",
+    "--no-write-model-card": "always",
+    "--safe-serialization": "safetensors",
+    "--no-safe-serialization": "safetensors",
+    "--num-threads=2": "cores",
+    "--async-write": "overlaps",
+    "--write-threads=2": "overlaps",
+    "--unsafe-truncate-embeddings": "cut",
+}
+
+
+@pytest.mark.parametrize("flag", MERGEKIT)
+def test_mergekits_flags_are_answered(flag: str, place: Path) -> None:
+    name = flag.split("=")[0].replace("--no-", "--")
+    words = ["x.yml", "out", *flag.split("=")]
+    for said in (Said("x.yml", "out", flag), Said(*words), Said(flag, "x.yml", "out")):
+        assert_refused(said, f"{name}: ", "MergeKit", MERGEKIT[flag])
+    assert not (place / "out").exists()
+
+
+# Help and version
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help"])
+def test_help(flag: str) -> None:
+    said = Said(flag)
+    assert (said.code, said.err) == (0, "")
+    assert "jmerge --config RECIPE.yml --out FOLDER" in said.out
+    assert "jmerge RECIPE.yml FOLDER" in said.out
+    assert "130" in said.out
+    for name in cli.define_flags():
+        if len(name) > 1:
+            assert f"--{name}" in said.out
+
+
+def test_help_shows_defaults() -> None:
+    lines = {line.split()[0]: line for line in Said("--help").out.splitlines() if "--" in line}
+    assert "(default: 5GB)" in lines["--shard_size"]
+    assert "(default: 0)" in lines["--seed"]
+
+
+def test_without_words_the_help_is_shown_and_it_is_a_mistake() -> None:
+    said = Said()
+    assert said.code == 2
+    assert "jmerge --config RECIPE.yml" in said.out + said.err
+
+
+def test_version() -> None:
+    said = Said("--version")
+    assert (said.code, said.out, said.err) == (0, f"jmerge {jmerge.__version__}\n", "")
+
+
+def test_flags_are_private() -> None:
+    """Research code has flags of its own: ours are defined when the program runs, and nowhere else."""
+    from absl import flags
+
+    one, other = cli.define_flags(), cli.define_flags()
+    assert one is not other
+    ours = set(one) - {"help"}
+    assert not ours & set(flags.FLAGS)
+
+
+# plan
+
+
+def test_plan_prints_and_writes_nothing(place: Path) -> None:
+    for words in (["plan", "x.yml"], ["plan", "--config", "x.yml"], ["plan", "--config=x.yml"]):
+        said = Said(*words)
+        assert (said.code, said.err) == (0, "")
+        for name in llama_tensors(0):
+            assert sum(line.startswith(f"{name} ") for line in said.out.splitlines()) == 1
+        assert "F32[16, 8]" in said.out and "weight=[0.25 1]" in said.out
+        assert "  A = a\n  B = b\n" in said.out
+        assert "21 tensors; reads 10.05 kB, writes 5.02 kB" in said.out
+        assert "1 kernels to compile" in said.out
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
+
+
+def test_plan_says_what_is_left_out_and_what_config_becomes(place: Path) -> None:
+    (place / "y.yml").write_text(
+        "merge_method: passthrough\ndtype: bfloat16\nslices:\n"
+        "- sources: [{model: a, layer_range: [0, 1]}]\n"
+        "- sources: [{model: b, layer_range: [0, 1]}]\n"
+        "- sources: [{model: b, layer_range: [0, 1]}]\n"
+    )
+    said = Said("plan", "y.yml")
+    assert said.code == 0
+    assert "config.json: num_hidden_layers: 2 -> 3" in said.out
+    assert "config.json: torch_dtype: float32 -> bfloat16" in said.out
+    assert "layer 1 is in no layer_range" in said.out
+    assert "B:model.layers.0.mlp.up_proj.weight" in said.out
+
+
+def test_plan_as_json(place: Path) -> None:
+    said = Said("plan", "x.yml", "--json", "--seed", "5")
+    assert (said.code, said.err) == (0, "")
+    found = json.loads(said.out)
+    assert found["totals"]["tensors"] == 21 and found["totals"]["kernels"] == 1
+    assert found["totals"]["write_bytes"] == sum(a.nbytes for a in llama_tensors(0).values())
+    plan = found["plan"]
+    assert plan["seed"] == 5 and [model["ref"] for model in plan["models"]] == ["a", "b"]
+    assert {step["name"] for step in plan["steps"]} == set(llama_tensors(0))
+    assert said.out == Said("plan", "x.yml", "--json", "--seed=5").out
+
+
+# Progress
+
+
+def test_progress_in_plain_lines(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jmerge.report.progress.SECONDS_BETWEEN_LINES", 0.0)
+    said = Said("x.yml", "out")
+    lines = said.err.splitlines()
+    assert said.code == 0 and len(lines) > 3
+    assert all("written" in line and "/s" in line and "left" in line for line in lines)
+    assert "\r" not in said.err and "\x1b" not in said.err
+    assert lines[-1].startswith("5.02 kB of 5.02 kB")
+
+
+def test_a_short_merge_has_no_progress_lines(place: Path) -> None:
+    assert Said("x.yml", "out").err == ""
+
+
+def test_progress_as_a_bar_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for quiet in (False, True):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        code = cli.main(["x.yml", f"out{quiet}", *(["--quiet"] if quiet else [])])
+        assert code == 0
+        assert ("merging" in terminal.getvalue()) != quiet
+        assert "\n0" not in terminal.getvalue()
+
+
+# In a process of its own
+
+
+def program(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as the console script does."""
+    code = "from jmerge.cli import program; program()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_merge_as_a_process(place: Path) -> None:
+    done = program("x.yml", "out", cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "merged 21 tensors" in done.stdout
+    assert set(jmerge.open_checkpoint(place / "out")) == set(llama_tensors(0))
+
+
+def test_a_mistake_as_a_process(place: Path) -> None:
+    done = program("x.yml", "out", "--sed=1", cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --sed: is not a flag; did you mean 'seed'?\n"
+
+
+def test_the_console_script_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (point,) = entry_points(group="console_scripts", name="jmerge")
+    assert point.load() is cli.program
+
+
+def test_a_closed_pipe_is_no_traceback(place: Path) -> None:
+    """`jmerge plan x.yml | head -1`, with more to print than a pipe holds."""
+    tensors = {f"model.part{i}.weight": np.ones((2, 2), np.float32) for i in range(3000)}
+    for name in "ab":
+        write_checkpoint(place / name, tensors, {"model_type": "x"})
+    code = "from jmerge.cli import program; program()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "plan", "x.yml"],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert errors == ""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["--confg"], ["--cuda"]])
+def test_what_needs_no_merge_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom jmerge.cli import main\n"
+        f"code = main({words!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
