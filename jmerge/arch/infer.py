@@ -243,9 +243,11 @@ def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
     `two_kinds`: the config describes a vision or audio part too, so that either part has keys of its own.
     """
     key, stack = ".".join(path).lower(), prefix.lower()
-    if two_kinds and bool(VISION.search(key)) != bool(VISION.search(stack)):
-        return None
     score = 0.0
+    if two_kinds and VISION.search(stack) and not VISION.search(key):
+        return None
+    if two_kinds and VISION.search(key) and not VISION.search(stack):
+        score = -4.0  # a tower may have any name, so this is the last resort and not refused
     for side, weight in (("decoder", 2.0), ("encoder", 1.0)):
         score += weight * ((side in key) == (side in stack))
     words = set(re.split(r"[._]", key)) & set(re.split(r"[._]", stack))
