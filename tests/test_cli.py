@@ -16,6 +16,7 @@ import pytest
 
 import jmerge
 from jmerge import cli
+from jmerge.sizes import parse_size
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 HEAVY = (
@@ -36,8 +37,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_recipe(folder: Path, name: str = "x.yml", extra: str = "") -> None:
     (folder / name).write_text(
-        "merge_method: linear\nmodels:\n"
-        f"- model: a\n  parameters: {{weight: 0.25}}\n- model: b\n  parameters: {{weight: 1}}\n{extra}"
+        "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 0.25}\n"
+        f"- model: b\n  parameters: {{weight: 1}}\n{extra}"
     )
 
 
@@ -100,6 +101,28 @@ def test_shard_size(place: Path) -> None:
 def test_a_size_that_is_none(size: str, place: Path) -> None:
     assert_refused(Said("x.yml", "out", "--shard_size", size), "--shard_size", "5GB")
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("5GB", 5 * 10**9),
+        ("5gb", 5 * 10**9),
+        ("2GiB", 2**31),
+        ("1.5GB", 1_500_000_000),
+        ("5B", 5 * 10**9),  # MergeKit's billion
+        ("10k", 10_000),
+        ("3M", 3 * 10**6),
+        ("512MiB", 2**29),
+        (" 7 kB ", 7000),
+        ("123", 123),
+        ("0", 0),
+        ("-1", -1),
+        (77, 77),
+    ],
+)
+def test_sizes(text: str | int, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
 
 
 def test_quiet_prints_nothing(place: Path) -> None:
@@ -265,7 +288,7 @@ def test_version() -> None:
 
 
 def test_flags_are_private() -> None:
-    """Research code has flags of its own: ours are defined when the program runs, and nowhere else."""
+    """Research code has flags of its own: ours are defined only when the program runs."""
     from absl import flags
 
     one, other = cli.define_flags(), cli.define_flags()

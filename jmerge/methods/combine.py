@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 
-def sum_models(values: jax.Array) -> jax.Array:
+def sum_models(values: jax.Array | Sequence[jax.Array]) -> jax.Array:
     """The sum of values [models, ...] over the models, left to right."""
     result = values[0]
-    for i in range(1, values.shape[0]):
+    for i in range(1, len(values)):
         result = result + values[i]
     return result
 
@@ -28,12 +30,11 @@ def sign_consensus(weight: jax.Array, values: jax.Array, *, normalize: bool) -> 
     The sign of an element is that of its weighted sum, an exact tie counting as positive; zeros never agree. With
     `normalize` the sum is divided by the weights that agreed, where those do not add up to zero.
     """
-    votes = weight.reshape(-1, *(1 for _ in values.shape[1:])) * values
-    positive = sum_models(votes)[None] >= 0
-    agree = jnp.where(positive, votes > 0, votes < 0)
-    merged = sum_models(jnp.where(agree, votes, 0))
+    votes = [weight[i] * values[i] for i in range(values.shape[0])]  # one by one: a stack would not fuse
+    positive = sum_models(votes) >= 0
+    agree = [jnp.where(positive, vote > 0, vote < 0) for vote in votes]
+    merged = sum_models([jnp.where(yes, vote, 0) for yes, vote in zip(agree, votes, strict=True)])
     if normalize:
-        weights = jnp.broadcast_to(weight.reshape(-1, *(1 for _ in values.shape[1:])), votes.shape)
-        share = sum_models(jnp.where(agree, weights, 0))
+        share = sum_models([jnp.where(yes, weight[i], 0) for i, yes in enumerate(agree)])
         merged = merged / jnp.where(share == 0, 1, share)
     return merged

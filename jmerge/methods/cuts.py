@@ -93,10 +93,10 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
 
 def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:
     """Whether each element of delta [models, *shape] is kept; `start` as in `flat_positions`."""
-    high, low = (words[None] for words in flat_positions(delta.shape[1:], start))
-    threshold, last_high, last_low = (
-        part.reshape(-1, *(1 for _ in delta.shape[1:])) for part in cut
-    )
-    magnitude = jnp.abs(delta)
-    early = (high < last_high) | ((high == last_high) & (low <= last_low))
-    return (magnitude > threshold) | ((magnitude == threshold) & early)
+    high, low = flat_positions(delta.shape[1:], start)
+    kept = []
+    for i in range(delta.shape[0]):
+        magnitude = jnp.abs(delta[i])
+        early = (high < cut.last_high[i]) | ((high == cut.last_high[i]) & (low <= cut.last_low[i]))
+        kept.append((magnitude > cut.threshold[i]) | ((magnitude == cut.threshold[i]) & early))
+    return jnp.stack(kept)

@@ -24,8 +24,11 @@ def drop(
     delta: jax.Array, density: jax.Array, keys: jax.Array, start: jax.Array | None
 ) -> jax.Array:
     """delta [models, *shape] with each element kept with probability density [models] and zero otherwise."""
-    chance = density.astype(jnp.float32).reshape(-1, *(1 for _ in delta.shape[1:]))
-    return jnp.where(uniform(keys, delta.shape[1:], start) < chance, delta, 0)
+    chance = density.astype(jnp.float32)
+    numbers = [uniform(key, delta.shape[1:], start) for key in keys]
+    chosen = [number < chance[i] for i, number in enumerate(numbers)]
+    # model by model: XLA fuses a stack of results into their uses, but not a computation on a stack
+    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
 
 
 def dare_sums(

@@ -26,4 +26,4 @@ def restore_norm(delta: jax.Array, kept: jax.Array, sums: jax.Array | None) -> j
     before, after = jnp.split(sums, 2)
     usable = jnp.minimum(before, after) >= NO_NORM
     factor = jnp.where(usable, before / jnp.where(usable, after, 1), 1)
-    return factor.reshape(-1, *(1 for _ in kept.shape[1:])) * kept
+    return jnp.stack([factor[i] * kept[i] for i in range(kept.shape[0])])

@@ -24,15 +24,13 @@ def make_key(seed: int, tensor: str, model: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def uniform(keys: jax.Array, shape: tuple[int, ...], start: jax.Array | None = None) -> jax.Array:
-    """Uniform numbers float32 [models, *shape] in [0, 1), multiples of 2^-24.
+def uniform(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None = None) -> jax.Array:
+    """Uniform numbers float32 [*shape] in [0, 1), multiples of 2^-24.
 
-    keys: uint32 [models, 2]; start: position of the piece's first element, see `flat_positions`.
+    key: uint32 [2], of one model; start: position of the piece's first element, see `flat_positions`.
     """
     high, low = flat_positions(shape, start)
-    first, second = (keys[:, i].reshape(-1, *(1 for _ in shape)) for i in (0, 1))
-    high, low = high[None], low[None]
-    bits = _mix(_mix(low ^ first) + high * jnp.uint32(GOLDEN) + second)
+    bits = _mix(_mix(low ^ key[0]) + high * jnp.uint32(GOLDEN) + key[1])
     numbers: jax.Array = (bits >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
     return numbers
 

@@ -17,13 +17,19 @@ from jmerge.methods.prune import norm_terms, restore_norm
 from jmerge.methods.spec import Density, PerModel, Shared, Switch, merge_method
 
 
+def drop(delta: jax.Array, cut: Cut, start: jax.Array | None) -> jax.Array:
+    """delta [models, *shape] with what the cut does not keep set to zero."""
+    kept = is_kept(delta, cut, start)
+    return jnp.stack([jnp.where(kept[i], delta[i], 0) for i in range(delta.shape[0])])
+
+
 def ties_sums(
     delta: jax.Array, *, keep: Cut, rescale: bool, start: jax.Array | None = None, **_: Any
 ) -> tuple[jax.Array, ...]:
     """The terms of the norms that `rescale` restores; none without it."""
     if not rescale:
         return ()
-    return norm_terms(delta, jnp.where(is_kept(delta, keep, start), delta, 0))
+    return norm_terms(delta, drop(delta, keep, start))
 
 
 @merge_method(
@@ -58,8 +64,7 @@ def ties(
     keep: a concrete share for each model, or the cut that follows from it. Of a positive share at least one element
     is kept, of one that is not positive none; ties go to the lower flat index.
     """
-    keep = find_cut(delta, keep)
-    kept = jnp.where(is_kept(delta, keep, start), delta, 0)
+    kept = drop(delta, find_cut(delta, keep), start)
     if rescale:
         kept = restore_norm(delta, kept, sums)
     return scale * sign_consensus(weight, kept, normalize=normalize)

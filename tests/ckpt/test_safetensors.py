@@ -24,7 +24,7 @@ SHAPES = ((), (0,), (1,), (3,), (5, 7), (2, 0, 3), (64,), (1, 1, 1, 1, 2))
 
 
 def random_array(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Random bits (NaNs and infinities among them) as an array of a safetensors dtype; bools are 0 and 1."""
+    """Random bits, NaNs among them, as an array of a safetensors dtype; bools are 0 and 1."""
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, NUMPY[dtype].itemsize * int(np.prod(shape)), np.uint8)
     raw = raw % 2 if dtype == "BOOL" else raw

@@ -1,4 +1,4 @@
-"""Cutting the output into files: where each tensor goes is known before the first byte is written."""
+"""Cutting the output into files: where each tensor goes is known before a byte is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`OutputFolder` by itself: what is written where, what stays after a fault, and systems that lack calls.
+"""`OutputFolder` by itself: what is written, what stays after a fault, systems that lack calls.
 
 The states that a whole merge meets are in `tests/engine/test_folder.py`.
 """
@@ -217,7 +217,7 @@ def test_only_a_ledger_makes_a_folder_ours(text: str, tmp_path: Path) -> None:
 
 
 def test_a_guest_in_the_place_of_the_old_folder_is_kept(tmp_path: Path) -> None:
-    """`DIR.jmerge-old` holds a replaced result for a moment; one that jmerge did not put there is not its to delete."""
+    """`DIR.jmerge-old` is for a replaced result; what others put there is not ours to delete."""
     build(tmp_path / "out")
     foreign(tmp_path / "out.jmerge-old")
     try:
@@ -274,7 +274,10 @@ def test_work_of_another_plan_is_refused_unless_overwritten(tmp_path: Path) -> N
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_guest_in_the_place_of_the_work_folder_is_kept(overwrite: bool, tmp_path: Path) -> None:
     foreign(tmp_path / "out.jmerge-work")
-    with pytest.raises(PlanError, match="in the way"), folder(tmp_path / "out", overwrite=overwrite):
+    with (
+        pytest.raises(PlanError, match="in the way"),
+        folder(tmp_path / "out", overwrite=overwrite),
+    ):
         pass
     assert contents(tmp_path / "out.jmerge-work") == {"thesis.tex": b"years of work"}
     assert beside(tmp_path / "out") == {"out.jmerge-work"}
@@ -359,7 +362,8 @@ def test_a_disk_too_small_is_seen_before_anything_is_written(
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(RunError, match="bytes free") as caught, made:
             made.create(FILES)
-    assert f"{FILES[0].size:,}" in str(caught.value) and f"{FILES[0].size - 1:,}" in str(caught.value)
+    assert f"{FILES[0].size:,}" in (line := str(caught.value))
+    assert f"{FILES[0].size - 1:,}" in line
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -379,6 +383,31 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
         made.create(FILES)
         raise PlanError("a mistake")
     assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_second_run_does_not_disturb_the_swap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command looks between the two renames: it is refused, and changes nothing."""
+    build(tmp_path / "out", "other")
+    real = os.rename
+    looked = []
+
+    def rename(source: Any, target: Any, **rest: Any) -> None:
+        if Path(source).name.endswith(".jmerge-work") and not looked:
+            looked.append(source)
+            second = folder(tmp_path / "out", "third")
+            with pytest.raises((PlanError, RunError)):
+                assert not second.finished()
+                second.__enter__()
+        real(source, target, **rest)
+
+    monkeypatch.setattr(os, "rename", rename)
+    build(tmp_path / "out", overwrite=True)
+    assert looked
+    assert read_ledger(tmp_path / "out") == json.loads((tmp_path / "out" / LEDGER).read_text())
+    assert json.loads((tmp_path / "out" / LEDGER).read_text())["plan"] == "p"
+    assert beside(tmp_path / "out") == set()
 
 
 def test_an_empty_folder_behind_a_link_is_filled(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the engine's tests share: plans made by hand, a sink in memory, recipes, folders compared, time limits."""
+"""What the engine's tests share: plans made by hand, a sink in memory, recipes, time limits."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class Memory:
     def __init__(self, plan: Plan) -> None:
         self.specs = plan.outputs
         self.data = {name: bytearray(spec.nbytes) for name, spec in self.specs.items()}
-        self.missing = {
-            name: np.ones(spec.nbytes, np.bool_) for name, spec in self.specs.items()
-        }
+        self.missing = {name: np.ones(spec.nbytes, np.bool_) for name, spec in self.specs.items()}
 
     def write(self, tensor: str, start: int, data: memoryview) -> None:
         stop = start + len(data)
@@ -126,9 +124,7 @@ def carry_out(
     schedule = make_schedule(plan) if piece is None else make_schedule(plan, piece=piece)
     sink = Memory(plan)
     outcome = within(
-        lambda: run(
-            plan, schedule, sink, listeners=listeners, allow_nonfinite=allow_nonfinite
-        )
+        lambda: run(plan, schedule, sink, listeners=listeners, allow_nonfinite=allow_nonfinite)
     )
     return sink, outcome
 
@@ -164,7 +160,9 @@ def expected(method: str, inputs: Sequence[np.ndarray], numbers: Mapping[str, An
         total = sum(w * item for w, item in zip(numbers["weight"], arrays, strict=True))
         return total / sum(numbers["weight"]) if numbers["normalize"] else total
     if method == "task_arithmetic":
-        change = sum(w * (m - arrays[0]) for w, m in zip(numbers["weight"], arrays[1:], strict=True))
+        change = sum(
+            w * (m - arrays[0]) for w, m in zip(numbers["weight"], arrays[1:], strict=True)
+        )
         return arrays[0] + numbers["lambda"] * change
     base, other = arrays
     norms = [float(np.linalg.norm(item)) or 1.0 for item in arrays]

@@ -1,10 +1,11 @@
-"""The output folder through a whole merge: fresh, up to date, refused, replaced, interrupted, recovered.
+"""The output folder through a merge: fresh, up to date, refused, replaced, cut off, recovered.
 
 `tests/ckpt/test_writer.py` has the same folder by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ import jmerge
 from jmerge import cli
 from jmerge.ckpt.writer import JOURNAL, LEDGER
 from jmerge.engine.events import Wrote
-from jmerge.errors import CheckpointError, NonFiniteError, PlanError, RunError
+from jmerge.errors import CheckpointError, PlanError, RunError
 from jmerge.report.progress import Progress
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -177,7 +178,7 @@ def test_another_seed_shards_or_inputs_are_another_result(place: Path) -> None:
 def test_where_the_recipe_lies_makes_no_other_result(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same text, called by another path and with a warning that names its line, is the same merge."""
+    """The same text by another path, with a warning that names its line, is the same merge."""
     write_recipe(place, extra="name: has no effect\n")
     merged = jmerge.merge(place / "x.yml", place / "out")
     assert merged.plan.warnings
@@ -229,13 +230,48 @@ def test_an_input_is_no_place_for_the_output(
     spell: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(place / "a")
-    out = {"plain": place / "a", "dotted": place / "b" / ".." / "a", "linked": place / "link"}[spell]
+    out = {"plain": "a", "dotted": "b/../a", "linked": "link"}[spell]
     (place / "link").symlink_to(place / "a")
     for flags in ((), ("--overwrite",)):
-        assert cli.main(["--config", str(place / "x.yml"), "--out", str(out), *flags]) == 2
+        assert cli.main(["--config", str(place / "x.yml"), "--out", f"{place}/{out}", *flags]) == 2
         assert "is an input" in capsys.readouterr().err
     assert contents(place / "a") == before
     assert left(place) == {"link"}
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "another result"])
+def test_what_others_put_there_meanwhile_is_kept(before: str, place: Path) -> None:
+    """A merge takes hours: what stood at its start is not what stands at its end."""
+    write_recipe(place, 0.25, "y.yml")
+    if before == "an empty folder":
+        (place / "out").mkdir()
+    if before == "another result":
+        jmerge.merge(place / "y.yml", place / "out")
+
+    def meanwhile(event: Any) -> None:
+        (place / "out").mkdir(exist_ok=True)
+        (place / "out" / "notes.txt").write_text("mine")
+
+    with contextlib.suppress(PlanError, RunError):
+        jmerge.merge(
+            place / "x.yml",
+            place / "out",
+            overwrite=before == "another result",
+            listeners=(meanwhile,),
+        )
+    notes = [path.read_text() for path in place.rglob("notes.txt")]
+    assert notes == ["mine"]
+
+
+@pytest.mark.parametrize("out", ["/", "x.yml/out"])
+def test_a_place_that_cannot_be(
+    out: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert cli.main(["--config", "x.yml", "--out", out]) in (2, 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and out in line
+    assert left(place) == set()
 
 
 # Faults while it runs
@@ -350,6 +386,19 @@ def test_ctrl_c(
     assert program(place) == 0
     assert "began anew" in capsys.readouterr().out
     assert contents(place / "out") == want and left(place) == {"out"}
+
+
+def test_no_memory_is_a_fault_of_the_machine(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Progress, event: Any) -> None:
+        if isinstance(event, Wrote):
+            raise MemoryError
+
+    monkeypatch.setattr(Progress, "__call__", full)
+    assert program(place) == 3
+    assert "memory" in capsys.readouterr().err
+    assert left(place) <= {"out.jmerge-work"}
 
 
 def test_interrupted_work_of_another_recipe(

@@ -1,4 +1,4 @@
-"""The schedule: order, when intermediate results go, memory that does not grow, few programs, and no work to plan."""
+"""The schedule: order, when results go, memory that does not grow, few programs."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ from jmerge.engine.events import Wrote
 from jmerge.jobs import plan_recipe
 
 def anonymous():
-    text = open("/proc/self/status").read()
-    return sum(int(l.split()[1]) for l in text.splitlines() if l.startswith(("RssAnon", "RssShmem"))) * 1024
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * sum(int(l.split()[1]) for l in lines if l.startswith(("RssAnon", "RssShmem")))
 
 class Nowhere:
     def write(self, tensor, start, data): pass
@@ -213,7 +213,9 @@ def test_the_promise_is_kept(method: str, tmp_path: Path) -> None:
 # Programs
 
 
-def hollow(folder: Path, specs: dict[str, TensorSpec], config: dict[str, object] | None = None) -> Path:
+def hollow(
+    folder: Path, specs: dict[str, TensorSpec], config: dict[str, object] | None = None
+) -> Path:
     """A checkpoint whose data are holes: any size, no disk."""
     folder.mkdir(parents=True, exist_ok=True)
     files = plan_files(specs, 5 * 10**9)
@@ -234,9 +236,7 @@ def llama_specs(layers: int, hidden: int, inner: int, vocab: int) -> dict[str, T
     specs = {"model.embed_tokens.weight": spec(vocab, hidden)}
     for i in range(layers):
         prefix = f"model.layers.{i}"
-        specs |= {
-            f"{prefix}.self_attn.{name}_proj.weight": spec(hidden, hidden) for name in "qkvo"
-        }
+        specs |= {f"{prefix}.self_attn.{name}_proj.weight": spec(hidden, hidden) for name in "qkvo"}
         specs |= {
             f"{prefix}.mlp.gate_proj.weight": spec(inner, hidden),
             f"{prefix}.mlp.up_proj.weight": spec(inner, hidden),
@@ -279,7 +279,7 @@ def test_the_watch_for_compiling_works(compiled: list[str]) -> None:
 
 
 def test_a_llama_needs_one_program(tmp_path: Path, compiled: list[str]) -> None:
-    """Twenty-two layers, five shapes, a gradient over the layers and filters: the numbers are traced."""
+    """Twenty-two layers, five shapes, a gradient and filters: the numbers are traced."""
     for name in "ab":
         hollow_llama(tmp_path / name, 22, 2048, 5632)
     recipe = tmp_path / "x.yml"
@@ -308,7 +308,7 @@ def test_programs_are_counted_by_what_differs() -> None:
 def test_seven_billion_are_planned_at_once(
     tmp_path: Path, compiled: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two models of 13 GB that are all holes: reading any of it would show in time, compiling in events."""
+    """Two models of 13 GB, all holes: reading any of it would show in time, compiling in events."""
     for name in "ab":
         hollow_llama(tmp_path / name, 32, 4096, 11008)
     recipe = tmp_path / "x.yml"

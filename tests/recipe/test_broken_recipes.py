@@ -1,7 +1,7 @@
 """Broken recipes: every message in full, in the order of the lines, before any weight is read.
 
-A case is a recipe text in which `{a}` stands for the folder of the tiny model `a`, and the whole list of messages,
-in which the file is called x.yml and folders of models by their names alone.
+A case is a recipe text in which `{a}` stands for the folder of the tiny model `a`, and the whole
+list of messages, in which the file is called x.yml and folders of models by their names alone.
 """
 
 from __future__ import annotations
@@ -384,7 +384,8 @@ parameters:
     "models_and_slices": Case(
         linear("slices: [{sources: [{model: {a}, layer_range: [0, 2]}]}]\n"),
         (
-            "x.yml:7: slices: exactly one of models, slices and modules is needed, found models and slices",
+            "x.yml:7: slices: exactly one of models, slices and modules is needed, "
+            "found models and slices",
         ),
     ),
     "none_of_them": Case(
@@ -767,6 +768,18 @@ models:
             "which 2 of its other layers have; the checkpoint is incomplete",
         ),
     ),
+    "hole_in_the_only_model": Case(
+        """\
+merge_method: passthrough
+slices:
+  - sources: [{model: {deep}, layer_range: [0, 2]}]
+  - sources: [{model: {hole}, layer_range: [1, 3]}]
+""",
+        (
+            "x.yml:4: slices[1].sources[0].model: hole lacks model.layers.1.mlp.up_proj.weight, "
+            "which 2 of its other layers have; the checkpoint is incomplete",
+        ),
+    ),
     "base_without_a_tensor": Case(
         """\
 merge_method: task_arithmetic
@@ -889,7 +902,7 @@ base_model: {base}
 
 
 def write_recipe(text: str, models: Path, folder: Path) -> Path:
-    """The recipe as a file, `{name}` being a folder beside the models whether it is there or not."""
+    """The recipe as a file; `{name}` is a folder beside the models, be it there or not."""
     path = folder / "x.yml"
     path.write_text(re.sub(r"\{(\w+)\}", lambda m: str(models / m[1]), text))
     return path
@@ -964,7 +977,7 @@ def test_command_line(
     capsys: pytest.CaptureFixture[str],
     no_weights: None,
 ) -> None:
-    """Exit code 2, a line for each fault, their number when there are several; no weight read, no file touched.
+    """Exit code 2, a line for each fault, their number; no weight is read, no file touched.
 
     What has no effect is told as well: it is often why something else is missing.
     """
@@ -1006,7 +1019,7 @@ def test_every_command_says_the_same(
     capsys: pytest.CaptureFixture[str],
     no_weights: None,
 ) -> None:
-    """Planning and merging refuse a recipe in the same words, and errors are printed even with --quiet."""
+    """Planning and merging refuse a recipe in the same words, even with --quiet."""
     case = CASES["many_faults_in_the_order_of_lines"]
     monkeypatch.chdir(tmp_path)
     write_recipe(case.recipe, models, tmp_path)
@@ -1022,7 +1035,7 @@ def test_every_command_says_the_same(
 def test_a_result_that_is_there_stays(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe broken after a good run costs nothing of what was made, not even with --overwrite."""
+    """A recipe broken after a good run costs nothing of what was made, even with --overwrite."""
     out = tmp_path / "out"
     assert main([str(write_recipe(linear(), models, tmp_path)), str(out), "--quiet"]) == 0
     before = listing(out)

@@ -1,8 +1,8 @@
-"""Recipes as people publish them for MergeKit, run unmodified: what is merged with what, by which numbers.
+"""Recipes as people publish them for MergeKit, run unmodified: what is merged, by which numbers.
 
-Every case is a recipe text in which `{a}` stands for the folder of the tiny model `a`, and what its plan must be:
-how many tensors of which dtype, the sources and numbers of some of them worked out by hand, every warning, and
-every change of config.json.
+Every case is a recipe text in which `{a}` stands for the folder of the tiny model `a`, and what its
+plan must be: how many tensors of which dtype, the sources and numbers of some of them worked out by
+hand, every warning, and every change of config.json.
 """
 
 from __future__ import annotations
@@ -1031,6 +1031,30 @@ models:
             "the embedding stands in for it in tied1",
         ),
     ),
+    "soup_of_a_tied_and_an_untied_model": Case(
+        """\
+merge_method: linear
+models:
+  - model: {untied}
+    parameters: {weight: 1}
+  - model: {tied1}
+    parameters:
+      weight:
+        - {filter: lm_head, value: 0.25}  # the embedding in its place counts as a head
+        - {filter: embed_tokens, value: 0.5}
+        - {value: 1}
+""",
+        30,
+        {
+            EMBED: ("untied tied1", soup(1, 0.5)),
+            NORM: ("untied tied1", soup(1, 1)),
+            HEAD: (f"untied tied1:{EMBED}", soup(1, 0.25)),
+        },
+        warnings=(
+            "x.yml:1: lm_head.weight is written because not every model ties it to the embedding; "
+            "the embedding stands in for it in tied1",
+        ),
+    ),
     "bias_in_one_model_only": Case(
         """\
 merge_method: linear
@@ -1327,7 +1351,7 @@ modules:
           - {model: {b}, layer_range: [0, 5]}
         parameters: {t: {filter: mlp, value: 0.75}}
     parameters:
-      t: [{filter: self_attn, value: 0.25}]
+      t: [{filter: self_attn, value: 0.25}, {filter: mlp, value: 9}]
 parameters: {t: 0.5}
 """,
         48,
@@ -1362,7 +1386,7 @@ parameters:
 
 
 def show_sources(plan: Plan, step: Step) -> str:
-    """The inputs of a step: the model's folder, `:` and the tensor's name where that is another, the base in brackets."""
+    """The inputs of a step: model, `:` and tensor where that is another, the base in brackets."""
     words = []
     for i, item in enumerate(step.inputs):
         assert isinstance(item, Read)

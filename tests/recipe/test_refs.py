@@ -132,7 +132,7 @@ def test_refused(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["~no-such-user-here/model", "x" * 300, "a\0b"])
 def test_paths_the_system_cannot_have(text: str) -> None:
-    """An unknown home, an overlong name or a zero byte is a model that is not there, never a traceback."""
+    """An unknown home, an overlong name or a zero byte is a model that is not there."""
     try:
         found = parse_ref(text)
     except ValueError:

@@ -41,7 +41,7 @@ def outcome(case: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("number", range(VECTOR_COUNT))
 def test_conformance(conformance: Path, number: int) -> None:
-    """Every parameter case of MergeKit gives its value, with its type, or is refused at the same stage."""
+    """Every case of MergeKit gives its value and type, or is refused at the same stage."""
     cases = json.loads((conformance / "methods_f32.json").read_text())["parameter_cases"]
     assert len(cases) == VECTOR_COUNT
     case = cases[number]

@@ -1,4 +1,4 @@
-"""YAML text to values: the scalar table, anchors and merge keys, lines of keys, and what is refused."""
+"""YAML text to values: scalars, anchors and merge keys, lines of keys, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse(text: str) -> Document:
 
 
 def faults(text: str) -> list[str]:
-    """Every message about `text`: those of a refused document, or those collected while reading on."""
+    """Every message about `text`, whether it was refused at once or read to its end."""
     try:
         return [str(fault) for fault in parse(text).faults]
     except RecipeError as error:
@@ -115,7 +115,7 @@ def test_keys_are_words(text: str) -> None:
 
 
 def test_huge_integer_is_no_traceback() -> None:
-    """A number of thousands of digits, which Python refuses to convert, gives a fault or a number."""
+    """Thousands of digits, which Python refuses to convert, give a fault or a number."""
     try:
         found = parse("a: 1\nkey: " + "9" * 5000).value["key"]
     except RecipeError as error:
@@ -156,7 +156,7 @@ def test_anchors_and_merge_keys(name: str) -> None:
 
 
 def test_aliases_are_not_shared() -> None:
-    """What an alias stands for twice is two values, so that changing one cannot change the other."""
+    """Two aliases are two values, so that changing one cannot change the other."""
     value = parse("a: &a {x: [1]}\nb: *a\n").value
     assert value["a"] == value["b"] and value["a"] is not value["b"]
     assert value["a"]["x"] is not value["b"]["x"]
@@ -346,14 +346,14 @@ def laughs(levels: int) -> str:
 
 
 def test_billion_laughs() -> None:
-    """Aliases that multiply are stopped at a limit that recipes never reach, on the line they stand on."""
+    """Aliases that multiply are stopped at a limit that recipes never reach, at their line."""
     (message,) = faults(laughs(9))
     assert message == "x.yml:1: aliases expand to more than 200,000 values"
     assert len(parse(laughs(4)).value["l4"]) == 10  # 11,110 values are still fine
 
 
 def test_billion_laughs_of_merge_keys() -> None:
-    """Maps that merge each other tenfold end as fast, with a fault or with the few keys they have."""
+    """Maps that merge each other tenfold end as fast, with a fault or with their few keys."""
     text = "l0: &l0 {k: 1}\n"
     for i in range(1, 31):
         text += f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 10)}], k{i}: 1}}\n"

@@ -41,7 +41,7 @@ def front(card: str) -> dict[str, object]:
 
 
 def fenced(card: str) -> str:
-    """The text of the only fenced block, read as Markdown does: the closing fence is as long as the opening one."""
+    """The text of the only fenced block; a closing fence is at least as long as the opening one."""
     blocks = []
     lines = iter(card.splitlines())
     for line in lines:
@@ -99,7 +99,9 @@ def test_only_what_can_be_a_hub_name_is_called_one(
     assert front(model_card(plan(ref), "m")).get("base_model", []) == named
 
 
-@pytest.mark.parametrize("ref", ["yes", "a: b", "- x", "#x", "'quoted'", "[1]", "null", "è/ü", "---"])
+@pytest.mark.parametrize(
+    "ref", ["yes", "a: b", "- x", "#x", "'quoted'", "[1]", "null", "è/ü", "---"]
+)
 def test_front_matter_parses_whatever_models_are_called(ref: str) -> None:
     assert front(model_card(plan(ref, f"{ref}/m", "12/34"), "m"))["library_name"] == "transformers"
 
