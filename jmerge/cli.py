@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(_parse(values, arguments), values)
     except JmergeError as error:
+        for warning in () if values.quiet else error.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
         if len(error.faults) > 1:

@@ -29,7 +29,8 @@ class JmergeError(ValueError):
 
     exit_code = 2
 
-    def __init__(self, *faults: Fault | str) -> None:
+    def __init__(self, *faults: Fault | str, warnings: Iterable[Fault] = ()) -> None:
+        self.warnings = tuple(dict.fromkeys(warnings))  # which may explain the faults
         self.faults = tuple(
             sorted(
                 (fault if isinstance(fault, Fault) else Fault(fault) for fault in faults),
@@ -61,8 +62,10 @@ class RunError(RuntimeError):
     exit_code = 3
 
 
-def raise_all(kind: type[JmergeError], faults: Iterable[Fault]) -> None:
+def raise_all(
+    kind: type[JmergeError], faults: Iterable[Fault], warnings: Iterable[Fault] = ()
+) -> None:
     """Raise `kind` with every fault, without repeats, or return when there is none."""
     unique = tuple(dict.fromkeys(faults))
     if unique:
-        raise kind(*unique)
+        raise kind(*unique, warnings=warnings)

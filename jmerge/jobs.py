@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
             checkpoints[ref] = _open(recipe, ref)
         except CheckpointError as error:
             faults += error.faults
-    raise_all(RecipeError, faults)
+    raise_all(RecipeError, faults, notes.warnings)
     return build_plan(
         recipe, checkpoints, tied=find_ties(checkpoints, infer_layouts(checkpoints)), seed=seed
     )
@@ -125,9 +126,9 @@ def merge(
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
-    path = Path(ref.path).expanduser()
+    path = Path(os.path.expanduser(ref.path))
     where = recipe.first_path(ref)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(
             recipe.fault(
                 f"'{ref.path}' is not a folder{_where_else(recipe, ref.path, path)}", where
@@ -143,9 +144,9 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
 
 def _where_else(recipe: Recipe, text: str, path: Path) -> str:
     """A hint for a model that is not where the recipe says."""
-    if not path.is_absolute() and (Path(recipe.file).parent / path).is_dir():
+    if not path.is_absolute() and os.path.isdir(Path(recipe.file).parent / path):
         return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
-    if path.parent.is_dir() and str(path.parent) != ".":
+    if os.path.isdir(path.parent) and str(path.parent) != ".":
         best = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
         if best:
             return f"; did you mean '{path.parent / best}'?"

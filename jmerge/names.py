@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The valid name that looks most like `word`, or None when nothing does."""
+def nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The valid name that looks most like `word`, or None when nothing is so like it (1: equal)."""
     by_lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=likeness)
     return by_lower[found[0]] if found else None
 
 

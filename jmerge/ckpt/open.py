@@ -7,6 +7,7 @@ the merge engine does not use it but streams the byte ranges in `checkpoint.inde
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -112,8 +113,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
       CheckpointError: no folder, no safetensors weights, or damaged headers, index or config.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):
         raise CheckpointError(Fault("is not a folder", file=str(path)))
     names = _weight_files(folder)
     headers = {name: read_header(folder / name) for name in names}

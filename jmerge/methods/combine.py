@@ -30,7 +30,9 @@ def sign_consensus(weight: jax.Array, values: jax.Array, *, normalize: bool) -> 
     The sign of an element is that of its weighted sum, an exact tie counting as positive; zeros never agree. With
     `normalize` the sum is divided by the weights that agreed, where those do not add up to zero.
     """
-    votes = [weight[i] * values[i] for i in range(values.shape[0])]  # one by one: a stack would not fuse
+    votes = [
+        weight[i] * values[i] for i in range(values.shape[0])
+    ]  # one by one: a stack would not fuse
     positive = sum_models(votes) >= 0
     agree = [jnp.where(positive, vote > 0, vote < 0) for vote in votes]
     merged = sum_models([jnp.where(yes, vote, 0) for yes, vote in zip(agree, votes, strict=True)])

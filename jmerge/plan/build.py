@@ -24,6 +24,7 @@ from jmerge.plan.steps import COPY, InputFile, InputModel, Plan, Read, Step, Unu
 from jmerge.plan.views import View, build_views
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import Path
 from jmerge.version import VERSION
 
 Found = list[
@@ -51,7 +52,7 @@ def build_plan(
     """
     notes = Notes(recipe)
     check_recipe(recipe, notes)
-    raise_all(PlanError, notes.faults)
+    raise_all(PlanError, notes.faults, notes.warnings)
     checkpoints = {ref: checkpoints[ref] for ref in recipe.models()}
     layouts = infer_layouts(checkpoints)
     if tied is None:
@@ -108,16 +109,18 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.mismatched: dict[ModelRef, dict[str, str]] = {}  # who -> tensor -> its shapes
         self.partial: dict[tuple[str, str], list[str]] = {}  # (who lacks, what follows) -> tensors
+        self.refused: dict[tuple[str, str, Path], list[str]] = {}  # and where it stands -> tensors
 
     def build(self) -> Plan:
-        raise_all(PlanError, self.notes.faults)
+        raise_all(PlanError, self.notes.faults, self.notes.warnings)
         for target in self.places.targets():
             self._make(target)
         self._copy_other_modules()
         self._note_mismatches()
+        self._note_refused()
         self.notes.faults += self.resolver.faults()
         unused = self._account()
-        raise_all(PlanError, self.notes.faults)
+        raise_all(PlanError, self.notes.faults, self.notes.warnings)
         if not self.steps:
             raise PlanError(self.recipe.fault("makes no tensor at all", ()))
         config, changes = self._new_config()
@@ -180,6 +183,9 @@ class _Builder:
             self.notes.fault(message, place.out_slice.path)
         elif self._same_shapes(target, found):
             self._merge(target, found)
+        else:  # its numbers may be wrong too, and that is to be told together
+            base = base_position(self.method, place.out_slice)
+            self._numbers(target, [each for each in found if each[0] != base])
 
     def _find(self, target: Target) -> Found:
         """The sources that have the tensor."""
@@ -208,8 +214,9 @@ class _Builder:
             )
             verdict = judge(self.method, base in present, len(models))
             if verdict.action == "refuse":
-                message = f"{target.name} is not in {absent}: {verdict.reason}"
-                self.notes.fault(message, place.out_slice.path)
+                lacking = next(source for i, source in enumerate(sources) if i not in present)
+                refused = (absent, verdict.reason, lacking.model_path)
+                self.refused.setdefault(refused, []).append(target.name)
                 return
             note = verdict.reason or f"not in {absent}"
             copied = found[0][1] if verdict.action == "copy" else None
@@ -219,12 +226,7 @@ class _Builder:
         reads = (copied,) if copied else tuple(read for _, read in found)
         dtype = self.recipe.out_dtype or self.recipe.dtype
         dtype = dtype or promote([read.spec.dtype for read in reads])
-        numbers: dict[str, Any] = {}
-        if not copied:
-            inputs = [Input(sources[i], self._filtered_name(target, read)) for i, read in models]
-            numbers = self.resolver.numbers(
-                place.module, place.out_slice, target.name, inputs, place.t
-            )
+        numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
                 name=target.name,
@@ -238,6 +240,15 @@ class _Builder:
                 note=note,
             )
         )
+
+    def _numbers(self, target: Target, models: Found) -> dict[str, Any]:
+        """The method's parameters for a tensor merged from these models (without the base)."""
+        place = target.place
+        inputs = [
+            Input(place.out_slice.sources[i], self._filtered_name(target, read))
+            for i, read in models
+        ]
+        return self.resolver.numbers(place.module, place.out_slice, target.name, inputs, place.t)
 
     def _keys(
         self, name: str, models: Sequence[int], base: int | None
@@ -352,6 +363,11 @@ class _Builder:
             if set(shapes) <= tables:
                 hint = "the vocabularies differ; merge models with the same vocabulary"
             self.notes.fault(f"{name} is {text}{more}: {hint}", self.recipe.first_path(ref))
+
+    def _note_refused(self) -> None:
+        for (absent, reason, path), names in self.refused.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.notes.fault(f"{names[0]}{more}: not in {absent}; {reason}", path)
 
     def _note_partial(self) -> None:
         for (absent, reason), names in self.partial.items():

@@ -25,6 +25,7 @@ class Scope(NamedTuple):
     parameters: Parameters
     path: Path  # of what holds it
     of_model: bool  # it belongs to one source
+    of_base: bool = False  # which is the base
 
 
 def check_recipe(recipe: Recipe, notes: Notes) -> None:
@@ -40,7 +41,7 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
         hint = did_you_mean(recipe.method, REGISTRY, show=30)
         notes.fault(f"'{recipe.method}' is not a merge method{hint}", ("merge_method",))
         return
-    for scope in _scopes(recipe):
+    for scope in _scopes(recipe, method):
         _check_names(method, scope, notes)
     for _, out_slice in recipe.slices():
         _check_base(method, out_slice, notes)
@@ -55,15 +56,16 @@ def base_position(method: Method, out_slice: OutSlice) -> int | None:
     return refs.index(out_slice.base) if out_slice.base in refs else None
 
 
-def _scopes(recipe: Recipe) -> Iterator[Scope]:
+def _scopes(recipe: Recipe, method: Method) -> Iterator[Scope]:
     yield Scope(recipe.parameters, (), False)
     for module in recipe.modules:
         if module.path:
             yield Scope(module.parameters, module.path, False)
         for out_slice in module.slices:
             yield Scope(out_slice.parameters, out_slice.path, False)
-            for source in out_slice.sources:
-                yield Scope(source.parameters, source.path, True)
+            base = base_position(method, out_slice)
+            for i, source in enumerate(out_slice.sources):
+                yield Scope(source.parameters, source.path, True, i == base)
 
 
 def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
@@ -76,6 +78,8 @@ def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
                 owner = "slice" if "slices" in scope.path else "recipe"
                 message = f"has no effect here: '{name}' is one number for all models"
                 notes.warn(f"{message}; move it to 'parameters:' of the {owner}", path)
+            elif scope.of_base:
+                notes.warn("has no effect on the base model", path)
         elif name in method.no_effect or name in known:
             notes.warn(f"has no effect with '{method.name}'", path)
         else:
@@ -86,7 +90,7 @@ def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
 
 def _check_base(method: Method, out_slice: OutSlice, notes: Notes) -> None:
     """The base is there when it is needed, and there are as many models as the method merges."""
-    path = _sources_path(out_slice)
+    path = out_slice.sources_path
     base = base_position(method, out_slice)
     if method.base == "needed" and out_slice.base is None:
         notes.fault(f"'{method.name}' needs a base_model; add 'base_model: PATH'", ())
@@ -119,8 +123,4 @@ def _check_sources(out_slice: OutSlice, notes: Notes) -> None:
     if len({end - start for start, end in ranges}) > 1:
         found = ", ".join(str(list(layers)) for layers in ranges)
         message = f"all sources of a slice need equally many layers, found {found}"
-        notes.fault(message, _sources_path(out_slice))
-
-
-def _sources_path(out_slice: OutSlice) -> Path:
-    return out_slice.path if out_slice.sources[0].layers else (*out_slice.path, "models")
+        notes.fault(message, out_slice.sources_path)

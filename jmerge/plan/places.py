@@ -87,7 +87,9 @@ class Places:
         depths: dict[str, int] = {}
         for source in out_slice.sources:
             stack = self.views[source.ref].stacks.get(main.prefix) if main else None
-            depth = depths[str(source.ref)] = stack.depth if stack else 0
+            depth = stack.depth if stack else 0
+            if stack:  # a model without the whole module lacks its tensors, which is another matter
+                depths[str(source.ref)] = depth
             if source.layers is not None and source.layers[1] > depth:
                 message = f"{source.ref} has {depth} layers, so no layer {source.layers[1] - 1}"
                 self.notes.fault(message, (*source.path, "layer_range"))

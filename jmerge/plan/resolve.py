@@ -59,7 +59,7 @@ class Resolver:
             else:
                 numbers[key] = self._look_up(key, declared, outer, name, t, ("parameters",))
         if not self.missing and not self.wrong and (problem := self.method.check(numbers)):
-            self.wrong[(out_slice.path if out_slice.path else ("parameters",), problem)] = None
+            self.wrong[(out_slice.sources_path, problem)] = None
         return numbers
 
     def _look_up(

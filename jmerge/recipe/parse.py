@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jmerge.errors import Fault, RecipeError, raise_all
-from jmerge.names import did_you_mean
+from jmerge.names import did_you_mean, nearest
 from jmerge.recipe.recipe import Module, OutSlice, Recipe, Source
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.schema import (
@@ -32,6 +32,14 @@ OTHER_KINDS = {
 } | {
     "genome": "a search recipe",
     "layer_slices": "a bakllama recipe",
+}
+
+
+# Where the keys of each map belong, for those that stand in another.
+HOMES: dict[type[Node], str] = {
+    RecipeFile: "at the top of the recipe",
+    SourceEntry: "under slices[].sources[]",
+    SliceEntry: "under slices[]",
 }
 
 
@@ -92,19 +100,11 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
         path = tuple(each["loc"])
         match each["type"]:
             case "extra_forbidden":
-                fields = list(_node_class(path[:-1]).model_fields)
-                kind = OTHER_KINDS.get(str(path[-1])) if len(path) == 1 else None
-                message = f"not a key that a recipe has here{did_you_mean(str(path[-1]), fields)}"
-                if kind:
-                    message = f"belongs to {kind}, not to a merge recipe"
-                elif (
-                    "known:" in message
-                    and "parameters" in fields
-                    and isinstance(each["input"], int | float | list)
-                ):
-                    message += "; if it is a number of the method, indent it under 'parameters:'"
+                message = _unknown_key(path, each["input"])
             case "missing":
                 fatal = True
+                if len(path) == 1 and OTHER_KINDS.keys() & document.value.keys():
+                    continue  # it is another kind of recipe, which is said
                 message = f"the key '{path[-1]}' is missing"
                 path = path[:-1]
             case "too_short":
@@ -121,6 +121,21 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
                 message = f"expected a number, found {_show(each['input'])}"
         faults.append(Fault(message, show_path(path), file, document.line(path)))
     return faults, fatal
+
+
+def _unknown_key(path: Path, value: Any) -> str:
+    """What to say of a key that its map does not have."""
+    key, fields = str(path[-1]), list(_node_class(path[:-1]).model_fields)
+    if len(path) == 1 and key in OTHER_KINDS:
+        return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe"
+    message = "not a key that a recipe has here"
+    homes = [place for node, place in HOMES.items() if key in node.model_fields]
+    if homes and nearest(key, fields, likeness=0.9) is None:
+        return f"{message}; it belongs {homes[0]}"
+    hint = did_you_mean(key, fields)
+    if "known:" in hint and "parameters" in fields and isinstance(value, int | float | list):
+        hint += "; if it is a number of the method, indent it under 'parameters:'"
+    return message + hint
 
 
 def _prune(values: Any, locations: Sequence[tuple[str | int, ...]]) -> bool:

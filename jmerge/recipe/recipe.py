@@ -38,6 +38,11 @@ class OutSlice:
     parameters: Parameters
     path: Path
 
+    @property
+    def sources_path(self) -> Path:
+        """Where the recipe lists its sources."""
+        return self.path if self.sources[0].layers else (*self.path, "models")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Module:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jmerge.names import did_you_mean
@@ -37,7 +37,7 @@ def parse_ref(value: Any) -> ModelRef:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"expected a model path, found {_show(value)}")
     text = str(value)
-    if Path(text).expanduser().is_dir():
+    if text and os.path.isdir(os.path.expanduser(text)):
         return ModelRef(text)
     model, plus, lora = text.partition("+")
     if "+" in lora:
@@ -80,6 +80,7 @@ def _parse_part(value: Any) -> tuple[str, str | None]:
         isinstance(value, dict)
         and set(value) <= {"path", "revision"}
         and isinstance(value.get("path"), str)
+        and value["path"]
     ):
         return value["path"], None if value.get("revision") is None else str(value["revision"])
     raise ValueError(f"expected a path or {{path, revision}}, found {_show(value)}")

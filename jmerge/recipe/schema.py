@@ -20,10 +20,10 @@ def _parse_range(value: Any) -> tuple[int, int]:
     ends = []
     for item in value:
         try:
-            number = float(item) if not isinstance(item, bool) else None
-        except (TypeError, ValueError):
-            number = None
-        if number is None or number != int(number):
+            number = float("nan") if isinstance(item, bool) else float(item)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not number.is_integer():
             raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
         ends.append(int(number))
     return ends[0], ends[1]

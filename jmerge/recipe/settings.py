@@ -82,9 +82,9 @@ def parse_setting(value: Any) -> Setting:
 def convert(value: Scalar, kind: Kind) -> float | int | bool:
     """A scalar as the kind a method declares; ValueError when it is not one."""
     if kind == "bool":
-        word = str(
-            float(value) == 1 if isinstance(value, int | float) and value in (0, 1) else value
-        ).lower()
+        word = str(value).lower()
+        if isinstance(value, int | float) and value in (0, 1):
+            word = str(int(value))
         if word not in BOOL_WORDS:
             raise ValueError(f"expected true or false, found {value!r}")
         return BOOL_WORDS[word]
@@ -92,6 +92,8 @@ def convert(value: Scalar, kind: Kind) -> float | int | bool:
         number = float(value)
     except ValueError:
         raise ValueError(f"expected a number, found {value!r}") from None
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"expected a finite number, found {value!r}")
     if kind == "int":

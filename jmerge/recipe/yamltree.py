@@ -13,8 +13,10 @@ import yaml
 
 from jmerge.errors import Fault, RecipeError
 
+Entry = tuple[yaml.ScalarNode, yaml.Node]  # of a map: key and value
 Path = tuple[str | int, ...]  # of keys and list positions, from the top of the document
 
+MAX_DIGITS = 400  # beyond, an integer is a float, which says infinity
 MAX_NODES = 200_000  # aliases expanded; stops "billion laughs" documents
 TRUE = {"true", "yes", "on"}
 FALSE = {"false", "no", "off"}
@@ -49,6 +51,12 @@ def parse_yaml(text: str, file: str) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if problem == "second occurrence":  # PyYAML keeps the anchor's name in the context
+            problem = (
+                str(getattr(error, "context", ""))
+                .removeprefix("found ")
+                .removesuffix("; first occurrence")
+            )
         raise RecipeError(
             Fault(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else 0)
         ) from error
@@ -63,7 +71,10 @@ def parse_yaml(text: str, file: str) -> Document:
         found = "nothing" if not nodes else "a list or a word"
         raise RecipeError(Fault(f"a recipe is a map of keys; found {found}", file=file, line=1))
     reader = _Reader(file)
-    return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
+    try:
+        return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
+    except RecursionError as error:  # by way of aliases
+        raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
 
 
 def read_scalar(text: str) -> Any:
@@ -73,7 +84,7 @@ def read_scalar(text: str) -> Any:
         return None
     if word in TRUE or word in FALSE:
         return word in TRUE
-    if INTEGER.fullmatch(text):
+    if INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text)
     if FLOAT.fullmatch(text):
         return float(text)
@@ -91,21 +102,11 @@ class _Reader:
         self.count = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
-        self.count += 1
-        line = node.start_mark.line + 1
-        if self.count > MAX_NODES:
-            raise RecipeError(
-                Fault(
-                    f"aliases expand to more than {MAX_NODES:,} values", file=self.file, line=line
-                )
-            )
-        if any(node is outer for outer in self.open):
-            raise RecipeError(Fault("an anchor contains itself", show_path(path), self.file, line))
-        self.lines.setdefault(path, line)
-        if isinstance(node, yaml.ScalarNode):
-            return read_scalar(node.value) if node.style is None else node.value
-        self.open.append(node)
+        self.enter(node, path)
+        self.lines.setdefault(path, node.start_mark.line + 1)
         try:
+            if isinstance(node, yaml.ScalarNode):
+                return read_scalar(node.value) if node.style is None else node.value
             if isinstance(node, yaml.SequenceNode):
                 return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
             assert isinstance(node, yaml.MappingNode)  # the only other kind of node
@@ -114,28 +115,50 @@ class _Reader:
             self.open.pop()
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        result = {}
+        for name, (key, item) in self.entries(node, path).items():
+            self.lines[(*path, name)] = key.start_mark.line + 1
+            result[name] = self.value(item, (*path, name))
+        return result
+
+    def entries(self, node: yaml.MappingNode, path: Path) -> dict[str, Entry]:
+        """The keys of a map with those that `<<` brings in, which its own keys hide, as earlier maps hide later."""
+        own: dict[str, Entry] = {}
+        merged: dict[str, Entry] = {}
         for key, item in self.pairs(node, path):
             if key.value == "<<" and key.style is None:
                 for source in item.value if isinstance(item, yaml.SequenceNode) else [item]:
-                    if not isinstance(source, yaml.MappingNode):
+                    if isinstance(source, yaml.MappingNode):
+                        merged = {**self.merged_entries(source, path), **merged}
+                    else:
                         self.fault("'<<' needs a map or a list of maps", path, key)
-                        continue
-                    for inner, inner_item in self.pairs(source, path):
-                        merged.setdefault(inner.value, (inner, inner_item))
             elif key.value in own:
                 first = own[key.value][0].start_mark.line + 1
-                self.fault(
-                    f"this key stands twice; the first is on line {first}", (*path, key.value), key
-                )
+                message = f"this key stands twice; the first is on line {first}"
+                self.fault(message, (*path, key.value), key)
             else:
                 own[key.value] = (key, item)
-        result = {}
-        for name, (word, item) in {**merged, **own}.items():
-            self.lines[(*path, name)] = word.start_mark.line + 1
-            result[name] = self.value(item, (*path, name))
-        return result
+        return {**merged, **own}
+
+    def merged_entries(self, node: yaml.MappingNode, path: Path) -> dict[str, Entry]:
+        """The keys that a map gives to another, which may itself have them from a third."""
+        self.enter(node, path)
+        try:
+            return self.entries(node, path)
+        finally:
+            self.open.pop()
+
+    def enter(self, node: yaml.Node, path: Path) -> None:
+        """Count a node and put it among those that are open; an alias must not lead back into one of them."""
+        self.count += 1
+        line = node.start_mark.line + 1
+        if self.count > MAX_NODES:
+            message = f"aliases expand to more than {MAX_NODES:,} values"
+            raise RecipeError(Fault(message, file=self.file, line=line))
+        if any(node is outer for outer in self.open):
+            message = "an anchor contains itself"
+            raise RecipeError(Fault(message, show_path(path), self.file, line))
+        self.open.append(node)
 
     def pairs(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
         pairs = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import os
 import random
 import subprocess
@@ -204,11 +203,11 @@ def test_the_engine_equals_the_functions_by_hand(tmp_path: Path) -> None:
 def test_pieces_change_no_bit(method: str, dtype: str, tmp_path: Path) -> None:
     arrays = {
         f"t{size}": [normal((size,), size + j, dtype) for j in range(2)]
-        for size in (1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5, 20 * PIECE + 4095)
+        for size in (1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5, 9 * PIECE + 4095)
     }
     plan = plan_for(tmp_path, method, arrays)
     whole, outcome = carry_out(plan)
-    for piece in (PIECE, 2 * PIECE, 5 * PIECE):
+    for piece in (PIECE, 3 * PIECE):
         cut, other = carry_out(plan, piece=piece)
         for name in arrays:
             assert_same_bytes(cut[name], whole[name])
@@ -218,7 +217,7 @@ def test_pieces_change_no_bit(method: str, dtype: str, tmp_path: Path) -> None:
 
 def test_tensors_longer_than_the_largest_kernel(tmp_path: Path) -> None:
     """More elements than any piece holds, with an uneven end, through the default schedule."""
-    size = 5_000_011
+    size = 2_500_011
     arrays = {"x": [normal((size,), j, "BF16") for j in range(2)]}
     for method in ("linear", "slerp"):
         plan = plan_for(tmp_path / method, method, arrays)
@@ -624,7 +623,7 @@ def test_hash_seeds_and_processes_change_no_byte(tmp_path: Path) -> None:
     two_models(tmp_path)
     recipe = write_recipe(tmp_path, extra="name: warns\nparameters: {normalize: false}\n")
     found = []
-    for seed in ("0", "1", "12345"):
+    for seed in ("0", "12345"):
         (tmp_path / seed).mkdir()
         done = subprocess.run(
             [sys.executable, "-c", TWICE, str(recipe), str(tmp_path / seed / "out")],
@@ -635,7 +634,6 @@ def test_hash_seeds_and_processes_change_no_byte(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr.decode()
         found.append((contents(tmp_path / seed / "out"), done.stdout))
-    for one, other in itertools.pairwise(found):
-        assert one == other
+    assert found[0] == found[1]
     folder, plan = found[0]
     assert len(folder) > 6 and plan.startswith(b"{")
