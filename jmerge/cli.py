@@ -22,10 +22,41 @@ jmerge merges language model checkpoints by a recipe.
   jmerge --config RECIPE.yml --out FOLDER    merge
   jmerge RECIPE.yml FOLDER                   the same
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
+  jmerge inspect FOLDER [--json]             show what a checkpoint is made of
+  jmerge methods [NAME]                      say what the merge methods do and take
+  jmerge schema                              print the JSON schema of recipes, for editors
 
+jmerge COMMAND --help says more about a command.
 Exit codes: 0 done, 2 a mistake in recipe, flags or models, 3 the machine failed (run it again), 130 interrupted.
 
 Flags:"""
+
+HELP = {
+    "plan": """\
+jmerge plan RECIPE.yml [--json] [--seed N]
+
+Prints what the merge would do, without reading a weight: for every tensor of the output its dtype and shape, the
+method, the sources (letters are explained below the table, the base stands in brackets) and the resolved numbers;
+then the bytes to read and write, the most memory the run will allocate, how many kernels it compiles, what of the
+inputs is not used and why, and warnings. --json prints the whole plan as one JSON object.""",
+    "inspect": """\
+jmerge inspect FOLDER [--json]
+
+Prints what a checkpoint is made of, as jmerge understands it from tensor names, shapes and config.json: stacks of
+layers and the config keys that count them, embeddings, heads and whether they are tied, experts, modules, and
+parameters and bytes by part and by dtype.""",
+    "methods": """\
+jmerge methods [NAME ...]
+
+Lists the merge methods, or says all about some: what they do, the formula, what they merge, when to use them, the
+paper, their parameters with defaults and ranges, and a short recipe.""",
+    "schema": """\
+jmerge schema
+
+Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
+
+  # yaml-language-server: $schema=recipe.schema.json""",
+}
 
 # MergeKit's spelling -> what to write here.
 MERGEKIT_FLAGS = {
@@ -78,7 +109,7 @@ def define_flags() -> flags.FlagValues:
         "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
-    flags.DEFINE_bool("json", False, "plan: print JSON.", **add)
+    flags.DEFINE_bool("json", False, "plan, inspect: print JSON.", **add)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
     flags.DEFINE_bool("version", False, "Show the version.", **add)
     return values
@@ -135,11 +166,19 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if values.version:
         print(f"jmerge {VERSION}")
         return 0
+    if values.help and words and words[0] in HELP:
+        print(HELP[words[0]])
+        return 0
     if values.help or (not words and values.config is None):
         print(USAGE)
         print(_flag_help(values))
         return 0 if values.help else 2
-    commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {"plan": _plan}
+    commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {
+        "plan": _plan,
+        "inspect": _inspect,
+        "methods": _methods,
+        "schema": _schema,
+    }
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
     return _merge(words, values)
@@ -172,7 +211,7 @@ def _paths(words: list[str], values: flags.FlagValues, names: tuple[str, ...]) -
         found.append(value)
     if words:
         raise PlanError(
-            Fault(f"is one word too many{did_you_mean(words[0], ['plan'])}", where=f"'{words[0]}'")
+            Fault(f"is one word too many{did_you_mean(words[0], HELP)}", where=f"'{words[0]}'")
         )
     return found
 
@@ -228,6 +267,44 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
     print(plan_json(plan, schedule) if values.json else plan_text(plan, schedule))
     if not values.quiet:
         warn(plan)
+    return 0
+
+
+def _inspect(words: list[str], values: flags.FlagValues) -> int:
+    if len(words) != 1:
+        raise PlanError(Fault("needs one folder: jmerge inspect FOLDER", where="inspect"))
+    quiet_libraries()
+    import json
+
+    from jmerge.ckpt.open import open_checkpoint
+    from jmerge.report.inspect import inspect_checkpoint, inspect_text
+
+    found = inspect_checkpoint(open_checkpoint(words[0]))
+    print(json.dumps(found, indent=1) if values.json else inspect_text(found))
+    return 0
+
+
+def _methods(words: list[str], values: flags.FlagValues) -> int:
+    quiet_libraries()
+    from jmerge.report.methods import method_text, methods_text
+
+    if not words:
+        print(methods_text())
+        return 0
+    try:
+        print("\n\n".join(method_text(word) for word in words))
+    except ValueError as error:
+        raise PlanError(Fault(str(error), where="methods")) from error
+    return 0
+
+
+def _schema(words: list[str], values: flags.FlagValues) -> int:
+    quiet_libraries()
+    import json
+
+    from jmerge.report.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
     return 0
 
 

@@ -26,13 +26,14 @@ def find_ties(
         ref: bool(layout.embeddings)
         and (
             not stored[ref]
-            or (mixed and _same_bytes(checkpoints[ref], layout.heads[0], layout.embeddings[0]))
+            or (mixed and same_bytes(checkpoints[ref], layout.heads[0], layout.embeddings[0]))
         )
         for ref, layout in layouts.items()
     }
 
 
-def _same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
+def same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    """Whether two tensors of a checkpoint have one shape, one dtype and the same bytes."""
     if checkpoint.index[first].spec != checkpoint.index[second].spec:
         return False
     a, b = (checkpoint[name].reshape(-1).view(np.uint8) for name in (first, second))

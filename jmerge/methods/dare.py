@@ -44,7 +44,7 @@ def dare_sums(
     return norm_terms(delta, drop(delta, density, keys, start)) if rescale else ()
 
 
-def _declare(name: str, title: str) -> Callable[[Function], Function]:
+def _declare(name: str, **texts: str) -> Callable[[Function], Function]:
     return merge_method(
         name,
         takes="delta",
@@ -53,8 +53,8 @@ def _declare(name: str, title: str) -> Callable[[Function], Function]:
         sums=dare_sums,
         sums_when="rescale",
         no_effect=("int8_mask",),
-        title=title,
         paper="https://arxiv.org/abs/2311.03099",
+        **texts,  # type: ignore[arg-type]  # title, summary, formula, when
         weight=PerModel(doc="factor of the model's change"),
         density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
         scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
@@ -63,7 +63,19 @@ def _declare(name: str, title: str) -> Callable[[Function], Function]:
     )
 
 
-@_declare("dare_linear", "Linear DARE")
+@_declare(
+    "dare_linear",
+    title="Linear DARE",
+    summary=(
+        "Drops changes at random, restores the norm of what is left, and adds them to "
+        "the base. Fine-tuning changes are redundant, so most can go."
+    ),
+    formula=("base + lambda sum_i w_i restore(mask_i * (x_i - base)),   mask_i = [u < density_i]"),
+    when=(
+        "Many fine-tunes of one base with small changes; low densities keep them out of "
+        "each other's way."
+    ),
+)
 def dare_linear(
     delta: jax.Array,
     *,
@@ -86,7 +98,17 @@ def dare_linear(
     return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
 
 
-@_declare("dare_ties", "DARE TIES")
+@_declare(
+    "dare_ties",
+    title="DARE TIES",
+    summary=(
+        "Drops changes at random and restores their norm as DARE does, then adds only "
+        "those that agree with the sign of their weighted sum. It is TIES with a random "
+        "choice in place of the largest."
+    ),
+    formula="base + lambda sum_agreeing(w_i restore(mask_i * (x_i - base)))",
+    when="The usual choice for three or more fine-tunes of one base; density around 0.5.",
+)
 def dare_ties(
     delta: jax.Array,
     *,

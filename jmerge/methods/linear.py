@@ -28,6 +28,15 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     check=_check,
     carries_nan=True,
     title="Linear",
+    summary=(
+        "The weighted mean of the models, tensor by tensor. With one weight for all it "
+        "is the model soup of the paper."
+    ),
+    formula="sum_i w_i x_i / sum_i w_i   (without the division when normalize is false)",
+    when=(
+        "Fine-tunes of one base that share a task, or checkpoints of one training run; "
+        "the safest first try."
+    ),
     paper="https://arxiv.org/abs/2203.05482",
     weight=PerModel(doc="share of the model; any number, negative too"),
     normalize=Switch(True, doc="divide by the sum of the weights"),

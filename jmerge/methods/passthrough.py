@@ -14,6 +14,15 @@ from jmerge.methods.spec import PerModel, merge_method
     copies=lambda numbers: numbers["scale"] is None,
     carries_nan=True,
     title="Passthrough",
+    summary=(
+        "Takes the tensors of one model as they are, or times a number. With slices it "
+        "stacks layers of one or several models into a deeper one."
+    ),
+    formula="x, or scale x",
+    when=(
+        "Frankenmerges, pruned models, copying with another dtype; scale 0 on o_proj "
+        "and down_proj silences a layer."
+    ),
     scale=PerModel(None, doc="factor; unset: the tensor is copied bit for bit"),
 )
 def passthrough(models: jax.Array, *, scale: jax.Array | None) -> jax.Array:

@@ -30,6 +30,16 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     sums=slerp_sums,
     carries_nan=True,
     title="SLERP",
+    summary=(
+        "Goes from the base to one other model along the arc between them, so that the "
+        "length of the weights is kept where a straight line would shrink it. Nearly "
+        "parallel and nearly opposite tensors are interpolated linearly."
+    ),
+    formula="sin((1-t) a)/sin(a) base + sin(t a)/sin(a) other,   a = angle between the two",
+    when=(
+        "Two models of one family; a gradient for t lets attention and MLP, early and "
+        "late layers lean to different sides."
+    ),
     paper="https://en.wikipedia.org/wiki/Slerp",
     t=Shared(doc="0 gives the base, 1 the other model; outside [0, 1] it goes on along the arc"),
 )

@@ -97,6 +97,9 @@ class Method:
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
     copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
     title: str
+    summary: str  # two sentences
+    formula: str
+    when: str  # to use it
     paper: str  # link; empty when there is none
 
     def needs_sums(self, numbers: Numbers) -> bool:
@@ -134,6 +137,9 @@ def merge_method(
     carries_nan: bool = False,
     copies: Callable[[Numbers], bool] = lambda numbers: False,
     title: str = "",
+    summary: str = "",
+    formula: str = "",
+    when: str = "",
     paper: str = "",
     **parameters: Parameter,
 ) -> Callable[[Function], Function]:
@@ -173,6 +179,9 @@ def merge_method(
             carries_nan=carries_nan,
             copies=copies,
             title=title or name,
+            summary=summary,
+            formula=formula,
+            when=when,
             paper=paper,
         )
         return function

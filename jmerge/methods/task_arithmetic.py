@@ -22,6 +22,14 @@ NO_WEIGHT = 1e-8  # a sum of weights nearer to zero than this does not normalise
     no_effect=("density", "int8_mask", "rescale"),
     carries_nan=True,
     title="Task Arithmetic",
+    summary=(
+        "Adds to the base what the models changed, each change times its weight. A "
+        "negative weight takes an ability away."
+    ),
+    formula=(
+        "base + lambda sum_i w_i (x_i - base)   (divided by sum_i w_i when normalize is true)"
+    ),
+    when="Specialists fine-tuned from one base, when each should keep most of its skill.",
     paper="https://arxiv.org/abs/2212.04089",
     weight=PerModel(doc="factor of the model's change; negative forgets it"),
     scale=Shared(1.0, yaml="lambda", doc="factor of the summed change"),

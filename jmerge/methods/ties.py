@@ -41,6 +41,18 @@ def ties_sums(
     sums_when="rescale",
     no_effect=("int8_mask",),
     title="TIES",
+    summary=(
+        "Keeps the largest changes of each model, lets the models vote on the sign of "
+        "every element, and averages those that agree. Small and conflicting changes no "
+        "longer cancel what matters."
+    ),
+    formula=(
+        "base + lambda mean_agreeing(w_i trim_i(x_i - base)),   sign = that of the weighted sum"
+    ),
+    when=(
+        "Three or more specialists of one base that get in each other's way under task "
+        "arithmetic; density 0.2 to 0.6."
+    ),
     paper="https://arxiv.org/abs/2306.01708",
     weight=PerModel(doc="factor of the model's change; a negative one turns its vote"),
     keep=Density(1.0, yaml="density", doc="share of the model's largest changes that is kept"),

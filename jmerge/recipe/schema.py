@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from jmerge.ckpt.dtypes import parse_dtype
-from jmerge.recipe.refs import ModelRef, parse_ref
+from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
 from jmerge.recipe.settings import Setting, parse_setting
 
 
@@ -37,11 +37,32 @@ def _parse_dtype(value: Any) -> str | None:
     return parse_dtype(value)
 
 
-Ref = Annotated[ModelRef, PlainValidator(parse_ref)]
+REF_SCHEMA = {
+    "description": "a model's folder, path@revision, or a map of its parts",
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "required": ["model"],
+            "properties": {key: {} for key in KEYS},
+            "additionalProperties": False,
+        },
+    ],
+}
+RANGE_SCHEMA = {
+    "description": "[first, end): the layers first, first + 1, ..., end - 1",
+    "type": "array",
+    "items": {"type": ["integer", "string"]},
+    "minItems": 2,
+    "maxItems": 2,
+}
+
+Ref = Annotated[ModelRef, PlainValidator(parse_ref), WithJsonSchema(REF_SCHEMA)]
 Value = Annotated[Setting, PlainValidator(parse_setting)]
-Parameters = dict[str, Value]
-LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range)]
-Dtype = Annotated[str | None, PlainValidator(_parse_dtype)]
+PARAMETERS_SCHEMA = {"type": "object", "title": "Parameters"}  # `report.schema` knows the names
+Parameters = Annotated[dict[str, Value], WithJsonSchema(PARAMETERS_SCHEMA)]
+LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range), WithJsonSchema(RANGE_SCHEMA)]
+Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"type": "string"})]
 
 
 class Node(BaseModel):

@@ -73,23 +73,14 @@ class Inputs(NamedTuple):
         return Inputs(tuple(change(model) for model in self.models), base)
 
 
-# Scalars, one element, none, all ranks, and sizes around the borders of the blocks that sums are made of.
-SHAPES: tuple[Shape, ...] = (
-    (),
-    (1,),
-    (0,),
-    (3, 0),
-    (3, 5),
-    (2, 3, 4),
-    (BLOCK,),
-    (BLOCK + 1,),
-    (3, BLOCK - 1),
-)
-SMALL = SHAPES[:6]
-FEW: tuple[Shape, ...] = ((), (0,), (2, 3, 4), (3, BLOCK - 1))
+# Scalars, one element, none, all ranks, and sizes around the borders of the blocks that sums are made of. Compiling
+# takes most of the time, so a law tries many shapes with a row's first numbers and few with the others.
+SMALL: tuple[Shape, ...] = ((), (1,), (0,), (3, 0), (3, 5), (2, 3, 4))
+SHAPES: tuple[Shape, ...] = (*SMALL, (BLOCK,), (BLOCK + 1,), (3, BLOCK - 1))
+FEW: tuple[Shape, ...] = ((2, 3, 4), (3, BLOCK - 1))
 LONG = 25 * BLOCK - 7  # elements: several pieces of most lengths that kernels have
-TENSOR = "tensor"  # its name, where a law needs one only; random numbers depend on it
 PIECES = (BLOCK, 2 * BLOCK, 3 * BLOCK, 8 * BLOCK)
+TENSOR = "tensor"  # its name, where a law needs one only; random numbers depend on it
 
 
 # The laws
@@ -102,32 +93,30 @@ def check_equal_inputs(row: Row) -> None:
     """
     method = REGISTRY[row.method]
     assert row.identity, "no example of numbers that keep equal inputs"
-    for numbers, has_base in _settings(row, row.identity):
-        for shape in FEW:
-            drawn = draw(shape, 1, has_base=True)
-            (model,), other = drawn
-            base = (other if method.takes == "delta" else model) if has_base else None
-            with about(numbers=numbers, shape=shape):
-                same = Inputs((model,) * _count(row, numbers), base)
-                assert_close(by_hand(method, same, numbers), model)
+    for setting in settings(row, row.identity):
+        for shape in SHAPES if setting.first else FEW:
+            (model,), other = draw(shape, 1, has_base=True)
+            base = (other if method.takes == "delta" else model) if setting.has_base else None
+            same = Inputs((model,) * setting.models, base)
+            with about(setting, shape=shape):
+                assert_close(by_hand(method, same, setting.numbers), model)
 
 
 def check_order(row: Row) -> None:
     """Reordering the models together with their numbers changes nothing, to rounding."""
     method, tried = REGISTRY[row.method], False
-    for numbers, has_base in _settings(row):
-        count = _count(row, numbers)
-        for order in (range(count)[::-1], [*range(1, count), 0]):
-            tried |= count > 1
-            inputs = draw((64, 65), count, has_base)
+    for setting in settings(row):
+        numbers, tried = setting.numbers, tried or setting.models > 1
+        inputs = setting.draw((64, 65))
+        wanted = by_hand(method, inputs, numbers)
+        for order in ([*range(setting.models)][::-1], [*range(1, setting.models), 0]):
             moved = Inputs(tuple(inputs.models[i] for i in order), inputs.base)
             renumbered = {
                 name: tuple(value[i] for i in order) if isinstance(value, tuple) else value
                 for name, value in numbers.items()
             }
-            with about(numbers=numbers, order=list(order)):
-                found = by_hand(method, moved, renumbered)
-                assert_close(found, by_hand(method, inputs, numbers))
+            with about(setting, order=order):
+                assert_close(by_hand(method, moved, renumbered), wanted)
     assert tried, "no example has several models"
 
 
@@ -138,36 +127,39 @@ def check_shift(row: Row) -> None:
     tipped; the added tensor is larger than the rest, so that it sets the scale of the rounding.
     """
     assert REGISTRY[row.method].takes == "delta", "not a delta method"
-    for numbers, has_base in _settings(row):
-        inputs = draw((3, BLOCK - 1), _count(row, numbers), has_base).map(_shorten)
-        other = draw((3, BLOCK - 1), 1, False, seed=1).models[0]
+    shape = (3, BLOCK - 1)
+    other = draw(shape, 1, False, seed=1).models[0]
+    for setting in settings(row):
+        inputs = setting.draw(shape).map(_shorten)
+        still = streamed(row.method, {TENSOR: inputs}, setting.numbers)[TENSOR]
         for shift in (np.full_like(other, 8), _shorten(8 * other)):
-            still = streamed(row.method, {TENSOR: inputs}, numbers)[TENSOR]
-            moved = streamed(row.method, {TENSOR: _plus(inputs, shift)}, numbers)[TENSOR]
-            with about(numbers=numbers):
-                assert_close(moved, still + shift)
+            shifted = {TENSOR: _plus(inputs, shift)}
+            with about(setting):
+                found = streamed(row.method, shifted, setting.numbers)[TENSOR]
+                assert_close(found, still + shift)
 
 
 def check_reference(row: Row) -> None:
     """The method in float32 agrees with the float64 reference, to rounding."""
     method = REGISTRY[row.method]
-    for numbers, has_base in _settings(row):
-        for shape in SHAPES:
+    for setting in settings(row):
+        for shape in SHAPES if setting.first else FEW:
             for spread in (1.0, 0.01):  # models that have little in common; fine-tuned ones
-                inputs = draw(shape, _count(row, numbers), has_base, spread)
-                with about(numbers=numbers, shape=shape, spread=spread, base=has_base):
-                    assert_close(by_hand(method, inputs, numbers), _wanted(row, inputs, numbers))
+                inputs = setting.draw(shape, spread)
+                with about(setting, shape=shape, spread=spread):
+                    found = by_hand(method, inputs, setting.numbers)
+                    assert_close(found, wanted_of(row, inputs, setting.numbers))
 
 
 def check_jit(row: Row) -> None:
     """The function under `jit` agrees with the function called eagerly, to rounding."""
     method = REGISTRY[row.method]
-    for numbers, has_base in _settings(row):
-        for shape in FEW[2:]:
-            inputs = draw(shape, _count(row, numbers), has_base)
-            with about(numbers=numbers, shape=shape):
-                eager = by_hand(method, inputs, numbers, jit=False)
-                assert_close(by_hand(method, inputs, numbers), eager)
+    for setting in settings(row):
+        for shape in FEW if setting.first else FEW[:1]:
+            inputs = setting.draw(shape)
+            with about(setting, shape=shape):
+                eager = by_hand(method, inputs, setting.numbers, jit=False)
+                assert_close(by_hand(method, inputs, setting.numbers), eager)
 
 
 def check_chunks(row: Row) -> None:
@@ -175,34 +167,31 @@ def check_chunks(row: Row) -> None:
 
     Whole is as much at once as a kernel takes; the first example has a tensor that is longer.
     """
-    for number, (numbers, has_base) in enumerate(_settings(row)):
-        lengths = ((), (0,), (BLOCK - 1,), (BLOCK + 1,), (LONG,), (PIECE + BLOCK + 1,))
-        dtypes = ("F32", "F32", "BF16", "F32", "F32", "BF16")
-        tensors = {
-            _name(shape): draw(shape, _count(row, numbers), has_base, dtype=dtype)
-            for shape, dtype in list(zip(lengths, dtypes, strict=True))[: 5 if number else 6]
-        }
-        whole = streamed(row.method, tensors, numbers)
+    extremes = {(): "F32", (0,): "F32", (BLOCK - 1,): "BF16", (PIECE + BLOCK + 1,): "BF16"}
+    for setting in settings(row):
+        shapes: dict[Shape, str] = {(LONG,): "F32", **(extremes if setting.first else {})}
+        tensors = {name_of(shape): setting.draw(shape, dtype=shapes[shape]) for shape in shapes}
+        whole = streamed(row.method, tensors, setting.numbers)
         for piece in PIECES:
-            cut = streamed(row.method, tensors, numbers, piece=piece)
+            cut = streamed(row.method, tensors, setting.numbers, piece=piece)
             for name in tensors:
-                with about(numbers=numbers, tensor=name, piece=piece):
+                with about(setting, tensor=name, piece=piece):
                     assert_same_bytes(cut[name], whole[name])
 
 
 def check_compiles(row: Row) -> None:
     """New numbers are new inputs of the same program: a second recipe with other numbers compiles nothing."""
     tried = False
-    for numbers, has_base in _settings(row):
-        changed = {name: _changed(value) for name, value in numbers.items()}
-        if changed == numbers:
+    for setting in settings(row):
+        changed = {name: _changed(value) for name, value in setting.numbers.items()}
+        if changed == setting.numbers:
             continue  # it holds flags, zeros and ones only
         tried = True
-        tensors = {"three_pieces": draw((9 * BLOCK,), _count(row, numbers), has_base)}
+        tensors = {TENSOR: setting.draw((9 * BLOCK,))}
         forget_kernels()
-        with about(numbers=numbers, changed=changed):
+        with about(setting, changed=changed):
             with compilations() as first:
-                streamed(row.method, tensors, numbers, piece=3 * BLOCK)
+                streamed(row.method, tensors, setting.numbers, piece=3 * BLOCK)
             assert first, "nothing was compiled for the first numbers, so this law measures nothing"
             with compilations() as second:
                 streamed(row.method, tensors, changed, piece=3 * BLOCK)
@@ -213,12 +202,12 @@ def check_compiles(row: Row) -> None:
 def check_finite(row: Row) -> None:
     """Finite inputs give finite results of the right shape, whatever the inputs have in common."""
     method = REGISTRY[row.method]
-    for numbers, has_base in _settings(row):
-        for shape in SMALL:
-            drawn = draw(shape, _count(row, numbers), has_base)
-            for name, change in _EXTREMES.items():
-                with about(numbers=numbers, shape=shape, inputs=name):
-                    found = by_hand(method, change(drawn), numbers)
+    for setting in settings(row):
+        for shape in SMALL if setting.first else SMALL[-1:]:
+            drawn = setting.draw(shape)
+            for name, change in EXTREMES.items():
+                with about(setting, shape=shape, inputs=name):
+                    found = by_hand(method, change(drawn), setting.numbers)
                     assert found.shape == shape and found.dtype == np.float32, found.shape
                     assert np.isfinite(found).all(), found
 
@@ -230,18 +219,18 @@ def check_recipe(row: Row) -> None:
     agree with the float64 reference to rounding. The base stands anywhere among the sources.
     """
     method = REGISTRY[row.method]
-    for number, (numbers, has_base) in enumerate(_settings(row)):
-        count = _count(row, numbers)
-        base_at = number % (count + 1)
-        for dtype in ("F32",) if number else ("F32", "BF16", "F16", "F64"):
-            tensors = {_name(shape): draw(shape, count, has_base, dtype=dtype) for shape in FEW}
-            for name, found in from_recipe(row.method, tensors, numbers, base_at).items():
-                inputs = tensors[name]
-                with about(numbers=numbers, tensor=name, dtype=dtype, base_at=base_at):
-                    own = by_hand(method, inputs, numbers, tensor=name)
-                    assert_same_bytes(found, own.astype(NUMPY[dtype]))
+    for number, setting in enumerate(settings(row)):
+        base_at = number % (setting.models + 1)
+        shapes: tuple[Shape, ...] = (*FEW, (), (0,)) if setting.first else FEW[:1]
+        for dtype in ("F32", "BF16", "F16", "F64") if setting.first else ("F32",):
+            tensors = {name_of(shape): setting.draw(shape, dtype=dtype) for shape in shapes}
+            found = from_recipe(row.method, tensors, setting.numbers, base_at)
+            for name, inputs in tensors.items():
+                with about(setting, tensor=name, dtype=dtype, base_at=base_at):
+                    own = by_hand(method, inputs, setting.numbers, tensor=name)
+                    assert_same_bytes(found[name], own.astype(NUMPY[dtype]))
                     if dtype == "F64":
-                        assert_close(found, _wanted(row, inputs, numbers, name))
+                        assert_close(found[name], wanted_of(row, inputs, setting.numbers, name))
 
 
 LAWS: Mapping[str, Callable[[Row], None]] = {
@@ -268,7 +257,32 @@ def cases(rows: Iterable[Row]) -> list[tuple[Row, str]]:
     return found
 
 
-# Inputs
+# Inputs and numbers
+
+
+class Setting(NamedTuple):
+    """One of a row's examples, and what it is tried on."""
+
+    numbers: Numbers
+    models: int  # without the base
+    has_base: bool
+    first: bool  # of the row
+
+    def draw(self, shape: Shape, spread: float = 1.0, *, dtype: str = "F32") -> Inputs:
+        """Inputs for it; see `draw`."""
+        return draw(shape, self.models, self.has_base, spread, dtype=dtype)
+
+
+def settings(row: Row, examples: Sequence[Numbers] = ()) -> Iterator[Setting]:
+    """The row's examples (or those given), without and with a base as the method allows."""
+    method = REGISTRY[row.method]
+    low, high = method.counts
+    usual = max(low, min(row.models, high or row.models))
+    bases = {"needed": (True,), "input": (False,), "optional": (False, True)}[method.base]
+    for number, numbers in enumerate(examples or row.numbers):
+        given = [len(value) for value in numbers.values() if isinstance(value, tuple)]
+        for has_base in bases:
+            yield Setting(numbers, given[0] if given else usual, has_base, number == 0)
 
 
 def draw(
@@ -291,8 +305,9 @@ def draw(
     return Inputs(tuple((origin + spread * change).astype(cast) for change in changes), base)
 
 
-def _name(shape: Shape) -> str:
-    return "x".join(["tensor", *map(str, shape)])
+def name_of(shape: Shape) -> str:
+    """A name for a tensor of this shape."""
+    return "x".join([TENSOR, *map(str, shape)])
 
 
 def _plus(inputs: Inputs, shift: np.ndarray) -> Inputs:
@@ -312,38 +327,25 @@ def _opposite(inputs: Inputs) -> Inputs:
     return Inputs(sides, None if inputs.base is None else first)
 
 
-_EXTREMES: Mapping[str, Callable[[Inputs], Inputs]] = {
-    "zeros": lambda given: given.map(np.zeros_like),
-    "identical": lambda given: given.map(lambda _: given.models[0]),
+def _first(inputs: Inputs, factor: float) -> Inputs:
+    """The first model times a factor."""
+    first, *others = inputs.models
+    return Inputs((first * np.float32(factor), *others), inputs.base)
+
+
+EXTREMES: Mapping[str, Callable[[Inputs], Inputs]] = {
+    "zeros": lambda drawn: drawn.map(np.zeros_like),
+    "identical": lambda drawn: drawn.map(lambda _: drawn.models[0]),
     "opposite": _opposite,
-    "one zero": lambda given: Inputs(
-        (np.zeros_like(given.models[0]), *given.models[1:]), given.base
+    "one zero": lambda drawn: _first(drawn, 0),
+    "zero base": lambda drawn: Inputs(
+        drawn.models, None if drawn.base is None else np.zeros_like(drawn.base)
     ),
-    "zero base": lambda given: Inputs(
-        given.models, None if given.base is None else np.zeros_like(given.base)
-    ),
-    "tiny": lambda given: given.map(lambda array: array * np.float32(1e-30)),
-    "huge": lambda given: given.map(lambda array: array * np.float32(1e30)),
-    "huge opposite": lambda given: _opposite(given).map(lambda array: array * np.float32(1e30)),
-    "one huge": lambda given: Inputs(
-        (given.models[0] * np.float32(1e30), *given.models[1:]), given.base
-    ),
+    "tiny": lambda drawn: drawn.map(lambda array: array * np.float32(1e-30)),
+    "huge": lambda drawn: drawn.map(lambda array: array * np.float32(1e30)),
+    "huge opposite": lambda drawn: _opposite(drawn).map(lambda array: array * np.float32(1e30)),
+    "one huge": lambda drawn: _first(drawn, 1e30),
 }
-
-
-def _settings(row: Row, examples: Sequence[Numbers] = ()) -> Iterator[tuple[Numbers, bool]]:
-    """Each example of numbers, without and with a base as the method allows."""
-    choices = {"needed": (True,), "input": (False,), "optional": (False, True)}
-    for numbers in examples or row.numbers:
-        for has_base in choices[REGISTRY[row.method].base]:
-            yield numbers, has_base
-
-
-def _count(row: Row, numbers: Numbers) -> int:
-    """How many models (without the base) an example is for."""
-    given = [len(value) for value in numbers.values() if isinstance(value, tuple)]
-    low, high = REGISTRY[row.method].counts
-    return given[0] if given else max(low, min(row.models, high or row.models))
 
 
 def _changed(value: Any) -> Any:
@@ -353,7 +355,8 @@ def _changed(value: Any) -> Any:
     return value * 0.75 if isinstance(value, float) and value != 1 else value
 
 
-def _wanted(row: Row, inputs: Inputs, numbers: Numbers, tensor: str = TENSOR) -> np.ndarray:
+def wanted_of(row: Row, inputs: Inputs, numbers: Numbers, tensor: str = TENSOR) -> np.ndarray:
+    """What the row's reference makes of the inputs, in float64."""
     wide = inputs.map(lambda array: array.astype(np.float64))
     keys = _keys(REGISTRY[row.method], len(inputs.models), tensor)
     extra = {} if keys is None else {"keys": keys}
@@ -545,10 +548,11 @@ def compilations() -> Iterator[list[str]]:
 
 
 @contextmanager
-def about(**facts: Any) -> Iterator[None]:
+def about(setting: Setting, **facts: Any) -> Iterator[None]:
     """Add what was being tried to the error that a law raises."""
     try:
         yield
     except Exception as error:
+        facts = {**setting._asdict(), **facts}
         error.add_note(", ".join(f"{name} {value}" for name, value in facts.items()))
         raise

@@ -1,0 +1,120 @@
+"""What a checkpoint is made of: stacks, embeddings, ties, experts, and where its bytes are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jmerge.arch.infer import Layout, infer_layout
+from jmerge.arch.ties import same_bytes
+from jmerge.ckpt.open import Checkpoint
+from jmerge.report.show import size
+
+EXPERT = re.compile(r"\.experts?\.(\d+)\.")
+PACKED = re.compile(r"\.experts?\.\w+$")
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The structure of a checkpoint as plain data.
+
+    Reads weights only to see whether a stored head is the embedding over again.
+    """
+    specs = {name: entry.spec for name, entry in checkpoint.index.items()}
+    layout = infer_layout(specs, checkpoint.config)
+    parts: dict[str, dict[str, int]] = {}
+    dtypes: dict[str, dict[str, int]] = {}
+    for name, spec in specs.items():
+        for table, key in ((parts, _part(layout, name)), (dtypes, spec.dtype)):
+            row = table.setdefault(key, {"tensors": 0, "parameters": 0, "bytes": 0})
+            row["tensors"] += 1
+            row["parameters"] += spec.size
+            row["bytes"] += spec.nbytes
+    return {
+        "path": str(checkpoint.path),
+        "architectures": checkpoint.config.get("architectures", []),
+        "files": len(checkpoint.files),
+        "tensors": len(specs),
+        "parameters": sum(spec.size for spec in specs.values()),
+        "bytes": sum(spec.nbytes for spec in specs.values()),
+        "modules": list(layout.modules),
+        "stacks": [
+            {"prefix": s.prefix, "layers": s.depth, "config_keys": [".".join(k) for k in s.keys]}
+            for s in layout.stacks.values()
+        ],
+        "embeddings": list(layout.embeddings),
+        "heads": list(layout.heads),
+        "tied": _tied(checkpoint, layout),
+        "experts": _experts(layout, checkpoint),
+        "parts": parts,
+        "dtypes": dtypes,
+    }
+
+
+def inspect_text(found: dict[str, Any]) -> str:
+    """The same in words."""
+    classes = ", ".join(found["architectures"]) or "no class named in config.json"
+    lines = [
+        f"{found['path']}: {classes}",
+        f"{found['tensors']} tensors, {_count(found['parameters'])} parameters, "
+        f"{size(found['bytes'])} in {found['files']} file{'s' if found['files'] > 1 else ''}",
+        "",
+    ]
+    for stack in found["stacks"]:
+        keys = ", ".join(stack["config_keys"]) or "no key in config.json"
+        lines.append(f"stack      {stack['prefix']}: {stack['layers']} layers ({keys})")
+    if len(found["modules"]) > 1:
+        lines.append(f"modules    {', '.join(found['modules'])}")
+    lines.append(f"embedding  {', '.join(found['embeddings']) or 'none found'}")
+    head = ", ".join(found["heads"]) or "none stored"
+    lines.append(f"head       {head}" + (", tied to the embedding" if found["tied"] else ""))
+    if found["experts"]:
+        lines.append(
+            f"experts    {found['experts']['count']} a layer, {found['experts']['layout']}"
+        )
+    width = max(map(len, [*found["parts"], *found["dtypes"]]), default=0)
+    for title in ("parts", "dtypes"):
+        lines += ["", f"{title:<{width}}  tensors  parameters        bytes"]
+        for key, row in found[title].items():
+            numbers = (
+                f"{row['tensors']:>7}",
+                f"{_count(row['parameters']):>10}",
+                f"{size(row['bytes']):>11}",
+            )
+            lines.append("  ".join([f"{key:<{width}}", *numbers]))
+    return "\n".join(lines)
+
+
+def _part(layout: Layout, name: str) -> str:
+    """A coarse place of a tensor: the embedding, a head, a block of a stack's layers, or what is around."""
+    role = layout.roles[name]
+    if name in layout.embeddings:
+        return "embedding"
+    if name in layout.heads:
+        return "head"
+    if role.stack is not None:
+        block = role.template.partition("{}.")[2].partition(".")[0]
+        return f"{role.stack}.*.{block}"
+    return "buffer" if role.buffer else f"{role.part} tensors"
+
+
+def _tied(checkpoint: Checkpoint, layout: Layout) -> bool:
+    if not layout.embeddings:
+        return False
+    return not layout.heads or same_bytes(checkpoint, layout.heads[0], layout.embeddings[0])
+
+
+def _experts(layout: Layout, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    numbers = {int(found[1]) for name in layout.roles if (found := EXPERT.search(name))}
+    if numbers:
+        return {"count": len(numbers), "layout": "a tensor for each"}
+    for name, entry in checkpoint.index.items():
+        if PACKED.search(name) and len(entry.spec.shape) == 3:
+            return {"count": entry.spec.shape[0], "layout": "packed in one tensor"}
+    return None
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return str(number)
