@@ -67,7 +67,7 @@ class Computer:
         method = None if step.method == COPY else REGISTRY[step.method]
         self._reserved = method.reserved if method else frozenset()
         self._magnitudes: dict[int, np.ndarray] = {}  # input -> elements
-        self._cuts: dict[int, tuple[float, int]] = {}  # input -> threshold, last position
+        self._cuts: dict[int, tuple[float | None, int]] = {}  # input -> bound, last position
         self._pairs: list[np.ndarray] = []
         self._sums: jax.Array | None = None
         self._numbers: dict[str, Any] | None = None
@@ -99,13 +99,13 @@ class Computer:
 
     def _make_cut(self, step: Step, densities: tuple[float, ...]) -> Cut:
         models = [i for i in range(len(step.inputs)) if i != step.base]
-        thresholds, last = [], []
+        size = step.spec.size
+        cuts = []
         for position, density in zip(models, densities, strict=True):
-            everything = kept_count(density, step.spec.size) > 0
-            cut = self._cuts.get(position, (-1.0 if everything else float("inf"), 0))
-            thresholds.append(cut[0])
-            last.append(cut[1])
-        return make_cut(thresholds, last, self._key.compute)
+            trivial = (0.0, size) if kept_count(density, size) else (None, 0)  # all or nothing
+            cuts.append(self._cuts.get(position, trivial))
+        bounds, last = zip(*cuts, strict=True)
+        return make_cut(bounds, last, self._key.compute)
 
     # Statistics
 
@@ -138,12 +138,13 @@ class Computer:
             self._sums = _add_up(np.concatenate(self._pairs, axis=1))
 
 
-def find_cut(magnitude: np.ndarray, count: int) -> tuple[float, int]:
-    """Threshold and last position that keep the `count` largest, in the way that is fast on this platform."""
+def find_cut(magnitude: np.ndarray, count: int) -> tuple[float | None, int]:
+    """Bound and last position that keep the `count` largest, in the way that is fast on this platform."""
     if jax.default_backend() == "cpu":
         return cut_by_partition(magnitude, count)
     cut = _counting(jax.device_put(magnitude[None]), jax.device_put(np.asarray([count], np.uint32)))
-    return float(np.asarray(cut.threshold)[0]), int(np.asarray(cut.last_low)[0])
+    bound = np.asarray(cut.bound).view(magnitude.dtype)
+    return float(bound[0]), int(np.asarray(cut.last_low)[0])
 
 
 _counting = jax.jit(cut_by_counting)

@@ -1,7 +1,7 @@
 """Selecting the largest elements of a tensor, exactly and piece by piece.
 
-The *cut* of a model is a threshold and a position: an element is kept when its magnitude is above the threshold,
-or equal to it at no later position. So exactly as many are kept as asked for, ties go to the lower flat index, and
+The *cut* of a model is a bound and a position: an element is kept when its magnitude is above the bound, or equal to
+it at no later position. So exactly as many are kept as asked for, ties go to the lower flat index, and
 any piece can be decided alone. Two ways give the same cut: a partial sort on the host, which is fastest on CPU, and
 counting how many elements reach a bound, one bit of the bound after another, which runs anywhere and under `jit`.
 """
@@ -19,10 +19,14 @@ from jmerge.methods.positions import flat_positions
 
 
 class Cut(NamedTuple):
-    """What decides for every element of [models, *shape] whether it is kept."""
+    """What decides for every element of [models, *shape] whether it is kept; see `make_cut`.
 
-    threshold: jax.Array | np.ndarray  # [models]; -1 keeps everything, infinity nothing
-    # uint32 [models], words of the last position that is kept among magnitudes at the threshold
+    Magnitudes are compared by their bits, which order numbers that are not negative as their values do: some
+    backends take subnormal numbers for zero when they compare values.
+    """
+
+    bound: jax.Array | np.ndarray  # unsigned [models]: bits of the smallest magnitude kept
+    # uint32 [models], words of the last position that is kept among magnitudes at the bound
     last_high: jax.Array | np.ndarray
     last_low: jax.Array | np.ndarray
 
@@ -34,52 +38,52 @@ def kept_count(density: float, size: int) -> int:
     return size if density >= 1 else max(1, int(density * size))
 
 
-def make_cut(threshold: Sequence[float], last: Sequence[int], dtype: np.dtype[Any]) -> Cut:
-    """A cut from host numbers, one of each for every model."""
+def make_cut(bounds: Sequence[float | None], last: Sequence[int], dtype: np.dtype[Any]) -> Cut:
+    """The cut of tensors of `dtype` from a bound and a last position for each model; no bound keeps nothing."""
+    word = np.dtype(f"u{dtype.itemsize}")
+    nothing = np.iinfo(word).max  # above the bits of every magnitude
+    bits = [nothing if b is None else np.asarray(b, dtype).view(word) for b in bounds]
     return Cut(
-        np.asarray(threshold, dtype),
+        np.asarray(bits, word),
         np.asarray([position >> 32 for position in last], np.uint32),
         np.asarray([position & 0xFFFFFFFF for position in last], np.uint32),
     )
 
 
-def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[float, int]:
-    """Threshold and last position that keep the `count` largest of magnitude [elements], ties by position."""
+def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[float | None, int]:
+    """Bound and last position that keep the `count` largest of magnitude [elements], ties by position."""
     size = magnitude.size
-    if count >= size:
-        return -1.0, 0
     if count <= 0:
-        return float("inf"), 0
+        return None, 0
+    if count >= size:
+        return 0.0, size
     ordered = np.partition(magnitude, size - count)
-    threshold = ordered[size - count]
-    above = int(np.count_nonzero(ordered[size - count :] > threshold))
-    ties = np.flatnonzero(magnitude == threshold)
-    return float(threshold), int(ties[count - above - 1])
+    bound = ordered[size - count]
+    above = int(np.count_nonzero(ordered[size - count :] > bound))
+    ties = np.flatnonzero(magnitude == bound)
+    return float(bound), int(ties[count - above - 1])
 
 
 def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
     """The cut that keeps the counts (uint32 [models]) largest of magnitude [models, elements], ties by position."""
-    word = jnp.uint64 if magnitude.dtype == jnp.float64 else jnp.uint32
-    bits = jax.lax.bitcast_convert_type(magnitude, word)  # of numbers >= 0: ordered like them
-    top = 8 * magnitude.dtype.itemsize - 2
+    bits = _bits(magnitude)
+    size, top = bits.shape[1], 8 * bits.dtype.itemsize - 2
 
-    def reach(bound: jax.Array) -> jax.Array:
-        return jnp.sum((bits >= bound[:, None]).astype(jnp.uint32), axis=1)
+    def number(chosen: jax.Array) -> jax.Array:
+        return jnp.sum(chosen, axis=1, dtype=jnp.uint32)
 
     def lower_bit(i: jax.Array, bound: jax.Array) -> jax.Array:
-        higher = bound | (jnp.ones_like(bound) << (top - i).astype(word))
-        return jnp.where(reach(higher) >= counts, higher, bound)
+        higher = bound | (jnp.ones_like(bound) << (top - i).astype(bits.dtype))
+        return jnp.where(number(bits >= higher[:, None]) >= counts, higher, bound)
 
-    bound = jax.lax.fori_loop(0, top + 1, lower_bit, jnp.zeros(bits.shape[:1], word))
-    wanted = counts - jnp.sum((bits > bound[:, None]).astype(jnp.uint32), axis=1)
-    ties = jnp.cumsum((bits == bound[:, None]).astype(jnp.uint32), axis=1)
-    last = (
-        jnp.argmax(ties >= wanted[:, None], axis=1).astype(jnp.uint32) if bits.shape[1] else wanted
-    )
-    threshold = jax.lax.bitcast_convert_type(bound, magnitude.dtype)
-    threshold = jnp.where(counts >= bits.shape[1], -1, threshold)
-    threshold = jnp.where(counts == 0, jnp.inf, threshold)
-    return Cut(threshold.astype(magnitude.dtype), jnp.zeros_like(last), last)
+    bound = jax.lax.fori_loop(0, top + 1, lower_bit, jnp.zeros_like(bits, shape=bits.shape[:1]))
+    wanted = counts - number(bits > bound[:, None])
+    ties = jnp.cumsum(bits == bound[:, None], axis=1, dtype=jnp.uint32)
+    last = jnp.sum(ties < wanted[:, None], axis=1, dtype=jnp.uint32)
+    everything, nothing = counts >= size, counts == 0
+    bound = jnp.where(everything, jnp.zeros_like(bound), bound)
+    bound = jnp.where(nothing, ~jnp.zeros_like(bound), bound)
+    return Cut(bound, jnp.zeros_like(last), jnp.where(everything, jnp.uint32(size), last))
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
@@ -96,7 +100,12 @@ def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.A
     high, low = flat_positions(delta.shape[1:], start)
     kept = []
     for i in range(delta.shape[0]):
-        magnitude = jnp.abs(delta[i])
+        bits = _bits(jnp.abs(delta[i]))
         early = (high < cut.last_high[i]) | ((high == cut.last_high[i]) & (low <= cut.last_low[i]))
-        kept.append((magnitude > cut.threshold[i]) | ((magnitude == cut.threshold[i]) & early))
+        kept.append((bits > cut.bound[i]) | ((bits == cut.bound[i]) & early))
     return jnp.stack(kept)
+
+
+def _bits(magnitude: jax.Array) -> jax.Array:
+    word = np.dtype(f"u{magnitude.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(magnitude, word)

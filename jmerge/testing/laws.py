@@ -31,6 +31,7 @@ from jmerge.ckpt.open import open_checkpoint
 from jmerge.engine.kernel import combine_kernel, magnitude_kernel, sums_kernel
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
+from jmerge.errors import NonFiniteError
 from jmerge.jobs import merge, plan_recipe
 from jmerge.methods import REGISTRY, Method
 from jmerge.methods.random import make_key
@@ -129,7 +130,7 @@ def check_shift(row: Row) -> None:
     assert REGISTRY[row.method].takes == "delta", "not a delta method"
     shape = (3, BLOCK - 1)
     other = draw(shape, 1, False, seed=1).models[0]
-    for setting in settings(row):
+    for setting in filter(lambda setting: setting.has_base, settings(row)):
         inputs = setting.draw(shape).map(_shorten)
         still = streamed(row.method, {TENSOR: inputs}, setting.numbers)[TENSOR]
         for shift in (np.full_like(other, 8), _shorten(8 * other)):
@@ -212,6 +213,21 @@ def check_finite(row: Row) -> None:
                     assert np.isfinite(found).all(), found
 
 
+def check_nonfinite(row: Row) -> None:
+    """A single NaN or infinity in any input stops the run, even where a number of zero would hide it."""
+    for setting in settings(row):
+        drawn = setting.draw(FEW[0])
+        for position in range(setting.models + setting.has_base):
+            for bad in (np.nan, np.inf, -np.inf):
+                with about(setting, position=position, bad=bad):
+                    spoilt = {TENSOR: _spoil(drawn, position, bad)}
+                    try:
+                        streamed(row.method, spoilt, setting.numbers)
+                    except NonFiniteError:
+                        continue
+                    raise AssertionError("the run did not notice it")
+
+
 def check_recipe(row: Row) -> None:
     """A recipe run as from the command line gives what the function called by hand under `jit` gives, bit for bit.
 
@@ -221,8 +237,9 @@ def check_recipe(row: Row) -> None:
     method = REGISTRY[row.method]
     for number, setting in enumerate(settings(row)):
         base_at = number % (setting.models + 1)
-        shapes: tuple[Shape, ...] = (*FEW, (), (0,)) if setting.first else FEW[:1]
-        for dtype in ("F32", "BF16", "F16", "F64") if setting.first else ("F32",):
+        for dtype in ("F32", "BF16", "F64") if setting.first else ("F32",):
+            shapes: tuple[Shape, ...] = FEW if setting.first else FEW[:1]
+            shapes += ((), (0,)) if setting.first and dtype == "F32" else ()
             tensors = {name_of(shape): setting.draw(shape, dtype=dtype) for shape in shapes}
             found = from_recipe(row.method, tensors, setting.numbers, base_at)
             for name, inputs in tensors.items():
@@ -242,6 +259,7 @@ LAWS: Mapping[str, Callable[[Row], None]] = {
     "chunks": check_chunks,
     "compiles": check_compiles,
     "finite": check_finite,
+    "nonfinite": check_nonfinite,
     "recipe": check_recipe,
 }
 
@@ -282,7 +300,8 @@ def settings(row: Row, examples: Sequence[Numbers] = ()) -> Iterator[Setting]:
     for number, numbers in enumerate(examples or row.numbers):
         given = [len(value) for value in numbers.values() if isinstance(value, tuple)]
         for has_base in bases:
-            yield Setting(numbers, given[0] if given else usual, has_base, number == 0)
+            first = number == 0 and has_base == bases[-1]
+            yield Setting(numbers, given[0] if given else usual, has_base, first)
 
 
 def draw(
@@ -325,6 +344,14 @@ def _opposite(inputs: Inputs) -> Inputs:
     first = inputs.models[0]
     sides = tuple(first if i % 2 else -first for i in range(len(inputs.models)))
     return Inputs(sides, None if inputs.base is None else first)
+
+
+def _spoil(inputs: Inputs, position: int, value: float) -> Inputs:
+    """The last element of one input, the base coming last, set to `value`."""
+    arrays = [array.copy() for array in (*inputs.models, inputs.base) if array is not None]
+    arrays[position].reshape(-1)[-1] = value
+    count = len(inputs.models)
+    return Inputs(tuple(arrays[:count]), arrays[count] if len(arrays) > count else None)
 
 
 def _first(inputs: Inputs, factor: float) -> Inputs:

@@ -119,6 +119,31 @@ def test_a_relative_path_stays_where_it_pointed(
     assert contents(tmp_path / "here" / "out")["model.safetensors"] == expected_bytes()
 
 
+def test_everything_is_on_the_disk_before_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and their folder are synced before the rename, and the folder around it after."""
+    synced: set[int] = set()
+    unsynced: list[str] = []
+    real_sync, real_rename = os.fsync, os.rename
+
+    def sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        real_sync(descriptor)
+
+    def rename(source: Any, target: Any, **rest: Any) -> None:
+        unsynced.extend(p.name for p in Path(source).iterdir() if p.stat().st_ino not in synced)
+        assert Path(source).stat().st_ino in synced
+        synced.clear()
+        real_rename(source, target, **rest)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    build(tmp_path / "out")
+    assert unsynced == []
+    assert tmp_path.stat().st_ino in synced
+
+
 def test_small_files_are_copied(tmp_path: Path) -> None:
     source = tmp_path / "tokenizer.json"
     source.write_bytes(b"\x00\xffany bytes")

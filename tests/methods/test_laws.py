@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import references
 
-from jmerge.methods import REGISTRY
-from jmerge.testing.laws import LAWS, Row, cases
+from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
+from jmerge.methods.combine import weighted_sum
+from jmerge.testing.laws import LAWS, Row, cases, forget_kernels
 
 NO_DELTA = "it takes whole models, not changes from a base"
 ONE_MODEL = "it takes one model (besides the base), so there is nothing to reorder"
@@ -67,6 +75,90 @@ ROWS = {
 
 def test_every_method_has_a_row() -> None:
     assert set(ROWS) == set(REGISTRY)
+
+
+# What a package that adds a method does: a function, a reference, a row.
+
+
+def softened(delta: jax.Array, *, weight: jax.Array, power: jax.Array, flat: bool) -> jax.Array:
+    """delta [models, *shape], weight [models], power scalar -> a weighted mean that is drawn towards zero."""
+    mean = weighted_sum(weight, delta) / jnp.sum(weight)
+    return power * mean if flat else power * mean / jnp.sqrt(1 + mean * mean)
+
+
+def softened_reference(
+    models: np.ndarray, base: np.ndarray | None, numbers: Mapping[str, Any]
+) -> np.ndarray:
+    """The same in numpy."""
+    weight = references.each(numbers["weight"], models)
+    origin = np.zeros_like(models[0]) if base is None else base
+    mean = (weight * (models - origin)).sum(axis=0) / weight.sum()
+    soft = mean if numbers.get("flat", False) else mean / np.sqrt(1 + mean**2)
+    return origin + numbers.get("lambda", 1.0) * soft
+
+
+THEIRS = Row(
+    method="softened",
+    reference=softened_reference,
+    numbers=({"weight": (0.3, 0.5)}, {"weight": (0.3, 0.5), "lambda": 0.7, "flat": True}),
+    identity=({"weight": (0.3, 0.5), "flat": True},),
+)
+
+
+@pytest.fixture
+def theirs() -> Iterator[None]:
+    """Their method, for one test."""
+    merge_method(
+        "softened",
+        takes="delta",
+        base="optional",
+        weight=PerModel(),
+        power=Shared(1.0, yaml="lambda"),
+        flat=Switch(False),
+    )(softened)
+    yield
+    del REGISTRY["softened"]
+    forget_kernels()
+
+
+@pytest.mark.usefixtures("theirs")
+@pytest.mark.parametrize("law", LAWS)
+def test_law_for_a_method_of_another_package(law: str) -> None:
+    """Its base is optional, so every law is tried with and without one."""
+    LAWS[law](THEIRS)
+
+
+# The table itself
+
+
+@pytest.mark.parametrize(
+    "opt_out",
+    [{"ordre": "a misspelt law"}, {"order": ""}, {"order": " "}],
+    ids=["name", "empty", "blank"],
+)
+def test_an_opt_out_names_a_law_and_a_reason(opt_out: Mapping[str, str]) -> None:
+    with pytest.raises(ValueError, match="linear: opts out of"):
+        cases([dataclasses.replace(ROWS["linear"], opt_out=opt_out)])
+
+
+def test_an_opt_out_leaves_out_that_law_alone() -> None:
+    row = dataclasses.replace(ROWS["linear"], opt_out={"order": "for this test"})
+    assert [law for _, law in cases([row])] == [law for law in LAWS if law != "order"]
+
+
+@pytest.mark.parametrize(
+    ("law", "method", "changes"),
+    [
+        ("equal_inputs", "linear", {"identity": ()}),
+        ("order", "slerp", {}),
+        ("shift", "linear", {}),
+        ("compiles", "passthrough", {"numbers": ({}, {"scale": (0.0,)})}),
+    ],
+)
+def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping[str, Any]) -> None:
+    """It never passes for want of an example; the row has to opt out and say why."""
+    with pytest.raises(AssertionError, match="no example|not a delta method"):
+        LAWS[law](dataclasses.replace(ROWS[method], **changes))
 
 
 @pytest.mark.parametrize(

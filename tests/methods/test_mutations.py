@@ -270,6 +270,10 @@ BREAKS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         lambda patch: patch.setattr(compute, "combine_kernel", kernel.combine_kernel.__wrapped__),
     ),
     "finite": ("linear", replace("linear", lambda x, **rest: mean(x, **rest) / x[0] * x[0])),
+    "nonfinite": (
+        "linear",
+        replace("linear", lambda x, **rest: mean(jnp.nan_to_num(x, posinf=0, neginf=0), **rest)),
+    ),
     "recipe": (
         "linear",
         replace("linear", lambda x, **rest: mean(x, **rest) + (1e-7 if x.ndim == 2 else 0)),

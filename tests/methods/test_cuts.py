@@ -1,0 +1,145 @@
+"""Cuts: exactly the k largest elements, ties to the lower index, by either way and for any cutting into pieces."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jmerge.methods.cuts import (
+    Cut,
+    cut_by_counting,
+    cut_by_partition,
+    find_cut,
+    is_kept,
+    kept_count,
+    make_cut,
+)
+from jmerge.methods.positions import flat_positions, split_position
+
+
+def reference(magnitude: np.ndarray, count: int) -> np.ndarray:
+    """What is kept, by a full stable sort in float64."""
+    order = np.lexsort((np.arange(magnitude.size), -magnitude.astype(np.float64)))
+    kept = np.zeros(magnitude.size, bool)
+    kept[order[:count]] = True
+    return kept
+
+
+def by_partition(magnitude: np.ndarray, count: int) -> Cut:
+    """The cut of one model by partial sort."""
+    bound, last = cut_by_partition(magnitude, count)
+    return Cut(*map(jnp.asarray, make_cut([bound], [last], magnitude.dtype)))
+
+
+def by_counting(magnitude: np.ndarray, count: int) -> Cut:
+    """The cut of one model by counting passes, compiled."""
+    return jax.jit(cut_by_counting)(jnp.asarray(magnitude)[None], jnp.asarray([count], jnp.uint32))
+
+
+WAYS = {"partition": by_partition, "counting": by_counting}
+KINDS = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "few values": lambda rng, n: rng.integers(-3, 4, n) / 2,
+    "zeros": lambda rng, n: np.zeros(n),
+    "tiny": lambda rng, n: rng.standard_normal(n) * 1e-37,
+    "huge": lambda rng, n: rng.standard_normal(n) * 1e37,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1, 2, 7, 1000, 70000])
+def test_keeps_the_largest(way: str, kind: str, size: int) -> None:
+    """Every count from none to all keeps what the stable sort keeps."""
+    values = KINDS[kind](np.random.default_rng(size), size).astype(np.float32)
+    for count in sorted({0, 1, size // 3, size // 2, size - 1, size}):
+        cut = WAYS[way](np.abs(values), count)
+        kept = np.asarray(is_kept(jnp.asarray(values)[None], cut))[0]
+        np.testing.assert_array_equal(kept, reference(np.abs(values), count))
+
+
+@given(
+    st.lists(st.floats(0, 4, width=16), min_size=1, max_size=40),
+    st.integers(0, 40),
+)
+@settings(max_examples=150, deadline=None)
+def test_both_ways_agree(values: list[float], count: int) -> None:
+    """On anything, with as many ties as there may be."""
+    magnitude = np.asarray(values, np.float32)
+    wanted = reference(magnitude, count)
+    for way in WAYS.values():
+        cut = way(magnitude, min(count, magnitude.size))
+        np.testing.assert_array_equal(
+            np.asarray(is_kept(jnp.asarray(magnitude)[None], cut))[0], wanted
+        )
+
+
+def test_float64_keeps_its_bits() -> None:
+    """Differences below float32 decide in a float64 tensor."""
+    with jax.enable_x64(True):
+        magnitude = 1 + np.arange(8) * 1e-12
+        for way in WAYS.values():
+            kept = is_kept(jnp.asarray(magnitude)[None], way(magnitude, 3))
+            np.testing.assert_array_equal(np.asarray(kept)[0], [False] * 5 + [True] * 3)
+
+
+@pytest.mark.parametrize(
+    ("density", "size", "count"),
+    [
+        (0.29, 100, 28),  # 0.29 * 100 is 28.999... in float64, and MergeKit truncates
+        (0.5, 7, 3),
+        (0.01, 10, 1),  # at least one of a positive share
+        (0.0, 10, 0),
+        (-1.0, 10, 0),
+        (1.0, 10, 10),
+        (2.0, 10, 10),
+        (0.5, 0, 0),
+        (1e-12, 3 * 2**40, 3),
+        (0.3, 2**31 + 3, 644245095),  # float32 gives 644245120
+    ],
+)
+def test_counts(density: float, size: int, count: int) -> None:
+    """Counts are integers from float64 on the host, however large the tensor."""
+    assert kept_count(density, size) == count
+
+
+def test_pieces_agree_with_the_whole() -> None:
+    """Any piece decides its elements alone, given its position."""
+    values = (np.random.default_rng(1).integers(0, 5, 5000) / 4).astype(np.float32)
+    cut = by_partition(values, 1700)
+    whole = np.asarray(is_kept(jnp.asarray(values)[None], cut))[0]
+    for length in (1, 17, 4096):
+        for start in range(0, 5000, 4096 if length == 1 else length):
+            piece = jnp.asarray(values[start : start + length])[None]
+            at = jnp.asarray(split_position(start), jnp.uint32)
+            kept = np.asarray(is_kept(piece, cut, at))[0]
+            np.testing.assert_array_equal(kept, whole[start : start + length])
+
+
+@pytest.mark.parametrize("offset", [2**31 - 2, 2**32 - 2, 5 * 2**33 + 7])
+def test_positions_beyond_31_bits(offset: int) -> None:
+    """A tie at a far position is kept up to exactly that position."""
+    piece = jnp.ones((1, 6), jnp.float32)
+    start = jnp.asarray(split_position(offset), jnp.uint32)
+    for last in range(-1, 6):
+        cut = Cut(*map(jnp.asarray, make_cut([1.0], [offset + last], np.dtype(np.float32))))
+        kept = np.asarray(is_kept(piece, cut, start))[0]
+        np.testing.assert_array_equal(kept, np.arange(6) <= last)
+    high, low = flat_positions((2, 3), start)
+    found = (np.asarray(high).astype(np.uint64) << np.uint64(32)) + np.asarray(low)
+    np.testing.assert_array_equal(found.ravel(), offset + np.arange(6, dtype=np.uint64))
+
+
+def test_densities_are_concrete() -> None:
+    """By hand, shares become a cut; a cut stays itself."""
+    delta = jnp.asarray([[1.0, -3.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0]], jnp.float32)
+    cut = find_cut(delta, [0.5, 0.25])
+    np.testing.assert_array_equal(
+        np.asarray(is_kept(delta, cut)),
+        [[False, True, True, False], [True, False, False, False]],
+    )
+    assert find_cut(delta, cut) is cut
