@@ -30,12 +30,40 @@ from jmerge.plan.steps import COPY, Step
 THREADS = 2  # for the partial sorts of one tensor's models
 
 
+class Scratch:
+    """Large host arrays that are used again: fresh ones cost a page fault every 4 kB."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def take(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """An array of `size` elements with anything in it."""
+        nbytes = size * dtype.itemsize
+        fitting = [i for i, raw in enumerate(self._free) if raw.size >= nbytes]
+        best = min(fitting, key=lambda i: self._free[i].size, default=None)
+        if best is not None:
+            raw = self._free.pop(best)
+        else:
+            if self._free:  # too small: let it go, so that no more are kept than are used at once
+                self._free.pop()
+            raw = np.empty(nbytes, np.uint8)
+        return raw[:nbytes].view(dtype)
+
+    def give(self, array: np.ndarray) -> None:
+        """Take an array back."""
+        raw = array
+        while isinstance(raw.base, np.ndarray):
+            raw = raw.base
+        self._free.append(raw)
+
+
 class Computer:
     """Computes the pieces of one step after another; what a step needs to remember ends with it."""
 
     def __init__(self) -> None:
         self._step: Step | None = None
         self._pool = ThreadPoolExecutor(THREADS, "jmerge-sort")
+        self._scratch = Scratch()
 
     def close(self) -> None:
         """End its threads."""
@@ -117,7 +145,7 @@ class Computer:
         kernel = magnitude_kernel(self._key.compute)
         for position in measured:
             if loaded.number == 0:
-                self._magnitudes[position] = np.empty(step.spec.size, self._key.compute)
+                self._magnitudes[position] = self._scratch.take(step.spec.size, self._key.compute)
             magnitude = np.asarray(kernel(inputs[step.base], inputs[position]))
             self._magnitudes[position][start:stop] = magnitude[: loaded.elements]
         if loaded.last:
@@ -126,8 +154,11 @@ class Computer:
             shares = dict(zip(models, densities, strict=True))
             counts = [kept_count(shares[position], step.spec.size) for position in measured]
             gathered = [self._magnitudes.pop(position) for position in measured]
-            found = self._pool.map(find_cut, gathered, counts)
+            scratch = [self._scratch.take(step.spec.size, self._key.compute) for _ in measured]
+            found = self._pool.map(find_cut, gathered, counts, scratch)
             self._cuts |= dict(zip(measured, found, strict=True))
+            for array in (*gathered, *scratch):
+                self._scratch.give(array)
 
     def _add_sums(self, loaded: Loaded, inputs: dict[int, jax.Array]) -> None:
         """Gather the sums of the blocks; with the last piece, add them up."""
@@ -138,10 +169,10 @@ class Computer:
             self._sums = _add_up(np.concatenate(self._pairs, axis=1))
 
 
-def find_cut(magnitude: np.ndarray, count: int) -> tuple[float | None, int]:
+def find_cut(magnitude: np.ndarray, count: int, scratch: np.ndarray) -> tuple[float | None, int]:
     """Bound and last position that keep the `count` largest, in the way that is fast on this platform."""
     if jax.default_backend() == "cpu":
-        return cut_by_partition(magnitude, count)
+        return cut_by_partition(magnitude, count, scratch)
     cut = _counting(jax.device_put(magnitude[None]), jax.device_put(np.asarray([count], np.uint32)))
     bound = np.asarray(cut.bound).view(magnitude.dtype)
     return float(bound[0]), int(np.asarray(cut.last_low)[0])

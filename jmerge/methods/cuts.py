@@ -50,14 +50,21 @@ def make_cut(bounds: Sequence[float | None], last: Sequence[int], dtype: np.dtyp
     )
 
 
-def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[float | None, int]:
-    """Bound and last position that keep the `count` largest of magnitude [elements], ties by position."""
+def cut_by_partition(
+    magnitude: np.ndarray, count: int, scratch: np.ndarray | None = None
+) -> tuple[float | None, int]:
+    """Bound and last position that keep the `count` largest of magnitude [elements], ties by position.
+
+    scratch: an array of the same size and dtype to sort in; without it one is allocated.
+    """
     size = magnitude.size
     if count <= 0:
         return None, 0
     if count >= size:
         return 0.0, size
-    ordered = np.partition(magnitude, size - count)
+    ordered = np.empty_like(magnitude) if scratch is None else scratch
+    np.copyto(ordered, magnitude)
+    ordered.partition(size - count)
     bound = ordered[size - count]
     above = int(np.count_nonzero(ordered[size - count :] > bound))
     ties = np.flatnonzero(magnitude == bound)
