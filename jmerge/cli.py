@@ -80,6 +80,7 @@ MERGEKIT_FLAGS = {
     "safe-serialization": "nothing: weights are always safetensors",
     "trust-remote-code": "nothing: no code of a model is ever run",
     "transformers-cache": "a local folder in the recipe",
+    "lora-merge-dtype": "nothing: adapters cannot be applied yet",
     "lora-merge-cache": "a local folder in the recipe: adapters cannot be applied yet",
     "unsafe-truncate-embeddings": "nothing: no tensor is ever cut",
     "verbose": "nothing: everything worth knowing is in jmerge.lock.json",
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(_parse(values, arguments), values)
     except JmergeError as error:
-        for warning in () if values.quiet else error.warnings:
+        for warning in error.warnings:  # errors are for everyone, and these may explain them
             print(f"warning: {warning}", file=sys.stderr)
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
@@ -169,7 +170,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if values.help and words and words[0] in HELP:
         print(HELP[words[0]])
         return 0
-    if values.help or (not words and values.config is None):
+    if values.help or (not words and values.config is None and values.out is None):
         print(USAGE)
         print(_flag_help(values))
         return 0 if values.help else 2
@@ -188,12 +189,14 @@ def _flag_help(values: flags.FlagValues) -> str:
     lines = []
     for name in sorted(name for name in values if len(name) > 1):
         default = values[name].default
-        shown = "" if default in (None, False) else f" (default: {default})"
+        shown = "" if default is None or default is False else f" (default: {default})"
         lines.append(f"  --{name:<16} {values[name].help}{shown}")
     return "\n".join(lines)
 
 
-def _paths(words: list[str], values: flags.FlagValues, names: tuple[str, ...]) -> list[str]:
+def _paths(
+    words: list[str], values: flags.FlagValues, names: tuple[str, ...], command: str = "jmerge"
+) -> list[str]:
     """The values of the path flags `names`, which may also be given as words, in that order."""
     words = list(words)
     found = []
@@ -201,12 +204,8 @@ def _paths(words: list[str], values: flags.FlagValues, names: tuple[str, ...]) -
         value = getattr(values, name)
         if value is None:
             if not words:
-                raise PlanError(
-                    Fault(
-                        f"is missing; write jmerge {' '.join(n.upper() for n in names)}",
-                        f"--{name}",
-                    )
-                )
+                usage = " ".join([command, *(each.upper() for each in names)])
+                raise PlanError(Fault(f"is missing; write {usage}", f"--{name}"))
             value = words.pop(0)
         found.append(value)
     if words:
@@ -256,7 +255,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
 
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
-    (config,) = _paths(words, values, ("config",))
+    (config,) = _paths(words, values, ("config",), "jmerge plan")
     quiet_libraries()
     from jmerge.engine.schedule import make_schedule
     from jmerge.jobs import plan_recipe

@@ -21,7 +21,7 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.events import Listener
 from jmerge.engine.run import Outcome, run
 from jmerge.engine.schedule import make_schedule
-from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
+from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
@@ -113,13 +113,14 @@ def merge(
         return Merged(folder=place, plan=plan, up_to_date=True, restarted=False)
     with folder:
         folder.create(files)
-        outcome = run(
-            plan,
-            make_schedule(plan),
-            folder,
-            listeners=tuple(listeners),
-            allow_nonfinite=allow_nonfinite,
-        )
+        schedule = make_schedule(plan)
+        try:
+            outcome = run(
+                plan, schedule, folder, listeners=listeners, allow_nonfinite=allow_nonfinite
+            )
+        except MemoryError as error:
+            needed = f"the merge needs up to {schedule.peak_bytes():,} bytes above the process"
+            raise RunError(f"out of memory; {needed}") from error
         _write_companions(folder, plan, files, outcome, identity)
         folder.publish()
     return Merged(folder=place, plan=plan, up_to_date=False, restarted=folder.discarded)

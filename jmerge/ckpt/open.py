@@ -160,15 +160,13 @@ def _weight_files(folder: Path) -> list[str]:
             missing += absent
             continue
         pattern = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+)\.safetensors")
-        parts = {
-            found[1]: found
-            for p in sorted(folder.iterdir())
-            if (found := pattern.fullmatch(p.name))
-        }
-        if parts:
-            count = int(next(iter(parts.values()))[2])
+        sets: dict[int, list[str]] = {}
+        for name in sorted(entry.name for entry in folder.iterdir()):
+            if found := pattern.fullmatch(name):
+                sets.setdefault(int(found[2]), []).append(name)
+        for count, parts in sets.items():
             if len(parts) == count:
-                return [found[0] for found in parts.values()]
+                return parts
             missing.append(f"{count - len(parts)} of {count} parts of {stem}")
     if missing:
         raise CheckpointError(

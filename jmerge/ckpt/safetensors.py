@@ -68,6 +68,9 @@ def parse_header(path: Path, text: bytes, data_start: int, file_size: int) -> di
     if not isinstance(entries, dict):
         raise _broken(path, "its header is not a JSON object")
     entries.pop("__metadata__", None)
+    for name in entries:
+        if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise _broken(path, f"a tensor's name is not Unicode text: {name!r}")
     extents = {name: _parse_entry(path, name, entry, data_start) for name, entry in entries.items()}
     extents = dict(sorted(extents.items(), key=lambda item: (item[1].start, item[1].spec.nbytes)))
     position = data_start
@@ -114,6 +117,8 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> Extent:
             )
     if dtype not in BITS:
         raise _broken(path, f"unknown dtype {dtype!r}", name)
+    if isinstance(start, bool) or isinstance(stop, bool):
+        raise _broken(path, "its data_offsets are not numbers", name)
     if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise _broken(path, f"shape {shape} is not a list of sizes", name)
     spec = TensorSpec(dtype, tuple(shape))

@@ -80,7 +80,9 @@ class OutputFolder:
     """
 
     def __init__(self, out: Path, identity: dict[str, Any], overwrite: bool) -> None:
-        self.out = Path(os.path.abspath(out))
+        self.out = Path(os.path.realpath(out))
+        if not self.out.name:
+            raise PlanError(f"{out} cannot be made anew; choose a folder in it")
         self.work = self.out.with_name(self.out.name + ".jmerge-work")
         self.old = self.out.with_name(self.out.name + ".jmerge-old")
         self.identity = identity  # what the journal's first line says: the plan and who runs it
@@ -96,8 +98,10 @@ class OutputFolder:
     def finished(self) -> bool:
         """Whether the folder already holds exactly this plan's result; PlanError when it holds something else
         that must not be replaced."""
-        self._recover()
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        if self.old.exists():
+            with self._locked():
+                self._recover()
+        if _is_vacant(self.out):
             return False
         ledger = read_ledger(self.out)
         if ledger is None:
@@ -113,22 +117,22 @@ class OutputFolder:
         if not self.overwrite:
             state = "another recipe's result" if intact else "a damaged result of jmerge"
             raise PlanError(f"{self.out} holds {state}; --overwrite replaces it")
-        foreign = sorted(
-            {path.name for path in self.out.iterdir()} - set(ledger["files"]) - {LEDGER}
-        )
+        foreign = sorted({path.name for path in self.out.iterdir()} - {*ledger["files"], LEDGER})
         if foreign:
+            names = ", ".join(foreign[:3])
             raise PlanError(
-                f"{self.out} holds files that jmerge did not write ({', '.join(foreign[:3])}); move them"
+                f"{self.out} holds files that jmerge did not write ({names}); move them"
             )
         return False
 
     def _recover(self) -> None:
         """Finish or undo a swap that was cut off between its two renames."""
-        if self.old.exists():
-            if self.out.exists():
-                shutil.rmtree(self.old)
-            else:
-                self.old.rename(self.out)
+        if read_ledger(self.old) is None:
+            raise PlanError(f"{self.old} is in the way and was not left by jmerge; move it")
+        if self.out.exists():
+            shutil.rmtree(self.old)
+        else:
+            self.old.rename(self.out)
 
     # Building
 
@@ -145,10 +149,10 @@ class OutputFolder:
 
     def _start_work(self) -> None:
         if self.work.exists():
-            if not (self.work / JOURNAL).is_file():
+            known = self._left_over()
+            if known is None:
                 raise PlanError(f"{self.work} is in the way and was not left by jmerge; move it")
-            known = _first_line(self.work / JOURNAL)
-            if known.get("plan") != self.identity["plan"] and not self.overwrite:
+            if known not in ("", self.identity["plan"]) and not self.overwrite:
                 raise PlanError(
                     f"{self.work} was left by an interrupted run of another recipe; --overwrite starts anew, "
                     "or delete it"
@@ -158,6 +162,18 @@ class OutputFolder:
         with environment_errors(self.work):
             self.work.mkdir()
             (self.work / JOURNAL).write_text(json.dumps(self.identity, sort_keys=True) + "\n")
+
+    def _left_over(self) -> str | None:
+        """The plan of the interrupted run that left the work folder, empty when it got nowhere; None when nobody of
+        ours left it. The journal is its first file, and the ledger its last: then only the rename was missing."""
+        if not self.work.is_dir():
+            return None
+        if (self.work / JOURNAL).is_file():
+            return str(_first_line(self.work / JOURNAL).get("plan", ""))
+        ledger = read_ledger(self.work)
+        if ledger is not None:
+            return str(ledger.get("plan", ""))
+        return None if any(self.work.iterdir()) else ""
 
     def create(self, files: tuple[OutFile, ...]) -> None:
         """Make every weight file at its full size with its header; RunError when the disk cannot hold them."""
@@ -205,21 +221,32 @@ class OutputFolder:
         }
 
     def publish(self) -> None:
-        """Bring everything to the disk and put the folder in its place."""
+        """Bring everything to the disk and put the folder in its place.
+
+        Raises:
+          RunError: the place is no longer as it was when the merge began; what is there stays.
+        """
         with environment_errors(self.work):
             self._close(sync=True)
             for path in self.work.iterdir():
                 _sync(path)
             (self.work / JOURNAL).unlink()
             _sync(self.work)
-            if self.out.is_dir() and not any(self.out.iterdir()):
-                self.out.rmdir()
-            elif self.out.exists():
-                self.out.rename(self.old)
-            self.work.rename(self.out)
-            if self.old.exists():
-                shutil.rmtree(self.old)
+            self._swap()
             _sync(self.out.parent)
+
+    def _swap(self) -> None:
+        try:
+            self.finished()
+        except PlanError as error:
+            raise RunError(f"{error}; the merge was not published") from error
+        if not _is_vacant(self.out):
+            self.out.rename(self.old)
+        elif self.out.exists():
+            self.out.rmdir()
+        self.work.rename(self.out)
+        if self.old.exists():
+            shutil.rmtree(self.old)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
@@ -245,8 +272,19 @@ class OutputFolder:
     def _lock_path(self) -> Path:
         return self.out.with_name(f".{self.out.name}.jmerge-lock")
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock for a moment, unless it is held already."""
+        held = self._lock is not None
+        self._take_lock()
+        try:
+            yield
+        finally:
+            if not held:
+                self._release_lock()
+
     def _take_lock(self) -> None:
-        while True:
+        while self._lock is None:
             with environment_errors(self._lock_path):
                 descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             if not _lock_file(descriptor):
@@ -259,8 +297,8 @@ class OutputFolder:
                 os.fstat(descriptor), os.stat(self._lock_path)
             ):
                 self._lock = descriptor
-                return
-            os.close(descriptor)
+            else:
+                os.close(descriptor)
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -268,6 +306,11 @@ class OutputFolder:
                 self._lock_path.unlink()
             os.close(self._lock)
             self._lock = None
+
+
+def _is_vacant(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def read_ledger(folder: Path) -> dict[str, Any] | None:

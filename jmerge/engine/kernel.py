@@ -35,7 +35,7 @@ class KernelKey(NamedTuple):
     @property
     def compute(self) -> np.dtype[Any]:
         """The dtype of the arithmetic."""
-        return np.dtype(np.float64 if "F64" in self.inputs else np.float32)
+        return np.dtype(np.float64 if "F64" in (*self.inputs, self.output) else np.float32)
 
 
 class Piece(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from jmerge.engine.reads import Files
 from jmerge.engine.schedule import SLOTS, Schedule, Work, padded_length
 from jmerge.engine.slots import Loaded, Slot
 from jmerge.errors import Fault, NonFiniteError
-from jmerge.plan.steps import Plan, Read, Step
+from jmerge.plan.steps import Plan, Read, Result, Step
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     """What a run found out."""
 
     crc32: dict[str, int]  # of every written tensor's bytes
-    nonfinite: dict[str, int]  # tensor -> elements that are NaN or infinite, where there are any
+    nonfinite: dict[str, int]  # tensor -> elements of it that are NaN or infinite, if any
 
 
 class Made(NamedTuple):
@@ -80,7 +80,7 @@ def run(
     schedule: Schedule,
     sink: Sink,
     *,
-    listeners: tuple[Listener, ...] = (),
+    listeners: Sequence[Listener] = (),
     allow_nonfinite: bool = False,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
@@ -89,7 +89,7 @@ def run(
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
       CheckpointError: an input cannot be read.
     """
-    return _Run(plan, schedule, sink, listeners, allow_nonfinite).run()
+    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite).run()
 
 
 class _Run:
@@ -111,10 +111,9 @@ class _Run:
         self.free = Channel(SLOTS, self.stop)
         self.loaded = Channel(SLOTS, self.stop)
         self.made = Channel(SLOTS, self.stop)
-        self.held = {
-            item.step.name: threading.Event() for item in schedule.work if not item.step.written
-        }
-        self.values: dict[str, np.ndarray] = {}  # of intermediate results
+        self.held = {name: threading.Event() for name in schedule.held}
+        self.values: dict[str, np.ndarray] = {}  # of results that others need
+        self.tally = Tally()
         self.error: BaseException | None = None
         self.outcome = Outcome({}, {})
 
@@ -205,76 +204,96 @@ class _Run:
 
     def _write_all(self) -> None:
         while (made := self.made.get()) is not None:
-            work, step = made.loaded.work, made.loaded.work.step
-            start, stop = work.pieces[made.loaded.number]
+            loaded, step = made.loaded, made.loaded.work.step
+            start, stop = loaded.work.pieces[loaded.number]
             bits = BITS[step.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
             if made.piece is None:
-                raw = made.loaded.slot.buffers[0][:size]
-                self._compare(step, made.loaded.slot, size)
+                raw = loaded.slot.buffers[0][:size]
+                self._compare(step, loaded.slot, size)
                 suspicious = True
             else:
                 raw = np.asarray(made.piece.values).view(np.uint8)[:size]
                 suspicious = bool(np.asarray(made.piece.bits).any())
             if suspicious:
-                self._count_nonfinite(made.loaded, raw, copied=made.piece is None)
+                self.tally.count(loaded, raw)
             if step.written:
                 data = memoryview(raw)
                 self.sink.write(step.name, first, data)
                 crc = zlib.crc32(data, self.outcome.crc32.get(step.name, 0))
                 self.outcome.crc32[step.name] = crc
                 self._tell(Wrote(step.name, size))
-            else:
-                self.values.setdefault(step.name, np.empty(step.spec.nbytes, np.uint8))[
-                    first : first + size
-                ] = raw
-            self.free.put(made.loaded.slot)
-            if made.loaded.number == len(work.pieces) - 1:
-                self._finish(work)
+            if step.name in self.held:
+                if start == 0:
+                    self.values[step.name] = np.empty(step.spec.nbytes, np.uint8)
+                self.values[step.name][first : first + size] = raw
+            self.free.put(loaded.slot)
+            if loaded.last:
+                self._finish(loaded.work)
 
     def _finish(self, work: Work) -> None:
-        if work.step.written:
-            self._tell(Finished(work.step.name, self.outcome.crc32[work.step.name]))
-        else:
-            self.held[work.step.name].set()
+        step = work.step
+        self._judge(step)
+        if step.name in self.held:
+            self.held[step.name].set()
+        if step.written:
+            self._tell(Finished(step.name, self.outcome.crc32[step.name]))
         for name in work.frees:
             del self.values[name]
 
     def _compare(self, step: Step, slot: Slot, size: int) -> None:
         """A copy of several inputs is only right when they are equal."""
-        for item, buffer in list(zip(step.inputs, slot.buffers, strict=False))[1:]:
-            if not np.array_equal(buffer[:size], slot.buffers[0][:size]):
-                first = self._owner(step.inputs[0])
-                message = f"differs between {first} and {self._owner(item)}; it is not floating point, so it cannot be merged"
+        first, *others = step.inputs
+        for position, item in enumerate(others, 1):
+            if not np.array_equal(slot.buffers[position][:size], slot.buffers[0][:size]):
+                message = f"differs between {self._owner(first)} and {self._owner(item)}"
+                message += "; it is not floating point, so it cannot be merged"
                 raise NonFiniteError(Fault(message, where=step.name))
 
-    def _count_nonfinite(self, loaded: Loaded, raw: np.ndarray, *, copied: bool) -> None:
-        step = loaded.work.step
-        start, stop = loaded.work.pieces[loaded.number]
-        total = 0
-        for item, buffer in zip(step.inputs, loaded.slot.buffers, strict=False):
-            size = (stop - start) * BITS[item.spec.dtype] // 8
-            if count := count_nonfinite(buffer[:size], item.spec.dtype):
-                total += count
-                self._refuse(step, f"{count} elements of {self._owner(item)} are NaN or infinite")
-        if not copied and not total and (count := count_nonfinite(raw, step.spec.dtype)):
-            total += count
-            self._refuse(
-                step,
-                f"{count} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype",
-            )
-        if total:
-            self.outcome.nonfinite[step.name] = self.outcome.nonfinite.get(step.name, 0) + total
-
-    def _refuse(self, step: Step, message: str) -> None:
-        if not self.allow_nonfinite:
-            raise NonFiniteError(
-                Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
-            )
-
-    def _owner(self, item: Any) -> str:
-        return (
-            f"'{item.name}' in {self.plan.models[item.model].ref}"
-            if isinstance(item, Read)
-            else f"'{item.step}'"
+    def _judge(self, step: Step) -> None:
+        """Stop when a tensor that is complete holds NaN or infinity, or note how many."""
+        inputs, result = self.tally.take()
+        if result:
+            self.outcome.nonfinite[step.name] = result
+        if self.allow_nonfinite or not (result or inputs):
+            return
+        message = (
+            f"{result} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype"
         )
+        if inputs:
+            position, count = next(iter(inputs.items()))
+            message = (
+                f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
+            )
+        raise NonFiniteError(
+            Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
+        )
+
+    def _owner(self, item: Read | Result) -> str:
+        if isinstance(item, Read):
+            return f"'{item.name}' in {self.plan.models[item.model].ref}"
+        return f"'{item.step}'"
+
+
+class Tally:
+    """How many elements of one step's inputs and result are NaN or infinite."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[int, int] = {}
+        self._result = 0
+
+    def count(self, loaded: Loaded, raw: np.ndarray) -> None:
+        """Add those of a piece whose result is `raw`."""
+        step = loaded.work.step
+        for position, item in enumerate(step.inputs):
+            size = loaded.elements * BITS[item.spec.dtype] // 8
+            found = count_nonfinite(loaded.slot.buffers[position][:size], item.spec.dtype)
+            if found:
+                self._inputs[position] = self._inputs.get(position, 0) + found
+        self._result += count_nonfinite(raw, step.spec.dtype)
+
+    def take(self) -> tuple[dict[int, int], int]:
+        """The counts by position of the input, and that of the result; begins anew."""
+        counts = self._inputs, self._result
+        self._inputs, self._result = {}, 0
+        return counts

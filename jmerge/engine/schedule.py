@@ -39,7 +39,7 @@ class Work(NamedTuple):
     step: Step
     pieces: tuple[tuple[int, int], ...]  # [start, stop) elements, whole blocks but for the end
     passes: tuple[Pass, ...]
-    frees: tuple[str, ...]  # intermediate results that nothing needs after this step
+    frees: tuple[str, ...]  # results that nothing needs after this step
 
 
 class Schedule(NamedTuple):
@@ -47,6 +47,11 @@ class Schedule(NamedTuple):
 
     work: tuple[Work, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The steps whose results others need, which are kept in memory meanwhile."""
+        return frozenset(name for work in self.work for name in work.frees)
 
     @property
     def kernels(self) -> tuple[KernelKey, ...]:
@@ -61,7 +66,7 @@ class Schedule(NamedTuple):
         gathered = max((_gathered_bytes(item) for item in self.work), default=0)
         out = max((PIECE * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
         held = peak = 0
-        sizes = {w.step.name: w.step.spec.nbytes for w in self.work if not w.step.written}
+        sizes = {w.step.name: w.step.spec.nbytes for w in self.work if w.step.name in self.held}
         for item in self.work:
             held += sizes.get(item.step.name, 0)
             peak = max(peak, held)
@@ -154,7 +159,7 @@ def _order(plan: Plan) -> list[Step]:
 
 def _width(step: Step) -> int:
     """Bytes of an element in the arithmetic of a step."""
-    return 8 if any(item.spec.dtype == "F64" for item in step.inputs) else 4
+    return 8 if "F64" in (step.spec.dtype, *(item.spec.dtype for item in step.inputs)) else 4
 
 
 def _wide_bytes(step: Step) -> int:

@@ -4,7 +4,7 @@ Importing this package registers every built-in method and those of installed pa
 point group `jmerge.methods`.
 """
 
-from jmerge.methods import linear, passthrough, slerp, task_arithmetic  # noqa: F401  (each registers itself)
+from jmerge.methods import dare, linear, passthrough, slerp, task_arithmetic, ties  # noqa: F401  (each registers itself)
 from jmerge.methods.spec import (
     REGISTRY,
     Method,

@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
             notes.fault(message, recipe.first_path(ref))
     method = REGISTRY.get(recipe.method)
     if method is None:
-        hint = did_you_mean(recipe.method, REGISTRY, show=30)
+        hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
         notes.fault(f"'{recipe.method}' is not a merge method{hint}", ("merge_method",))
         return
     for scope in _scopes(recipe, method):

@@ -128,5 +128,6 @@ class Plan:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, indent=1)
 
     def sha256(self) -> str:
-        """The identity of the plan: same recipe, inputs and version give the same one."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """The identity of the plan: same recipe, inputs, seed and version give the same one."""
+        silent = dataclasses.replace(self, warnings=())  # which name the recipe's file
+        return hashlib.sha256(silent.to_json().encode()).hexdigest()

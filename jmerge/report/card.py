@@ -10,18 +10,15 @@ import yaml
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import Plan
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def model_card(plan: Plan, name: str) -> str:
     """The card of the model called `name`; never asks the network what a path might be."""
     method = REGISTRY[plan.method]
     refs = [model.ref for model in plan.models]
-    ids = [
-        ref.split("@")[0]
-        for ref in refs
-        if HUB_ID.fullmatch(ref.split("@")[0]) and not Path(ref).exists()
-    ]
+    names = [ref.split("@")[0] for ref in refs]
+    ids = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
     front: dict[str, object] = {"base_model": ids} if ids else {}
     front |= {"library_name": "transformers", "tags": ["jmerge", "mergekit", "merge"]}
     title = f"[{method.title}]({method.paper})" if method.paper else method.title

@@ -166,12 +166,14 @@ def check_jit(row: Row) -> None:
 def check_chunks(row: Row) -> None:
     """A tensor merged in pieces of any size is the tensor merged whole, bit for bit.
 
-    Whole is as much at once as a kernel takes; the first example has a tensor that is longer.
+    Whole is as much at once as a kernel takes; the first example has a tensor that is longer. In another most
+    magnitudes are equal, so that methods that choose among elements must choose the same of them.
     """
     extremes = {(): "F32", (0,): "F32", (BLOCK - 1,): "BF16", (PIECE + BLOCK + 1,): "BF16"}
     for setting in settings(row):
         shapes: dict[Shape, str] = {(LONG,): "F32", **(extremes if setting.first else {})}
         tensors = {name_of(shape): setting.draw(shape, dtype=shapes[shape]) for shape in shapes}
+        tensors["coarse"] = setting.draw((LONG,)).map(np.round)
         whole = streamed(row.method, tensors, setting.numbers)
         for piece in PIECES:
             cut = streamed(row.method, tensors, setting.numbers, piece=piece)
@@ -241,6 +243,8 @@ def check_recipe(row: Row) -> None:
             shapes: tuple[Shape, ...] = FEW if setting.first else FEW[:1]
             shapes += ((), (0,)) if setting.first and dtype == "F32" else ()
             tensors = {name_of(shape): setting.draw(shape, dtype=dtype) for shape in shapes}
+            if setting.first and dtype == "F32":
+                tensors["coarse"] = setting.draw(FEW[1]).map(np.round)  # full of equal magnitudes
             found = from_recipe(row.method, tensors, setting.numbers, base_at)
             for name, inputs in tensors.items():
                 with about(setting, tensor=name, dtype=dtype, base_at=base_at):

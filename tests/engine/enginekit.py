@@ -129,7 +129,7 @@ def carry_out(
     return sink, outcome
 
 
-def within(action: Callable[[], T], seconds: float = 60) -> T:
+def within(action: Callable[[], T], seconds: float = 30) -> T:
     """What `action` returns or raises; a failure when it does not end in time."""
     results: list[T] = []
     errors: list[BaseException] = []

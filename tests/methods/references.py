@@ -52,3 +52,74 @@ def passthrough(models: np.ndarray, base: None, numbers: Mapping[str, Any]) -> n
     """The only model X, or scale X where `scale` is set."""
     (model,), scale = models, numbers.get("scale")
     return model if scale is None else scale[0] * model
+
+
+def largest(change: np.ndarray, density: tuple[float, ...]) -> np.ndarray:
+    """The trunc(density n) largest of each model's changes, one at least of a positive share; equal ones by place."""
+    kept = np.zeros_like(change)
+    flat, out = change.reshape(len(change), -1), kept.reshape(len(change), -1)
+    for i, share in enumerate(density):
+        count = 0 if share <= 0 else min(flat.shape[1], max(1, int(share * flat.shape[1])))
+        chosen = np.argsort(-np.abs(flat[i]), kind="stable")[:count]
+        out[i][chosen] = flat[i][chosen]
+    return kept
+
+
+def restored(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """What is left of each model's changes, times what gives it the L1 norm it had; norms below 1e-7 stay."""
+    axes = tuple(range(1, before.ndim))
+    norms = [np.abs(changes).sum(axis=axes, keepdims=True) for changes in (before, after)]
+    usable = np.minimum(*norms) >= 1e-7
+    return after * np.where(usable, norms[0] / np.where(usable, norms[1], 1), 1)
+
+
+def agreed(change: np.ndarray, weight: tuple[float, ...], normalize: bool) -> np.ndarray:
+    """sum of the w_m D_m that have the sign of sum w_m D_m (zero counts as positive); divided by their sum of w_m."""
+    votes = each(weight, change) * change
+    agree = np.sign(votes) == np.where(votes.sum(axis=0) >= 0, 1, -1)
+    merged, share = ((agree * values).sum(axis=0) for values in (votes, each(weight, change)))
+    return merged / np.where(share == 0, 1, share) if normalize else merged
+
+
+def ties(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+    """B + lambda times what agrees of the largest changes; normalize defaults to true, rescale to false."""
+    weight, change = numbers["weight"], models - base
+    kept = largest(change, numbers.get("density", (1.0,) * len(weight)))
+    kept = restored(change, kept) if numbers.get("rescale", False) else kept
+    return base + numbers.get("lambda", 1.0) * agreed(kept, weight, numbers.get("normalize", True))
+
+
+def uniform(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """mix(mix(i ^ k0) + k1) of 24 bits, for every flat index i below 2^32 of a tensor."""
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+        return x ^ (x >> np.uint32(16))
+
+    index = np.arange(np.prod(shape, dtype=int), dtype=np.uint32)
+    return ((mix(mix(index ^ key[0]) + key[1]) >> np.uint32(8)) * 2.0**-24).reshape(shape)
+
+
+def dropped(change: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray) -> np.ndarray:
+    """DARE: each change kept with chance `density`, and the norms restored unless `rescale` is false."""
+    chance = each(numbers.get("density", (1.0,) * len(change)), change)
+    drawn = np.stack([uniform(key, change.shape[1:]) for key in keys])
+    kept = np.where(drawn < chance, change, 0)
+    return restored(change, kept) if numbers.get("rescale", True) else kept
+
+
+def dare_linear(
+    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+) -> np.ndarray:
+    """Task arithmetic of what is left of the changes."""
+    return task_arithmetic(base + dropped(models - base, numbers, keys), base, numbers)
+
+
+def dare_ties(
+    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+) -> np.ndarray:
+    """B + lambda times what agrees of what is left of the changes; normalize defaults to false."""
+    kept = dropped(models - base, numbers, keys)
+    merged = agreed(kept, numbers["weight"], numbers.get("normalize", False))
+    return base + numbers.get("lambda", 1.0) * merged

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import references
 import yaml
 from conftest import CONFORMANCE
 
 import jmerge
 from jmerge.methods import REGISTRY
+from jmerge.testing.close import assert_close
 from jmerge.testing.laws import Inputs, by_hand
 from jmerge.testing.tiny import write_checkpoint
 
@@ -98,8 +100,20 @@ def refused(case: Case, folder: Path) -> None:
     assert all("recipe.yml" in str(fault) for fault in raised.value.faults)
 
 
+def as_reference(case: Case, folder: Path) -> None:
+    """The result is that of our own formula."""
+    names, inputs = inputs_of(case)
+    numbers = numbers_of(case, names)
+    wide = inputs.map(lambda tensor: tensor.astype(np.float64))
+    wanted = getattr(references, case["method"])(np.stack(wide.models), wide.base, numbers)
+    assert_close(by_hand(REGISTRY[case["method"]], inputs, numbers), wanted)
+
+
 # What we do where MergeKit should not be followed, or where rounding decides; a new method's cases must join.
-DECISIONS: dict[str, Callable[[Case, Path], None]] = {"linear-wsum0/f32": refused}
+DECISIONS: dict[str, Callable[[Case, Path], None]] = {
+    "linear-wsum0/f32": refused,
+    "ties-tied-48/f32": as_reference,
+}
 
 
 def test_the_file_has_cases_of_every_kind() -> None:

@@ -20,7 +20,6 @@ from jmerge.methods.cuts import (
 )
 from jmerge.methods.positions import flat_positions, split_position
 
-
 kept_by = jax.jit(is_kept)  # an eager call compiles every operation for every shape
 
 

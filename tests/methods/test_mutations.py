@@ -194,7 +194,14 @@ VARIANTS = {
     "task_arithmetic": TASK_ARITHMETIC,
     "passthrough": PASSTHROUGH,
 }
-CHEAP_FIRST = tuple(dict.fromkeys(["reference", "finite", "chunks", "recipe", *LAWS]))
+# Where to look first, to save time: the reference sees most variants, but not those that the engine alone shows.
+SEEN_BY = {
+    "sums of the piece alone": "chunks",
+    "place of the piece forgotten": "chunks",
+    "wrong terms in the engine": "recipe",
+    "terms of the engine in another order": "recipe",
+    "copied whatever the scale": "recipe",
+}
 
 
 def test_every_method_has_variants() -> None:
@@ -203,20 +210,20 @@ def test_every_method_has_variants() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "change"),
+    ("method", "name", "change"),
     [
-        pytest.param(method, change, id=f"{method}: {name}")
+        pytest.param(method, name, change, id=f"{method}: {name}")
         for method, variants in VARIANTS.items()
         for name, change in variants.items()
     ],
 )
-def test_a_law_notices(method: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_law_notices(
+    method: str, name: str, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(REGISTRY, method, change(REGISTRY[method]))
-    row = ROWS[method]
-    for law in CHEAP_FIRST:
-        if (row, law) in cases([row]) and breaks(law, method):
-            return
-    pytest.fail("no law noticed")
+    laws = [law for _, law in cases([ROWS[method]])]
+    first = SEEN_BY.get(name, "reference")
+    assert breaks(first, method) or any(breaks(law, method) for law in laws if law != first)
 
 
 def breaks(law: str, method: str) -> bool:

@@ -83,7 +83,7 @@ def test_the_hidden_sum_is_hard() -> None:
     assert lost > 1000 * abs(float(added(terms)) - exactly(terms))
 
 
-@pytest.mark.parametrize("size", SIZES[:-1])
+@pytest.mark.parametrize("size", [0, 5, BLOCK + 1, 7 * BLOCK + 11])
 @dtypes
 def test_jit_and_eager_give_the_same_bits(size, dtype) -> None:
     for values in HARD.values():
