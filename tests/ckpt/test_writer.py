@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -375,6 +376,32 @@ def test_a_failing_disk_is_a_run_error(
     assert str(made.work) in str(caught.value) and "run the same command again" in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert build(tmp_path / "out").discarded
+
+
+@pytest.mark.parametrize("moment", ["before the last write", "after the last write"])
+def test_a_sync_that_fails_meanwhile_is_not_forgotten(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system reports a lost write once: a later sync of the same file may well succeed."""
+    failed = threading.Event()
+
+    def lose(descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("jmerge.ckpt.writer.SYNC_BYTES", 150)  # below what the last write makes
+    monkeypatch.setattr(os, "fdatasync", lose)
+    if moment == "before the last write":
+        monkeypatch.setattr("jmerge.ckpt.writer.SYNC_BYTES", 1)
+    with pytest.raises(RunError, match=os.strerror(errno.EIO)), folder(tmp_path / "out") as made:
+        made.create(FILES)
+        for name, data in DATA.items():
+            made.write(name, 0, memoryview(data))
+            if moment == "before the last write":
+                assert failed.wait(10)
+        assert failed.wait(10)
+        made.publish()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_too_small_is_seen_before_anything_is_written(

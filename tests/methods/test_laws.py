@@ -18,6 +18,7 @@ from jmerge.testing.laws import LAWS, Row, cases, forget_kernels
 
 NO_DELTA = "it takes whole models, not changes from a base"
 ONE_MODEL = "it takes one model (besides the base), so there is nothing to reorder"
+RANDOM = "its random numbers go by the place of a model"
 
 ROWS = {
     row.method: row
@@ -68,6 +69,39 @@ ROWS = {
             numbers=({}, {"scale": (0.3,)}, {"scale": (-1.5,)}, {"scale": (0.0,)}),
             identity=({}, {"scale": (1.0,)}),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
+        ),
+        Row(
+            method="ties",
+            reference=references.ties,
+            numbers=(
+                {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.01)},
+                {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": True, "lambda": 0.7},
+                {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": False},
+            ),
+            identity=(
+                {"weight": (0.3, 0.6, 0.1)},
+                {"weight": (0.3, 0.6, 0.1), "normalize": False, "rescale": True},
+            ),
+        ),
+        *(
+            Row(
+                method=method,
+                reference=reference,
+                numbers=(
+                    {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.01)},
+                    {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": False, "lambda": 0.7},
+                    {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": True},
+                ),
+                identity=(
+                    {"weight": (0.3, 0.6, 0.1)},
+                    {"weight": (0.3, 0.5, 0.33), "normalize": True, "rescale": False},
+                ),
+                opt_out={"order": RANDOM},
+            )
+            for method, reference in (
+                ("dare_linear", references.dare_linear),
+                ("dare_ties", references.dare_ties),
+            )
         ),
     )
 }

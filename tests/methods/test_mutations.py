@@ -14,9 +14,13 @@ from jmerge.engine import compute, kernel
 from jmerge.errors import JmergeError
 from jmerge.methods import REGISTRY, Method
 from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.cuts import find_cut
+from jmerge.methods.dare import dare_linear, dare_ties
 from jmerge.methods.linear import linear
 from jmerge.methods.slerp import slerp, slerp_sums
 from jmerge.methods.task_arithmetic import task_arithmetic
+from jmerge.methods.ties import drop as drop_small
+from jmerge.methods.ties import ties
 from jmerge.testing.laws import LAWS, cases, forget_kernels
 
 pytestmark = pytest.mark.slow
@@ -188,11 +192,76 @@ PASSTHROUGH: dict[str, Change] = {
     ),
 }
 
+TIES: dict[str, Change] = {
+    "sign flipped": function(lambda d, **rest: ties(-d, **rest)),
+    "weights dropped": function(
+        lambda d, *, weight, **rest: ties(d, weight=jnp.ones_like(weight), **rest)
+    ),
+    "lambda ignored": function(lambda d, *, scale, **rest: ties(d, scale=scale / scale, **rest)),
+    "never normalised": function(lambda d, *, normalize, **rest: ties(d, normalize=False, **rest)),
+    "never rescaled": function(lambda d, *, rescale, **rest: ties(d, rescale=False, **rest)),
+    "everything kept": function(lambda d, *, keep, **rest: ties(d, keep=(1.0,) * len(d), **rest)),
+    "place of the piece forgotten": function(lambda d, *, start=None, **rest: ties(d, **rest)),
+    "sums of the piece alone": function(lambda d, *, sums=None, **rest: ties(d, **rest)),
+    "no vote on the sign": function(
+        lambda d, *, weight, keep, scale, normalize, rescale, start=None, sums=None: (
+            task_arithmetic(
+                drop_small(d, find_cut(d, keep), start),
+                weight=weight,
+                scale=scale,
+                normalize=normalize,
+            )
+        )
+    ),
+    "normalize off unless asked for": default("normalize", False),
+    "rescale on unless asked for": default("rescale", True),
+    "density is 0.9 unless set": default("density", 0.9),
+}
+
+
+def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
+    """What can go wrong in both methods that drop at random."""
+    return {
+        "sign flipped": function(lambda d, **rest: dare(-d, **rest)),
+        "weights dropped": function(
+            lambda d, *, weight, **rest: dare(d, weight=jnp.ones_like(weight), **rest)
+        ),
+        "lambda ignored": function(
+            lambda d, *, scale, **rest: dare(d, scale=scale / scale, **rest)
+        ),
+        "nothing dropped": function(
+            lambda d, *, density, **rest: dare(d, density=jnp.ones_like(density), **rest)
+        ),
+        "density is the share that is dropped": function(
+            lambda d, *, density, **rest: dare(d, density=1 - density, **rest)
+        ),
+        "one key for all models": function(
+            lambda d, *, keys, **rest: dare(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
+        ),
+        "never rescaled": function(lambda d, *, rescale, **rest: dare(d, rescale=False, **rest)),
+        "rescaled by the density": function(
+            lambda d, *, rescale, density, **rest: dare(
+                d / density.reshape(-1, *[1] * (d.ndim - 1)) if rescale else d,
+                rescale=False,
+                density=density,
+                **rest,
+            )
+        ),
+        "place of the piece forgotten": function(lambda d, *, start=None, **rest: dare(d, **rest)),
+        "sums of the piece alone": function(lambda d, *, sums=None, **rest: dare(d, **rest)),
+        "rescale off unless asked for": default("rescale", False),
+        "normalize on unless asked for": default("normalize", True),
+    }
+
+
 VARIANTS = {
     "linear": LINEAR,
     "slerp": SLERP,
     "task_arithmetic": TASK_ARITHMETIC,
     "passthrough": PASSTHROUGH,
+    "ties": TIES,
+    "dare_linear": dare_variants(dare_linear),
+    "dare_ties": dare_variants(dare_ties),
 }
 # Where to look first, to save time: the reference sees most variants, but not those that the engine alone shows.
 SEEN_BY = {
@@ -201,6 +270,7 @@ SEEN_BY = {
     "wrong terms in the engine": "recipe",
     "terms of the engine in another order": "recipe",
     "copied whatever the scale": "recipe",
+    "density is 0.9 unless set": "equal_inputs",
 }
 
 
