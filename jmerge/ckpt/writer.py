@@ -40,8 +40,7 @@ class Flusher:
 
     def wrote(self, descriptor: int, count: int) -> None:
         """Note that `count` bytes were written; raises what an earlier sync failed with."""
-        if self._error is not None:
-            raise self._error
+        self.check()
         with self._wake:
             self._dirty[descriptor] = self._dirty.get(descriptor, 0) + count
             if self._dirty[descriptor] >= SYNC_BYTES:
@@ -53,6 +52,11 @@ class Flusher:
             self._stop = True
             self._wake.notify()
         self._thread.join()
+
+    def check(self) -> None:
+        """Raise what a sync failed with: the system says it once, so a later sync may pass over it."""
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         while True:
@@ -257,14 +261,19 @@ class OutputFolder:
         self._release_lock()
 
     def _close(self, *, sync: bool) -> None:
-        if self._flusher is not None:
-            self._flusher.stop()
-            self._flusher = None
-        for descriptor in self._descriptors:
+        flusher, self._flusher = self._flusher, None
+        if flusher is not None:
+            flusher.stop()
+        try:
             if sync:
-                os.fsync(descriptor)
-            os.close(descriptor)
-        self._descriptors.clear()
+                for descriptor in self._descriptors:
+                    os.fsync(descriptor)
+                if flusher is not None:
+                    flusher.check()
+        finally:
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors.clear()
 
     # The lock
 
