@@ -95,7 +95,7 @@ class Computer:
         method = None if step.method == COPY else REGISTRY[step.method]
         self._reserved = method.reserved if method else frozenset()
         self._magnitudes: dict[int, np.ndarray] = {}  # input -> elements
-        self._cuts: dict[int, tuple[float | None, int]] = {}  # input -> bound, last position
+        self._cuts: dict[int, tuple[int, int]] = {}  # input -> bits of the bound, last position
         self._pairs: list[np.ndarray] = []
         self._sums: jax.Array | None = None
         self._numbers: dict[str, Any] | None = None
@@ -126,11 +126,12 @@ class Computer:
         return numbers
 
     def _make_cut(self, step: Step, densities: tuple[float, ...]) -> Cut:
+        none = np.empty(0, self._key.compute)
+        everything, nothing = (0, step.spec.size), cut_by_partition(none, 0)
         models = [i for i in range(len(step.inputs)) if i != step.base]
-        size = step.spec.size
         cuts = []
         for position, density in zip(models, densities, strict=True):
-            trivial = (0.0, size) if kept_count(density, size) else (None, 0)  # all or nothing
+            trivial = everything if kept_count(density, step.spec.size) else nothing
             cuts.append(self._cuts.get(position, trivial))
         bounds, last = zip(*cuts, strict=True)
         return make_cut(bounds, last, self._key.compute)
@@ -169,13 +170,12 @@ class Computer:
             self._sums = _add_up(np.concatenate(self._pairs, axis=1))
 
 
-def find_cut(magnitude: np.ndarray, count: int, scratch: np.ndarray) -> tuple[float | None, int]:
-    """Bound and last position that keep the `count` largest, in the way that is fast on this platform."""
+def find_cut(magnitude: np.ndarray, count: int, scratch: np.ndarray) -> tuple[int, int]:
+    """Bits of the bound and last position that keep the `count` largest, in the way that is fast on this platform."""
     if jax.default_backend() == "cpu":
         return cut_by_partition(magnitude, count, scratch)
     cut = _counting(jax.device_put(magnitude[None]), jax.device_put(np.asarray([count], np.uint32)))
-    bound = np.asarray(cut.bound).view(magnitude.dtype)
-    return float(bound[0]), int(np.asarray(cut.last_low)[0])
+    return int(np.asarray(cut.bound)[0]), int(np.asarray(cut.last_low)[0])
 
 
 _counting = jax.jit(cut_by_counting)

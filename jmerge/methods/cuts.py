@@ -38,13 +38,10 @@ def kept_count(density: float, size: int) -> int:
     return size if density >= 1 else max(1, int(density * size))
 
 
-def make_cut(bounds: Sequence[float | None], last: Sequence[int], dtype: np.dtype[Any]) -> Cut:
-    """The cut of tensors of `dtype` from a bound and a last position for each model; no bound keeps nothing."""
-    word = np.dtype(f"u{dtype.itemsize}")
-    nothing = np.iinfo(word).max  # above the bits of every magnitude
-    bits = [nothing if b is None else np.asarray(b, dtype).view(word) for b in bounds]
+def make_cut(bounds: Sequence[int], last: Sequence[int], dtype: np.dtype[Any]) -> Cut:
+    """The cut of tensors of `dtype` from the bits of a bound and a last position for each model."""
     return Cut(
-        np.asarray(bits, word),
+        np.asarray(bounds, _word(dtype)),
         np.asarray([position >> 32 for position in last], np.uint32),
         np.asarray([position & 0xFFFFFFFF for position in last], np.uint32),
     )
@@ -52,23 +49,24 @@ def make_cut(bounds: Sequence[float | None], last: Sequence[int], dtype: np.dtyp
 
 def cut_by_partition(
     magnitude: np.ndarray, count: int, scratch: np.ndarray | None = None
-) -> tuple[float | None, int]:
-    """Bound and last position that keep the `count` largest of magnitude [elements], ties by position.
+) -> tuple[int, int]:
+    """Bits of the bound and last position that keep the `count` largest of magnitude [elements], ties by position.
 
     scratch: an array of the same size and dtype to sort in; without it one is allocated.
     """
-    size = magnitude.size
+    bits = magnitude.view(_word(magnitude.dtype))
+    size = bits.size
     if count <= 0:
-        return None, 0
+        return int(np.iinfo(bits.dtype).max), 0  # above the bits of every magnitude
     if count >= size:
-        return 0.0, size
-    ordered = np.empty_like(magnitude) if scratch is None else scratch
-    np.copyto(ordered, magnitude)
+        return 0, size
+    ordered = np.empty_like(bits) if scratch is None else scratch.view(bits.dtype)
+    np.copyto(ordered, bits)
     ordered.partition(size - count)
     bound = ordered[size - count]
     above = int(np.count_nonzero(ordered[size - count :] > bound))
-    ties = np.flatnonzero(magnitude == bound)
-    return float(bound), int(ties[count - above - 1])
+    ties = np.flatnonzero(bits == bound)
+    return int(bound), int(ties[count - above - 1])
 
 
 def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
@@ -113,6 +111,9 @@ def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.A
     return jnp.stack(kept)
 
 
+def _word(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(f"u{dtype.itemsize}")
+
+
 def _bits(magnitude: jax.Array) -> jax.Array:
-    word = np.dtype(f"u{magnitude.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(magnitude, word)
+    return jax.lax.bitcast_convert_type(magnitude, _word(magnitude.dtype))

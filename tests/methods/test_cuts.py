@@ -20,6 +20,7 @@ from jmerge.methods.cuts import (
 )
 from jmerge.methods.positions import flat_positions, split_position
 
+ONE = int(np.float32(1).view(np.uint32))
 kept_by = jax.jit(is_kept)  # an eager call compiles every operation for every shape
 
 
@@ -128,7 +129,7 @@ def test_positions_beyond_31_bits(offset: int) -> None:
     piece = jnp.ones((1, 6), jnp.float32)
     start = jnp.asarray(split_position(offset), jnp.uint32)
     for last in range(-1, 6):
-        cut = Cut(*map(jnp.asarray, make_cut([1.0], [offset + last], np.dtype(np.float32))))
+        cut = Cut(*map(jnp.asarray, make_cut([ONE], [offset + last], np.dtype(np.float32))))
         kept = np.asarray(kept_by(piece, cut, start))[0]
         np.testing.assert_array_equal(kept, np.arange(6) <= last)
     high, low = flat_positions((2, 3), start)
