@@ -49,15 +49,19 @@ def slerp(
     """base [*shape], models [1, *shape], t scalar -> the tensor at the share t of the way [*shape].
 
     sums [3]: totals of `slerp_sums` over the whole tensor; added up here when not given. Nearly parallel and nearly
-    opposite tensors, zeros, and tensors whose squared norm is beyond the dtype are interpolated linearly.
+    opposite tensors, and tensors whose squared norm is beyond the dtype, are interpolated linearly; a tensor of zeros
+    counts as orthogonal to the other.
     """
     if sums is None:
         sums = total(slerp_sums(base, models))
-    norm = jnp.sqrt(sums[:2])
-    norm = jnp.where(norm > NO_LENGTH, norm, 1)
+    # what a branch does not use is replaced before it is computed, so that gradients stay finite
+    finite = jnp.isfinite(sums).all()
+    sums = jnp.where(finite, sums, 0)
+    long = sums[:2] > NO_LENGTH**2
+    norm = jnp.where(long, jnp.sqrt(jnp.where(long, sums[:2], 1)), 1)
     cosine = jnp.clip(sums[2] / norm[0] / norm[1], -1, 1)
-    arc = jnp.isfinite(cosine) & (jnp.abs(cosine) <= COLINEAR)
-    angle = jnp.arccos(jnp.where(arc, cosine, 0))  # the unused branch must stay differentiable
+    arc = finite & (jnp.abs(cosine) <= COLINEAR)
+    angle = jnp.arccos(jnp.where(arc, cosine, 0))
     sine = jnp.sin(angle)
     start = jnp.where(arc, jnp.sin((1 - t) * angle) / sine, 1 - t)
     end = jnp.where(arc, jnp.sin(t * angle) / sine, t)

@@ -21,6 +21,10 @@ BOOL_WORDS = {w: True for w in ("true", "yes", "on", "t", "y", "1")} | {
 }
 
 
+# Methods compute in float32, where other numbers would be infinity or zero.
+FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
 class Undefined:
     """What a setting gives for a tensor it says nothing about: look in the next scope."""
 
@@ -96,6 +100,8 @@ def convert(value: Scalar, kind: Kind) -> float | int | bool:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"expected a finite number, found {value!r}")
+    if number and not FLOAT32_LEAST <= abs(number) <= FLOAT32_MOST:
+        raise ValueError(f"expected a number that float32 can hold, found {value!r}")
     if kind == "int":
         if number != int(number):
             raise ValueError(f"expected a whole number, found {value!r}")

@@ -246,3 +246,12 @@ def test_vmap_over_many_weightings_is_one_after_the_other(method) -> None:
     assert found.shape == (len(WEIGHTINGS), *SHAPE)
     for row, weighting in zip(found, WEIGHTINGS, strict=True):
         assert_close(row, np.asarray(one(jnp.asarray(weighting))))
+
+
+@pytest.mark.parametrize("weight", [(1.0, -1.0), (0.1, 0.2, -0.3), (1e8, 1.0, -1e8)])
+def test_weights_that_vanish_in_float32_have_no_mean(weight: tuple[float, ...]) -> None:
+    """The check while planning adds up weights as the function does, in float32."""
+    check = REGISTRY["linear"].check
+    assert "sum to zero" in (check({"weight": weight, "normalize": True}) or "")
+    assert check({"weight": weight, "normalize": False}) is None
+    assert check({"weight": (*weight, 0.5), "normalize": True}) is None

@@ -250,3 +250,11 @@ def test_a_setting_is_itself() -> None:
     assert parse_setting(parsed) is parsed
     assert parsed == setting("[{value: [1, 2], filter: a}, {value: 3}]")
     assert hash(parsed) == hash(setting("[{filter: a, value: [1, 2]}, {value: 3}]"))
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e-50, "3.5e38"])
+def test_number_beyond_float32_is_refused(value: float | str) -> None:
+    """Methods would take it for infinity or zero."""
+    with pytest.raises(ValueError, match="that float32 can hold"):
+        convert(value, "float")
+    assert convert(0, "float") == 0 and convert(-3e38, "float") == -3e38
