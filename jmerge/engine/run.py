@@ -10,6 +10,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -203,6 +204,10 @@ class _Run:
     # Writing
 
     def _write_all(self) -> None:
+        with ThreadPoolExecutor(1, "jmerge-crc") as checksums:
+            self._write_made(checksums)
+
+    def _write_made(self, checksums: ThreadPoolExecutor) -> None:
         while (made := self.made.get()) is not None:
             loaded, step = made.loaded, made.loaded.work.step
             start, stop = loaded.work.pieces[loaded.number]
@@ -219,9 +224,9 @@ class _Run:
                 self.tally.count(loaded, raw)
             if step.written:
                 data = memoryview(raw)
-                self.sink.write(step.name, first, data)
-                crc = zlib.crc32(data, self.outcome.crc32.get(step.name, 0))
-                self.outcome.crc32[step.name] = crc
+                crc = checksums.submit(zlib.crc32, data, self.outcome.crc32.get(step.name, 0))
+                self.sink.write(step.name, first, data)  # takes about as long as its checksum
+                self.outcome.crc32[step.name] = crc.result()
                 self._tell(Wrote(step.name, size))
             if step.name in self.held:
                 if start == 0:
