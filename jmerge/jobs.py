@@ -65,9 +65,9 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
         except CheckpointError as error:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
-    return build_plan(
-        recipe, checkpoints, tied=find_ties(checkpoints, infer_layouts(checkpoints)), seed=seed
-    )
+    layouts = infer_layouts(checkpoints)
+    tied = find_ties(checkpoints, layouts)
+    return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 
 def merge(

@@ -168,7 +168,8 @@ def _wide_bytes(step: Step) -> int:
     if is_plain_copy(step):
         return 0
     copies = len(step.inputs) + 1
-    if step.method != COPY and (REGISTRY[step.method].sums or step.numbers.keys() & {"density"}):
+    method = None if step.method == COPY else REGISTRY[step.method]
+    if method and (method.sums or method.densities(step.numbers)):
         copies *= 2
     return PIECE * _width(step) * copies
 

@@ -36,6 +36,7 @@ def build_plan(
     recipe: Recipe,
     checkpoints: Mapping[ModelRef, Checkpoint],
     *,
+    layouts: Mapping[ModelRef, Layout] | None = None,
     tied: Mapping[ModelRef, bool] | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -44,6 +45,7 @@ def build_plan(
     Args:
       recipe: from `load_recipe`.
       checkpoints: an opened checkpoint for each of `recipe.models()`.
+      layouts: their structure, where it is known already; by default it is inferred.
       tied: models whose output head is their embedding; by default those that store no head.
       seed: of the random methods; recorded in the plan.
 
@@ -54,7 +56,8 @@ def build_plan(
     check_recipe(recipe, notes)
     raise_all(PlanError, notes.faults, notes.warnings)
     checkpoints = {ref: checkpoints[ref] for ref in recipe.models()}
-    layouts = infer_layouts(checkpoints)
+    layouts = layouts or infer_layouts(checkpoints)
+    layouts = {ref: layouts[ref] for ref in checkpoints}  # the donor first
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
     return _Builder(
@@ -366,14 +369,12 @@ class _Builder:
 
     def _note_refused(self) -> None:
         for (absent, reason, path), names in self.refused.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.notes.fault(f"{names[0]}{more}: not in {absent}; {reason}", path)
+            self.notes.fault(f"{_and_more(names)}: not in {absent}; {reason}", path)
 
     def _note_partial(self) -> None:
         for (absent, reason), names in self.partial.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            then = f"; {reason}" if reason else "; merged from the others"
-            self.notes.warn(f"{names[0]}{more}: not in {absent}{then}", ())
+            then = reason or "merged from the others"
+            self.notes.warn(f"{_and_more(names)}: not in {absent}; {then}", ())
 
     def _account(self) -> tuple[Unused, ...]:
         """What no step reads, with reasons; a tensor without one is a fault, unless its step was refused."""
@@ -399,6 +400,11 @@ class _Builder:
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
         return config, changes + new
+
+
+def _and_more(names: Sequence[str]) -> str:
+    """The first name, and how many others there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _read(view: View, name: str) -> Read:
