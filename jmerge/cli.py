@@ -14,6 +14,7 @@ from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.names import did_you_mean
+from jmerge.process import finish, prepare
 from jmerge.version import VERSION
 
 USAGE = """\
@@ -143,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """The console script."""
-    sys.exit(main())
+    prepare()
+    code = main()
+    finish()
+    sys.exit(code)
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -217,7 +221,6 @@ def _paths(
 
 def _merge(words: list[str], values: flags.FlagValues) -> int:
     config, out = _paths(words, values, ("config", "out"))
-    quiet_libraries()
     from jmerge.jobs import merge
     from jmerge.report.progress import Progress
     from jmerge.report.show import size
@@ -256,7 +259,6 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
     (config,) = _paths(words, values, ("config",), "jmerge plan")
-    quiet_libraries()
     from jmerge.engine.schedule import make_schedule
     from jmerge.jobs import plan_recipe
     from jmerge.report.show import plan_json, plan_text
@@ -272,7 +274,6 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
 def _inspect(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
         raise PlanError(Fault("needs one folder: jmerge inspect FOLDER", where="inspect"))
-    quiet_libraries()
     import json
 
     from jmerge.ckpt.open import open_checkpoint
@@ -284,7 +285,6 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
 
 
 def _methods(words: list[str], values: flags.FlagValues) -> int:
-    quiet_libraries()
     from jmerge.report.methods import method_text, methods_text
 
     if not words:
@@ -298,7 +298,6 @@ def _methods(words: list[str], values: flags.FlagValues) -> int:
 
 
 def _schema(words: list[str], values: flags.FlagValues) -> int:
-    quiet_libraries()
     import json
 
     from jmerge.report.schema import recipe_schema
@@ -311,8 +310,3 @@ def warn(plan: Any) -> None:
     """Print the plan's warnings."""
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def quiet_libraries() -> None:
-    """Keep XLA's start-up messages off the terminal, unless the user asked for them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

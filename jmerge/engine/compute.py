@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -10,60 +11,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
 from jmerge.engine.kernel import (
     KernelKey,
     Piece,
+    bracket_kernel,
     combine_kernel,
     kernel_key,
     magnitude_kernel,
     sums_kernel,
 )
-from jmerge.engine.schedule import padded_length
-from jmerge.engine.slots import Loaded
-from jmerge.methods.cuts import Cut, cut_by_counting, cut_by_partition, kept_count, make_cut
+from jmerge.engine.reads import aligned_buffer
+from jmerge.engine.schedule import Pass, Work
+from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search
+from jmerge.engine.slots import Loaded, Slot
+from jmerge.methods.cuts import Cut, cut_by_partition, kept_count, make_cut
 from jmerge.methods.positions import split_position
 from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Step
 
-THREADS = 2  # for the partial sorts of one tensor's models
-
-
-class Scratch:
-    """Large host arrays that are used again: fresh ones cost a page fault every 4 kB."""
-
-    def __init__(self) -> None:
-        self._free: list[np.ndarray] = []
-
-    def take(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """An array of `size` elements with anything in it."""
-        nbytes = size * dtype.itemsize
-        fitting = [i for i, raw in enumerate(self._free) if raw.size >= nbytes]
-        best = min(fitting, key=lambda i: self._free[i].size, default=None)
-        if best is not None:
-            raw = self._free.pop(best)
-        else:
-            if self._free:  # too small: let it go, so that no more are kept than are used at once
-                self._free.pop()
-            raw = np.empty(nbytes, np.uint8)
-        return raw[:nbytes].view(dtype)
-
-    def give(self, array: np.ndarray) -> None:
-        """Take an array back."""
-        raw = array
-        while isinstance(raw.base, np.ndarray):
-            raw = raw.base
-        self._free.append(raw)
+THREADS = 2  # for the host's part in the search for the cuts of several models
+FEW = 1 << 17  # elements of a sample, or of candidates, that are looked at in one go
 
 
 class Computer:
     """Computes the pieces of one step after another; what a step needs to remember ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[Loaded], None], make_slot: Callable[[], Slot]) -> None:
+        self._load = load  # reads a piece
+        self._make_slot = make_slot
+        self._spare: Slot | None = None  # for pieces that are read again
         self._step: Step | None = None
-        self._pool = ThreadPoolExecutor(THREADS, "jmerge-sort")
-        self._scratch = Scratch()
+        self._pool = ThreadPoolExecutor(THREADS, "jmerge-select")
+        self._skips: dict[tuple[int, ...], jax.Array] = {}
 
     def close(self) -> None:
         """End its threads."""
@@ -75,26 +55,36 @@ class Computer:
         if step is not self._step:
             self._begin(step)
         with jax.enable_x64(True) if self._key.compute == np.float64 else nullcontext():
-            inputs = _place(loaded)
             result = None
             for kind in loaded.turn.kinds:
-                if kind == "magnitudes":
-                    self._add_magnitudes(loaded, inputs)
+                if kind == "select":
+                    self._select(loaded)
                 elif kind == "sums":
-                    self._add_sums(loaded, inputs)
+                    self._add_sums(loaded)
                 else:
                     arguments = self._arguments(loaded)
                     if "sums" in self._reserved:
                         arguments["sums"] = self._sums
-                    result = combine_kernel(self._key)(list(inputs.values()), arguments)
+                    result = combine_kernel(self._key)(*self._inputs(loaded), arguments)
             return result
+
+    def _inputs(self, loaded: Loaded, *positions: int) -> tuple[list[np.ndarray], jax.Array]:
+        """The windows of these inputs of a piece, or of all that are read, and the skips, as kernels take them.
+
+        They are handed over as they are: a jitted program takes aligned memory of the host without a copy on CPU,
+        and in a tenth of the time that `jax.device_put` needs to do the same.
+        """
+        windows = [loaded.window(position) for position in positions or loaded.turn.inputs]
+        skips = tuple(skip for _, skip in windows)
+        if skips not in self._skips:
+            self._skips[skips] = jax.device_put(np.asarray(skips, np.int32))
+        return [array for array, _ in windows], self._skips[skips]
 
     def _begin(self, step: Step) -> None:
         self._step = step
         self._key: KernelKey = kernel_key(step)
         method = None if step.method == COPY else REGISTRY[step.method]
         self._reserved = method.reserved if method else frozenset()
-        self._magnitudes: dict[int, np.ndarray] = {}  # input -> elements
         self._cuts: dict[int, tuple[int, int]] = {}  # input -> bits of the bound, last position
         self._pairs: list[np.ndarray] = []
         self._sums: jax.Array | None = None
@@ -109,7 +99,7 @@ class Computer:
         arguments = dict(self._numbers)
         if "start" in self._reserved:
             start, _ = loaded.work.pieces[loaded.number]
-            arguments["start"] = jax.device_put(np.asarray(split_position(start), np.uint32))
+            arguments["start"] = np.asarray(split_position(start), np.uint32)
         return arguments
 
     def _make_numbers(self, step: Step) -> dict[str, Any]:
@@ -138,59 +128,90 @@ class Computer:
 
     # Statistics
 
-    def _add_magnitudes(self, loaded: Loaded, inputs: dict[int, jax.Array]) -> None:
-        """Gather the magnitudes of the changes; with the last piece, find the cuts."""
-        step, measured = loaded.work.step, loaded.turn.measured
-        start, stop = loaded.work.pieces[loaded.number]
-        assert step.base is not None
-        kernel = magnitude_kernel(self._key.compute)
-        for position in measured:
-            if loaded.number == 0:
-                self._magnitudes[position] = self._scratch.take(step.spec.size, self._key.compute)
-            magnitude = np.asarray(kernel(inputs[step.base], inputs[position]))
-            self._magnitudes[position][start:stop] = magnitude[: loaded.elements]
-        if loaded.last:
-            models = [i for i in range(len(step.inputs)) if i != step.base]
-            densities = REGISTRY[step.method].densities(step.numbers)
-            shares = dict(zip(models, densities, strict=True))
-            counts = [kept_count(shares[position], step.spec.size) for position in measured]
-            gathered = [self._magnitudes.pop(position) for position in measured]
-            scratch = [self._scratch.take(step.spec.size, self._key.compute) for _ in measured]
-            found = self._pool.map(find_cut, gathered, counts, scratch)
-            self._cuts |= dict(zip(measured, found, strict=True))
-            for array in (*gathered, *scratch):
-                self._scratch.give(array)
+    def _select(self, loaded: Loaded) -> None:
+        """Feed a piece to the searches for the cuts; with the last piece, settle them."""
+        step, selected = loaded.work.step, loaded.turn.selected
+        if loaded.number == 0:
+            self._searches = self._begin_searches(step, selected, loaded.slot.samples)
+        self._feed(loaded, self._searches)
+        if not loaded.last:
+            return
+        for position, search in self._searches.items():
+            search.settle(self._bits_of)
+            while search.cut is None:
+                self._search_again(loaded.work, {position: search})
+            self._cuts[position] = search.cut
 
-    def _add_sums(self, loaded: Loaded, inputs: dict[int, jax.Array]) -> None:
+    def _begin_searches(
+        self, step: Step, selected: tuple[int, ...], samples: dict[int, np.ndarray]
+    ) -> dict[int, Search]:
+        models = [i for i in range(len(step.inputs)) if i != step.base]
+        densities = REGISTRY[step.method].densities(step.numbers)
+        shares = dict(zip(models, densities, strict=True))
+        assert step.base is not None
+        searches = {}
+        for position in selected:
+            count = kept_count(shares[position], step.spec.size)
+            searches[position] = Search(count, step.spec.size, self._key.word)
+            bits = self._bits_of(samples[step.base], samples[position])
+            searches[position].take_sample(bits.reshape(-1, SAMPLE_RUN // SAMPLE_STEP))
+        return searches
+
+    def _feed(self, loaded: Loaded, searches: dict[int, Search]) -> None:
+        base = loaded.work.step.base
+        assert base is not None
+        low = np.asarray([search.low for search in searches.values()], self._key.word)
+        high = np.asarray([search.high for search in searches.values()], self._key.word)
+        inputs = self._inputs(loaded, base, *searches)
+        above, inside = bracket_kernel(self._key.compute)(*inputs, low, high)
+        start, _ = loaded.work.pieces[loaded.number]
+
+        def feed(number: int, position: int) -> None:
+            def change_at(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                return loaded.values(base)[indices], loaded.values(position)[indices]
+
+            count = int(np.count_nonzero(np.asarray(above[number])))  # padding is never above
+            found = np.asarray(inside[number])[: loaded.elements]
+            searches[position].add(loaded.number, count, found, change_at, start)
+
+        list(self._pool.map(feed, range(len(searches)), searches))
+
+    def _search_again(self, work: Work, searches: dict[int, Search]) -> None:
+        """One more pass over the pieces, which are read here: it is rare."""
+        if self._spare is None:
+            self._spare = self._make_slot()
+        ((position, search),) = searches.items()
+        assert work.step.base is not None
+        inputs = tuple(sorted((work.step.base, position)))
+        for number in range(len(work.pieces)) if search.only is None else (search.only,):
+            again = Loaded(work, Pass((), inputs, ()), number, self._spare)
+            self._load(again)
+            self._feed(again, searches)
+        search.settle(self._bits_of)
+
+    def _bits_of(self, base: np.ndarray, model: np.ndarray) -> np.ndarray:
+        """Bits of the magnitudes of the changes of a few elements, by the program that all pieces go through."""
+        kernel = magnitude_kernel(self._key.compute)
+        bits = np.empty(base.size, self._key.word)
+        for start in range(0, base.size, FEW):
+            part = slice(start, start + FEW)
+            padded = []
+            for values in (base[part], model[part]):
+                padded.append(aligned_buffer(FEW * values.itemsize).view(values.dtype))
+                padded[-1][: values.size] = values
+            bits[part] = np.asarray(kernel(*padded))[: bits[part].size]
+        return bits
+
+    def _add_sums(self, loaded: Loaded) -> None:
         """Gather the sums of the blocks; with the last piece, add them up."""
         blocks = -(-loaded.elements // BLOCK)
-        pairs = sums_kernel(self._key)(list(inputs.values()), self._arguments(loaded))
+        pairs = sums_kernel(self._key)(*self._inputs(loaded), self._arguments(loaded))
         self._pairs.append(np.asarray(pairs)[:, :blocks])
         if loaded.last:
             self._sums = _add_up(np.concatenate(self._pairs, axis=1))
 
 
-def find_cut(magnitude: np.ndarray, count: int, scratch: np.ndarray) -> tuple[int, int]:
-    """Bits of the bound and last position that keep the `count` largest, in the way that is fast on this platform."""
-    if jax.default_backend() == "cpu":
-        return cut_by_partition(magnitude, count, scratch)
-    cut = _counting(jax.device_put(magnitude[None]), jax.device_put(np.asarray([count], np.uint32)))
-    return int(np.asarray(cut.bound)[0]), int(np.asarray(cut.last_low)[0])
-
-
-_counting = jax.jit(cut_by_counting)
 _tree = jax.jit(add_blocks)
-
-
-def _place(loaded: Loaded) -> dict[int, jax.Array]:
-    """The inputs of a piece as device arrays; on CPU they are the slot's memory itself."""
-    length = padded_length(loaded.elements)
-    arrays = {}
-    for position in loaded.turn.inputs:
-        dtype = NUMPY[loaded.work.step.inputs[position].spec.dtype]
-        raw = loaded.slot.buffers[position][: length * dtype.itemsize]
-        arrays[position] = jax.device_put(raw.view(dtype))
-    return arrays
 
 
 def _add_up(pairs: np.ndarray) -> jax.Array:

@@ -1,7 +1,8 @@
 """The compiled programs of a step: pieces of the inputs in their own dtypes -> a piece of the result in its dtype.
 
 A kernel sees flat pieces of one of a few fixed lengths, so it is compiled once for each of those, whatever the
-shapes of the tensors. Everything between the two casts is float32 (float64 for float64 tensors).
+shapes of the tensors. Each input comes as a window, `ALIGNMENT` bytes longer than the piece, with the number of
+elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in a file, while memory is aligned. Everything between the two casts is float32 (float64 for float64 tensors).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
+from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.methods.combine import sum_models
 from jmerge.methods.reduce import block_pairs
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Step
@@ -37,12 +40,18 @@ class KernelKey(NamedTuple):
         """The dtype of the arithmetic."""
         return np.dtype(np.float64 if "F64" in (*self.inputs, self.output) else np.float32)
 
+    @property
+    def word(self) -> np.dtype[Any]:
+        """The dtype of its bits."""
+        return np.dtype(f"u{self.compute.itemsize}")
+
 
 class Piece(NamedTuple):
     """What a kernel gives back."""
 
     values: jax.Array  # [elements] in the output dtype
-    bits: jax.Array  # [LANES] bool: a NaN or infinity among inputs or values
+    # [LANES] bool: perhaps a NaN or infinity among inputs or values (never missed; a sum that overflows looks alike)
+    bits: jax.Array
 
 
 def kernel_key(step: Step) -> KernelKey:
@@ -64,27 +73,31 @@ def is_plain_copy(step: Step) -> bool:
 
 @cache
 def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
-    """The jitted program (inputs, arguments of the method by name) -> Piece."""
+    """The jitted program (windows, skips, arguments of the method by name) -> Piece."""
 
-    def combine(inputs: Sequence[jax.Array], arguments: Mapping[str, Any]) -> Piece:
+    def combine(
+        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
+    ) -> Piece:
+        inputs = _cut_out(windows, skips)
         values = _apply(key, _widen(key, inputs), arguments).astype(NUMPY[key.output])
-        if key.method == COPY or REGISTRY[key.method].carries_nan:
-            return Piece(
-                values, _nonfinite([values], [key.output])
-            )  # a look at the result is enough
-        return Piece(values, _nonfinite([*inputs, values], [*key.inputs, key.output]))
+        seen = values.astype(key.compute)
+        if key.method != COPY and not REGISTRY[key.method].carries_nan:
+            seen = sum_models([seen, *_widen(key, inputs)])
+        return Piece(values, _nonfinite(seen))
 
     return jax.jit(combine)
 
 
 @cache
 def sums_kernel(key: KernelKey) -> Callable[..., jax.Array]:
-    """The jitted program (inputs, arguments) -> the pairs [sums, blocks, 2] of the method's terms over each block."""
+    """The jitted program (windows, skips, arguments) -> pairs [sums, blocks, 2] of the method's terms by block."""
     method = REGISTRY[key.method]
     assert method.sums is not None
 
-    def sums(inputs: Sequence[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
-        arrays = _arrays(key, _widen(key, inputs))
+    def sums(
+        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
+    ) -> jax.Array:
+        arrays = _arrays(key, _widen(key, _cut_out(windows, skips)))
         return block_pairs(method.sums(*arrays, **_keywords(key, arguments)))  # type: ignore[misc]
 
     return jax.jit(sums)
@@ -92,12 +105,43 @@ def sums_kernel(key: KernelKey) -> Callable[..., jax.Array]:
 
 @cache
 def magnitude_kernel(dtype: np.dtype[Any]) -> Callable[..., jax.Array]:
-    """The jitted program (base, model) -> the magnitudes of the model's change [elements] in `dtype`."""
+    """The jitted program (base, model) -> bits of the magnitudes of the model's change [elements], in `dtype`."""
 
     def magnitude(base: jax.Array, model: jax.Array) -> jax.Array:
-        return jnp.abs(model.astype(dtype) - base.astype(dtype))
+        return _change_bits(base, model, dtype)
 
     return jax.jit(magnitude)
+
+
+@cache
+def bracket_kernel(dtype: np.dtype[Any]) -> Callable[..., tuple[list[jax.Array], list[jax.Array]]]:
+    """The jitted program (windows and skips of base and models, low [models], high [models]) -> for each model,
+    bool [elements]: the magnitude of its change is above, and inside the bracket [low, high] of bits."""
+
+    def bracket(
+        windows: Sequence[jax.Array], skips: jax.Array, low: jax.Array, high: jax.Array
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        base, *models = _cut_out(windows, skips)
+        bits = [_change_bits(base, model, dtype) for model in models]
+        above = [each > high[i] for i, each in enumerate(bits)]
+        inside = [(each >= low[i]) & (each <= high[i]) for i, each in enumerate(bits)]
+        return above, inside
+
+    return jax.jit(bracket)
+
+
+def _change_bits(base: jax.Array, model: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    change = jnp.abs(model.astype(dtype) - base.astype(dtype))
+    return jax.lax.bitcast_convert_type(change, np.dtype(f"u{dtype.itemsize}"))
+
+
+def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
+    """The piece of every window."""
+    pieces = []
+    for i, window in enumerate(windows):
+        length = window.size - ALIGNMENT // window.dtype.itemsize
+        pieces.append(jax.lax.dynamic_slice(window, (skips[i],), (length,)))
+    return pieces
 
 
 def _widen(key: KernelKey, inputs: Sequence[jax.Array]) -> list[jax.Array]:
@@ -130,13 +174,9 @@ def _apply(key: KernelKey, inputs: list[jax.Array], arguments: Mapping[str, Any]
     return inputs[key.base] + result if method.takes == "delta" and key.base is not None else result
 
 
-def _nonfinite(arrays: list[jax.Array], dtypes: list[str]) -> jax.Array:
+def _nonfinite(values: jax.Array) -> jax.Array:
     """Whether any element is NaN or infinite, by lanes: integer arithmetic on the bits, which vectorises."""
-    found = jnp.zeros((LANES,), jnp.bool_)
-    for array, dtype in zip(arrays, dtypes, strict=True):
-        mask, value = NONFINITE_BITS[dtype]
-        bits = jax.lax.bitcast_convert_type(array, np.dtype(f"u{array.dtype.itemsize}"))
-        wanted = bits.dtype.type(value)
-        hit = (bits & bits.dtype.type(mask)) == wanted
-        found = found | jnp.any(hit.reshape(-1, LANES), axis=0)
-    return found
+    mask, value = NONFINITE_BITS[{4: "F32", 8: "F64"}[values.dtype.itemsize]]
+    bits = jax.lax.bitcast_convert_type(values, np.dtype(f"u{values.dtype.itemsize}"))
+    hit = (bits & bits.dtype.type(mask)) == bits.dtype.type(value)
+    return jnp.any(hit.reshape(-1, LANES), axis=0)

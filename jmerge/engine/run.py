@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from zlib_ng import zlib_ng
 
-from jmerge.ckpt.dtypes import BITS, count_nonfinite
+from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
 from jmerge.engine.compute import Computer
 from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.kernel import Piece, is_plain_copy
+from jmerge.engine.maps import Maps
 from jmerge.engine.reads import Files
 from jmerge.engine.schedule import SLOTS, Schedule, Work, padded_length
-from jmerge.engine.slots import Loaded, Slot
+from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
+from jmerge.engine.slots import Loaded, Slot, View
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
 
@@ -108,6 +109,8 @@ class _Run:
         self.listeners = listeners
         self.allow_nonfinite = allow_nonfinite
         self.files = Files()
+        self.maps = Maps()
+        self.paths: dict[tuple[int, str], Path] = {}
         self.stop = threading.Event()
         self.free = Channel(SLOTS, self.stop)
         self.loaded = Channel(SLOTS, self.stop)
@@ -121,7 +124,7 @@ class _Run:
     def run(self) -> Outcome:
         self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
         for _ in range(SLOTS):
-            self.free.put(Slot(self.schedule.buffers))
+            self.free.put(self._make_slot())
         threads = [
             threading.Thread(
                 target=self._guard, args=(part,), name=f"jmerge-{part.__name__}", daemon=True
@@ -169,26 +172,75 @@ class _Run:
         self.loaded.put(None)
 
     def _load(self, loaded: Loaded) -> None:
+        self._empty(loaded.slot)
+        if loaded.number == 0 and loaded.turn.selected:
+            for position in loaded.turn.inputs:
+                loaded.slot.samples[position] = self._sample(loaded.work.step, position)
         start, stop = loaded.work.pieces[loaded.number]
+        length = padded_length(stop - start)
+        whole = stop - start == length or is_plain_copy(loaded.work.step)
         for position in loaded.turn.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
+            loaded.slot.views[position] = View(buffer, 0, mapped=False)
             if isinstance(item, Read):
-                model = self.plan.models[item.model]
-                self.files.read(Path(model.path, item.file), item.start + first, buffer[:size])
+                path = self._path(item)
+                window = None
+                if whole and item.start * 8 % bits == 0:
+                    window = self.maps.window(path, item.start + first, size)
+                if window is not None:
+                    loaded.slot.views[position] = View(*window, mapped=True)
+                    continue
+                self.files.read(path, item.start + first, buffer[:size])
             else:
-                while not self.held[item.step].wait(0.05):
-                    if self.stop.is_set():
-                        raise StoppedError
-                buffer[:size] = self.values[item.step][first : first + size]
+                buffer[:size] = self._wait_for(item)[first : first + size]
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
-            buffer[size : padded_length(stop - start) * bits // 8] = 0
+            buffer[size : length * bits // 8] = 0
+
+    def _path(self, item: Read) -> Path:
+        key = item.model, item.file
+        if key not in self.paths:
+            self.paths[key] = Path(self.plan.models[item.model].path, item.file)
+        return self.paths[key]
+
+    def _sample(self, step: Step, position: int) -> np.ndarray:
+        """Elements from all over an input, for the search for cuts."""
+        item = step.inputs[position]
+        dtype = NUMPY[item.spec.dtype]
+        starts = sample_starts(item.spec.size)
+        sample = np.empty((starts.size, SAMPLE_RUN // SAMPLE_STEP), dtype)
+        run = np.empty(SAMPLE_RUN * dtype.itemsize, np.uint8)
+        for row, start in zip(sample, starts * dtype.itemsize, strict=True):
+            if isinstance(item, Read):
+                self.files.read(self._path(item), item.start + int(start), run)
+            else:
+                run = self._wait_for(item)[start : start + run.size]
+            row[:] = run.view(dtype)[::SAMPLE_STEP]
+        return sample.reshape(-1)
+
+    def _wait_for(self, item: Result) -> np.ndarray:
+        """The bytes of another step's result, once it is there."""
+        while not self.held[item.step].wait(0.05):
+            if self.stop.is_set():
+                raise StoppedError
+        return self.values[item.step]
+
+    def _make_slot(self) -> Slot:
+        return Slot(self.schedule.buffers)
+
+    def _empty(self, slot: Slot) -> None:
+        """Let go of what a slot was loaded with."""
+        for view in slot.views.values():
+            if view.mapped:
+                self.maps.release(view.around)
+        slot.views.clear()
+        slot.samples.clear()
 
     # Computing
 
     def _compute_all(self) -> None:
-        computer = Computer()
+        computer = Computer(self._load, self._make_slot)
         try:
             while (loaded := self.loaded.get()) is not None:
                 if is_plain_copy(loaded.work.step):
@@ -204,18 +256,14 @@ class _Run:
     # Writing
 
     def _write_all(self) -> None:
-        with ThreadPoolExecutor(1, "jmerge-crc") as checksums:
-            self._write_made(checksums)
-
-    def _write_made(self, checksums: ThreadPoolExecutor) -> None:
         while (made := self.made.get()) is not None:
             loaded, step = made.loaded, made.loaded.work.step
             start, stop = loaded.work.pieces[loaded.number]
             bits = BITS[step.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
             if made.piece is None:
-                raw = loaded.slot.buffers[0][:size]
-                self._compare(step, loaded.slot, size)
+                raw = loaded.raw(0)
+                self._compare(loaded)
                 suspicious = True
             else:
                 raw = np.asarray(made.piece.values).view(np.uint8)[:size]
@@ -224,9 +272,9 @@ class _Run:
                 self.tally.count(loaded, raw)
             if step.written:
                 data = memoryview(raw)
-                crc = checksums.submit(zlib.crc32, data, self.outcome.crc32.get(step.name, 0))
-                self.sink.write(step.name, first, data)  # takes about as long as its checksum
-                self.outcome.crc32[step.name] = crc.result()
+                self.sink.write(step.name, first, data)
+                crc = zlib_ng.crc32(data, self.outcome.crc32.get(step.name, 0))
+                self.outcome.crc32[step.name] = crc
                 self._tell(Wrote(step.name, size))
             if step.name in self.held:
                 if start == 0:
@@ -246,11 +294,12 @@ class _Run:
         for name in work.frees:
             del self.values[name]
 
-    def _compare(self, step: Step, slot: Slot, size: int) -> None:
+    def _compare(self, loaded: Loaded) -> None:
         """A copy of several inputs is only right when they are equal."""
+        step = loaded.work.step
         first, *others = step.inputs
         for position, item in enumerate(others, 1):
-            if not np.array_equal(slot.buffers[position][:size], slot.buffers[0][:size]):
+            if not np.array_equal(loaded.raw(position), loaded.raw(0)):
                 message = f"differs between {self._owner(first)} and {self._owner(item)}"
                 message += "; it is not floating point, so it cannot be merged"
                 raise NonFiniteError(Fault(message, where=step.name))
@@ -291,8 +340,7 @@ class Tally:
         """Add those of a piece whose result is `raw`."""
         step = loaded.work.step
         for position, item in enumerate(step.inputs):
-            size = loaded.elements * BITS[item.spec.dtype] // 8
-            found = count_nonfinite(loaded.slot.buffers[position][:size], item.spec.dtype)
+            found = count_nonfinite(loaded.raw(position), item.spec.dtype)
             if found:
                 self._inputs[position] = self._inputs.get(position, 0) + found
         self._result += count_nonfinite(raw, step.spec.dtype)

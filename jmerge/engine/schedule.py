@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
+from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key
+from jmerge.engine.select import MOST_COLLECTED
 from jmerge.methods.cuts import kept_count
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Plan, Read, Result, Step
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
-PIECE = 1 << 21
+PIECE = 1 << 22
 # The lengths kernels are compiled for; what is left of a tensor is padded to one of them.
-LENGTHS = (PIECE >> 9, PIECE >> 6, PIECE >> 3, PIECE)
+LENGTHS = (PIECE >> 10, PIECE >> 7, PIECE >> 3, PIECE)
 # Pieces under way at once: one being read, one computed, one written.
 SLOTS = 3
-# Magnitudes gathered at once for partial sorts; beyond, the models of a tensor are looked at one after another.
-GATHER_BYTES = 1 << 28
-
 assert all(length % BLOCK == 0 for length in LENGTHS)
 
-Kind = Literal["magnitudes", "sums", "combine"]
+Kind = Literal["select", "sums", "combine"]
 
 
 class Pass(NamedTuple):
@@ -30,7 +30,7 @@ class Pass(NamedTuple):
 
     kinds: tuple[Kind, ...]  # what is done with each piece, in order
     inputs: tuple[int, ...]  # positions of the inputs that are read
-    measured: tuple[int, ...]  # those whose magnitudes are gathered
+    selected: tuple[int, ...]  # those of which the largest changes are looked for
 
 
 class Work(NamedTuple):
@@ -60,10 +60,10 @@ class Schedule(NamedTuple):
         return tuple(dict.fromkeys(kernel_key(step) for step in steps if not is_plain_copy(step)))
 
     def peak_bytes(self) -> int:
-        """An upper bound on what the run allocates: read buffers, arithmetic, gathered magnitudes and their sorted
-        copies, results on their way to disk, and intermediate results."""
+        """An upper bound on what the run allocates: read buffers, arithmetic, what the search for cuts collects,
+        results on their way to disk, and intermediate results."""
         wide = max((_wide_bytes(item.step) for item in self.work), default=0)
-        gathered = max((_gathered_bytes(item) for item in self.work), default=0)
+        collected = max((_collected_bytes(item) for item in self.work), default=0)
         out = max((PIECE * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
         held = peak = 0
         sizes = {w.step.name: w.step.spec.nbytes for w in self.work if w.step.name in self.held}
@@ -71,7 +71,7 @@ class Schedule(NamedTuple):
             held += sizes.get(item.step.name, 0)
             peak = max(peak, held)
             held -= sum(sizes[name] for name in item.frees)
-        return SLOTS * sum(self.buffers) + (SLOTS + 1) * out + wide + gathered + peak
+        return SLOTS * sum(self.buffers) + (SLOTS + 1) * out + wide + collected + peak
 
 
 def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
@@ -97,7 +97,8 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     count = max(map(len, widths), default=0)
     sizes = (min(step.spec.size, PIECE) for step in order)
     longest = max(map(padded_length, sizes), default=0)
-    buffers = [longest * max(row[i] for row in widths if len(row) > i) // 8 for i in range(count)]
+    widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
+    buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
     return Schedule(tuple(work), tuple(buffers))
 
 
@@ -107,31 +108,34 @@ def padded_length(elements: int) -> int:
 
 
 def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
-    starts = range(0, max(size, 1), piece)
-    return tuple((start, min(start + piece, size)) for start in starts)
+    """Whole pieces, then eighths of one: so little of the last kernel's work is padding."""
+    eighth = max(piece // 8 // BLOCK, 1) * BLOCK
+    bounds = [0]
+    while (left := size - bounds[-1]) > 0:
+        bounds.append(bounds[-1] + (piece if left >= piece else min(left, eighth)))
+    return tuple(itertools.pairwise(bounds)) or ((0, 0),)
 
 
 def _passes(step: Step, pieces: int) -> tuple[Pass, ...]:
     everything = tuple(range(len(step.inputs)))
-    combine = Pass(("combine",), everything, ())
     if step.method == COPY or is_plain_copy(step):
-        return (combine,)
+        return (Pass(("combine",), everything, ()),)
     method = REGISTRY[step.method]
     models = [i for i in everything if i != step.base]
     counts = [kept_count(density, step.spec.size) for density in method.densities(step.numbers)]
-    selected = zip(models, counts, strict=False)  # a method that does not select has no counts
-    measured = tuple(i for i, count in selected if 0 < count < step.spec.size)
-    sums = [Pass(("sums",), everything, ())] if method.needs_sums(step.numbers) else []
+    pairs = zip(models, counts, strict=False)  # a method that does not select has no counts
+    selected = tuple(i for i, count in pairs if 0 < count < step.spec.size)
+    kinds: list[Kind] = ["select"] if selected else []
+    kinds += ["sums"] if method.needs_sums(step.numbers) else []
+    kinds += ["combine"]
     if pieces == 1:
-        magnitudes: list[Kind] = ["magnitudes"] if measured else []
-        kinds = [*magnitudes, *(kind for each in sums for kind in each.kinds), "combine"]
-        return (Pass(tuple(kinds), everything, measured),)
-    groups = [measured] if measured else []
-    if 4 * step.spec.size * len(measured) > GATHER_BYTES:
-        groups = [(i,) for i in measured]
+        return (Pass(tuple(kinds), everything, selected),)
     base = () if step.base is None else (step.base,)
-    gather = [Pass(("magnitudes",), tuple(sorted((*base, *group))), group) for group in groups]
-    return (*gather, *sums, combine)
+    inputs: dict[Kind, tuple[int, ...]] = {"select": tuple(sorted((*base, *selected)))}
+    return tuple(
+        Pass((kind,), inputs.get(kind, everything), selected if kind == "select" else ())
+        for kind in kinds
+    )
 
 
 def _order(plan: Plan) -> list[Step]:
@@ -174,7 +178,8 @@ def _wide_bytes(step: Step) -> int:
     return PIECE * _width(step) * copies
 
 
-def _gathered_bytes(work: Work) -> int:
-    """The magnitudes that are gathered at once, with a sorted copy of each."""
-    most = max((len(each.measured) for each in work.passes), default=0)
-    return 2 * most * work.step.spec.size * _width(work.step)
+def _collected_bytes(work: Work) -> int:
+    """What the search for cuts holds: positions, changes and bits of candidates, sorted too, and masks of a piece."""
+    most = max((len(each.selected) for each in work.passes), default=0)
+    candidates = min(work.step.spec.size, MOST_COLLECTED)
+    return most * (candidates * (8 + 4 * _width(work.step)) + 2 * PIECE)

@@ -1,18 +1,34 @@
-"""Reusable memory for the pieces under way."""
+"""Memory for the pieces under way: reused buffers, or windows into mapped files."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
+from jmerge.ckpt.dtypes import BITS, NUMPY
+from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import Pass, Work
+from jmerge.engine.schedule import Pass, Work, padded_length
+
+
+class View(NamedTuple):
+    """A piece of one input among the bytes around it."""
+
+    around: np.ndarray  # bytes, aligned
+    skip: int  # how many of them lie before the piece
+    mapped: bool  # a window into a file, not a buffer
 
 
 class Slot:
-    """Read buffers for one piece of every input."""
+    """Read buffers for one piece of every input, and what is in them or stands for them."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.buffers = [aligned_buffer(size) for size in sizes]
+        self.views: dict[int, View] = {}  # by position of the input
+        self.samples: dict[
+            int, np.ndarray
+        ] = {}  # values of the inputs of a selection, with its first piece
 
 
 class Loaded(NamedTuple):
@@ -33,3 +49,20 @@ class Loaded(NamedTuple):
         """Its length."""
         start, stop = self.work.pieces[self.number]
         return stop - start
+
+    def raw(self, position: int) -> np.ndarray:
+        """The bytes of the piece of one input."""
+        around, skip, _ = self.slot.views[position]
+        bits = BITS[self.work.step.inputs[position].spec.dtype]
+        return around[skip : skip + self.elements * bits // 8]
+
+    def values(self, position: int) -> np.ndarray:
+        """The elements of the piece of one input."""
+        return self.raw(position).view(NUMPY[self.work.step.inputs[position].spec.dtype])
+
+    def window(self, position: int) -> tuple[np.ndarray, int]:
+        """What a kernel reads of one input: elements in the input's dtype, and how many of them it skips."""
+        around, skip, _ = self.slot.views[position]
+        dtype = NUMPY[self.work.step.inputs[position].spec.dtype]
+        size = padded_length(self.elements) * dtype.itemsize + ALIGNMENT
+        return around[:size].view(dtype), skip // dtype.itemsize

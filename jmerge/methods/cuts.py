@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.positions import flat_positions
+from jmerge.methods.positions import positions_upto
 
 
 class Cut(NamedTuple):
@@ -47,26 +47,20 @@ def make_cut(bounds: Sequence[int], last: Sequence[int], dtype: np.dtype[Any]) -
     )
 
 
-def cut_by_partition(
-    magnitude: np.ndarray, count: int, scratch: np.ndarray | None = None
-) -> tuple[int, int]:
+def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[int, int]:
     """Bits of the bound and last position that keep the `count` largest of magnitude [elements], ties by position.
 
-    scratch: an array of the same size and dtype to sort in; without it one is allocated.
+    magnitude: floats, or their bits as unsigned integers.
     """
     bits = magnitude.view(_word(magnitude.dtype))
-    size = bits.size
-    if count <= 0:
+    if count <= 0 or bits.size == 0:
         return int(np.iinfo(bits.dtype).max), 0  # above the bits of every magnitude
-    if count >= size:
-        return 0, size
-    ordered = np.empty_like(bits) if scratch is None else scratch.view(bits.dtype)
-    np.copyto(ordered, bits)
-    ordered.partition(size - count)
-    bound = ordered[size - count]
-    above = int(np.count_nonzero(ordered[size - count :] > bound))
+    place = bits.size - min(count, bits.size)
+    ordered = np.partition(bits, place)
+    bound = ordered[place]
+    above = int(np.count_nonzero(ordered[place:] > bound))
     ties = np.flatnonzero(bits == bound)
-    return int(bound), int(ties[count - above - 1])
+    return int(bound), int(ties[bits.size - place - above - 1])
 
 
 def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
@@ -102,12 +96,11 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
 
 def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:
     """Whether each element of delta [models, *shape] is kept; `start` as in `flat_positions`."""
-    high, low = flat_positions(delta.shape[1:], start)
     kept = []
     for i in range(delta.shape[0]):
         bits = _bits(jnp.abs(delta[i]))
-        early = (high < cut.last_high[i]) | ((high == cut.last_high[i]) & (low <= cut.last_low[i]))
-        kept.append((bits > cut.bound[i]) | ((bits == cut.bound[i]) & early))
+        early = positions_upto(delta.shape[1:], start, cut.last_high[i], cut.last_low[i])
+        kept.append(bits + early.astype(bits.dtype) > cut.bound[i])
     return jnp.stack(kept)
 
 

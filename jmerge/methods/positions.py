@@ -22,6 +22,24 @@ def flat_positions(shape: tuple[int, ...], start: jax.Array | None) -> tuple[jax
     return start[0] + (moved < low).astype(jnp.uint32), moved
 
 
+def positions_upto(
+    shape: tuple[int, ...], start: jax.Array | None, last_high: jax.Array, last_low: jax.Array
+) -> jax.Array:
+    """Whether the position of every element of a piece is at most `last` (two words): bool [*shape].
+
+    The 64-bit part is done once, on scalars, so that an element costs one comparison. `start` and the size of a
+    piece as in `flat_positions`.
+    """
+    low = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    first_high, first_low = (jnp.uint32(0), jnp.uint32(0)) if start is None else start
+    borrow = (last_low < first_low).astype(jnp.uint32)
+    before = (last_high < first_high) | ((last_high == first_high) & (borrow == 1))
+    beyond = last_high - first_high - borrow > 0
+    distance = jnp.where(beyond, ~jnp.uint32(0), last_low - first_low)
+    reached: jax.Array = (low <= distance) & ~before
+    return reached
+
+
 def split_position(position: int) -> tuple[int, int]:
     """High and low word of a position."""
     return position >> 32, position & 0xFFFFFFFF

@@ -1,0 +1,51 @@
+"""How the process of the command line is set up; using jmerge as a library changes none of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+# Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
+# memory for the result of every kernel costs a page fault every 4 kB.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 25  # the most it takes
+
+
+def prepare() -> None:
+    """Set up the process, before JAX is imported; what the user's environment says stays."""
+    defaults = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",  # keeps XLA's start-up messages off the terminal
+        "JAX_COMPILATION_CACHE_DIR": str(compile_cache()),
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    gc.set_threshold(100_000)  # importing and tracing make many objects and no garbage worth it
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+        mallopt(MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(TRIM_THRESHOLD, 4 * KEPT_BYTES)
+
+
+def compile_cache() -> Path:
+    """The folder of compiled kernels: the user's, and one for each kind of processor, which a shared home may see."""
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kind = platform.machine() + platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            kind += next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return Path(home, "jmerge", "kernels-" + hashlib.sha256(kind.encode()).hexdigest()[:8])
+
+
+def finish() -> None:
+    """Spare the interpreter the search for garbage in what it is about to drop whole."""
+    gc.freeze()
