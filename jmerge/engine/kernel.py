@@ -8,6 +8,7 @@ elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jmerge.methods.reduce import block_pairs
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Step
 
+INSIDE, ABOVE = 1, 2  # a bracket
 LANES = 1024  # width of the check for NaN; every length of piece is a multiple
 
 
@@ -39,6 +41,10 @@ class KernelKey(NamedTuple):
     def compute(self) -> np.dtype[Any]:
         """The dtype of the arithmetic."""
         return np.dtype(np.float64 if "F64" in (*self.inputs, self.output) else np.float32)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Under this, JAX computes in the dtype of the arithmetic; for the thread that enters it."""
+        return jax.enable_x64(True) if self.compute == np.float64 else nullcontext()
 
     @property
     def word(self) -> np.dtype[Any]:
@@ -114,18 +120,20 @@ def magnitude_kernel(dtype: np.dtype[Any]) -> Callable[..., jax.Array]:
 
 
 @cache
-def bracket_kernel(dtype: np.dtype[Any]) -> Callable[..., tuple[list[jax.Array], list[jax.Array]]]:
+def bracket_kernel(dtype: np.dtype[Any]) -> Callable[..., list[jax.Array]]:
     """The jitted program (windows and skips of base and models, low [models], high [models]) -> for each model,
-    bool [elements]: the magnitude of its change is above, and inside the bracket [low, high] of bits."""
+    uint8 [elements]: 0 where the magnitude of its change is below the bracket [low, high] of bits, `INSIDE` or
+    `ABOVE`. One result, since each is a loop of its own over the inputs."""
 
     def bracket(
         windows: Sequence[jax.Array], skips: jax.Array, low: jax.Array, high: jax.Array
-    ) -> tuple[list[jax.Array], list[jax.Array]]:
+    ) -> list[jax.Array]:
         base, *models = _cut_out(windows, skips)
         bits = [_change_bits(base, model, dtype) for model in models]
-        above = [each > high[i] for i, each in enumerate(bits)]
-        inside = [(each >= low[i]) & (each <= high[i]) for i, each in enumerate(bits)]
-        return above, inside
+        return [
+            (each >= low[i]).astype(jnp.uint8) + (each > high[i]).astype(jnp.uint8)
+            for i, each in enumerate(bits)
+        ]
 
     return jax.jit(bracket)
 

@@ -163,12 +163,11 @@ class _Run:
     # Reading
 
     def _read_all(self) -> None:
-        for work in self.schedule.work:
-            for turn in work.passes:
-                for number in range(len(work.pieces)):
-                    loaded = Loaded(work, turn, number, self.free.get())
-                    self._load(loaded)
-                    self.loaded.put(loaded)
+        for work, turn in self.schedule.turns:
+            for number in range(len(work.pieces)):
+                loaded = Loaded(work, turn, number, self.free.get())
+                self._load(loaded)
+                self.loaded.put(loaded)
         self.loaded.put(None)
 
     def _load(self, loaded: Loaded) -> None:
@@ -240,15 +239,13 @@ class _Run:
     # Computing
 
     def _compute_all(self) -> None:
-        computer = Computer(self._load, self._make_slot)
+        computer = Computer(self._load, self._make_slot, self.free.put)
         try:
             while (loaded := self.loaded.get()) is not None:
                 if is_plain_copy(loaded.work.step):
                     self.made.put(Made(loaded, None))
                 elif (piece := computer.feed(loaded)) is not None:
                     self.made.put(Made(loaded, piece))
-                else:
-                    self.free.put(loaded.slot)
             self.made.put(None)
         finally:
             computer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
@@ -17,9 +18,9 @@ from jmerge.plan.steps import COPY, Plan, Read, Result, Step
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
 PIECE = 1 << 22
 # The lengths kernels are compiled for; what is left of a tensor is padded to one of them.
-LENGTHS = (PIECE >> 10, PIECE >> 7, PIECE >> 3, PIECE)
-# Pieces under way at once: one being read, one computed, one written.
-SLOTS = 3
+LENGTHS = (PIECE >> 10, PIECE >> 7, PIECE >> 2, PIECE)
+# Pieces under way at once: one being read, two computed, one written.
+SLOTS = 4
 assert all(length % BLOCK == 0 for length in LENGTHS)
 
 Kind = Literal["select", "sums", "combine"]
@@ -46,6 +47,9 @@ class Schedule(NamedTuple):
     """What a run does, in order."""
 
     work: tuple[Work, ...]
+    # The passes of all steps in order. The statistics of a step come before the result of the step before it, so that
+    # what follows from them on the host is worked out meanwhile.
+    turns: tuple[tuple[Work, Pass], ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
 
     @property
@@ -99,7 +103,23 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     longest = max(map(padded_length, sizes), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    return Schedule(tuple(work), tuple(buffers))
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers))
+
+
+def _turns(order: list[Work]) -> Iterator[tuple[Work, Pass]]:
+    waiting: list[tuple[Work, Pass]] = []
+    for work in order:
+        *statistics, combine = [(work, turn) for turn in work.passes]
+        if not statistics or any(isinstance(item, Result) for item in work.step.inputs):
+            yield from waiting  # which may make the results that this step needs
+            yield from statistics
+            yield combine
+            waiting = []
+        else:
+            yield from statistics
+            yield from waiting
+            waiting = [combine]
+    yield from waiting
 
 
 def padded_length(elements: int) -> int:
@@ -108,11 +128,11 @@ def padded_length(elements: int) -> int:
 
 
 def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
-    """Whole pieces, then eighths of one: so little of the last kernel's work is padding."""
-    eighth = max(piece // 8 // BLOCK, 1) * BLOCK
+    """Whole pieces, then quarters of one: so little of the last kernel's work is padding."""
+    quarter = max(piece // 4 // BLOCK, 1) * BLOCK
     bounds = [0]
     while (left := size - bounds[-1]) > 0:
-        bounds.append(bounds[-1] + (piece if left >= piece else min(left, eighth)))
+        bounds.append(bounds[-1] + (piece if left >= piece else min(left, quarter)))
     return tuple(itertools.pairwise(bounds)) or ((0, 0),)
 
 

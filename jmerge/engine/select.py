@@ -8,7 +8,7 @@ the cut can lie shrinks with every pass, so this ends. What the sample holds cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,10 @@ class Search:
             indices = indices_of(inside)
             seen.changes.append(change_at(indices))
             seen.found.append(start + indices)
+
+    def wanted(self, pieces: int) -> Sequence[int]:
+        """Which of this many pieces the next pass has to look at."""
+        return range(pieces) if self.only is None else (self.only,)
 
     def settle(self, bits_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         """End a pass: find the cut, or choose the next bracket; `bits_of` a base and a model are those of a change."""

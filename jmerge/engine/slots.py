@@ -60,9 +60,17 @@ class Loaded(NamedTuple):
         """The elements of the piece of one input."""
         return self.raw(position).view(NUMPY[self.work.step.inputs[position].spec.dtype])
 
-    def window(self, position: int) -> tuple[np.ndarray, int]:
-        """What a kernel reads of one input: elements in the input's dtype, and how many of them it skips."""
-        around, skip, _ = self.slot.views[position]
-        dtype = NUMPY[self.work.step.inputs[position].spec.dtype]
-        size = padded_length(self.elements) * dtype.itemsize + ALIGNMENT
-        return around[:size].view(dtype), skip // dtype.itemsize
+    def windows(self, *positions: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """What kernels read of some inputs: elements in the dtype of each, and how many they skip (int32 [inputs]).
+
+        A jitted program takes aligned memory of the host as it is, without a copy on CPU, and in a tenth of the time
+        that `jax.device_put` needs to do the same.
+        """
+        arrays, skips = [], []
+        for position in positions:
+            around, skip, _ = self.slot.views[position]
+            dtype = NUMPY[self.work.step.inputs[position].spec.dtype]
+            size = padded_length(self.elements) * dtype.itemsize + ALIGNMENT
+            arrays.append(around[:size].view(dtype))
+            skips.append(skip // dtype.itemsize)
+        return arrays, np.asarray(skips, np.int32)
