@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -179,8 +180,13 @@ def main() -> None:
     merges = options.merges.split(",")
     count = max(RECIPES[name][0] for name in merges)
     models = [options.folder / f"{options.size}-{i}" for i in range(count)]
+    spawn = multiprocessing.get_context("spawn")  # memory used here would count as our children's
     for i, model in enumerate(models):
-        make_model(model, options.size, i)
+        maker = spawn.Process(target=make_model, args=(model, options.size, i))
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise SystemExit(f"{model} could not be made")
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; models of {options.size}, bf16"
     )

@@ -114,18 +114,16 @@ class Computer:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
         name = loaded.work.step.name
         task = self._tasks.setdefault(name, Task(loaded.work))
-        result = None
         with task.key.precision():
-            for kind in loaded.turn.kinds:
-                if kind == "select":
-                    self._select(task, loaded)
-                elif kind == "sums":
-                    self._add_sums(task, loaded)
-                else:
-                    result = task.combine(loaded)
-        if result is not None and loaded.last:
-            del self._tasks[name]
-        return result
+            if loaded.turn.kind == "select":
+                self._select(task, loaded)
+            elif loaded.turn.kind == "sums":
+                self._add_sums(task, loaded)
+            else:
+                if loaded.last:
+                    del self._tasks[name]
+                return task.combine(loaded)
+        return None
 
     def _select(self, task: Task, loaded: Loaded) -> None:
         """Look for the cuts; after the last piece, they are settled beside whatever comes next."""
@@ -151,8 +149,7 @@ class Computer:
         while len(self._started) > (0 if loaded.last else 1):
             before, finish = self._started.pop(0)
             finish()
-            if "combine" not in before.turn.kinds:
-                self._release(before.slot)
+            self._release(before.slot)
 
     def _again(self, work: Work, turn: Pass, number: int) -> Loaded:
         """Read a piece once more."""

@@ -56,8 +56,7 @@ class Piece(NamedTuple):
     """What a kernel gives back."""
 
     values: jax.Array  # [elements] in the output dtype
-    # [LANES] bool: perhaps a NaN or infinity among inputs or values (never missed; a sum that overflows looks alike)
-    bits: jax.Array
+    bits: jax.Array  # [LANES] bool: a NaN or infinity among inputs or values
 
 
 def kernel_key(step: Step) -> KernelKey:
@@ -85,11 +84,13 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
         windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
     ) -> Piece:
         inputs = _cut_out(windows, skips)
-        values = _apply(key, _widen(key, inputs), arguments).astype(NUMPY[key.output])
-        seen = values.astype(key.compute)
+        wide = _widen(key, inputs)
+        result = _apply(key, wide, arguments)
         if key.method != COPY and not REGISTRY[key.method].carries_nan:
-            seen = sum_models([seen, *_widen(key, inputs)])
-        return Piece(values, _nonfinite(seen))
+            # so that a look at the result is enough: zero times what is not finite is NaN
+            result = jnp.where(sum_models([each * 0 for each in wide]) == 0, result, jnp.nan)
+        values = result.astype(NUMPY[key.output])
+        return Piece(values, _nonfinite(values.astype(key.compute)))
 
     return jax.jit(combine)
 

@@ -14,6 +14,7 @@ import mmap
 import os
 import sys
 import threading
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class Maps:
         """Take the pages of a window out of this process; they stay in the page cache."""
         _advise(window, 0, window.size, mmap.MADV_DONTNEED)
 
+    def close(self) -> None:
+        """Forget the files; each is let go with the last window into it."""
+        self._maps.clear()
+
     def _map(self, path: Path) -> np.ndarray | None:
         with self._lock:
             if path not in self._maps:
@@ -59,8 +64,8 @@ class Maps:
                 device = os.fstat(file.fileno()).st_dev
                 if self._types.get((os.major(device), os.minor(device))) not in LOCAL:
                     return None
-                return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        except (OSError, ValueError):  # no room to map it, or an empty file
+                return _map_file(file.fileno())
+        except OSError:
             return None
 
 
@@ -80,16 +85,38 @@ def _filesystems() -> dict[tuple[int, int], str]:
     return types
 
 
+def _map_file(descriptor: int) -> np.ndarray | None:
+    """The bytes of an open file; None when it is empty or there is no room. Unlike the `mmap` module's maps, this one
+    keeps no descriptor open: a large merge has hundreds of files."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:
+        return None
+    address = _libc("mmap")(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        return None
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, _libc("munmap"), address, size)
+    array = np.ctypeslib.as_array(memory)
+    array.flags.writeable = False
+    return array
+
+
 def _advise(array: np.ndarray, first: int, last: int, advice: int) -> bool:
-    """Whether the system did what was advised for the pages of array[first:last]; it runs without Python's lock."""
+    """Whether the system did what was advised for the pages of array[first:last]."""
     begin = array.ctypes.data + first
     page = begin - begin % mmap.PAGESIZE
-    done: int = _madvise()(page, array.ctypes.data + last - page, advice)
+    done: int = _libc("madvise")(page, array.ctypes.data + last - page, advice)
     return done == 0
 
 
 @cache
-def _madvise() -> ctypes._NamedFuncPointer:
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+def _libc(name: str) -> ctypes._NamedFuncPointer:
+    """A function of the C library, which runs without Python's lock."""
+    word, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    function = ctypes.CDLL(None)[name]
+    function.restype, function.argtypes = {
+        "mmap": (word, (word, size, number, number, number, ctypes.c_long)),
+        "munmap": (number, (word, size)),
+        "madvise": (number, (word, size, number)),
+    }[name]
     return function

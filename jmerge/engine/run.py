@@ -110,6 +110,7 @@ class _Run:
         self.allow_nonfinite = allow_nonfinite
         self.files = Files()
         self.maps = Maps()
+        self.slots: list[Slot] = []
         self.paths: dict[tuple[int, str], Path] = {}
         self.stop = threading.Event()
         self.free = Channel(SLOTS, self.stop)
@@ -142,7 +143,10 @@ class _Run:
             self.stop.set()
             for thread in threads:
                 thread.join()
+            for slot in self.slots:
+                self._empty(slot)
             self.files.close()
+            self.maps.close()
         if self.error is not None:
             raise self.error
         return self.outcome
@@ -226,7 +230,8 @@ class _Run:
         return self.values[item.step]
 
     def _make_slot(self) -> Slot:
-        return Slot(self.schedule.buffers)
+        self.slots.append(Slot(self.schedule.buffers))
+        return self.slots[-1]
 
     def _empty(self, slot: Slot) -> None:
         """Let go of what a slot was loaded with."""

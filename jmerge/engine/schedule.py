@@ -29,7 +29,7 @@ Kind = Literal["select", "sums", "combine"]
 class Pass(NamedTuple):
     """One run over the pieces of a step's inputs."""
 
-    kinds: tuple[Kind, ...]  # what is done with each piece, in order
+    kind: Kind  # what is done with each piece
     inputs: tuple[int, ...]  # positions of the inputs that are read
     selected: tuple[int, ...]  # those of which the largest changes are looked for
 
@@ -96,7 +96,7 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     work = []
     for step in order:
         pieces = _pieces(step.spec.size, piece)
-        work.append(Work(step, pieces, _passes(step, len(pieces)), tuple(frees.get(step.name, ()))))
+        work.append(Work(step, pieces, _passes(step), tuple(frees.get(step.name, ()))))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
     sizes = (min(step.spec.size, PIECE) for step in order)
@@ -136,26 +136,23 @@ def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
     return tuple(itertools.pairwise(bounds)) or ((0, 0),)
 
 
-def _passes(step: Step, pieces: int) -> tuple[Pass, ...]:
+def _passes(step: Step) -> tuple[Pass, ...]:
     everything = tuple(range(len(step.inputs)))
+    combine = Pass("combine", everything, ())
     if step.method == COPY or is_plain_copy(step):
-        return (Pass(("combine",), everything, ()),)
+        return (combine,)
     method = REGISTRY[step.method]
     models = [i for i in everything if i != step.base]
     counts = [kept_count(density, step.spec.size) for density in method.densities(step.numbers)]
     pairs = zip(models, counts, strict=False)  # a method that does not select has no counts
     selected = tuple(i for i, count in pairs if 0 < count < step.spec.size)
-    kinds: list[Kind] = ["select"] if selected else []
-    kinds += ["sums"] if method.needs_sums(step.numbers) else []
-    kinds += ["combine"]
-    if pieces == 1:
-        return (Pass(tuple(kinds), everything, selected),)
-    base = () if step.base is None else (step.base,)
-    inputs: dict[Kind, tuple[int, ...]] = {"select": tuple(sorted((*base, *selected)))}
-    return tuple(
-        Pass((kind,), inputs.get(kind, everything), selected if kind == "select" else ())
-        for kind in kinds
-    )
+    passes = []
+    if selected:
+        base = () if step.base is None else (step.base,)
+        passes.append(Pass("select", tuple(sorted((*base, *selected))), selected))
+    if method.needs_sums(step.numbers):
+        passes.append(Pass("sums", everything, ()))
+    return (*passes, combine)
 
 
 def _order(plan: Plan) -> list[Step]:

@@ -18,7 +18,7 @@ from jmerge.methods.cuts import cut_by_partition
 SAMPLE_RUN = 1 << 15  # elements that are read together; a read costs about as much as copying these
 SAMPLE_STEP = 16  # of which one in so many is looked at: neighbours are alike
 SAMPLE_RUNS = (16, 1024)  # fewest and most reads of a tensor
-SMALL = 1 << 19  # elements of a tensor that needs no sample
+SMALL = 1 << 18  # elements of a tensor that needs no sample
 SPREAD = 3.0  # half width of the first bracket in standard deviations
 MOST_COLLECTED = 1 << 21  # candidates of one model held in memory
 

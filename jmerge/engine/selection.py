@@ -55,7 +55,7 @@ class Selection:
         list(self._pool.map(self._settle, self._searches.values()))
         cuts = {}
         for position, search in self._searches.items():
-            turn = Pass((), tuple(sorted((self._base, position))), ())
+            turn = Pass("select", tuple(sorted((self._base, position))), ())
             while search.cut is None:
                 for number in search.wanted(len(self._pieces)):
                     with self._key.precision():

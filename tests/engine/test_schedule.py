@@ -187,7 +187,7 @@ def test_the_promise_is_kept(method: str, tmp_path: Path) -> None:
     for model in ("a", "b"):
         hollow(tmp_path / "small" / model, {"x": TensorSpec("BF16", shape)})
         hollow(
-            tmp_path / "large" / model, {f"x{i}": TensorSpec("BF16", (4, *shape)) for i in range(3)}
+            tmp_path / "large" / model, {f"x{i}": TensorSpec("BF16", (8, *shape)) for i in range(3)}
         )
     recipes = []
     for size in ("small", "large"):
