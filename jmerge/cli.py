@@ -254,6 +254,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
     )
     print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
+    print(f"next: jmerge inspect {out}, or from_pretrained({str(out)!r}) in transformers")
     return 0
 
 

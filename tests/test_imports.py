@@ -27,7 +27,7 @@ LAYERS = (
     ("engine",),
     ("report",),
     ("jobs",),
-    ("cli",),
+    ("cli", "__main__"),
     ("testing",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

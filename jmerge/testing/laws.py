@@ -28,7 +28,7 @@ import yaml
 
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.engine.kernel import combine_kernel, magnitude_kernel, sums_kernel
+from jmerge.engine.kernel import bracket_kernel, combine_kernel, magnitude_kernel, sums_kernel
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
 from jmerge.errors import NonFiniteError
@@ -552,7 +552,7 @@ class Memory:
 
 def forget_kernels() -> None:
     """Make the engine compile its programs again; needed, too, when a method's function was replaced."""
-    for kernel in (combine_kernel, sums_kernel, magnitude_kernel):
+    for kernel in (combine_kernel, sums_kernel, magnitude_kernel, bracket_kernel):
         kernel.cache_clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 from jmerge import cli
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
-from jmerge.engine.schedule import Schedule, make_schedule
+from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
 from jmerge.jobs import plan_recipe
+from jmerge.methods.reduce import BLOCK
 from jmerge.plan.steps import InputModel, Plan, Read, Result, Step
 from jmerge.report.show import totals
 
@@ -113,6 +115,56 @@ def test_a_chain_of_many_stages() -> None:
     for i in range(1, 200):
         steps.append(linear(f"s{i}", result(steps[-1]), written=i == 199))
     assert order(make_schedule(plan_of(*reversed(steps)))) == [f"s{i}" for i in range(200)]
+
+
+def slerp(name: str, *inputs: Read | Result) -> Step:
+    """A step with statistics."""
+    return dataclasses.replace(
+        linear(name, *inputs), method="slerp", base=0, numbers={"t": 0.5}
+    )
+
+
+def turns(*steps: Step) -> list[str]:
+    """The passes of a schedule in order, as 'name kind'."""
+    schedule = make_schedule(plan_of(*steps))
+    found = [f"{work.step.name} {turn.kind}" for work, turn in schedule.turns]
+    whole = [f"{work.step.name} {turn.kind}" for work in schedule.work for turn in work.passes]
+    assert sorted(found) == sorted(whole), "every pass once"
+    return found
+
+
+def test_statistics_come_a_step_ahead() -> None:
+    """What follows from them on the host is worked out while the step before is combined."""
+    spec = TensorSpec("F32", (10,))
+    steps = [slerp(n, source(0, n, spec, i), source(1, n, spec, i)) for i, n in enumerate("abc")]
+    plain = linear("d", source(0, "d", spec, 9))
+    assert turns(*steps, plain) == [
+        *("a sums", "b sums", "a combine", "c sums", "b combine"),
+        *("c combine", "d combine"),
+    ]
+
+
+def test_statistics_of_results_wait_for_them() -> None:
+    """A step that reads another's result comes after it whole, statistics too."""
+    spec = TensorSpec("F32", (10,))
+    first = slerp("first", source(0, "x", spec), source(1, "x", spec))
+    second = slerp("second", result(first), source(1, "y", spec, 99))
+    third = slerp("third", source(0, "z", spec, 200), source(1, "z", spec, 200))
+    assert turns(third, second, first) == [
+        *("first sums", "first combine", "second sums", "second combine"),
+        *("third sums", "third combine"),
+    ]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE // 4, PIECE - 1, PIECE, PIECE + 1, 11_534_336])
+def test_pieces_cover_a_tensor_once(size: int) -> None:
+    """In order, at whole blocks, and with little padding."""
+    (work,) = make_schedule(plan_of(pair("x", size))).work
+    stops = [0, *(stop for _, stop in work.pieces)]
+    assert [start for start, _ in work.pieces] == stops[:-1] and stops[-1] == size
+    assert all(start % BLOCK == 0 for start, _ in work.pieces)
+    padded = sum(padded_length(stop - start) for start, stop in work.pieces)
+    assert padded - size <= max(PIECE // 4, BLOCK)
 
 
 # Memory
