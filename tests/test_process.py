@@ -23,7 +23,11 @@ def ask(code: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
     clean = {k: v for k, v in os.environ.items() if k not in KEYS}
     return subprocess.run(
-        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
 
 

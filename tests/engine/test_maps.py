@@ -96,7 +96,9 @@ def plan_for(folder: Path, method: str, dtype: str) -> Plan:
         values = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
         tensors.append({n: v.astype(dtype) for n, v in values.items()})
     models = checkpoints(folder, *tensors)
-    return plan_of(models, *(step(n, [read(models, i, n) for i in range(2)], method) for n in shapes))
+    return plan_of(
+        models, *(step(n, [read(models, i, n) for i in range(2)], method) for n in shapes)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -119,9 +119,7 @@ def test_a_chain_of_many_stages() -> None:
 
 def slerp(name: str, *inputs: Read | Result) -> Step:
     """A step with statistics."""
-    return dataclasses.replace(
-        linear(name, *inputs), method="slerp", base=0, numbers={"t": 0.5}
-    )
+    return dataclasses.replace(linear(name, *inputs), method="slerp", base=0, numbers={"t": 0.5})
 
 
 def turns(*steps: Step) -> list[str]:
@@ -151,8 +149,8 @@ def test_statistics_of_results_wait_for_them() -> None:
     second = slerp("second", result(first), source(1, "y", spec, 99))
     third = slerp("third", source(0, "z", spec, 200), source(1, "z", spec, 200))
     assert turns(third, second, first) == [
-        *("first sums", "first combine", "second sums", "second combine"),
-        *("third sums", "third combine"),
+        *("first sums", "third sums", "first combine", "third combine"),
+        *("second sums", "second combine"),
     ]
 
 
