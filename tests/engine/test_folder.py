@@ -452,6 +452,7 @@ def progress(self, event):
         if point == "by ctrl-c" and self.count == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background begin without it
 sys.addaudithook(watch)  # called before the system is
 Progress.__call__ = progress
 sys.exit(jmerge.cli.main(arguments))
