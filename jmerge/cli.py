@@ -14,7 +14,7 @@ from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.names import did_you_mean
-from jmerge.process import Interrupts, finish, prepare
+from jmerge.process import finish, prepare
 from jmerge.version import VERSION
 
 USAGE = """\
@@ -229,7 +229,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         if not values.quiet:
             warn(plan)
 
-    with Interrupts() as interrupts, Progress(quiet=values.quiet) as progress:
+    with Progress(quiet=values.quiet) as progress:
         merged = merge(
             config,
             out,
@@ -237,7 +237,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             overwrite=values.overwrite,
             shard_size=values.shard_size,
             allow_nonfinite=values.allow_nonfinite,
-            listeners=(progress, interrupts),
+            listeners=(progress,),
             on_plan=announce,
         )
     if values.quiet:

@@ -7,11 +7,8 @@ import gc
 import hashlib
 import os
 import platform
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 # Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
 # memory for the result of every kernel costs a page fault every 4 kB.
@@ -52,33 +49,3 @@ def compile_cache() -> Path:
 def finish() -> None:
     """Spare the interpreter the search for garbage in what it is about to drop whole."""
     gc.freeze()
-
-
-class Interrupts:
-    """Ctrl-C, while this is entered: `KeyboardInterrupt` at once as ever, and once more from the next event of the run.
-
-    The first may come while compiled code calls back into Python, and there are libraries that swallow it.
-    """
-
-    def __init__(self) -> None:
-        self._came = False
-        self._mine = False
-
-    def __enter__(self) -> Interrupts:
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._mine = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._mine:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __call__(self, event: object) -> None:
-        if self._came:
-            raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        raise KeyboardInterrupt

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jmerge.process import Interrupts, compile_cache
+from jmerge.process import compile_cache
 
 KEYS = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -55,17 +53,6 @@ def test_kernels_are_kept_in_the_users_cache(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert compile_cache().parent == tmp_path / "home" / ".cache" / "jmerge"
-
-
-def test_a_swallowed_interrupt_comes_again() -> None:
-    """The first Ctrl-C was lost in a library; the next event of the run raises it once more."""
-    with Interrupts() as interrupts:
-        interrupts("nothing happened yet")
-        with contextlib.suppress(KeyboardInterrupt):  # the library
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            interrupts("an event")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_run_compiles_nothing(tmp_path: Path) -> None:
