@@ -18,10 +18,10 @@ from jmerge.engine.kernel import (
     kernel_key,
     sums_kernel,
 )
-from jmerge.engine.schedule import Pass, Work
+from jmerge.engine.schedule import Cutting, Pass, Work
 from jmerge.engine.selection import Selection
 from jmerge.engine.slots import Loaded, Slot
-from jmerge.methods.cuts import Cut, cut_by_partition, kept_count, make_cut
+from jmerge.methods.cuts import Cut, cut_by_partition, make_cut
 from jmerge.methods.positions import split_position
 from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
 from jmerge.methods.spec import REGISTRY
@@ -39,7 +39,7 @@ class Task:
         method = None if work.step.method == COPY else REGISTRY[work.step.method]
         self._reserved = method.reserved if method else frozenset()
         self.selection: Selection | None = None
-        self.cuts: Future[dict[int, tuple[int, int]]] | None = None
+        self.cuts: Future[dict[Cutting, tuple[int, int]]] | None = None
         self.pairs: list[np.ndarray] = []
         self.sums: jax.Array | None = None
         self._numbers: dict[str, Any] | None = None
@@ -63,26 +63,29 @@ class Task:
 
     def _make_numbers(self, step: Step) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
+        method = REGISTRY.get(step.method)
+        counts = method.counts_kept(step.numbers, step.spec.size) if method else {}
         for name, value in step.numbers.items():
             if value is None or isinstance(value, bool):
                 continue
-            if REGISTRY[step.method].parameters[name].density:
-                numbers[name] = self._make_cut(step, value)
+            if name in counts:
+                numbers[name] = self._make_cut(name, counts[name])
             else:
                 numbers[name] = np.asarray(value, self.key.compute)
         if "keys" in self._reserved:
             numbers["keys"] = np.asarray(step.keys, np.uint32).reshape(-1, 2)
         return numbers
 
-    def _make_cut(self, step: Step, densities: tuple[float, ...]) -> Cut:
-        none = np.empty(0, self.key.compute)
-        everything, nothing = (0, step.spec.size), cut_by_partition(none, 0)
-        models = [i for i in range(len(step.inputs)) if i != step.base]
+    def _make_cut(self, parameter: str, counts: tuple[int, ...]) -> Cut:
+        size = self.work.step.spec.size
         found = {} if self.cuts is None else self.cuts.result()
+        known = {(cutting.parameter, cutting.position): cut for cutting, cut in found.items()}
+        everything = 0, size
+        nothing = cut_by_partition(np.empty(0, self.key.compute), 0)
+        models = [i for i in range(len(self.work.step.inputs)) if i != self.work.step.base]
         cuts = []
-        for position, density in zip(models, densities, strict=True):
-            trivial = everything if kept_count(density, step.spec.size) else nothing
-            cuts.append(found.get(position, trivial))
+        for position, count in zip(models, counts, strict=True):
+            cuts.append(known.get((parameter, position), everything if count else nothing))
         bounds, last = zip(*cuts, strict=True)
         return make_cut(bounds, last, self.key.compute)
 

@@ -24,7 +24,7 @@ from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Step
 
 INSIDE, ABOVE = 1, 2  # a bracket
-LANES = 1024  # width of the check for NaN; every length of piece is a multiple
+LANES = 1024  # width of the check for NaN
 
 
 class KernelKey(NamedTuple):
@@ -36,6 +36,7 @@ class KernelKey(NamedTuple):
     base: int | None
     switches: tuple[tuple[str, bool], ...]
     unset: tuple[str, ...]  # numbers that have no value
+    view: tuple[int, ...]  # the shape in which a piece is seen; -1: as many rows as it has
 
     @property
     def compute(self) -> np.dtype[Any]:
@@ -66,7 +67,18 @@ def kernel_key(step: Step) -> KernelKey:
     )
     unset = tuple(name for name, value in step.numbers.items() if value is None)
     dtypes = tuple(item.spec.dtype for item in step.inputs)
-    return KernelKey(step.method, dtypes, step.spec.dtype, step.base, switches, unset)
+    return KernelKey(
+        step.method, dtypes, step.spec.dtype, step.base, switches, unset, view_of(step)
+    )
+
+
+def view_of(step: Step) -> tuple[int, ...]:
+    """The shape in which the method sees a piece of the step's tensors; -1: as many rows as the piece has."""
+    unit = "element" if step.method == COPY else REGISTRY[step.method].unit(step.numbers)
+    shape = step.spec.shape
+    if unit == "element" or step.spec.size == 0:
+        return (-1,)
+    return shape if unit == "whole" else (-1, *(shape[-1:] or (1,)))
 
 
 def is_plain_copy(step: Step) -> bool:
@@ -83,14 +95,13 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
     def combine(
         windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
     ) -> Piece:
-        inputs = _cut_out(windows, skips)
-        wide = _widen(key, inputs)
+        wide = _widen(key, _cut_out(windows, skips))
         result = _apply(key, wide, arguments)
         if key.method != COPY and not REGISTRY[key.method].carries_nan:
             # so that a look at the result is enough: zero times what is not finite is NaN
             result = jnp.where(sum_models([each * 0 for each in wide]) == 0, result, jnp.nan)
         values = result.astype(NUMPY[key.output])
-        return Piece(values, _nonfinite(values.astype(key.compute)))
+        return Piece(values.reshape(-1), _nonfinite(values.astype(key.compute)))
 
     return jax.jit(combine)
 
@@ -154,7 +165,7 @@ def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
 
 
 def _widen(key: KernelKey, inputs: Sequence[jax.Array]) -> list[jax.Array]:
-    return [item.astype(key.compute) for item in inputs]
+    return [item.astype(key.compute).reshape(key.view) for item in inputs]
 
 
 def _arrays(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]:
@@ -188,4 +199,5 @@ def _nonfinite(values: jax.Array) -> jax.Array:
     mask, value = NONFINITE_BITS[{4: "F32", 8: "F64"}[values.dtype.itemsize]]
     bits = jax.lax.bitcast_convert_type(values, np.dtype(f"u{values.dtype.itemsize}"))
     hit = (bits & bits.dtype.type(mask)) == bits.dtype.type(value)
-    return jnp.any(hit.reshape(-1, LANES), axis=0)
+    padded = jnp.pad(hit.reshape(-1), (0, -hit.size % LANES))
+    return jnp.any(padded.reshape(-1, LANES), axis=0)

@@ -21,7 +21,7 @@ from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
 from jmerge.engine.reads import Files
-from jmerge.engine.schedule import SLOTS, Schedule, Work, padded_length
+from jmerge.engine.schedule import SLOTS, Schedule, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, Slot, View
 from jmerge.errors import Fault, NonFiniteError
@@ -180,7 +180,7 @@ class _Run:
             for position in loaded.turn.inputs:
                 loaded.slot.samples[position] = self._sample(loaded.work.step, position)
         start, stop = loaded.work.pieces[loaded.number]
-        length = padded_length(stop - start)
+        length = loaded.work.padded(loaded.number)
         whole = stop - start == length or is_plain_copy(loaded.work.step)
         for position in loaded.turn.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]

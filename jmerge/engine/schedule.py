@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.safetensors import ALIGNMENT
-from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key
+from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
 from jmerge.engine.select import MOST_COLLECTED
-from jmerge.methods.cuts import kept_count
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Plan, Read, Result, Step
@@ -26,12 +26,20 @@ assert all(length % BLOCK == 0 for length in LENGTHS)
 Kind = Literal["select", "sums", "combine"]
 
 
+class Cutting(NamedTuple):
+    """A cut to find."""
+
+    parameter: str  # that it is for
+    position: int  # of the input whose largest changes are kept
+    number: int  # of them
+
+
 class Pass(NamedTuple):
     """One run over the pieces of a step's inputs."""
 
     kind: Kind  # what is done with each piece
     inputs: tuple[int, ...]  # positions of the inputs that are read
-    selected: tuple[int, ...]  # those of which the largest changes are looked for
+    selected: tuple[Cutting, ...]  # the cuts that are looked for
 
 
 class Work(NamedTuple):
@@ -41,6 +49,12 @@ class Work(NamedTuple):
     pieces: tuple[tuple[int, int], ...]  # [start, stop) elements, whole blocks but for the end
     passes: tuple[Pass, ...]
     frees: tuple[str, ...]  # results that nothing needs after this step
+    whole_rows: bool  # the pieces are rows that stay together, see `kernel.view_of`
+
+    def padded(self, number: int) -> int:
+        """The length of the kernel that works on a piece."""
+        start, stop = self.pieces[number]
+        return self.pieces[0][1] if self.whole_rows else padded_length(stop - start)
 
 
 class Schedule(NamedTuple):
@@ -95,12 +109,14 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
         frees.setdefault(user, []).append(name)
     work = []
     for step in order:
-        pieces = _pieces(step.spec.size, piece)
-        work.append(Work(step, pieces, _passes(step), tuple(frees.get(step.name, ()))))
+        view = view_of(step)
+        row = math.prod(size for size in view if size > 0)
+        rows = view != (-1,)
+        pieces = _rows(step.spec.size, row, piece) if rows else _pieces(step.spec.size, piece)
+        work.append(Work(step, pieces, _passes(step), tuple(frees.get(step.name, ())), rows))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
-    sizes = (min(step.spec.size, PIECE) for step in order)
-    longest = max(map(padded_length, sizes), default=0)
+    longest = max((each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
     return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers))
@@ -136,6 +152,12 @@ def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
     return tuple(itertools.pairwise(bounds)) or ((0, 0),)
 
 
+def _rows(size: int, unit: int, piece: int) -> tuple[tuple[int, int], ...]:
+    """As many whole units as a piece holds, but at least one."""
+    step = max(piece // unit, 1) * unit
+    return tuple((start, min(start + step, size)) for start in range(0, size, step))
+
+
 def _passes(step: Step) -> tuple[Pass, ...]:
     everything = tuple(range(len(step.inputs)))
     combine = Pass("combine", everything, ())
@@ -143,13 +165,17 @@ def _passes(step: Step) -> tuple[Pass, ...]:
         return (combine,)
     method = REGISTRY[step.method]
     models = [i for i in everything if i != step.base]
-    counts = [kept_count(density, step.spec.size) for density in method.densities(step.numbers)]
-    pairs = zip(models, counts, strict=False)  # a method that does not select has no counts
-    selected = tuple(i for i, count in pairs if 0 < count < step.spec.size)
+    selected = tuple(
+        Cutting(name, position, count)
+        for name, counts in method.counts_kept(step.numbers, step.spec.size).items()
+        for position, count in zip(models, counts, strict=True)
+        if 0 < count < step.spec.size
+    )
     passes = []
     if selected:
         base = () if step.base is None else (step.base,)
-        passes.append(Pass("select", tuple(sorted((*base, *selected))), selected))
+        positions = {cutting.position for cutting in selected}
+        passes.append(Pass("select", tuple(sorted({*base, *positions})), selected))
     if method.needs_sums(step.numbers):
         passes.append(Pass("sums", everything, ()))
     return (*passes, combine)
@@ -190,7 +216,7 @@ def _wide_bytes(step: Step) -> int:
         return 0
     copies = len(step.inputs) + 1
     method = None if step.method == COPY else REGISTRY[step.method]
-    if method and (method.sums or method.densities(step.numbers)):
+    if method and (method.sums or any(p.count for p in method.parameters.values())):
         copies *= 2
     return PIECE * _width(step) * copies
 

@@ -9,7 +9,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import Pass, Work, padded_length
+from jmerge.engine.schedule import Pass, Work
 
 
 class View(NamedTuple):
@@ -70,7 +70,7 @@ class Loaded(NamedTuple):
         for position in positions:
             around, skip, _ = self.slot.views[position]
             dtype = NUMPY[self.work.step.inputs[position].spec.dtype]
-            size = padded_length(self.elements) * dtype.itemsize + ALIGNMENT
+            size = self.work.padded(self.number) * dtype.itemsize + ALIGNMENT
             arrays.append(around[:size].view(dtype))
             skips.append(skip // dtype.itemsize)
         return arrays, np.asarray(skips, np.int32)

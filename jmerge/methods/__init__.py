@@ -4,7 +4,23 @@ Importing this package registers every built-in method and those of installed pa
 point group `jmerge.methods`.
 """
 
-from jmerge.methods import dare, linear, passthrough, slerp, task_arithmetic, ties  # noqa: F401  (each registers itself)
+from jmerge.methods import (  # noqa: F401  (each registers itself)
+    breadcrumbs,
+    dare,
+    karcher,
+    linear,
+    magmax,
+    model_stock,
+    multislerp,
+    nearswap,
+    negmerge,
+    nuslerp,
+    passthrough,
+    ram,
+    slerp,
+    task_arithmetic,
+    ties,
+)
 from jmerge.methods.spec import (
     REGISTRY,
     Method,

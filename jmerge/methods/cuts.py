@@ -8,6 +8,7 @@ counting how many elements reach a bound, one bit of the bound after another, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,8 +90,13 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
     """`keep` if it is a cut already, else that which keeps these shares (concrete numbers) of delta [models, *shape]."""
     if isinstance(keep, Cut):
         return keep
+    size = math.prod(delta.shape[1:])
+    return cut_largest(delta, [kept_count(float(density), size) for density in keep])
+
+
+def cut_largest(delta: jax.Array, counts: Sequence[int]) -> Cut:
+    """The cut that keeps so many of each of delta [models, *shape], the largest first."""
     flat = jnp.abs(delta).reshape(delta.shape[0], -1)
-    counts = [kept_count(float(density), flat.shape[1]) for density in keep]
     return cut_by_counting(flat, jnp.asarray(np.asarray(counts, np.uint32)))
 
 

@@ -51,7 +51,7 @@ def _declare(name: str, **texts: str) -> Callable[[Function], Function]:
         base="needed",
         models=(0, None),
         sums=dare_sums,
-        sums_when="rescale",
+        sums_when=lambda numbers: numbers["rescale"],
         no_effect=("int8_mask",),
         paper="https://arxiv.org/abs/2311.03099",
         **texts,  # type: ignore[arg-type]  # title, summary, formula, when

@@ -49,6 +49,27 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
     return add_blocks(block_pairs([jnp.pad(term, (0, -term.size % BLOCK)) for term in flat]))
 
 
+def along(terms: jax.Array, axis: int) -> jax.Array:
+    """The sums of terms over one axis, which is kept with length one; a scalar is its own sum.
+
+    The order of the additions depends on that axis alone, so that rows have the same sums in any company.
+    """
+    if terms.ndim == 0:
+        return terms
+    sums = jnp.moveaxis(terms, axis, -1)
+    if sums.shape[-1] == 0:
+        sums = jnp.zeros((*sums.shape[:-1], 1), sums.dtype)
+    while sums.shape[-1] > 1:
+        width = -(-sums.shape[-1] // ROWS)
+        missing = [(0, 0)] * (sums.ndim - 1) + [(0, ROWS * width - sums.shape[-1])]
+        parts = jnp.split(jnp.pad(sums, missing), ROWS, axis=-1)
+        while len(parts) > 1:
+            parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
+        # without it each step would be computed anew in the next
+        sums = jax.lax.optimization_barrier(parts[0])  # type: ignore[no-untyped-call]
+    return jnp.moveaxis(sums, -1, axis)
+
+
 def _halve(high: jax.Array, low: jax.Array) -> jax.Array:
     """The sum over the last axis (a power of two long) of numbers high + low, as pairs in a new last axis."""
     while high.shape[-1] > 1:

@@ -25,6 +25,7 @@ from jmerge.recipe.settings import Kind
 
 Takes = Literal["models", "delta", "base, models"]
 Base = Literal["needed", "optional", "input"]
+Unit = Literal["element", "last", "whole"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Numbers = Mapping[str, Any]  # resolved parameters by name in recipes
 
@@ -51,7 +52,8 @@ class Parameter:
     yaml: str = ""  # its name in recipes, when the Python name cannot be it (`lambda`)
     low: float | None = None
     high: float | None = None
-    density: bool = False  # it becomes a cut
+    # It becomes a cut: how many of a tensor's elements (its size) the model's own numbers keep, the largest first.
+    count: Callable[[Mapping[str, float], int], int] | None = None
     doc: str = ""
 
 
@@ -60,9 +62,14 @@ def PerModel(default: float | None | Required = required, **rest: Any) -> Parame
     return Parameter(default=default, kind="float", per_model=True, **rest)
 
 
-def Density(default: float | Required = required, **rest: Any) -> Parameter:  # noqa: N802
-    """The share of each model's elements that is kept; the function gets the `Cut` that keeps them."""
-    return Parameter(default=default, kind="float", per_model=True, density=True, **rest)
+def Density(  # noqa: N802
+    default: float | Required = required,
+    *,
+    count: Callable[[Mapping[str, float], int], int],
+    **rest: Any,
+) -> Parameter:
+    """A share of each model's elements; the function gets the `Cut` of the `count(numbers, size)` largest."""
+    return Parameter(default=default, kind="float", per_model=True, count=count, **rest)
 
 
 def Shared(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802
@@ -91,7 +98,10 @@ class Method:
     keywords: Mapping[str, str]  # name in recipes -> keyword of the function
     reserved: frozenset[str]  # which of RESERVED it takes
     sums: Callable[..., Any] | None  # called like the function -> terms [*shape] to be summed
-    sums_when: str  # the switch without which it needs no sums; empty: always
+    sums_when: Callable[[Numbers], bool]  # whether it needs sums with these numbers
+    # What has to stay together when a tensor is cut: nothing, vectors along the last axis, or the whole tensor. The
+    # arrays of a piece are flat, [rows, last axis], or of the tensor's shape.
+    unit: Callable[[Numbers], Unit]
     check: Callable[[Numbers], str | None]  # what is wrong with the numbers
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
@@ -104,14 +114,18 @@ class Method:
 
     def needs_sums(self, numbers: Numbers) -> bool:
         """Whether it needs sums over the tensor with these numbers."""
-        return self.sums is not None and bool(numbers.get(self.sums_when, True))
+        return self.sums is not None and self.sums_when(numbers)
 
-    def densities(self, numbers: Numbers) -> tuple[float, ...]:
-        """The share kept of each model; empty for a method that does not select."""
+    def counts_kept(self, numbers: Numbers, size: int) -> dict[str, tuple[int, ...]]:
+        """For each parameter that becomes a cut, how many elements of each model it keeps."""
+        own_names = [name for name, declared in self.parameters.items() if declared.per_model]
+        found = {}
         for name, declared in self.parameters.items():
-            if declared.density:
-                return tuple(numbers[name])
-        return ()
+            if declared.count is not None:
+                models = range(len(numbers[name]))
+                owns = [{key: numbers[key][i] for key in own_names} for i in models]
+                found[name] = tuple(declared.count(own, size) for own in owns)
+        return found
 
     def counts_text(self) -> str:
         """How many models it merges, in words."""
@@ -131,7 +145,8 @@ def merge_method(
     base: Base = "input",
     models: tuple[int, int | None] = (1, None),
     sums: Callable[..., Any] | None = None,
-    sums_when: str = "",
+    sums_when: Callable[[Numbers], bool] = lambda numbers: True,
+    unit: Callable[[Numbers], Unit] = lambda numbers: "element",
     check: Callable[[Numbers], str | None] = lambda numbers: None,
     no_effect: tuple[str, ...] = (),
     carries_nan: bool = False,
@@ -174,6 +189,7 @@ def merge_method(
             reserved=frozenset(reserved),
             sums=sums,
             sums_when=sums_when,
+            unit=unit,
             check=check,
             no_effect=no_effect,
             carries_nan=carries_nan,

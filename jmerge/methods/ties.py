@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sign_consensus
-from jmerge.methods.cuts import Cut, find_cut, is_kept
+from jmerge.methods.cuts import Cut, find_cut, is_kept, kept_count
 from jmerge.methods.prune import norm_terms, restore_norm
 from jmerge.methods.spec import Density, PerModel, Shared, Switch, merge_method
 
@@ -38,7 +38,7 @@ def ties_sums(
     base="needed",
     models=(0, None),
     sums=ties_sums,
-    sums_when="rescale",
+    sums_when=lambda numbers: numbers["rescale"],
     no_effect=("int8_mask",),
     title="TIES",
     summary=(
@@ -55,7 +55,12 @@ def ties_sums(
     ),
     paper="https://arxiv.org/abs/2306.01708",
     weight=PerModel(doc="factor of the model's change; a negative one turns its vote"),
-    keep=Density(1.0, yaml="density", doc="share of the model's largest changes that is kept"),
+    keep=Density(
+        1.0,
+        yaml="density",
+        count=lambda own, size: kept_count(own["density"], size),
+        doc="share of the model's largest changes that is kept",
+    ),
     scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
     normalize=Switch(True, doc="divide by the weights of the models that agree"),
     rescale=Switch(False, doc="restore each model's L1 norm after dropping"),

@@ -25,7 +25,8 @@ def method_text(name: str) -> str:
     lines += [f"  {method.formula}", "", f"Merges   {_inputs(method)}", f"Use it   {method.when}"]
     lines += [f"Paper    {method.paper}"] if method.paper else []
     lines += ["", "Parameters"]
-    lines += [_parameter(key, declared) for key, declared in method.parameters.items()]
+    width = max([10, *map(len, method.parameters)])
+    lines += [_parameter(key, declared, width) for key, declared in method.parameters.items()]
     if method.no_effect:
         lines.append(f"  accepted without effect: {', '.join(method.no_effect)}")
     lines += ["", "A recipe", "", *(f"  {line}" for line in minimal_recipe(method).splitlines())]
@@ -52,7 +53,7 @@ def minimal_recipe(method: Method) -> str:
 
 
 def _shown(declared: Parameter) -> bool:
-    return isinstance(declared.default, Required) or declared.density or declared.high == 1.0
+    return isinstance(declared.default, Required) or bool(declared.count) or declared.high == 1.0
 
 
 def _example(declared: Parameter) -> float:
@@ -64,7 +65,7 @@ def _inputs(method: Method) -> str:
     return method.counts_text() + base[method.base]
 
 
-def _parameter(key: str, declared: Parameter) -> str:
+def _parameter(key: str, declared: Parameter, width: int) -> str:
     default = declared.default
     if isinstance(default, Required):
         shown = "required"
@@ -74,9 +75,10 @@ def _parameter(key: str, declared: Parameter) -> str:
         shown = f"default: {str(default).lower() if isinstance(default, bool) else f'{default:g}'}"
     bounds = ""
     if declared.low is not None or declared.high is not None:
-        bounds = f", from {declared.low:g} to {declared.high:g}"
+        low, high = declared.low, declared.high
+        bounds = f", from {low:g} to {high:g}" if high is not None else f", at least {low:g}"
     scope = "for each model" if declared.per_model else "one for all"
-    return f"  {key:<10} {declared.doc} ({scope}, {shown}{bounds})"
+    return f"  {key:<{width}} {declared.doc} ({scope}, {shown}{bounds})"
 
 
 def _first_sentence(text: str) -> str:

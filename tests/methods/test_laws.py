@@ -103,6 +103,101 @@ ROWS = {
                 ("dare_ties", references.dare_ties),
             )
         ),
+        *(
+            Row(
+                method=method,
+                reference=reference,
+                numbers=(
+                    {
+                        "weight": (0.3, 0.5, 0.33),
+                        "density": (0.4, 0.7, 0.01),
+                        "gamma": (0.1, 0.2, 0.5),
+                    },
+                    {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": True, "lambda": 0.7},
+                    {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": True},
+                ),
+                identity=({"weight": (0.3, 0.6, 0.1)},),
+            )
+            for method, reference in (
+                ("breadcrumbs", references.breadcrumbs),
+                ("breadcrumbs_ties", references.breadcrumbs_ties),
+            )
+        ),
+        Row(
+            method="nearswap",
+            reference=references.nearswap,
+            numbers=({"t": 0.3}, {"t": 1e-5}, {"t": -0.2}),
+            identity=({"t": 0.3},),
+            opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
+        ),
+        Row(
+            method="ram",
+            reference=references.ram,
+            numbers=({}, {"epsilon": 0.5}),
+            identity=({},),
+        ),
+        Row(
+            method="ramplus_tl",
+            reference=references.ramplus_tl,
+            numbers=({"epsilon": 0.5}, {}, {"r": 0.7, "alpha": 50.0, "epsilon": 1.0}),
+            identity=({},),
+        ),
+        Row(
+            method="magmax",
+            reference=references.magmax,
+            numbers=({}, {"lambda": 0.3}),
+            identity=({"lambda": 1.0},),
+            opt_out={
+                "order": "of equally large changes the last is taken, so only ties depend on it"
+            },
+        ),
+        Row(
+            method="negmerge",
+            reference=references.negmerge,
+            numbers=({}, {"lambda": -0.7}),
+            identity=({"lambda": -1.0},),
+        ),
+        Row(
+            method="multislerp",
+            reference=references.multislerp,
+            numbers=(
+                {"weight": (0.3, 0.5, 0.33)},
+                {"weight": (0.3, 0.5), "normalize_weights": False},
+                {"weight": (0.7,)},
+                {"weight": (0.3, 0.5, -0.2), "eps": 0.01},
+            ),
+            identity=({"weight": (0.3, 0.6, 0.1)}, {"weight": (0.7,)}),
+            opt_out={"shift": "without a base it takes whole models"},
+        ),
+        Row(
+            method="karcher",
+            reference=references.karcher,
+            numbers=({}, {"max_iter": 1.0}, {"tol": 0.01}),
+            identity=({},),
+            opt_out={"shift": NO_DELTA},
+        ),
+        Row(
+            method="model_stock",
+            reference=references.model_stock,
+            numbers=({}, {"filter_wise": True}),
+            identity=({},),
+            opt_out={"compiles": "it has no numbers"},
+        ),
+        Row(
+            method="nuslerp",
+            reference=references.nuslerp,
+            numbers=(
+                {"weight": (0.3, 0.5)},
+                {"weight": (0.3, 0.5), "nuslerp_flatten": False},
+                {"weight": (1.0, -1.0)},
+                {"weight": (1.5, -0.5), "nuslerp_flatten": True},
+            ),
+            identity=({"weight": (0.3, 0.5)}, {"weight": (0.3, 0.5), "nuslerp_flatten": False}),
+            opt_out={
+                "shift": "without a base it takes whole models",
+                "order": "its two models have parts of their own",
+            },
+        ),
     )
 }
 

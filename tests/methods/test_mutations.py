@@ -13,10 +13,19 @@ from test_laws import ROWS
 from jmerge.engine import compute, kernel
 from jmerge.errors import JmergeError
 from jmerge.methods import REGISTRY, Method
+from jmerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.cuts import find_cut
 from jmerge.methods.dare import dare_linear, dare_ties
+from jmerge.methods.karcher import karcher
 from jmerge.methods.linear import linear
+from jmerge.methods.magmax import magmax
+from jmerge.methods.model_stock import model_stock
+from jmerge.methods.multislerp import multislerp
+from jmerge.methods.nearswap import nearswap
+from jmerge.methods.negmerge import negmerge
+from jmerge.methods.nuslerp import nuslerp
+from jmerge.methods.ram import ram, ramplus_sums, ramplus_tl
 from jmerge.methods.slerp import slerp, slerp_sums
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.methods.ties import drop as drop_small
@@ -258,7 +267,141 @@ def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
     }
 
 
+def negative(method: Callable[..., jax.Array]) -> Change:
+    """The method's result with the other sign."""
+    return function(lambda *arrays, **rest: -method(*arrays, **rest))
+
+
+def alone(method: Callable[..., jax.Array]) -> Change:
+    """The method that takes the sums of a piece for those of the tensor."""
+    return function(lambda *arrays, sums=None, **rest: method(*arrays, **rest))
+
+
+NEARSWAP: dict[str, Change] = {
+    "sign flipped": negative(nearswap),
+    "base and model swapped": function(lambda b, x, *, t: nearswap(x[0], b[None], t=t)),
+    "base ignored": function(lambda b, x, *, t: x[0]),
+    "t doubled": function(lambda b, x, *, t: nearswap(b, x, t=2 * t)),
+    "t without sign": function(lambda b, x, *, t: nearswap(b, x, t=jnp.abs(t))),
+}
+
+RAM: dict[str, Change] = {
+    "sign flipped": negative(ram),
+    "shared changes added up": function(
+        lambda d, *, epsilon: sum_models([jnp.where(jnp.abs(x) > epsilon, x, 0) for x in d])
+    ),
+    "averaged over all models": function(lambda d, *, epsilon: sum_models(list(d)) / len(d)),
+    "everything is a change": function(lambda d, *, epsilon: ram(d, epsilon=0 * epsilon)),
+    "epsilon is 0.1 unless set": default("epsilon", 0.1),
+}
+
+RAMPLUS: dict[str, Change] = {
+    "sign flipped": negative(ramplus_tl),
+    "nothing enlarged": function(lambda d, *, epsilon, **_: ram(d, epsilon=epsilon)),
+    "no most": function(lambda d, *, alpha, **rest: ramplus_tl(d, alpha=100 * alpha, **rest)),
+    "r squared": function(lambda d, *, r, **rest: ramplus_tl(d, r=r * r, **rest)),
+    "shared and alone swapped": sums(
+        lambda d, **rest: (*(parts := ramplus_sums(d, **rest))[len(d) :], *parts[: len(d)])
+    ),
+    "sums of the piece alone": alone(ramplus_tl),
+}
+
+MAGMAX: dict[str, Change] = {
+    "sign flipped": negative(magmax),
+    "lambda ignored": function(lambda d, *, scale: magmax(d, scale=scale / scale)),
+    "largest value": function(lambda d, *, scale: scale * jnp.max(d, axis=0)),
+    "last model only": function(lambda d, *, scale: scale * d[-1]),
+    "lambda is 1 unless set": default("lambda", 1.0),
+}
+
+NEGMERGE: dict[str, Change] = {
+    "added": negative(negmerge),
+    "no vote": function(lambda d, *, scale: -scale * sum_models(list(d)) / len(d)),
+    "the sum for the mean": function(lambda d, *, scale: len(d) * negmerge(d, scale=scale)),
+    "lambda ignored": function(lambda d, *, scale: negmerge(d, scale=scale / scale)),
+}
+
+MULTISLERP: dict[str, Change] = {
+    "sign flipped": negative(multislerp),
+    "weights dropped": function(
+        lambda v, *, weight, **rest: multislerp(v, weight=jnp.ones_like(weight), **rest)
+    ),
+    "the weighted mean": function(
+        lambda v, *, weight, **_: weighted_sum(weight / sum_models(weight), v)
+    ),
+    "weights as they are": function(
+        lambda v, *, normalize_weights, **rest: multislerp(v, normalize_weights=False, **rest)
+    ),
+    "sums of the piece alone": alone(multislerp),
+    "weights as they are unless asked for": default("normalize_weights", False),
+}
+
+KARCHER: dict[str, Change] = {
+    "sign flipped": negative(karcher),
+    "the plain mean": function(lambda x, **_: sum_models(list(x)) / len(x)),
+    "no steps": function(lambda x, *, max_iter, **rest: karcher(x, max_iter=0 * max_iter, **rest)),
+    "first model only": function(lambda x, **_: x[0]),
+    "sums of the piece alone": alone(karcher),
+}
+
+MODEL_STOCK: dict[str, Change] = {
+    "sign flipped": negative(model_stock),
+    "the plain mean": function(lambda d, **_: sum_models(list(d)) / len(d)),
+    "the base": function(lambda d, **_: jnp.zeros_like(d[0])),
+    "first two models only": function(lambda d, *, sums=None, **rest: model_stock(d[:2], **rest)),
+    "sums of the piece alone": alone(model_stock),
+    "filter_wise unless asked not to": default("filter_wise", True),
+}
+
+NUSLERP: dict[str, Change] = {
+    "sign flipped": negative(nuslerp),
+    "weights swapped": function(
+        lambda v, *, weight, **rest: nuslerp(v, weight=weight[::-1], **rest)
+    ),
+    "a straight line": function(
+        lambda v, *, weight, **_: weighted_sum(weight / sum_models(weight), v)
+    ),
+    "always flattened": function(
+        lambda v, *, nuslerp_flatten, sums=None, **rest: nuslerp(v, nuslerp_flatten=True, **rest)
+    ),
+    "sums of the piece alone": alone(nuslerp),
+    "rows unless asked not to": default("nuslerp_flatten", False),
+}
+
+
+def breadcrumbs_variants(method: Callable[..., jax.Array]) -> dict[str, Change]:
+    """What can go wrong in both methods that drop outliers."""
+    return {
+        "sign flipped": negative(method),
+        "weights dropped": function(
+            lambda d, *, weight, **rest: method(d, weight=jnp.ones_like(weight), **rest)
+        ),
+        "no outliers": function(
+            lambda d, *, keep, outliers, **rest: method(
+                d, keep=keep, outliers=(0.0,) * len(d), **rest
+            )
+        ),
+        "place of the piece forgotten": function(
+            lambda d, *, start=None, **rest: method(d, **rest)
+        ),
+        "never rescaled": function(lambda d, *, rescale, **rest: method(d, rescale=False, **rest)),
+        "gamma is 0.1 unless set": default("gamma", 0.1),
+        "normalize on unless asked for": default("normalize", True),
+    }
+
+
 VARIANTS = {
+    "breadcrumbs": breadcrumbs_variants(breadcrumbs),
+    "breadcrumbs_ties": breadcrumbs_variants(breadcrumbs_ties),
+    "nearswap": NEARSWAP,
+    "ram": RAM,
+    "ramplus_tl": RAMPLUS,
+    "magmax": MAGMAX,
+    "negmerge": NEGMERGE,
+    "multislerp": MULTISLERP,
+    "karcher": KARCHER,
+    "model_stock": MODEL_STOCK,
+    "nuslerp": NUSLERP,
     "linear": LINEAR,
     "slerp": SLERP,
     "task_arithmetic": TASK_ARITHMETIC,
@@ -270,6 +413,7 @@ VARIANTS = {
 # Where to look first, to save time: the reference sees most variants, but not those that the engine alone shows.
 SEEN_BY = {
     "sums of the piece alone": "chunks",
+    "shared and alone swapped": "recipe",
     "place of the piece forgotten": "chunks",
     "wrong terms in the engine": "recipe",
     "terms of the engine in another order": "recipe",

@@ -1,0 +1,96 @@
+"""Karcher mean: the point on the sphere from which the directions of all models are nearest on the whole.
+
+Grove and Karcher, "How to conjugate C1-close group actions", 1973; for model merging https://arxiv.org/abs/2603.04972
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
+from jmerge.methods.spec import Shared, merge_method
+
+LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in particular
+
+
+def karcher_sums(models: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
+    """The terms [*shape] of the inner products of models [models, *shape]."""
+    return gram_terms(models)
+
+
+def _check(numbers: Mapping[str, Any]) -> str | None:
+    if not float(numbers["max_iter"]).is_integer():
+        return f"max_iter is a number of steps; found {numbers['max_iter']}"
+    return None
+
+
+@merge_method(
+    "karcher",
+    takes="models",
+    models=(1, None),
+    sums=karcher_sums,
+    check=_check,
+    title="Karcher Mean",
+    summary=(
+        "The mean of the models' directions measured along the sphere, found by iteration, at their mean length. "
+        "It is what slerp at 0.5 is for two, for any number of models."
+    ),
+    formula="u sum_i |x_i| / N,   u = argmin sum_i angle(u, x_i)^2",
+    when="Several models of equal standing, when averaging makes the weights too small.",
+    paper="https://arxiv.org/abs/2603.04972",
+    max_iter=Shared(10.0, low=0.0, doc="most steps of the iteration"),
+    tol=Shared(1e-5, low=0.0, doc="a step, angle or length below this is none"),
+)
+def karcher(
+    models: jax.Array, *, max_iter: jax.Array, tol: jax.Array, sums: jax.Array | None = None
+) -> jax.Array:
+    """models [models, *shape]; max_iter, tol scalars -> their mean on the sphere at their mean length [*shape].
+
+    Models no longer than `tol` have no direction; if none has, the result is zero. sums: totals of `karcher_sums`
+    over the whole tensor; added up here when not given. Lengths beyond the dtype give the plain mean.
+    """
+    count = models.shape[0]
+    if count == 1:
+        return models[0]
+    gram, finite = gram_matrix(models, sums)
+    length = lengths_of(gram)
+    valid = length > tol
+    inverse = jnp.where(valid, 1 / jnp.where(valid, length, 1), 0)
+    cosine = inverse[:, None] * gram * inverse[None, :]
+    some = valid.astype(gram.dtype)
+    share = some / jnp.maximum(sum_models(some), 1)
+
+    def unit(u: jax.Array, otherwise: jax.Array, least: jax.Array) -> jax.Array:
+        """The combination u [models] of directions at length one."""
+        square = jnp.maximum(product(product(cosine, u), u), 0)
+        usable = square > least * least
+        return jnp.where(usable, u / jnp.sqrt(jnp.where(usable, square, 1)), otherwise)
+
+    first = (jnp.arange(count) == jnp.argmax(valid)).astype(gram.dtype)
+
+    def step(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        number, _, u = state
+        c = jnp.clip(product(cosine, u), -1, 1)
+        angle = jnp.arccos(c)
+        sine = jnp.sin(angle)
+        pulls = valid & (angle >= tol) & ((c > 0) | (sine > LEAST_SINE))
+        pull = jnp.where(pulls, share * angle / jnp.where(pulls & (sine > 0), sine, 1), 0)
+        tangent = pull - sum_models(pull * c) * u
+        size = jnp.sqrt(jnp.maximum(product(product(cosine, tangent), tangent), 0))
+        going = size >= tol
+        size = jnp.where(going, size, 1)
+        turned = jnp.cos(size) * u + jnp.sin(size) / size * tangent
+        return number + 1, going, jnp.where(going, unit(turned, turned, tol), u)
+
+    start = unit(share, first, tol)
+    state = (jnp.zeros_like(max_iter), jnp.asarray(True), start)
+    _, _, u = jax.lax.while_loop(lambda state: (state[0] < max_iter) & state[1], step, state)
+    factors = sum_models(length) / count * u * inverse
+    return weighted_sum(jnp.where(finite, factors, jnp.full_like(factors, 1 / count)), models)

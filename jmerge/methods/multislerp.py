@@ -1,0 +1,87 @@
+"""Multi-SLERP: the weighted mean of the models' directions, at the weighted mean of their lengths.
+
+Goddard, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/; the barycentre is the projection of the
+Euclidean one, from which the way back to the sphere is the direction itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
+from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
+
+# Of the squared length that the mean direction could have, what rounding leaves where directions cancel.
+NO_DIRECTION = 1e-6
+
+
+def _check(numbers: Mapping[str, Any]) -> str | None:
+    if numbers["normalize_weights"] and len(numbers["weight"]) > 1:
+        share = np.float32(0)
+        for weight in numbers["weight"]:  # as the function adds them up
+            share += np.float32(weight)
+        if share == 0:
+            return "the weights sum to zero, so they have no mean; set normalize_weights: false or other weights"
+    return None
+
+
+def multislerp_sums(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
+    """The terms [*shape] of the inner products of vectors [models, *shape]."""
+    return gram_terms(vectors)
+
+
+@merge_method(
+    "multislerp",
+    takes="delta",
+    base="optional",
+    models=(1, None),
+    sums=multislerp_sums,
+    check=_check,
+    carries_nan=True,
+    title="Multi-SLERP",
+    summary=(
+        "Averages the directions of any number of models, and separately their lengths. "
+        "With a base it does so with the changes from it."
+    ),
+    formula="cos(eps) d / |d| sum_i w_i |x_i|,   d = sum_i w_i x_i / (|x_i| + eps)   (of x_i - base, plus base, with a base)",
+    when="Slerp for more than two models, when averaging makes the weights too small.",
+    paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/",
+    weight=PerModel(doc="share of the model"),
+    normalize_weights=Switch(True, doc="divide the weights by their sum"),
+    eps=Shared(1e-8, doc="added to lengths; a mean direction shorter than this is none"),
+)
+def multislerp(
+    vectors: jax.Array,
+    *,
+    weight: jax.Array,
+    normalize_weights: bool,
+    eps: jax.Array,
+    sums: jax.Array | None = None,
+) -> jax.Array:
+    """vectors [models, *shape], weight [models], eps scalar -> their mean on the sphere, at their mean length.
+
+    vectors: whole models, or their changes from a base. One alone comes back as it is. Where the directions cancel,
+    or lengths are beyond the dtype, the result is the weighted sum. sums: totals of `multislerp_sums` over the
+    whole tensor; added up here when not given.
+    """
+    if vectors.shape[0] == 1:
+        return vectors[0]
+    if normalize_weights:
+        weight = weight / sum_models(weight)
+    gram, finite = gram_matrix(vectors, sums)
+    length = lengths_of(gram)
+    share = weight / (length + eps)
+    square = product(product(gram, share), share)
+    least = jnp.maximum(eps * eps, NO_DIRECTION * sum_models(jnp.abs(share * length)) ** 2)
+    usable = finite & (square >= least) & (square > 0)
+    norm = jnp.sqrt(jnp.where(usable, square, 1))
+    # the way along the sphere from the mean direction to itself is none but for eps
+    scale = sum_models(weight * length) * jnp.cos(eps) / norm
+    factors = jnp.where(usable, scale * share, weight)
+    return weighted_sum(factors, vectors)

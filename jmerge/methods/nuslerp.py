@@ -1,0 +1,102 @@
+"""NuSLERP: from one model to another along an arc, whole tensors or row by row, or their changes from a base.
+
+As slerp (Shoemake, SIGGRAPH 1985), with weights in place of a share and a choice of what turns as one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, root
+from jmerge.methods.reduce import along
+from jmerge.methods.spec import PerModel, Switch, Unit, merge_method
+
+NO_WEIGHT = 1e-6  # a sum of weights nearer to zero than this: half of each
+NO_LENGTH = 1e-7  # lengths are at least this
+OPPOSITE = (
+    1e-6  # 1 - cosine^2 up to which opposite vectors count as a line: the arc is not defined there
+)
+
+
+def nuslerp_sums(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
+    """The terms [*shape] of the inner products of vectors [2, *shape]."""
+    return gram_terms(vectors)
+
+
+def _unit(numbers: Mapping[str, Any]) -> Unit:
+    if numbers["nuslerp_flatten"]:
+        return "element"
+    return "whole" if numbers["nuslerp_row_wise"] else "last"
+
+
+@merge_method(
+    "nuslerp",
+    takes="delta",
+    base="optional",
+    models=(2, 2),
+    sums=nuslerp_sums,
+    sums_when=lambda numbers: numbers["nuslerp_flatten"],
+    unit=_unit,
+    title="NuSLERP",
+    summary=(
+        "Goes along the arc from the first model to the second, as far as the second's share of the weights. "
+        "With a base it turns their changes from it; without flattening, every row or column by itself."
+    ),
+    formula="sin((1-t) a)/sin(a) x_1 + sin(t a)/sin(a) x_2,   t = w_2 / (w_1 + w_2)",
+    when="Slerp with weights; two fine-tunes of one base, when their changes should keep their size.",
+    weight=PerModel(doc="share of the model"),
+    nuslerp_flatten=Switch(True, doc="turn the whole tensor as one vector"),
+    nuslerp_row_wise=Switch(
+        False,
+        doc="without flattening: vectors along the first axis instead of the last (MergeKit's name for it)",
+    ),
+)
+def nuslerp(
+    vectors: jax.Array,
+    *,
+    weight: jax.Array,
+    nuslerp_flatten: bool,
+    nuslerp_row_wise: bool,
+    sums: jax.Array | None = None,
+) -> jax.Array:
+    """vectors [2, *shape], weight [2] -> the tensor between them [*shape].
+
+    vectors: whole models, or their changes from a base. Nearly parallel and nearly opposite vectors, and those whose
+    squared length is beyond the dtype, are interpolated linearly. sums: totals of `nuslerp_sums` over the whole
+    tensor; added up here when not given.
+    """
+    one, two = vectors
+    if nuslerp_flatten:
+        gram, finite = gram_matrix(vectors, sums)
+        first, second = jnp.maximum(lengths_of(gram), NO_LENGTH)
+        cosine = gram[0, 1] / first / second
+        apart, together = root(2 - 2 * cosine), root(2 + 2 * cosine)
+    else:
+        axis = 0 if nuslerp_row_wise else -1
+        squares = [along(vector * vector, axis) for vector in (one, two)]
+        finite = jnp.isfinite(squares[0] + squares[1])
+        lengths = [jnp.maximum(root(jnp.where(finite, each, 0)), NO_LENGTH) for each in squares]
+        units = [
+            jnp.where(finite, vector / length, 0)
+            for vector, length in zip(vectors, lengths, strict=True)
+        ]
+        apart, together = (
+            root(along(each * each, axis)) for each in (units[0] - units[1], units[0] + units[1])
+        )
+    # |u - v| and |u + v| of unit vectors give the angle between them where its cosine would not; zeros: a right angle
+    square = apart * apart + together * together
+    sine = 2 * apart * together / jnp.where(square > 0, square, 1)
+    angle = 2 * jnp.arctan2(apart, jnp.where(together > 0, together, 1))
+    arc = finite & (sine * sine > jnp.where(together < apart, OPPOSITE, 0))
+    total = weight[0] + weight[1]
+    some = jnp.abs(total) >= NO_WEIGHT
+    t = jnp.where(some, weight[1] / jnp.where(some, total, 1), 0.5)
+    below = jnp.where(arc, sine, 1)
+    start = jnp.where(arc, jnp.sin((1 - t) * angle) / below, 1 - t)
+    end = jnp.where(arc, jnp.sin(t * angle) / below, t)
+    between: jax.Array = start * one + end * two
+    return between
