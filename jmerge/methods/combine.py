@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def sum_models(values: jax.Array | Sequence[jax.Array]) -> jax.Array:
@@ -22,6 +23,14 @@ def weighted_sum(weight: jax.Array, values: jax.Array) -> jax.Array:
     for i in range(1, values.shape[0]):
         result = result + weight[i] * values[i]
     return result
+
+
+def cancel(weights: Sequence[float]) -> bool:
+    """Whether the numbers of a recipe sum to zero in float32, as the methods add them up: then they have no mean."""
+    share = np.float32(0)
+    for weight in weights:
+        share += np.float32(weight)
+    return bool(share == 0)
 
 
 def sign_consensus(weight: jax.Array, values: jax.Array, *, normalize: bool) -> jax.Array:

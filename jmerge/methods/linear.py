@@ -9,19 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.combine import cancel, sum_models, weighted_sum
 from jmerge.methods.spec import PerModel, Switch, merge_method
 
 
 def _check(numbers: Mapping[str, Any]) -> str | None:
-    if numbers["normalize"]:
-        share = np.float32(0)
-        for weight in numbers["weight"]:  # as the function adds them up
-            share += np.float32(weight)
-        if share == 0:
-            return "the weights sum to zero, so they have no mean; set normalize: false or other weights"
+    if numbers["normalize"] and cancel(numbers["weight"]):
+        return (
+            "the weights sum to zero, so they have no mean; set normalize: false or other weights"
+        )
     return None
 
 

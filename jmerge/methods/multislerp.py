@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jmerge.methods.combine import sum_models, weighted_sum
+from jmerge.methods.combine import cancel, sum_models, weighted_sum
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
 from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
 
@@ -22,12 +21,8 @@ NO_DIRECTION = 1e-6
 
 
 def _check(numbers: Mapping[str, Any]) -> str | None:
-    if numbers["normalize_weights"] and len(numbers["weight"]) > 1:
-        share = np.float32(0)
-        for weight in numbers["weight"]:  # as the function adds them up
-            share += np.float32(weight)
-        if share == 0:
-            return "the weights sum to zero, so they have no mean; set normalize_weights: false or other weights"
+    if numbers["normalize_weights"] and len(numbers["weight"]) > 1 and cancel(numbers["weight"]):
+        return "the weights sum to zero, so they have no mean; set normalize_weights: false or other weights"
     return None
 
 
