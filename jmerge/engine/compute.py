@@ -27,7 +27,7 @@ from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
 from jmerge.methods.spec import REGISTRY
 from jmerge.plan.steps import COPY, Step
 
-THREADS = 2  # for the host's part in the search for the cuts of several models
+THREADS = 4  # for the host's part in the search for the cuts of several models
 
 
 class Task:
