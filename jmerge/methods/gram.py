@@ -7,6 +7,7 @@ these products; the method itself needs no second look at the tensors.
 from __future__ import annotations
 
 from itertools import combinations_with_replacement
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 from jmerge.methods.reduce import total
 
 
-def gram_terms(vectors: jax.Array) -> tuple[jax.Array, ...]:
-    """vectors [models, *shape] -> the products [*shape] of every pair, each with itself too, row by row."""
+def gram_terms(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
+    """vectors [models, *shape] -> the products [*shape] of every pair, each with itself too, row by row.
+
+    It is the `sums` of the methods that use `gram_matrix`, so it is called with their keywords.
+    """
     pairs = combinations_with_replacement(range(vectors.shape[0]), 2)
     return tuple(vectors[i] * vectors[j] for i, j in pairs)
 

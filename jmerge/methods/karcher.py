@@ -18,11 +18,6 @@ from jmerge.methods.spec import Shared, merge_method
 LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in particular
 
 
-def karcher_sums(models: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
-    """The terms [*shape] of the inner products of models [models, *shape]."""
-    return gram_terms(models)
-
-
 def _check(numbers: Mapping[str, Any]) -> str | None:
     if not float(numbers["max_iter"]).is_integer():
         return f"max_iter is a number of steps; found {numbers['max_iter']}"
@@ -33,7 +28,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "karcher",
     takes="models",
     models=(1, None),
-    sums=karcher_sums,
+    sums=gram_terms,
     check=_check,
     title="Karcher Mean",
     summary=(
@@ -51,7 +46,7 @@ def karcher(
 ) -> jax.Array:
     """models [models, *shape]; max_iter, tol scalars -> their mean on the sphere at their mean length [*shape].
 
-    Models no longer than `tol` have no direction; if none has, the result is zero. sums: totals of `karcher_sums`
+    Models no longer than `tol` have no direction; if none has, the result is zero. sums: totals of `gram_terms`
     over the whole tensor; added up here when not given. Lengths beyond the dtype give the plain mean.
     """
     count = models.shape[0]

@@ -5,8 +5,6 @@ Jang et al., "Model Stock", ECCV 2024, https://arxiv.org/abs/2403.19522
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -17,11 +15,6 @@ from jmerge.methods.spec import Switch, merge_method
 
 NO_LENGTH = 1e-6  # a product of two lengths is at least this: MergeKit's bound
 NO_SHARE = 1e-6  # 1 + (N - 1) cosine nearer to zero than this: the changes cancel
-
-
-def model_stock_sums(delta: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
-    """The terms [*shape] of the inner products of delta [models, *shape]."""
-    return gram_terms(delta)
 
 
 def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
@@ -36,7 +29,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     takes="delta",
     base="needed",
     models=(2, None),
-    sums=model_stock_sums,
+    sums=gram_terms,
     sums_when=lambda numbers: not numbers["filter_wise"],
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",
@@ -54,7 +47,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
 def model_stock(delta: jax.Array, *, filter_wise: bool, sums: jax.Array | None = None) -> jax.Array:
     """delta [models, *shape] -> the change to make to the base [*shape].
 
-    sums: totals of `model_stock_sums` over the whole tensor; added up here when not given. Where lengths are beyond
+    sums: totals of `gram_terms` over the whole tensor; added up here when not given. Where lengths are beyond
     the dtype, the angle counts as right, so the base stays.
     """
     count = delta.shape[0]

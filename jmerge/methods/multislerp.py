@@ -26,17 +26,12 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     return None
 
 
-def multislerp_sums(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
-    """The terms [*shape] of the inner products of vectors [models, *shape]."""
-    return gram_terms(vectors)
-
-
 @merge_method(
     "multislerp",
     takes="delta",
     base="optional",
     models=(1, None),
-    sums=multislerp_sums,
+    sums=gram_terms,
     check=_check,
     carries_nan=True,
     title="Multi-SLERP",
@@ -62,7 +57,7 @@ def multislerp(
     """vectors [models, *shape], weight [models], eps scalar -> their mean on the sphere, at their mean length.
 
     vectors: whole models, or their changes from a base. One alone comes back as it is. Where the directions cancel,
-    or lengths are beyond the dtype, the result is the weighted sum. sums: totals of `multislerp_sums` over the
+    or lengths are beyond the dtype, the result is the weighted sum. sums: totals of `gram_terms` over the
     whole tensor; added up here when not given.
     """
     if vectors.shape[0] == 1:

@@ -22,11 +22,6 @@ OPPOSITE = (
 )
 
 
-def nuslerp_sums(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
-    """The terms [*shape] of the inner products of vectors [2, *shape]."""
-    return gram_terms(vectors)
-
-
 def _unit(numbers: Mapping[str, Any]) -> Unit:
     if numbers["nuslerp_flatten"]:
         return "element"
@@ -38,7 +33,7 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     takes="delta",
     base="optional",
     models=(2, 2),
-    sums=nuslerp_sums,
+    sums=gram_terms,
     sums_when=lambda numbers: numbers["nuslerp_flatten"],
     unit=_unit,
     title="NuSLERP",
@@ -66,7 +61,7 @@ def nuslerp(
     """vectors [2, *shape], weight [2] -> the tensor between them [*shape].
 
     vectors: whole models, or their changes from a base. Nearly parallel and nearly opposite vectors, and those whose
-    squared length is beyond the dtype, are interpolated linearly. sums: totals of `nuslerp_sums` over the whole
+    squared length is beyond the dtype, are interpolated linearly. sums: totals of `gram_terms` over the whole
     tensor; added up here when not given.
     """
     one, two = vectors
