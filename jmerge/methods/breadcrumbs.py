@@ -6,19 +6,16 @@ Davari and Belilovsky, "Model Breadcrumbs", ECCV 2024, https://arxiv.org/abs/231
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.combine import sign_consensus
 from jmerge.methods.cuts import Cut, cut_largest, is_kept
-from jmerge.methods.prune import norm_terms, restore_norm
-from jmerge.methods.spec import Density, PerModel, Shared, Switch, merge_method
-from jmerge.methods.task_arithmetic import task_arithmetic
-
-Function = Callable[..., jax.Array]
+from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.spec import Density
 
 
 def band(density: float, gamma: float, size: int) -> tuple[int, int]:
@@ -59,35 +56,25 @@ def _counts(own: Mapping[str, float], size: int) -> tuple[int, int]:
     return band(own["density"], own["gamma"], size)
 
 
-def _declare(name: str, **texts: str) -> Callable[[Function], Function]:
-    return merge_method(
-        name,
-        takes="delta",
-        base="needed",
-        models=(0, None),
-        sums=breadcrumbs_sums,
-        sums_when=lambda numbers: numbers["rescale"],
-        no_effect=("int8_mask",),
-        paper="https://arxiv.org/abs/2312.06795",
-        **texts,  # type: ignore[arg-type]  # title, summary, formula, when
-        weight=PerModel(doc="factor of the model's change"),
-        keep=Density(
-            1.0,
-            yaml="density",
-            count=lambda own, size: _counts(own, size)[1],
-            doc="share of the model's changes that is kept",
-        ),
-        outliers=Density(
-            0.01,
-            yaml="gamma",
-            low=0.0,
-            count=lambda own, size: _counts(own, size)[0],
-            doc="share of the model's changes, the largest, that is dropped as outliers",
-        ),
-        scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
-        normalize=Switch(False, doc="divide by the sum of the weights (of those that agree)"),
-        rescale=Switch(False, doc="restore each model's L1 norm after dropping"),
-    )
+_declare = partial(
+    pruning_method,
+    sums=breadcrumbs_sums,
+    rescale=False,
+    paper="https://arxiv.org/abs/2312.06795",
+    keep=Density(
+        1.0,
+        yaml="density",
+        count=lambda own, size: _counts(own, size)[1],
+        doc="share of the model's changes that is kept",
+    ),
+    outliers=Density(
+        0.01,
+        yaml="gamma",
+        low=0.0,
+        count=lambda own, size: _counts(own, size)[0],
+        doc="share of the model's changes, the largest, that is dropped as outliers",
+    ),
+)
 
 
 @_declare(
@@ -117,10 +104,16 @@ def breadcrumbs(
     keep, outliers: a concrete share for each model, or the cuts that follow from them (see `band`). In descending
     order, equal changes by their flat index, the outliers come first and what is kept follows.
     """
-    kept = drop(delta, keep, outliers, start)
-    if rescale:
-        kept = restore_norm(delta, kept, sums)
-    return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
+    return merge_kept(
+        delta,
+        drop(delta, keep, outliers, start),
+        vote=False,
+        weight=weight,
+        scale=scale,
+        normalize=normalize,
+        rescale=rescale,
+        sums=sums,
+    )
 
 
 @_declare(
@@ -146,7 +139,13 @@ def breadcrumbs_ties(
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `breadcrumbs`, but only changes that agree with the sign of their weighted sum are added."""
-    kept = drop(delta, keep, outliers, start)
-    if rescale:
-        kept = restore_norm(delta, kept, sums)
-    return scale * sign_consensus(weight, kept, normalize=normalize)
+    return merge_kept(
+        delta,
+        drop(delta, keep, outliers, start),
+        vote=True,
+        weight=weight,
+        scale=scale,
+        normalize=normalize,
+        rescale=rescale,
+        sums=sums,
+    )

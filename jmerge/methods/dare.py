@@ -5,19 +5,15 @@ Yu et al., "Language Models are Super Mario", ICML 2024, https://arxiv.org/abs/2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.combine import sign_consensus
-from jmerge.methods.prune import norm_terms, restore_norm
+from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import uniform
-from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
-from jmerge.methods.task_arithmetic import task_arithmetic
-
-Function = Callable[..., jax.Array]
+from jmerge.methods.spec import PerModel
 
 
 def drop(
@@ -36,31 +32,20 @@ def dare_sums(
     *,
     density: jax.Array,
     keys: jax.Array,
-    rescale: bool,
     start: jax.Array | None = None,
     **_: Any,
 ) -> tuple[jax.Array, ...]:
-    """The terms of the norms that `rescale` restores; none without it."""
-    return norm_terms(delta, drop(delta, density, keys, start)) if rescale else ()
+    """The terms of the norms that `rescale` restores."""
+    return norm_terms(delta, drop(delta, density, keys, start))
 
 
-def _declare(name: str, **texts: str) -> Callable[[Function], Function]:
-    return merge_method(
-        name,
-        takes="delta",
-        base="needed",
-        models=(0, None),
-        sums=dare_sums,
-        sums_when=lambda numbers: numbers["rescale"],
-        no_effect=("int8_mask",),
-        paper="https://arxiv.org/abs/2311.03099",
-        **texts,  # type: ignore[arg-type]  # title, summary, formula, when
-        weight=PerModel(doc="factor of the model's change"),
-        density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
-        scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
-        normalize=Switch(False, doc="divide by the sum of the weights (of those that agree)"),
-        rescale=Switch(True, doc="restore each model's L1 norm after dropping"),
-    )
+_declare = partial(
+    pruning_method,
+    sums=dare_sums,
+    rescale=True,
+    paper="https://arxiv.org/abs/2311.03099",
+    density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
+)
 
 
 @_declare(
@@ -92,10 +77,16 @@ def dare_linear(
 
     Each model's elements are dropped independently by `methods.random.uniform`; the rest as in task arithmetic.
     """
-    kept = drop(delta, density, keys, start)
-    if rescale:
-        kept = restore_norm(delta, kept, sums)
-    return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
+    return merge_kept(
+        delta,
+        drop(delta, density, keys, start),
+        vote=False,
+        weight=weight,
+        scale=scale,
+        normalize=normalize,
+        rescale=rescale,
+        sums=sums,
+    )
 
 
 @_declare(
@@ -122,7 +113,13 @@ def dare_ties(
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `dare_linear`, but only changes that agree with the sign of their weighted sum are added."""
-    kept = drop(delta, density, keys, start)
-    if rescale:
-        kept = restore_norm(delta, kept, sums)
-    return scale * sign_consensus(weight, kept, normalize=normalize)
+    return merge_kept(
+        delta,
+        drop(delta, density, keys, start),
+        vote=True,
+        weight=weight,
+        scale=scale,
+        normalize=normalize,
+        rescale=rescale,
+        sums=sums,
+    )

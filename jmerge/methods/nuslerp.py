@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jmerge.methods.arc import arc_factors
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, root
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import PerModel, Switch, Unit, merge_method
@@ -90,8 +91,5 @@ def nuslerp(
     total = weight[0] + weight[1]
     some = jnp.abs(total) >= NO_WEIGHT
     t = jnp.where(some, weight[1] / jnp.where(some, total, 1), 0.5)
-    below = jnp.where(arc, sine, 1)
-    start = jnp.where(arc, jnp.sin((1 - t) * angle) / below, 1 - t)
-    end = jnp.where(arc, jnp.sin(t * angle) / below, t)
-    between: jax.Array = start * one + end * two
-    return between
+    start, end = arc_factors(t, angle, sine, arc)
+    return start * one + end * two

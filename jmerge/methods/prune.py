@@ -1,11 +1,17 @@
-"""What the sparsifying methods share: dropping elements of a change, and giving back the norm it had."""
+"""What the sparsifying methods share: their declaration, and what becomes of changes once elements are dropped."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jmerge.methods.combine import sign_consensus
 from jmerge.methods.reduce import total
+from jmerge.methods.spec import Function, Parameter, PerModel, Shared, Switch, merge_method
+from jmerge.methods.task_arithmetic import task_arithmetic
 
 NO_NORM = 1e-7  # an L1 norm below this is not restored: MergeKit's bound
 
@@ -27,3 +33,57 @@ def restore_norm(delta: jax.Array, kept: jax.Array, sums: jax.Array | None) -> j
     usable = jnp.minimum(before, after) >= NO_NORM
     factor = jnp.where(usable, before / jnp.where(usable, after, 1), 1)
     return jnp.stack([factor[i] * kept[i] for i in range(kept.shape[0])])
+
+
+def merge_kept(
+    delta: jax.Array,
+    kept: jax.Array,
+    *,
+    vote: bool,
+    weight: jax.Array,
+    scale: jax.Array,
+    normalize: bool,
+    rescale: bool,
+    sums: jax.Array | None,
+) -> jax.Array:
+    """The change to make to the base [*shape], from what was kept of delta [models, *shape].
+
+    With `vote` only what agrees with the sign of the weighted sum is added; sums as in `restore_norm`.
+    """
+    if rescale:
+        kept = restore_norm(delta, kept, sums)
+    if vote:
+        return scale * sign_consensus(weight, kept, normalize=normalize)
+    return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
+
+
+def pruning_method(
+    name: str,
+    *,
+    sums: Callable[..., tuple[jax.Array, ...]],
+    rescale: bool,
+    weight: Parameter = PerModel(doc="factor of the model's change"),  # noqa: B008  (frozen)
+    normalize: Parameter = Switch(  # noqa: B008
+        False, doc="divide by the sum of the weights (of those that agree)"
+    ),
+    **rest: Any,
+) -> Callable[[Function], Function]:
+    """`merge_method` for a method that ends with `merge_kept`.
+
+    sums: the terms of the norms that rescaling restores, see `norm_terms`; rescale, normalize: by default;
+    rest: its texts and its own parameters.
+    """
+    return merge_method(
+        name,
+        takes="delta",
+        base="needed",
+        models=(0, None),
+        sums=sums,
+        sums_when=lambda numbers: numbers["rescale"],
+        no_effect=("int8_mask",),
+        weight=weight,
+        **rest,
+        scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
+        normalize=normalize,
+        rescale=Switch(rescale, doc="restore each model's L1 norm after dropping"),
+    )

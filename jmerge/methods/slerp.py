@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jmerge.methods.arc import arc_factors
 from jmerge.methods.reduce import total
 from jmerge.methods.spec import Shared, merge_method
 
@@ -62,7 +63,5 @@ def slerp(
     cosine = jnp.clip(sums[2] / norm[0] / norm[1], -1, 1)
     arc = finite & (jnp.abs(cosine) <= COLINEAR)
     angle = jnp.arccos(jnp.where(arc, cosine, 0))
-    sine = jnp.sin(angle)
-    start = jnp.where(arc, jnp.sin((1 - t) * angle) / sine, 1 - t)
-    end = jnp.where(arc, jnp.sin(t * angle) / sine, t)
+    start, end = arc_factors(t, angle, jnp.sin(angle), arc)
     return start * base + end * models[0]

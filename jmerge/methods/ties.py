@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.combine import sign_consensus
 from jmerge.methods.cuts import Cut, find_cut, is_kept, kept_count
-from jmerge.methods.prune import norm_terms, restore_norm
-from jmerge.methods.spec import Density, PerModel, Shared, Switch, merge_method
+from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.spec import Density, PerModel, Switch
 
 
 def drop(delta: jax.Array, cut: Cut, start: jax.Array | None) -> jax.Array:
@@ -24,22 +23,16 @@ def drop(delta: jax.Array, cut: Cut, start: jax.Array | None) -> jax.Array:
 
 
 def ties_sums(
-    delta: jax.Array, *, keep: Cut, rescale: bool, start: jax.Array | None = None, **_: Any
+    delta: jax.Array, *, keep: Cut, start: jax.Array | None = None, **_: Any
 ) -> tuple[jax.Array, ...]:
-    """The terms of the norms that `rescale` restores; none without it."""
-    if not rescale:
-        return ()
+    """The terms of the norms that `rescale` restores."""
     return norm_terms(delta, drop(delta, keep, start))
 
 
-@merge_method(
+@pruning_method(
     "ties",
-    takes="delta",
-    base="needed",
-    models=(0, None),
     sums=ties_sums,
-    sums_when=lambda numbers: numbers["rescale"],
-    no_effect=("int8_mask",),
+    rescale=False,
     title="TIES",
     summary=(
         "Keeps the largest changes of each model, lets the models vote on the sign of "
@@ -61,9 +54,7 @@ def ties_sums(
         count=lambda own, size: kept_count(own["density"], size),
         doc="share of the model's largest changes that is kept",
     ),
-    scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
     normalize=Switch(True, doc="divide by the weights of the models that agree"),
-    rescale=Switch(False, doc="restore each model's L1 norm after dropping"),
 )
 def ties(
     delta: jax.Array,
@@ -81,7 +72,13 @@ def ties(
     keep: a concrete share for each model, or the cut that follows from it. Of a positive share at least one element
     is kept, of one that is not positive none; ties go to the lower flat index.
     """
-    kept = drop(delta, find_cut(delta, keep), start)
-    if rescale:
-        kept = restore_norm(delta, kept, sums)
-    return scale * sign_consensus(weight, kept, normalize=normalize)
+    return merge_kept(
+        delta,
+        drop(delta, find_cut(delta, keep), start),
+        vote=True,
+        weight=weight,
+        scale=scale,
+        normalize=normalize,
+        rescale=rescale,
+        sums=sums,
+    )
