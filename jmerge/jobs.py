@@ -98,7 +98,12 @@ def merge(
       RunError: the machine's; the same command can be run again.
     """
     plan = plan_recipe(recipe, seed=seed)
-    files = plan_files(plan.outputs, parse_size(shard_size))
+    most = parse_size(shard_size)
+    files = tuple(
+        file
+        for output, specs in plan.checkpoints.items()
+        for file in plan_files(specs, most, output)
+    )
     identity = {
         "jmerge": VERSION,
         "jax": jax.__version__,
@@ -180,19 +185,26 @@ def _write_companions(
     outcome: Outcome,
     identity: dict[str, Any],
 ) -> None:
-    """Everything beside the weights: donor's files, config, index, card, recipe and ledger."""
-    donor = Path(plan.models[0].path)
-    for name in donor_files(donor):
-        folder.copy_file(donor / name, name)
-    config, changes = dict(plan.config), plan.changes
-    if plan.tied and not _equal(plan, outcome, *plan.tied):
-        config, changes = untied(plan)
-    if config:
-        folder.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    index = index_json(files, plan.outputs, VERSION)
-    if index is not None:
-        folder.write_text("model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-    folder.write_text("README.md", model_card(plan, folder.out.name))
+    """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
+    changes = plan.changes
+    for output, specs in plan.checkpoints.items():
+        prefix = f"{output}/" if output else ""
+        donor = Path(plan.models[0].path)
+        for name in donor_files(donor):
+            folder.copy_file(donor / name, prefix + name)
+        config = dict(plan.config)
+        if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
+            config, changes = untied(plan)
+        if config:
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            folder.write_text(f"{prefix}config.json", text)
+        index = index_json(
+            tuple(f for f in files if f.starts.keys() <= specs.keys()), specs, VERSION
+        )
+        if index is not None:
+            text = json.dumps(index, indent=2) + "\n"
+            folder.write_text(f"{prefix}model.safetensors.index.json", text)
+        folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
 

@@ -17,8 +17,12 @@ class OutFile(NamedTuple):
     size: int  # bytes of the whole file
 
 
-def plan_files(specs: dict[str, TensorSpec], shard_bytes: int) -> tuple[OutFile, ...]:
+def plan_files(
+    specs: dict[str, TensorSpec], shard_bytes: int, folder: str = ""
+) -> tuple[OutFile, ...]:
     """Cut `specs` (in the order wanted) into files of at most `shard_bytes` of data, named as Hugging Face does.
+
+    folder: where they go in the output; names in `specs` begin with it and a slash, those in the files do not.
 
     A tensor larger than `shard_bytes` gets a file of its own; `shard_bytes` <= 0 puts everything in one file.
     Inside a file, tensors whose size is a multiple of 64 bytes come first, so that they all start aligned, then
@@ -33,9 +37,9 @@ def plan_files(specs: dict[str, TensorSpec], shard_bytes: int) -> tuple[OutFile,
         groups[-1][name] = spec
         filled += spec.nbytes
     if len(groups) == 1:
-        return (_out_file("model.safetensors", groups[0]),)
+        return (_out_file("model.safetensors", groups[0], folder),)
     return tuple(
-        _out_file(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group)
+        _out_file(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, folder)
         for number, group in enumerate(groups, 1)
     )
 
@@ -46,28 +50,34 @@ def index_json(
     """The contents of `model.safetensors.index.json`; None for a single file, which needs none."""
     if len(files) == 1:
         return None
+    folder, slash, _ = files[0].name.rpartition("/")
     return {
         "metadata": {
             "total_size": sum(spec.nbytes for spec in specs.values()),
             "jmerge_version": version,
         },
-        "weight_map": {name: file.name for file in files for name in file.starts},
+        "weight_map": {
+            name.removeprefix(folder + slash): file.name.removeprefix(folder + slash)
+            for file in files
+            for name in file.starts
+        },
     }
 
 
-def _out_file(name: str, specs: dict[str, TensorSpec]) -> OutFile:
+def _out_file(name: str, specs: dict[str, TensorSpec], folder: str) -> OutFile:
     ordered = dict(
         sorted(
             specs.items(),
             key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -_width(item[1]) * _odd(item[1])),
         )
     )
-    header = encode_header(ordered)
+    prefix = f"{folder}/" if folder else ""
+    header = encode_header({tensor.removeprefix(prefix): spec for tensor, spec in ordered.items()})
     starts, position = {}, len(header)
     for tensor, spec in ordered.items():
         starts[tensor] = position
         position += spec.nbytes
-    return OutFile(name, header, starts, position)
+    return OutFile(prefix + name, header, starts, position)
 
 
 def _odd(spec: TensorSpec) -> bool:

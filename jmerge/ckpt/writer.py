@@ -12,68 +12,16 @@ import errno
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jmerge.ckpt.flush import Flusher
 from jmerge.ckpt.shards import OutFile
 from jmerge.errors import PlanError, RunError
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
-
-
-SYNC_BYTES = 1 << 27  # written before the disk is set to work: waiting for it at the end costs time
-
-
-class Flusher:
-    """A thread that brings written files to the disk while others are still being written."""
-
-    def __init__(self) -> None:
-        self._wake = threading.Condition()
-        self._dirty: dict[int, int] = {}  # descriptor -> bytes written since it was last synced
-        self._stop = False
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="jmerge-flush", daemon=True)
-        self._thread.start()
-
-    def wrote(self, descriptor: int, count: int) -> None:
-        """Note that `count` bytes were written; raises what an earlier sync failed with."""
-        self.check()
-        with self._wake:
-            self._dirty[descriptor] = self._dirty.get(descriptor, 0) + count
-            if self._dirty[descriptor] >= SYNC_BYTES:
-                self._wake.notify()
-
-    def stop(self) -> None:
-        """End the thread; a sync under way is waited for."""
-        with self._wake:
-            self._stop = True
-            self._wake.notify()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raise what a sync failed with: the system says it once, so a later sync may pass over it."""
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._stop or self._ready() is not None)
-                descriptor = self._ready()
-                if self._stop or descriptor is None:
-                    return
-                self._dirty[descriptor] = 0
-            try:
-                getattr(os, "fdatasync", os.fsync)(descriptor)
-            except OSError as error:
-                self._error = error
-                return
-
-    def _ready(self) -> int | None:
-        return next((fd for fd, count in self._dirty.items() if count >= SYNC_BYTES), None)
 
 
 class OutputFolder:
@@ -121,7 +69,7 @@ class OutputFolder:
         if not self.overwrite:
             state = "another recipe's result" if intact else "a damaged result of jmerge"
             raise PlanError(f"{self.out} holds {state}; --overwrite replaces it")
-        foreign = sorted({path.name for path in self.out.iterdir()} - {*ledger["files"], LEDGER})
+        foreign = sorted(set(_files(self.out)) - {*ledger["files"], LEDGER})
         if foreign:
             names = ", ".join(foreign[:3])
             raise PlanError(
@@ -191,7 +139,7 @@ class OutputFolder:
         with environment_errors(self.work):
             for file in files:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-                descriptor = os.open(self.work / file.name, flags, 0o644)
+                descriptor = os.open(self._place_for(file.name), flags, 0o644)
                 self._descriptors.append(descriptor)
                 _allocate(descriptor, file.size)
                 _write_at(descriptor, memoryview(file.header), 0)
@@ -209,19 +157,23 @@ class OutputFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
         with environment_errors(self.work):
-            (self.work / name).write_text(text, encoding="utf-8")
+            self._place_for(name).write_text(text, encoding="utf-8")
 
     def copy_file(self, source: Path, name: str) -> None:
         """Copy a small file as it is."""
         with environment_errors(self.work):
-            shutil.copyfile(source, self.work / name)
+            shutil.copyfile(source, self._place_for(name))
+
+    def _place_for(self, name: str) -> Path:
+        """Where a file of the output goes; the folder it is in is made."""
+        path = self.work / name
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file so far, by name, the journal left out."""
         return {
-            path.name: path.stat().st_size
-            for path in sorted(self.work.iterdir())
-            if path.name != JOURNAL
+            name: (self.work / name).stat().st_size for name in _files(self.work) if name != JOURNAL
         }
 
     def publish(self) -> None:
@@ -232,7 +184,7 @@ class OutputFolder:
         """
         with environment_errors(self.work):
             self._close(sync=True)
-            for path in self.work.iterdir():
+            for path in self.work.rglob("*"):
                 _sync(path)
             (self.work / JOURNAL).unlink()
             _sync(self.work)
@@ -320,6 +272,13 @@ class OutputFolder:
 def _is_vacant(folder: Path) -> bool:
     """Whether nothing is there, or an empty folder."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _files(folder: Path) -> list[str]:
+    """Everything in a folder and those in it but for folders, by its path from there."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
+    )
 
 
 def read_ledger(folder: Path) -> dict[str, Any] | None:

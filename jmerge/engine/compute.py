@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,65 +16,101 @@ from jmerge.engine.kernel import (
     Piece,
     combine_kernel,
     kernel_key,
+    keys_kernel,
     sums_kernel,
 )
-from jmerge.engine.schedule import Cutting, Pass, Work
+from jmerge.engine.radix import Radix
+from jmerge.engine.schedule import Cutting, Pass, Turn, Work
 from jmerge.engine.selection import Selection
 from jmerge.engine.slots import Loaded, Slot
 from jmerge.methods.cuts import Cut, cut_by_partition, make_cut
 from jmerge.methods.positions import split_position
-from jmerge.methods.reduce import BLOCK, add_blocks, padded_blocks
-from jmerge.methods.spec import REGISTRY
+from jmerge.methods.ranks import ranks_on_host
+from jmerge.methods.reduce import BLOCK, add_blocks, block_pairs, block_tree, padded_blocks
+from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
 
 THREADS = 4  # for the host's part in the search for the cuts of several models
 
 
+class Known:
+    """What has been found of one tensor, or of all tensors of a group."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}  # statistics by keyword
+        self.totals: dict[
+            int, np.ndarray
+        ] = {}  # by place: pairs [sums, 1, 2] of the sums under way
+        self.radix: Radix | None = None  # of the cuts under way
+
+
 class Task:
     """What the computation of one step remembers from pass to pass."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, group: Known) -> None:
         self.work = work
         self.key: KernelKey = kernel_key(work.step)
-        method = None if work.step.method == COPY else REGISTRY[work.step.method]
-        self._reserved = method.reserved if method else frozenset()
+        self.method = None if work.step.method == COPY else find_method(work.step.method)
+        self.own = Known()
+        self.group = group
         self.selection: Selection | None = None
         self.cuts: Future[dict[Cutting, tuple[int, int]]] | None = None
         self.pairs: list[np.ndarray] = []
-        self.sums: jax.Array | None = None
+        self._selects = any(what.kind == "changes" for what in work.passes)
         self._numbers: dict[str, Any] | None = None
+        self._densities: dict[str, Cut] | None = None  # once they are known
 
-    def combine(self, loaded: Loaded) -> Piece:
-        """Start making a piece of the result."""
-        arguments = self.arguments(loaded.number)
-        if "sums" in self._reserved:
-            arguments["sums"] = self.sums
-        return combine_kernel(self.key)(*loaded.windows(*loaded.turn.inputs), arguments)
+    def known(self, what: Pass) -> Known:
+        """Where the statistic of a pass goes."""
+        return self.own if what.scope == "tensor" else self.group
 
-    def arguments(self, number: int) -> dict[str, Any]:
-        """The keyword arguments of the method for a piece, but for the sums; waits for the cuts."""
+    @property
+    def found(self) -> dict[str, Any]:
+        """The statistics found so far, by keyword."""
+        return {**self.group.found, **self.own.found}
+
+    def arguments(self, loaded: Loaded) -> dict[str, Any]:
+        """The keyword arguments of the method for a piece; waits for the cuts of changes where these were looked for."""
+        if self.method is None:
+            return {}
         if self._numbers is None:
             self._numbers = jax.device_put(self._make_numbers(self.work.step))
-        arguments = dict(self._numbers)
-        if "start" in self._reserved:
-            start, _ = self.work.pieces[number]
-            arguments["start"] = np.asarray(split_position(start), np.uint32)
+        if self._densities is None and not (self.cuts is None and self._selects):
+            self._densities = jax.device_put(self._make_cuts(self.work.step))
+        arguments = {**self._numbers, **(self._densities or {}), **self.found}
+        if "start" in self.method.reserved:
+            offset = self.work.place.offset if self.method.counts_through else 0
+            start, _ = self.work.pieces[loaded.number]
+            arguments["start"] = np.asarray(split_position(offset + start), np.uint32)
         return arguments
 
+    def factors(self) -> np.ndarray:
+        """By what the changes of the models are multiplied before anything is done with them."""
+        factors = self.method.factors(self.found) if self.method else None
+        if factors is None:
+            return np.ones(len(self.work.step.models), self.key.compute)
+        return np.asarray(factors, self.key.compute)
+
     def _make_numbers(self, step: Step) -> dict[str, Any]:
+        assert self.method is not None
         numbers: dict[str, Any] = {}
-        method = REGISTRY.get(step.method)
-        counts = method.counts_kept(step.numbers, step.spec.size) if method else {}
         for name, value in step.numbers.items():
-            if value is None or isinstance(value, bool):
-                continue
-            if name in counts:
-                numbers[name] = self._make_cut(name, counts[name])
-            else:
+            declared = self.method.parameters[name]
+            if not (value is None or isinstance(value, int) or declared.concrete or declared.count):
                 numbers[name] = np.asarray(value, self.key.compute)
-        if "keys" in self._reserved:
+        if "size" in self.method.reserved:
+            numbers["size"] = np.asarray(step.spec.size, self.key.compute)
+        if "keys" in self.method.reserved:
             numbers["keys"] = np.asarray(step.keys, np.uint32).reshape(-1, 2)
         return numbers
+
+    def _make_cuts(self, step: Step) -> dict[str, Cut]:
+        """The cuts of the densities of a single tensor."""
+        assert self.method is not None
+        if not any(statistic.kind == "changes" for statistic in self.method.statistics):
+            return {}
+        counts = self.method.counts_kept(step.numbers, step.spec.size)
+        return {name: self._make_cut(name, kept) for name, kept in counts.items()}
 
     def _make_cut(self, parameter: str, counts: tuple[int, ...]) -> Cut:
         size = self.work.step.spec.size
@@ -82,12 +118,11 @@ class Task:
         known = {(cutting.parameter, cutting.position): cut for cutting, cut in found.items()}
         everything = 0, size
         nothing = cut_by_partition(np.empty(0, self.key.compute), 0)
-        models = [i for i in range(len(self.work.step.inputs)) if i != self.work.step.base]
         cuts = []
-        for position, count in zip(models, counts, strict=True):
+        for position, count in zip(self.work.step.model_positions, counts, strict=True):
             cuts.append(known.get((parameter, position), everything if count else nothing))
         bounds, last = zip(*cuts, strict=True)
-        return make_cut(bounds, last, self.key.compute)
+        return make_cut(bounds, last, self.key.word)
 
 
 class Computer:
@@ -104,6 +139,7 @@ class Computer:
         self._release = release  # takes back the slot of a piece of which no result is made
         self._spare: Slot | None = None  # for pieces that are read again
         self._tasks: dict[str, Task] = {}  # by step
+        self._groups: dict[str, Known] = {}
         self._started: list[tuple[Loaded, Callable[[], None]]] = []
         self._pool = ThreadPoolExecutor(THREADS, "jmerge-select")
         self._settler = ThreadPoolExecutor(1, "jmerge-settle")
@@ -115,23 +151,46 @@ class Computer:
 
     def feed(self, loaded: Loaded) -> Piece | None:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
-        name = loaded.work.step.name
-        task = self._tasks.setdefault(name, Task(loaded.work))
+        task = self._task(loaded.work)
         with task.key.precision():
-            if loaded.turn.kind == "select":
-                self._select(task, loaded)
-            elif loaded.turn.kind == "sums":
-                self._add_sums(task, loaded)
-            else:
-                if loaded.last:
-                    del self._tasks[name]
-                return task.combine(loaded)
+            match loaded.turn.what.kind:
+                case "changes":
+                    self._select(task, loaded)
+                case "sums":
+                    self._add_sums(task, loaded)
+                case "cuts":
+                    self._count_keys(task, loaded)
+                case "combine":
+                    if loaded.last:
+                        del self._tasks[loaded.work.step.name]
+                    kernel = combine_kernel(task.key)
+                    inputs = loaded.windows(*loaded.turn.what.inputs)
+                    return kernel(*inputs, self._arguments(task, loaded))
         return None
+
+    def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
+        """The keyword arguments of the method for a piece, with ranks: on CPU the host is better at them than XLA."""
+        arguments = task.arguments(loaded)
+        on_host = task.key.compute == np.float32 and jax.default_backend() == "cpu"
+        for number, statistic in enumerate(task.method.statistics if task.method else ()):
+            if statistic.kind == "ranks" and on_host:
+                inputs = loaded.windows(*range(len(loaded.work.step.inputs)))
+                keys = keys_kernel(task.key, number)(*inputs, arguments)
+                shaped = [np.asarray(each).reshape(task.key.view) for each in keys]
+                arguments[statistic.keyword] = list(self._pool.map(ranks_on_host, shaped))
+        return arguments
+
+    def _task(self, work: Work) -> Task:
+        name, group = work.step.name, work.step.group
+        if name not in self._tasks:
+            known = self._groups.setdefault(group, Known()) if group else Known()
+            self._tasks[name] = Task(work, known)
+        return self._tasks[name]
 
     def _select(self, task: Task, loaded: Loaded) -> None:
         """Look for the cuts; after the last piece, they are settled beside whatever comes next."""
         if task.selection is None:
-            task.selection = Selection(task.key, loaded, self._pool)
+            task.selection = Selection(task.key, loaded, task.factors(), self._pool)
         self._later(loaded, task.selection.feed(loaded))
         if loaded.last:
             again = partial(self._again, loaded.work)
@@ -139,12 +198,70 @@ class Computer:
 
     def _add_sums(self, task: Task, loaded: Loaded) -> None:
         """Gather the sums of the blocks; with the last piece, add them up."""
+        what, known = loaded.turn.what, task.known(loaded.turn.what)
+        work = loaded.work
         blocks = -(-loaded.elements // BLOCK)
-        arguments = task.arguments(loaded.number)
-        pairs = sums_kernel(task.key)(*loaded.windows(*loaded.turn.inputs), arguments)
+        if work.whole_rows:
+            blocks = loaded.elements // work.row
+        kernel = sums_kernel(task.key, what.statistic)
+        pairs = kernel(*loaded.windows(*what.inputs), self._arguments(task, loaded))
         self._later(loaded, lambda: task.pairs.append(np.asarray(pairs)[:, :blocks]))
         if loaded.last:
-            task.sums = _add_up(np.concatenate(task.pairs, axis=1))
+            number = work.place.number if what.scope == "model" else 0
+            known.totals[number] = (_tree_of_rows if work.whole_rows else _tree)(task.pairs)
+            task.pairs = []
+        if loaded.closes:
+            totals = [known.totals[number] for number in sorted(known.totals)]
+            known.found[self._keyword(task, what)] = _add_up(_tree(totals))
+            known.totals = {}
+
+    def _count_keys(self, task: Task, loaded: Loaded) -> None:
+        """Count the digits of the keys; after the last piece of a round, fix one of every bound."""
+        assert task.method is not None
+        what, known = loaded.turn.what, task.known(loaded.turn.what)
+        if known.radix is None:
+            counts = task.method.statistics[what.statistic].counts
+            assert counts is not None
+            size = loaded.work.place.size if what.scope == "model" else loaded.work.step.spec.size
+            found = {keyword: np.asarray(value) for keyword, value in task.found.items()}
+            wanted = counts(loaded.work.step.numbers, size, found)
+            known.radix = Radix(wanted, size, task.key.word)
+        radix, keys = known.radix, self._keys(task, loaded)
+        self._later(loaded, lambda: radix.add([np.asarray(k)[: loaded.elements] for k in keys]))
+        if loaded.closes:
+            radix.end_round()
+            if radix.done:
+                cuts = radix.cuts(partial(self._pieces, task, loaded))
+                bounds, last = zip(*cuts, strict=True)
+                cut = make_cut(bounds, last, task.key.word)
+                known.found[self._keyword(task, what)] = jax.device_put(cut)
+                known.radix = None
+
+    def _keys(self, task: Task, loaded: Loaded) -> list[jax.Array]:
+        what = loaded.turn.what
+        kernel = keys_kernel(task.key, what.statistic)
+        return kernel(*loaded.windows(*what.inputs), task.arguments(loaded))
+
+    def _pieces(self, task: Task, loaded: Loaded, term: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Every piece of a term's keys, with the position of its first, in order: they are read again."""
+        what = loaded.turn.what
+        of_group = [each for each in self._members(loaded.work) if what.scope == "model"]
+        for work in of_group or [loaded.work]:
+            offset = work.place.offset if what.scope == "model" else 0
+            for number, (start, _) in enumerate(work.pieces):
+                again = self._again(work, what, number)
+                keys = self._keys(self._task(work), again)[term]
+                yield offset + start, np.asarray(keys)[: again.elements]
+
+    def _members(self, work: Work) -> list[Work]:
+        """The steps of a group that statistics are taken over, in the order of their places."""
+        tasks = [task.work for task in self._tasks.values() if task.work.step.group]
+        members = [each for each in tasks if each.step.group == work.step.group]
+        return sorted(members, key=lambda each: each.place.number)
+
+    def _keyword(self, task: Task, what: Pass) -> str:
+        assert task.method is not None
+        return task.method.statistics[what.statistic].keyword
 
     def _later(self, loaded: Loaded, finish: Callable[[], None]) -> None:
         """Finish what was started before this; what was started now runs meanwhile, unless it was the last."""
@@ -154,24 +271,39 @@ class Computer:
             finish()
             self._release(before.slot)
 
-    def _again(self, work: Work, turn: Pass, number: int) -> Loaded:
+    def _again(self, work: Work, what: Pass, number: int) -> Loaded:
         """Read a piece once more."""
         if self._spare is None:
             self._spare = self._make_slot()
-        loaded = Loaded(work, turn, number, self._spare)
+        loaded = Loaded(Turn(work, what, closes=False), number, self._spare)
         self._load(loaded)
         return loaded
 
 
-_tree = jax.jit(add_blocks)
+_block_tree = jax.jit(block_tree)
+_block_pairs = jax.jit(block_pairs)
+_add_blocks = jax.jit(add_blocks)
 
 
-def _add_up(pairs: np.ndarray) -> jax.Array:
-    """The totals of all blocks, by the same compiled tree that the methods use on whole arrays."""
+def _tree(parts: list[np.ndarray]) -> np.ndarray:
+    """The sum, as pairs [sums, 1, 2], of pairs [sums, blocks, 2] in parts, by the same compiled tree that the methods
+    use on whole arrays."""
+    pairs = np.concatenate(parts, axis=1)
     blocks = pairs.shape[1]
     padded = np.zeros(
         (pairs.shape[0], padded_blocks(blocks), 2), pairs.dtype
     )  # few lengths, few programs
     padded[:, :blocks] = pairs
-    totals: jax.Array = _tree(jnp.asarray(padded))
+    return np.asarray(_block_tree(jnp.asarray(padded)))
+
+
+def _tree_of_rows(parts: list[np.ndarray]) -> np.ndarray:
+    """The same of numbers [sums, rows] in parts."""
+    rows = np.concatenate(parts, axis=1)
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
+    return _tree([np.asarray(_block_pairs(list(padded)))])
+
+
+def _add_up(pairs: np.ndarray) -> jax.Array:
+    totals: jax.Array = _add_blocks(jnp.asarray(pairs))
     return totals

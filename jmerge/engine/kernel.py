@@ -2,7 +2,8 @@
 
 A kernel sees flat pieces of one of a few fixed lengths, so it is compiled once for each of those, whatever the
 shapes of the tensors. Each input comes as a window, `ALIGNMENT` bytes longer than the piece, with the number of
-elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in a file, while memory is aligned. Everything between the two casts is float32 (float64 for float64 tensors).
+elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in a file, while memory is aligned.
+Everything between the two casts is float32 (float64 for float64 tensors).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.methods.combine import sum_models
+from jmerge.methods.cuts import magnitude_keys
 from jmerge.methods.reduce import block_pairs
-from jmerge.methods.spec import REGISTRY
+from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
 
 INSIDE, ABOVE = 1, 2  # a bracket
@@ -34,14 +36,10 @@ class KernelKey(NamedTuple):
     inputs: tuple[str, ...]  # dtypes
     output: str  # dtype
     base: int | None
-    switches: tuple[tuple[str, bool], ...]
+    switches: tuple[tuple[str, bool | int], ...]
     unset: tuple[str, ...]  # numbers that have no value
     view: tuple[int, ...]  # the shape in which a piece is seen; -1: as many rows as it has
-
-    @property
-    def compute(self) -> np.dtype[Any]:
-        """The dtype of the arithmetic."""
-        return np.dtype(np.float64 if "F64" in (*self.inputs, self.output) else np.float32)
+    compute: np.dtype[Any]  # of the arithmetic
 
     def precision(self) -> AbstractContextManager[Any]:
         """Under this, JAX computes in the dtype of the arithmetic; for the thread that enters it."""
@@ -63,21 +61,30 @@ class Piece(NamedTuple):
 def kernel_key(step: Step) -> KernelKey:
     """The key of the program that `step` runs."""
     switches = tuple(
-        (name, value) for name, value in step.numbers.items() if isinstance(value, bool)
+        (name, value) for name, value in step.numbers.items() if isinstance(value, int)
     )
     unset = tuple(name for name, value in step.numbers.items() if value is None)
     dtypes = tuple(item.spec.dtype for item in step.inputs)
     return KernelKey(
-        step.method, dtypes, step.spec.dtype, step.base, switches, unset, view_of(step)
+        method=step.method,
+        inputs=dtypes,
+        output=step.spec.dtype,
+        base=step.base,
+        switches=switches,
+        unset=unset,
+        view=view_of(step),
+        compute=step.arithmetic,
     )
 
 
 def view_of(step: Step) -> tuple[int, ...]:
     """The shape in which the method sees a piece of the step's tensors; -1: as many rows as the piece has."""
-    unit = "element" if step.method == COPY else REGISTRY[step.method].unit(step.numbers)
+    unit = "element" if step.method == COPY else find_method(step.method).unit(step.numbers)
     shape = step.spec.shape
     if unit == "element" or step.spec.size == 0:
         return (-1,)
+    if unit == "slab":
+        return (-1, *(shape[1:] or shape or (1,)))
     return shape if unit == "whole" else (-1, *(shape[-1:] or (1,)))
 
 
@@ -85,7 +92,7 @@ def is_plain_copy(step: Step) -> bool:
     """Whether the bytes of the result are the bytes of the input, so that no program is needed."""
     if any(item.spec.dtype != step.spec.dtype for item in step.inputs):
         return False
-    return step.method == COPY or REGISTRY[step.method].copies(step.numbers)
+    return step.method == COPY or find_method(step.method).copies(step.numbers)
 
 
 @cache
@@ -97,7 +104,7 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
     ) -> Piece:
         wide = _widen(key, _cut_out(windows, skips))
         result = _apply(key, wide, arguments)
-        if key.method != COPY and not REGISTRY[key.method].carries_nan:
+        if key.method != COPY and not find_method(key.method).carries_nan:
             # so that a look at the result is enough: zero times what is not finite is NaN
             result = jnp.where(sum_models([each * 0 for each in wide]) == 0, result, jnp.nan)
         values = result.astype(NUMPY[key.output])
@@ -107,41 +114,74 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
 
 
 @cache
-def sums_kernel(key: KernelKey) -> Callable[..., jax.Array]:
-    """The jitted program (windows, skips, arguments) -> pairs [sums, blocks, 2] of the method's terms by block."""
-    method = REGISTRY[key.method]
-    assert method.sums is not None
+def sums_kernel(key: KernelKey, statistic: int) -> Callable[..., jax.Array]:
+    """The jitted program (windows, skips, arguments) -> pairs [sums, blocks, 2] of the statistic's terms by block, or
+    of rows that stay together [sums, rows] what the terms say of each."""
+    terms = _terms(key, statistic)
 
     def sums(
         windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
     ) -> jax.Array:
-        arrays = _arrays(key, _widen(key, _cut_out(windows, skips)))
-        return block_pairs(method.sums(*arrays, **_keywords(key, arguments)))  # type: ignore[misc]
+        flat = [each.reshape(-1) for each in terms(windows, skips, arguments)]
+        return block_pairs(flat) if key.view == (-1,) else jnp.stack(flat)
 
     return jax.jit(sums)
 
 
 @cache
-def magnitude_kernel(dtype: np.dtype[Any]) -> Callable[..., jax.Array]:
-    """The jitted program (base, model) -> bits of the magnitudes of the model's change [elements], in `dtype`."""
+def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
+    """The jitted program (windows, skips, arguments) -> each of the statistic's terms: unsigned keys [elements]."""
+    terms = _terms(key, statistic)
 
-    def magnitude(base: jax.Array, model: jax.Array) -> jax.Array:
-        return _change_bits(base, model, dtype)
+    def keys(
+        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
+    ) -> list[jax.Array]:
+        return [each.reshape(-1) for each in terms(windows, skips, arguments)]
+
+    return jax.jit(keys)
+
+
+def _terms(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
+    """(windows, skips, arguments) -> the terms of one of the method's statistics, in the shape of the pieces' view."""
+    function = find_method(key.method).statistics[statistic].terms
+    assert function is not None
+
+    def terms(
+        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
+    ) -> Sequence[jax.Array]:
+        arrays = _arrays(key, _widen(key, _cut_out(windows, skips)))
+        found: Sequence[jax.Array] = function(*arrays, **_keywords(key, arguments))
+        return found
+
+    return terms
+
+
+@cache
+def magnitude_kernel() -> Callable[..., jax.Array]:
+    """The jitted program (base, model, factor) -> bits of the magnitudes of the model's change [elements] times a
+    factor, in whose dtype it computes."""
+
+    def magnitude(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
+        return _change_bits(base, model, factor)
 
     return jax.jit(magnitude)
 
 
 @cache
-def bracket_kernel(dtype: np.dtype[Any]) -> Callable[..., list[jax.Array]]:
-    """The jitted program (windows and skips of base and models, low [models], high [models]) -> for each model,
-    uint8 [elements]: 0 where the magnitude of its change is below the bracket [low, high] of bits, `INSIDE` or
-    `ABOVE`. One result, since each is a loop of its own over the inputs."""
+def bracket_kernel() -> Callable[..., list[jax.Array]]:
+    """The jitted program (windows and skips of base and models; factors, low, high [models]) -> for each model,
+    uint8 [elements]: 0 where the magnitude of its change times the factor is below the bracket [low, high] of bits,
+    else `INSIDE` or `ABOVE`."""
 
     def bracket(
-        windows: Sequence[jax.Array], skips: jax.Array, low: jax.Array, high: jax.Array
+        windows: Sequence[jax.Array],
+        skips: jax.Array,
+        factors: jax.Array,
+        low: jax.Array,
+        high: jax.Array,
     ) -> list[jax.Array]:
         base, *models = _cut_out(windows, skips)
-        bits = [_change_bits(base, model, dtype) for model in models]
+        bits = [_change_bits(base, model, factors[i]) for i, model in enumerate(models)]
         return [
             (each >= low[i]).astype(jnp.uint8) + (each > high[i]).astype(jnp.uint8)
             for i, each in enumerate(bits)
@@ -150,9 +190,8 @@ def bracket_kernel(dtype: np.dtype[Any]) -> Callable[..., list[jax.Array]]:
     return jax.jit(bracket)
 
 
-def _change_bits(base: jax.Array, model: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
-    change = jnp.abs(model.astype(dtype) - base.astype(dtype))
-    return jax.lax.bitcast_convert_type(change, np.dtype(f"u{dtype.itemsize}"))
+def _change_bits(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
+    return magnitude_keys(factor * (model.astype(factor.dtype) - base.astype(factor.dtype)))
 
 
 def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
@@ -174,14 +213,14 @@ def _arrays(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]:
         return (jnp.stack(inputs),)
     base = inputs[key.base]
     models = [item for i, item in enumerate(inputs) if i != key.base]
-    if REGISTRY[key.method].takes == "delta":
+    if find_method(key.method).takes == "delta":
         return (jnp.stack([model - base for model in models]),)
     return base, jnp.stack(models)
 
 
 def _keywords(key: KernelKey, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments a method is called with."""
-    known = REGISTRY[key.method].keywords
+    known = find_method(key.method).keywords
     values = {**arguments, **dict(key.switches), **dict.fromkeys(key.unset)}
     return {known.get(name, name): value for name, value in values.items()}
 
@@ -189,7 +228,7 @@ def _keywords(key: KernelKey, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(key: KernelKey, inputs: list[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
     if key.method == COPY:
         return inputs[0]
-    method = REGISTRY[key.method]
+    method = find_method(key.method)
     result: jax.Array = method.function(*_arrays(key, inputs), **_keywords(key, arguments))
     return inputs[key.base] + result if method.takes == "delta" and key.base is not None else result
 

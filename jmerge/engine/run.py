@@ -167,22 +167,22 @@ class _Run:
     # Reading
 
     def _read_all(self) -> None:
-        for work, turn in self.schedule.turns:
-            for number in range(len(work.pieces)):
-                loaded = Loaded(work, turn, number, self.free.get())
+        for turn in self.schedule.turns:
+            for number in range(len(turn.work.pieces)):
+                loaded = Loaded(turn, number, self.free.get())
                 self._load(loaded)
                 self.loaded.put(loaded)
         self.loaded.put(None)
 
     def _load(self, loaded: Loaded) -> None:
         self._empty(loaded.slot)
-        if loaded.number == 0 and loaded.turn.selected:
-            for position in loaded.turn.inputs:
+        if loaded.number == 0 and loaded.turn.what.selected:
+            for position in loaded.turn.what.inputs:
                 loaded.slot.samples[position] = self._sample(loaded.work.step, position)
         start, stop = loaded.work.pieces[loaded.number]
         length = loaded.work.padded(loaded.number)
         whole = stop - start == length or is_plain_copy(loaded.work.step)
-        for position in loaded.turn.inputs:
+        for position in loaded.turn.what.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
@@ -208,7 +208,7 @@ class _Run:
         return self.paths[key]
 
     def _sample(self, step: Step, position: int) -> np.ndarray:
-        """Elements from all over an input, for the search for cuts."""
+        """Elements from all over an input [runs, elements], for the search for cuts."""
         item = step.inputs[position]
         dtype = NUMPY[item.spec.dtype]
         starts = sample_starts(item.spec.size)
@@ -220,7 +220,7 @@ class _Run:
             else:
                 run = self._wait_for(item)[start : start + run.size]
             row[:] = run.view(dtype)[::SAMPLE_STEP]
-        return sample.reshape(-1)
+        return sample
 
     def _wait_for(self, item: Result) -> np.ndarray:
         """The bytes of another step's result, once it is there."""

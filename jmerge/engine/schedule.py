@@ -12,7 +12,8 @@ from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
 from jmerge.engine.select import MOST_COLLECTED
 from jmerge.methods.reduce import BLOCK
-from jmerge.methods.spec import REGISTRY
+from jmerge.methods.spec import Scope
+from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Plan, Read, Result, Step
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
@@ -23,7 +24,7 @@ LENGTHS = (PIECE >> 10, PIECE >> 7, PIECE >> 2, PIECE)
 SLOTS = 4
 assert all(length % BLOCK == 0 for length in LENGTHS)
 
-Kind = Literal["select", "sums", "combine"]
+Kind = Literal["changes", "sums", "cuts", "combine"]
 
 
 class Cutting(NamedTuple):
@@ -39,7 +40,17 @@ class Pass(NamedTuple):
 
     kind: Kind  # what is done with each piece
     inputs: tuple[int, ...]  # positions of the inputs that are read
-    selected: tuple[Cutting, ...]  # the cuts that are looked for
+    selected: tuple[Cutting, ...] = ()  # the cuts of changes that are looked for
+    statistic: int = 0  # which of the method's statistics it is for
+    scope: Scope = "tensor"
+
+
+class Place(NamedTuple):
+    """Where a step stands among those over which statistics of whole models are taken; alone without a group."""
+
+    number: int
+    offset: int  # elements before it
+    size: int  # of all
 
 
 class Work(NamedTuple):
@@ -47,14 +58,28 @@ class Work(NamedTuple):
 
     step: Step
     pieces: tuple[tuple[int, int], ...]  # [start, stop) elements, whole blocks but for the end
-    passes: tuple[Pass, ...]
+    passes: tuple[Pass, ...]  # those of its own, its result's last
     frees: tuple[str, ...]  # results that nothing needs after this step
-    whole_rows: bool  # the pieces are rows that stay together, see `kernel.view_of`
+    row: int  # elements that stay together, see `kernel.view_of`; 0: no two have to
+    place: Place  # in its group
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether pieces are rows."""
+        return self.row > 0
 
     def padded(self, number: int) -> int:
         """The length of the kernel that works on a piece."""
         start, stop = self.pieces[number]
         return self.pieces[0][1] if self.whole_rows else padded_length(stop - start)
+
+
+class Turn(NamedTuple):
+    """One pass over one step's pieces."""
+
+    work: Work
+    what: Pass
+    closes: bool  # with it the pass is done; one over a group goes on with the next step
 
 
 class Schedule(NamedTuple):
@@ -63,7 +88,7 @@ class Schedule(NamedTuple):
     work: tuple[Work, ...]
     # The passes of all steps in order. The statistics of a step come before the result of the step before it, so that
     # what follows from them on the host is worked out meanwhile.
-    turns: tuple[tuple[Work, Pass], ...]
+    turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
 
     @property
@@ -80,9 +105,9 @@ class Schedule(NamedTuple):
     def peak_bytes(self) -> int:
         """An upper bound on what the run allocates: read buffers, arithmetic, what the search for cuts collects,
         results on their way to disk, and intermediate results."""
-        wide = max((_wide_bytes(item.step) for item in self.work), default=0)
-        collected = max((_collected_bytes(item) for item in self.work), default=0)
-        out = max((PIECE * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
+        wide = max(map(_wide_bytes, self.work), default=0)
+        collected = max(map(_collected_bytes, self.work), default=0)
+        out = max((_piece(item) * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
         held = peak = 0
         sizes = {w.step.name: w.step.spec.nbytes for w in self.work if w.step.name in self.held}
         for item in self.work:
@@ -108,12 +133,14 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     for name, user in last_use.items():
         frees.setdefault(user, []).append(name)
     work = []
+    places = _places(plan)
     for step in order:
         view = view_of(step)
-        row = math.prod(size for size in view if size > 0)
-        rows = view != (-1,)
-        pieces = _rows(step.spec.size, row, piece) if rows else _pieces(step.spec.size, piece)
-        work.append(Work(step, pieces, _passes(step), tuple(frees.get(step.name, ())), rows))
+        row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
+        pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
+        place = places.get(step.name) or Place(0, 0, step.spec.size)
+        freed = tuple(frees.get(step.name, ()))
+        work.append(Work(step, pieces, _passes(step), freed, row, place))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
     longest = max((each.padded(0) for each in work), default=0)
@@ -122,20 +149,65 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers))
 
 
-def _turns(order: list[Work]) -> Iterator[tuple[Work, Pass]]:
-    waiting: list[tuple[Work, Pass]] = []
+def _places(plan: Plan) -> dict[str, Place]:
+    """The place of every step over which statistics of whole models are taken: one for each tensor, in the order of
+    the output; steps of a group that are made of the same inputs share it."""
+    groups: dict[str, dict[tuple[Read | Result, ...], list[Step]]] = {}
+    for step in plan.steps:
+        if step.group:
+            groups.setdefault(step.group, {}).setdefault(step.inputs, []).append(step)
+    places = {}
+    for members in groups.values():
+        sizes = [steps[0].spec.size for steps in members.values()]
+        for number, steps in enumerate(members.values()):
+            place = Place(number, sum(sizes[:number]), sum(sizes))
+            places.update({step.name: place for step in steps})
+    return places
+
+
+def _turns(order: list[Work]) -> Iterator[Turn]:
+    waiting: list[Turn] = []
+    surveyed: dict[
+        str, set[str]
+    ] = {}  # group -> steps whose statistics are found with those of the group
     for work in order:
-        *statistics, combine = [(work, turn) for turn in work.passes]
-        if not statistics or any(isinstance(item, Result) for item in work.step.inputs):
+        group = work.step.group
+        if group and group not in surveyed:
+            yield from waiting  # which may make the results that the group needs
+            waiting = []
+            members = {
+                each.place.number: each for each in reversed(order) if each.step.group == group
+            }
+            surveyed[group] = {each.step.name for each in members.values()}
+            yield from _survey([members[number] for number in sorted(members)])
+        *statistics, combine = work.passes
+        if group and work.step.name in surveyed[group]:
+            statistics = statistics[_of_group(work) :]
+        own = [Turn(work, what, True) for what in statistics if what.scope == "tensor"]
+        if not own or any(isinstance(item, Result) for item in work.step.inputs):
             yield from waiting  # which may make the results that this step needs
-            yield from statistics
-            yield combine
+            yield from own
+            yield Turn(work, combine, True)
             waiting = []
         else:
-            yield from statistics
+            yield from own
             yield from waiting
-            waiting = [combine]
+            waiting = [Turn(work, combine, True)]
     yield from waiting
+
+
+def _of_group(work: Work) -> int:
+    """How many of a step's passes there are up to the last one over its whole group."""
+    scopes = [what.scope for what in work.passes]
+    return len(scopes) - scopes[::-1].index("model") if "model" in scopes else 0
+
+
+def _survey(members: list[Work]) -> Iterator[Turn]:
+    """The passes over a group, and those over single tensors that they build on."""
+    for number in range(_of_group(members[0])):
+        for work in members:
+            what = work.passes[number]
+            yield Turn(work, what, what.scope == "tensor" or work is members[-1])
 
 
 def padded_length(elements: int) -> int:
@@ -160,25 +232,37 @@ def _rows(size: int, unit: int, piece: int) -> tuple[tuple[int, int], ...]:
 
 def _passes(step: Step) -> tuple[Pass, ...]:
     everything = tuple(range(len(step.inputs)))
-    combine = Pass("combine", everything, ())
+    combine = Pass("combine", everything)
     if step.method == COPY or is_plain_copy(step):
         return (combine,)
-    method = REGISTRY[step.method]
-    models = [i for i in everything if i != step.base]
+    method = find_method(step.method)
+    passes: list[Pass] = []
+    for number, statistic in enumerate(method.statistics):
+        if not statistic.when(step.numbers) or statistic.kind == "ranks":
+            continue  # ranks are found in every piece anew
+        if statistic.kind == "changes":
+            passes += _selection(step, number)
+        else:
+            # keys are cut by 16 bits of them after the other
+            rounds = 1 if statistic.kind == "sums" else step.arithmetic.itemsize // 2
+            passes += [Pass(statistic.kind, everything, (), number, statistic.scope)] * rounds
+    return (*passes, combine)
+
+
+def _selection(step: Step, number: int) -> list[Pass]:
+    """The pass that looks for the cuts of densities; none where they keep all or nothing."""
+    counts = find_method(step.method).counts_kept(step.numbers, step.spec.size)
     selected = tuple(
         Cutting(name, position, count)
-        for name, counts in method.counts_kept(step.numbers, step.spec.size).items()
-        for position, count in zip(models, counts, strict=True)
+        for name, kept in counts.items()
+        for position, count in zip(step.model_positions, kept, strict=True)
         if 0 < count < step.spec.size
     )
-    passes = []
-    if selected:
-        base = () if step.base is None else (step.base,)
-        positions = {cutting.position for cutting in selected}
-        passes.append(Pass("select", tuple(sorted({*base, *positions})), selected))
-    if method.needs_sums(step.numbers):
-        passes.append(Pass("sums", everything, ()))
-    return (*passes, combine)
+    if not selected:
+        return []
+    base = () if step.base is None else (step.base,)
+    positions = {cutting.position for cutting in selected}
+    return [Pass("changes", tuple(sorted({*base, *positions})), selected, number)]
 
 
 def _order(plan: Plan) -> list[Step]:
@@ -204,25 +288,26 @@ def _order(plan: Plan) -> list[Step]:
     return list(done.values())
 
 
-def _width(step: Step) -> int:
-    """Bytes of an element in the arithmetic of a step."""
-    return 8 if "F64" in (step.spec.dtype, *(item.spec.dtype for item in step.inputs)) else 4
+def _piece(work: Work) -> int:
+    """Elements of the longest piece: more than `PIECE` where rows or a whole tensor stay together."""
+    return max(PIECE, work.padded(0))
 
 
-def _wide_bytes(step: Step) -> int:
+def _wide_bytes(work: Work) -> int:
     """What the arithmetic of one piece may hold beside inputs and result: a wide copy of each, and as many again for
     a method with statistics."""
+    step = work.step
     if is_plain_copy(step):
         return 0
     copies = len(step.inputs) + 1
-    method = None if step.method == COPY else REGISTRY[step.method]
-    if method and (method.sums or any(p.count for p in method.parameters.values())):
+    if step.method != COPY and find_method(step.method).statistics:
         copies *= 2
-    return PIECE * _width(step) * copies
+    return _piece(work) * step.arithmetic.itemsize * copies
 
 
 def _collected_bytes(work: Work) -> int:
     """What the search for cuts holds: positions, changes and bits of candidates, sorted too, and masks of a piece."""
     most = max((len(each.selected) for each in work.passes), default=0)
     candidates = min(work.step.spec.size, MOST_COLLECTED)
-    return most * (candidates * (8 + 4 * _width(work.step)) + 2 * PIECE)
+    width = work.step.arithmetic.itemsize
+    return most * (candidates * (8 + 4 * width) + 2 * _piece(work))

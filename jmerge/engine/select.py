@@ -56,7 +56,6 @@ class Search:
     def __init__(self, count: int, size: int, bits: np.dtype[Any]) -> None:
         self.count = count
         self.size = size
-        self.bits = bits
         self.floor, self.ceiling = 0, int(np.iinfo(bits).max) >> 1  # the cut's bound is in between
         self.low, self.high = self.floor, self.ceiling  # the bracket of this pass, both inside
         self.only: int | None = None  # the one piece to look at, when the bound is known

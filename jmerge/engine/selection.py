@@ -4,41 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 
 import numpy as np
 
 from jmerge.engine.kernel import ABOVE, INSIDE, KernelKey, bracket_kernel, magnitude_kernel
 from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.schedule import Cutting, Pass
-from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search
+from jmerge.engine.select import Search
 from jmerge.engine.slots import Loaded
 
 FEW = 1 << 17  # elements of a sample, or of candidates, that are looked at in one go
 
-Again = Callable[
-    [Pass, int], Loaded
-]  # a piece of the step's inputs, which the next call overwrites
+# A piece of the step's inputs, which the next call overwrites.
+Again = Callable[[Pass, int], Loaded]
 
 
 class Selection:
-    """Finds the cuts of the selected inputs of a step; begins with its first piece."""
+    """Finds the cuts of the selected inputs of a step; begins with its first piece.
 
-    def __init__(self, key: KernelKey, first: Loaded, pool: Executor) -> None:
+    factors: by which the changes of each model are multiplied first.
+    """
+
+    def __init__(self, key: KernelKey, first: Loaded, factors: np.ndarray, pool: Executor) -> None:
         self._key = key
         self._pool = pool
         step = first.work.step
         assert step.base is not None
         self._base = step.base
+        self._factors = dict(zip(step.model_positions, factors, strict=True))
         self._pieces = first.work.pieces
         self._searches: dict[Cutting, Search] = {}
         samples = first.slot.samples
         sampled: dict[int, np.ndarray] = {}  # bits of the changes
-        for cutting in first.turn.selected:
+        for cutting in first.turn.what.selected:
             position = cutting.position
             if position not in sampled:
-                sampled[position] = self._bits_of(samples[step.base], samples[position])
+                base, model = samples[step.base], samples[position]
+                flat = self._bits_of(position, base.reshape(-1), model.reshape(-1))
+                sampled[position] = flat.reshape(model.shape)
             search = Search(cutting.number, step.spec.size, key.word)
-            search.take_sample(sampled[position].reshape(-1, SAMPLE_RUN // SAMPLE_STEP))
+            search.take_sample(sampled[position])
             self._searches[cutting] = search
 
     def feed(self, loaded: Loaded) -> Callable[[], None]:
@@ -50,27 +56,29 @@ class Selection:
 
         read: for pieces that have to be looked at again, which is rare.
         """
-        list(self._pool.map(self._settle, self._searches.values()))
+        list(self._pool.map(self._settle, self._searches, self._searches.values()))
         cuts = {}
         for cutting, search in self._searches.items():
-            turn = Pass("select", tuple(sorted((self._base, cutting.position))), ())
+            what = Pass("changes", tuple(sorted((self._base, cutting.position))))
             while search.cut is None:
                 for number in search.wanted(len(self._pieces)):
                     with self._key.precision():
-                        self._look(read(turn, number), {cutting: search})()
-                self._settle(search)
+                        self._look(read(what, number), {cutting: search})()
+                self._settle(cutting, search)
             cuts[cutting] = search.cut
         return cuts
 
-    def _settle(self, search: Search) -> None:
+    def _settle(self, cutting: Cutting, search: Search) -> None:
         with self._key.precision():
-            search.settle(self._bits_of)
+            search.settle(partial(self._bits_of, cutting.position))
 
     def _look(self, loaded: Loaded, searches: dict[Cutting, Search]) -> Callable[[], None]:
         low = np.asarray([search.low for search in searches.values()], self._key.word)
         high = np.asarray([search.high for search in searches.values()], self._key.word)
-        inputs = loaded.windows(self._base, *(cutting.position for cutting in searches))
-        places = bracket_kernel(self._key.compute)(*inputs, low, high)
+        positions = [cutting.position for cutting in searches]
+        factors = np.asarray([self._factors[position] for position in positions])
+        inputs = loaded.windows(self._base, *positions)
+        places = bracket_kernel()(*inputs, factors, low, high)
         start, _ = loaded.work.pieces[loaded.number]
 
         def tell(number: int, cutting: Cutting) -> None:
@@ -88,9 +96,9 @@ class Selection:
 
         return finish
 
-    def _bits_of(self, base: np.ndarray, model: np.ndarray) -> np.ndarray:
-        """Bits of the magnitudes of the changes of a few elements, by the program that all pieces go through."""
-        kernel = magnitude_kernel(self._key.compute)
+    def _bits_of(self, position: int, base: np.ndarray, model: np.ndarray) -> np.ndarray:
+        """Bits of the magnitudes of the changes of a few elements, by the arithmetic that all pieces go through."""
+        kernel, factor = magnitude_kernel(), self._factors[position]
         bits = np.empty(base.size, self._key.word)
         for start in range(0, base.size, FEW):
             part = slice(start, start + FEW)
@@ -98,5 +106,5 @@ class Selection:
             for values in (base[part], model[part]):
                 padded.append(aligned_buffer(FEW * values.itemsize).view(values.dtype))
                 padded[-1][: values.size] = values
-            bits[part] = np.asarray(kernel(*padded))[: bits[part].size]
+            bits[part] = np.asarray(kernel(*padded, factor))[: bits[part].size]
         return bits

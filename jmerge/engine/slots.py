@@ -9,7 +9,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import Pass, Work
+from jmerge.engine.schedule import Turn, Work
 
 
 class View(NamedTuple):
@@ -26,23 +26,31 @@ class Slot:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.buffers = [aligned_buffer(size) for size in sizes]
         self.views: dict[int, View] = {}  # by position of the input
-        self.samples: dict[
-            int, np.ndarray
-        ] = {}  # values of the inputs of a selection, with its first piece
+        # values of the inputs whose changes are selected, [runs, elements], with the first piece
+        self.samples: dict[int, np.ndarray] = {}
 
 
 class Loaded(NamedTuple):
     """A piece of the inputs of a step, in memory."""
 
-    work: Work
-    turn: Pass
+    turn: Turn
     number: int  # of the piece
     slot: Slot
+
+    @property
+    def work(self) -> Work:
+        """What the piece is of."""
+        return self.turn.work
 
     @property
     def last(self) -> bool:
         """Whether it is the last piece of the tensor."""
         return self.number == len(self.work.pieces) - 1
+
+    @property
+    def closes(self) -> bool:
+        """Whether it is the last piece of all that the pass is over."""
+        return self.last and self.turn.closes
 
     @property
     def elements(self) -> int:

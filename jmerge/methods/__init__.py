@@ -5,10 +5,16 @@ point group `jmerge.methods`.
 """
 
 from jmerge.methods import (  # noqa: F401  (each registers itself)
+    arcee_fusion,
     breadcrumbs,
+    cabs,
+    consensus,
     dare,
+    della,
+    emr,
     karcher,
     linear,
+    localize_stitch,
     magmax,
     model_stock,
     multislerp,
@@ -16,7 +22,9 @@ from jmerge.methods import (  # noqa: F401  (each registers itself)
     negmerge,
     nuslerp,
     passthrough,
+    pcb,
     ram,
+    sce,
     slerp,
     task_arithmetic,
     ties,
@@ -30,7 +38,8 @@ from jmerge.methods.spec import (
     merge_method,
     register_installed,
 )
+from jmerge.methods.wrap import find_method
 
 register_installed()
 
-__all__ = ["REGISTRY", "Method", "PerModel", "Shared", "Switch", "merge_method"]
+__all__ = ["REGISTRY", "Method", "PerModel", "Shared", "Switch", "find_method", "merge_method"]

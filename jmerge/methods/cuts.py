@@ -39,10 +39,10 @@ def kept_count(density: float, size: int) -> int:
     return size if density >= 1 else max(1, int(density * size))
 
 
-def make_cut(bounds: Sequence[int], last: Sequence[int], dtype: np.dtype[Any]) -> Cut:
-    """The cut of tensors of `dtype` from the bits of a bound and a last position for each model."""
+def make_cut(bounds: Sequence[int], last: Sequence[int], word: np.dtype[Any]) -> Cut:
+    """The cut of keys of an unsigned dtype from a bound and a last position for each."""
     return Cut(
-        np.asarray(bounds, _word(dtype)),
+        np.asarray(bounds, word),
         np.asarray([position >> 32 for position in last], np.uint32),
         np.asarray([position & 0xFFFFFFFF for position in last], np.uint32),
     )
@@ -64,10 +64,10 @@ def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[int, int]:
     return int(bound), int(ties[bits.size - place - above - 1])
 
 
-def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
-    """The cut that keeps the counts (uint32 [models]) largest of magnitude [models, elements], ties by position."""
-    bits = _bits(magnitude)
-    size, top = bits.shape[1], 8 * bits.dtype.itemsize - 2
+def cut_by_counting(bits: jax.Array, counts: jax.Array) -> Cut:
+    """The cut that keeps the counts (uint32 [models]) largest of bits [models, elements], ties by position."""
+    size, top = bits.shape[1], 8 * bits.dtype.itemsize - 1
+    counts = jnp.minimum(counts, size)
 
     def number(chosen: jax.Array) -> jax.Array:
         return jnp.sum(chosen, axis=1, dtype=jnp.uint32)
@@ -80,10 +80,8 @@ def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
     wanted = counts - number(bits > bound[:, None])
     ties = jnp.cumsum(bits == bound[:, None], axis=1, dtype=jnp.uint32)
     last = jnp.sum(ties < wanted[:, None], axis=1, dtype=jnp.uint32)
-    everything, nothing = counts >= size, counts == 0
-    bound = jnp.where(everything, jnp.zeros_like(bound), bound)
-    bound = jnp.where(nothing, ~jnp.zeros_like(bound), bound)
-    return Cut(bound, jnp.zeros_like(last), jnp.where(everything, jnp.uint32(size), last))
+    bound = jnp.where(counts == 0, ~jnp.zeros_like(bound), bound)
+    return Cut(bound, jnp.zeros_like(last), last)
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
@@ -96,18 +94,50 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
 
 def cut_largest(delta: jax.Array, counts: Sequence[int]) -> Cut:
     """The cut that keeps so many of each of delta [models, *shape], the largest first."""
-    flat = jnp.abs(delta).reshape(delta.shape[0], -1)
+    flat = magnitude_keys(delta).reshape(delta.shape[0], -1)
     return cut_by_counting(flat, jnp.asarray(np.asarray(counts, np.uint32)))
+
+
+def cut_terms(terms: Sequence[jax.Array], counts: Sequence[Sequence[Any]]) -> Cut:
+    """The cut [cuts] that keeps so many of each of some keys (unsigned [*shape]), the largest first."""
+    repeated = [keys.reshape(-1) for keys, row in zip(terms, counts, strict=True) for _ in row]
+    wanted = [jnp.asarray(count, jnp.uint32) for row in counts for count in row]
+    return cut_by_counting(jnp.stack(repeated), jnp.stack(wanted))
+
+
+def magnitude_keys(values: jax.Array) -> jax.Array:
+    """Unsigned integers [*shape] in the order of the magnitudes of values."""
+    return _bits(jnp.abs(values))
+
+
+def ordered_keys(values: jax.Array) -> jax.Array:
+    """Unsigned integers [*shape] in the order of values, which may be negative; -0 and 0 are equal."""
+    bits = _bits(jnp.where(values == 0, 0, values))
+    top = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
+    return jnp.where(bits >= top, ~bits, bits | top)
+
+
+def ordered_values(keys: jax.Array) -> jax.Array:
+    """The values that `ordered_keys` stand for."""
+    top = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
+    bits = jnp.where(keys >= top, keys ^ top, ~keys)
+    return jax.lax.bitcast_convert_type(bits, np.dtype(f"f{keys.dtype.itemsize}"))
 
 
 def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:
     """Whether each element of delta [models, *shape] is kept; `start` as in `flat_positions`."""
     kept = []
     for i in range(delta.shape[0]):
-        bits = _bits(jnp.abs(delta[i]))
-        early = positions_upto(delta.shape[1:], start, cut.last_high[i], cut.last_low[i])
-        kept.append(bits + early.astype(bits.dtype) > cut.bound[i])
+        own = Cut(cut.bound[i], cut.last_high[i], cut.last_low[i])
+        kept.append(is_kept_key(magnitude_keys(delta[i]), own, start))
     return jnp.stack(kept)
+
+
+def is_kept_key(keys: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:
+    """Whether each of keys [*shape] is kept by one cut (scalars)."""
+    early = positions_upto(keys.shape, start, cut.last_high, cut.last_low)
+    kept: jax.Array = keys + early.astype(keys.dtype) > cut.bound
+    return kept
 
 
 def _word(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
-from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.spec import Shared, Sums, merge_method
 
 LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in particular
 
@@ -28,7 +28,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "karcher",
     takes="models",
     models=(1, None),
-    sums=gram_terms,
+    statistics=(Sums(gram_terms),),
     check=_check,
     title="Karcher Mean",
     summary=(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of
 from jmerge.methods.reduce import along
-from jmerge.methods.spec import Switch, merge_method
+from jmerge.methods.spec import Sums, Switch, merge_method
 
 NO_LENGTH = 1e-6  # a product of two lengths is at least this: MergeKit's bound
 NO_SHARE = 1e-6  # 1 + (N - 1) cosine nearer to zero than this: the changes cancel
@@ -29,8 +29,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     takes="delta",
     base="needed",
     models=(2, None),
-    sums=gram_terms,
-    sums_when=lambda numbers: not numbers["filter_wise"],
+    statistics=(Sums(gram_terms, when=lambda numbers: not numbers["filter_wise"]),),
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",
     summary=(

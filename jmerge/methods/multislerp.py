@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import cancel, sum_models, weighted_sum
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
-from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
+from jmerge.methods.spec import PerModel, Shared, Sums, Switch, merge_method
 
 # Of the squared length that the mean direction could have, what rounding leaves where directions cancel.
 NO_DIRECTION = 1e-6
@@ -31,7 +31,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="delta",
     base="optional",
     models=(1, None),
-    sums=gram_terms,
+    statistics=(Sums(gram_terms),),
     check=_check,
     carries_nan=True,
     title="Multi-SLERP",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jmerge.methods.arc import arc_factors
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, root
 from jmerge.methods.reduce import along
-from jmerge.methods.spec import PerModel, Switch, Unit, merge_method
+from jmerge.methods.spec import PerModel, Sums, Switch, Unit, merge_method
 
 NO_WEIGHT = 1e-6  # a sum of weights nearer to zero than this: half of each
 NO_LENGTH = 1e-7  # lengths are at least this
@@ -34,8 +34,7 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     takes="delta",
     base="optional",
     models=(2, 2),
-    sums=gram_terms,
-    sums_when=lambda numbers: numbers["nuslerp_flatten"],
+    statistics=(Sums(gram_terms, when=lambda numbers: numbers["nuslerp_flatten"]),),
     unit=_unit,
     title="NuSLERP",
     summary=(
@@ -92,4 +91,5 @@ def nuslerp(
     some = jnp.abs(total) >= NO_WEIGHT
     t = jnp.where(some, weight[1] / jnp.where(some, total, 1), 0.5)
     start, end = arc_factors(t, angle, sine, arc)
-    return start * one + end * two
+    between: jax.Array = start * one + end * two
+    return between

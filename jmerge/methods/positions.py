@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def flat_positions(shape: tuple[int, ...], start: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -23,7 +24,10 @@ def flat_positions(shape: tuple[int, ...], start: jax.Array | None) -> tuple[jax
 
 
 def positions_upto(
-    shape: tuple[int, ...], start: jax.Array | None, last_high: jax.Array, last_low: jax.Array
+    shape: tuple[int, ...],
+    start: jax.Array | None,
+    last_high: jax.Array | np.ndarray,
+    last_low: jax.Array | np.ndarray,
 ) -> jax.Array:
     """Whether the position of every element of a piece is at most `last` (two words): bool [*shape].
 

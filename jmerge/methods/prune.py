@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,16 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sign_consensus
 from jmerge.methods.reduce import total
-from jmerge.methods.spec import Function, Parameter, PerModel, Shared, Switch, merge_method
+from jmerge.methods.spec import (
+    Function,
+    Parameter,
+    PerModel,
+    Shared,
+    Statistic,
+    Sums,
+    Switch,
+    merge_method,
+)
 from jmerge.methods.task_arithmetic import task_arithmetic
 
 NO_NORM = 1e-7  # an L1 norm below this is not restored: MergeKit's bound
@@ -60,8 +69,9 @@ def merge_kept(
 def pruning_method(
     name: str,
     *,
-    sums: Callable[..., tuple[jax.Array, ...]],
+    sums: Callable[..., Sequence[jax.Array]],
     rescale: bool,
+    before: Sequence[Statistic] = (),
     weight: Parameter = PerModel(doc="factor of the model's change"),  # noqa: B008  (frozen)
     normalize: Parameter = Switch(  # noqa: B008
         False, doc="divide by the sum of the weights (of those that agree)"
@@ -71,15 +81,14 @@ def pruning_method(
     """`merge_method` for a method that ends with `merge_kept`.
 
     sums: the terms of the norms that rescaling restores, see `norm_terms`; rescale, normalize: by default;
-    rest: its texts and its own parameters.
+    before: statistics that it needs first; rest: its texts and its own parameters.
     """
     return merge_method(
         name,
         takes="delta",
         base="needed",
         models=(0, None),
-        sums=sums,
-        sums_when=lambda numbers: numbers["rescale"],
+        statistics=(*before, Sums(sums, when=lambda numbers: numbers["rescale"])),
         no_effect=("int8_mask",),
         weight=weight,
         **rest,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.reduce import total
-from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.spec import Shared, Sums, merge_method
 
 EPSILON = Shared(1e-5, low=0.0, doc="a change up to this size does not count as one")
 
@@ -58,7 +58,7 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     takes="delta",
     base="needed",
     models=(0, None),
-    sums=ramplus_sums,
+    statistics=(Sums(ramplus_sums),),
     title="Reinforced Agent Merging Plus",
     summary=(
         "As ram, but what a model changed alone is enlarged the more of its other changes it shares. "

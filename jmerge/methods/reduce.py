@@ -38,6 +38,11 @@ def add_blocks(pairs: jax.Array) -> jax.Array:
     return totals[..., 0] + totals[..., 1]
 
 
+def block_tree(pairs: jax.Array) -> jax.Array:
+    """The sum of pairs [sums, blocks, 2], blocks a power of two, as one pair: [sums, 1, 2]."""
+    return _halve(pairs[..., 0], pairs[..., 1])[:, None]
+
+
 def padded_blocks(blocks: int) -> int:
     """The power of two to which a number of blocks is padded."""
     return 1 << (max(blocks, 1) - 1).bit_length()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.arc import arc_factors
 from jmerge.methods.reduce import total
-from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.spec import Shared, Sums, merge_method
 
 COLINEAR = 0.9995  # |cosine| above which the arc is a line: MergeKit's bound, recipes depend on it
 NO_LENGTH = 1e-8  # a norm up to this one is taken as 1: there is no direction to turn
@@ -28,7 +28,7 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     takes="base, models",
     base="needed",
     models=(1, 1),
-    sums=slerp_sums,
+    statistics=(Sums(slerp_sums),),
     carries_nan=True,
     title="SLERP",
     summary=(

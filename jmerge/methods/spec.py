@@ -1,35 +1,44 @@
 """How a merge method declares itself; one declaration serves recipe checks, defaults, documentation and test laws.
 
 A method is a pure function of float32 arrays. Its first arguments say what it takes, its keyword-only arguments
-are its parameters. It works elementwise, except through statistics of the whole tensor, of which there are two:
+are its parameters. It works elementwise, except through statistics of the whole tensor, of which there are two kinds:
 
-- a `Density` becomes a cut, the bound above which elements are kept (`methods.cuts`);
-- `sums`, a function called like the method, gives terms elementwise; their totals over the tensor
-  (`methods.reduce`) are handed to the method as the keyword `sums`.
+- `Sums` are totals (`methods.reduce`) of terms that a function called like the method gives elementwise;
+- `Cuts` are bounds above which elements are kept (`methods.cuts`), of keys that such a function gives. A `Density` is
+  a parameter that becomes the cut of each model's largest changes.
 
-With them it can be applied to any piece of a tensor alone. Called by hand on whole arrays it finds them itself.
-Two more keywords are filled in when the method has them: `start`, the position of a piece in its tensor, and `keys`,
-a key for each model's random numbers.
+They are handed to the method as keywords, in the order declared, so that each may use those before it. With them the
+method can be applied to any piece of a tensor alone. Called by hand on whole arrays it finds them itself. Those of
+the scope "model" are taken over all tensors that are merged.
+More keywords are filled in when the method has them: `start`, the position of a piece in its tensor (for cuts of the
+scope "model": in all tensors one after the other), `size`, the tensor's elements, and `keys`, a key for each model's
+random numbers.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import jax
+
 from jmerge.errors import PlanError
+from jmerge.methods.cuts import magnitude_keys
 from jmerge.recipe.settings import Kind
 
 Takes = Literal["models", "delta", "base, models"]
 Base = Literal["needed", "optional", "input"]
-Unit = Literal["element", "last", "whole"]
+Unit = Literal["element", "last", "slab", "whole"]
+Scope = Literal["tensor", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Numbers = Mapping[str, Any]  # resolved parameters by name in recipes
 
-RESERVED = ("sums", "start", "keys")  # keywords that are not parameters
+Counts = Callable[[Numbers, int, Mapping[str, Any]], Sequence[Sequence[int]]]
+
+RESERVED = ("start", "keys", "size")  # keywords that are neither parameters nor statistics
 
 
 class Required:
@@ -54,6 +63,13 @@ class Parameter:
     high: float | None = None
     # It becomes a cut: how many of a tensor's elements (its size) the model's own numbers keep, the largest first.
     count: Callable[[Mapping[str, float], int], int] | None = None
+    even: bool = (
+        False  # it must be the same for all tensors: statistics of the whole model follow from it
+    )
+    planned: bool = False  # the planner sets it, recipes cannot
+    # The function needs its value, never a traced number: counts follow from it. Where statistics say what follows,
+    # it is not handed over.
+    concrete: bool = False
     doc: str = ""
 
 
@@ -82,6 +98,45 @@ def Switch(default: bool, **rest: Any) -> Parameter:  # noqa: N802
     return Parameter(default=default, kind="bool", per_model=False, **rest)
 
 
+def Whole(default: int, **rest: Any) -> Parameter:  # noqa: N802
+    """A whole number for the tensor, which shapes depend on; static: the function gets a Python int."""
+    return Parameter(default=default, kind="int", per_model=False, **rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """What a method knows of a whole tensor, or of the whole model, before it makes any element of its result."""
+
+    # changes: the cuts of all densities together; ranks: of a piece's rows, see `methods.ranks`
+    kind: Literal["changes", "sums", "cuts", "ranks"]
+    keyword: str = ""  # of the method and of later statistics
+    # Called like the method, with the statistics before it: terms to be summed, [*shape] or for a method that keeps
+    # rows or slabs together one number for each; or keys to be cut, unsigned integers ordered like what they stand for.
+    terms: Callable[..., Sequence[Any]] | None = None
+    # For cuts: the numbers, elements of the scope and statistics so far -> how many to keep, for each term a list.
+    counts: Counts | None = None
+    when: Callable[[Numbers], bool] = lambda numbers: (
+        True
+    )  # whether it is needed with these numbers
+    scope: Scope = "tensor"
+
+
+def Sums(terms: Callable[..., Sequence[Any]], keyword: str = "sums", **rest: Any) -> Statistic:  # noqa: N802
+    """Totals of terms: an array [terms]."""
+    return Statistic(kind="sums", keyword=keyword, terms=terms, **rest)
+
+
+def Cuts(  # noqa: N802
+    terms: Callable[..., Sequence[Any]],
+    keyword: str,
+    *,
+    counts: Counts,
+    **rest: Any,
+) -> Statistic:
+    """A `Cut` [cuts] that keeps so many of some keys, the largest first; those of the first term come first."""
+    return Statistic(kind="cuts", keyword=keyword, terms=terms, counts=counts, **rest)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A registered merge method."""
@@ -97,12 +152,15 @@ class Method:
     parameters: Mapping[str, Parameter]  # by name in recipes
     keywords: Mapping[str, str]  # name in recipes -> keyword of the function
     reserved: frozenset[str]  # which of RESERVED it takes
-    sums: Callable[..., Any] | None  # called like the function -> terms [*shape] to be summed
-    sums_when: Callable[[Numbers], bool]  # whether it needs sums with these numbers
-    # What has to stay together when a tensor is cut: nothing, vectors along the last axis, or the whole tensor. The
-    # arrays of a piece are flat, [rows, last axis], or of the tensor's shape.
+    statistics: tuple[Statistic, ...]  # in the order in which they are found
+    # What has to stay together when a tensor is cut: nothing, vectors along the last axis, all but the first axis (of
+    # a vector all of it), or the whole tensor. The arrays of a piece are flat, [rows, last axis], [slabs, *other axes]
+    # or of the tensor's shape.
     unit: Callable[[Numbers], Unit]
     check: Callable[[Numbers], str | None]  # what is wrong with the numbers
+    advice: Callable[
+        [Numbers, int], str | None
+    ]  # what to warn of with these numbers and so many models
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
     copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
@@ -111,10 +169,25 @@ class Method:
     formula: str
     when: str  # to use it
     paper: str  # link; empty when there is none
+    per_model_output: bool = (
+        False  # it makes a checkpoint for each model; the number `task` says for which
+    )
+    # By what changes are multiplied before anything else, from the statistics found; see `methods.wrap`.
+    factors: Callable[[Mapping[str, Any]], Any] = lambda found: None
 
-    def needs_sums(self, numbers: Numbers) -> bool:
-        """Whether it needs sums over the tensor with these numbers."""
-        return self.sums is not None and self.sums_when(numbers)
+    def needed(self, numbers: Numbers) -> tuple[Statistic, ...]:
+        """The statistics that it needs with these numbers."""
+        return tuple(each for each in self.statistics if each.when(numbers))
+
+    @property
+    def of_model(self) -> bool:
+        """Whether it looks at whole models before it merges any tensor."""
+        return any(each.scope == "model" for each in self.statistics)
+
+    @property
+    def counts_through(self) -> bool:
+        """Whether positions are counted through all tensors, not in each anew."""
+        return any(each.scope == "model" and each.kind == "cuts" for each in self.statistics)
 
     def counts_kept(self, numbers: Numbers, size: int) -> dict[str, tuple[int, ...]]:
         """For each parameter that becomes a cut, how many elements of each model it keeps."""
@@ -126,6 +199,11 @@ class Method:
                 owns = [{key: numbers[key][i] for key in own_names} for i in models]
                 found[name] = tuple(declared.count(own, size) for own in owns)
         return found
+
+    @property
+    def settable(self) -> dict[str, Parameter]:
+        """The parameters that recipes may set."""
+        return {name: each for name, each in self.parameters.items() if not each.planned}
 
     def counts_text(self) -> str:
         """How many models it merges, in words."""
@@ -144,12 +222,14 @@ def merge_method(
     takes: Takes,
     base: Base = "input",
     models: tuple[int, int | None] = (1, None),
-    sums: Callable[..., Any] | None = None,
-    sums_when: Callable[[Numbers], bool] = lambda numbers: True,
+    statistics: Sequence[Statistic] = (),
+    density_scope: Scope = "tensor",
     unit: Callable[[Numbers], Unit] = lambda numbers: "element",
     check: Callable[[Numbers], str | None] = lambda numbers: None,
+    advice: Callable[[Numbers, int], str | None] = lambda numbers, models: None,
     no_effect: tuple[str, ...] = (),
     carries_nan: bool = False,
+    per_model_output: bool = False,
     copies: Callable[[Numbers], bool] = lambda numbers: False,
     title: str = "",
     summary: str = "",
@@ -161,6 +241,7 @@ def merge_method(
     """Register the decorated function as the method `name` and give it back unchanged.
 
     The arguments are the fields of `Method`; `models` are its counts, and what is left are its parameters.
+    density_scope: what the shares of its `Density` parameters are shares of.
 
     Raises:
       ValueError: the name is taken, or the declared parameters are not the function's keyword-only arguments.
@@ -173,11 +254,14 @@ def merge_method(
         arguments = inspect.signature(function).parameters.values()
         keywords = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY}
         reserved = keywords & set(RESERVED)
-        if keywords - reserved != set(parameters) or ("sums" in reserved) != (sums is not None):
-            expected = sorted([*parameters, *(["sums"] if sums else [])])
+        expected = [*parameters, *(each.keyword for each in statistics)]
+        if sorted(keywords - reserved) != sorted(expected):
             raise ValueError(
-                f"{name}: declared {expected}, but the function's keyword-only arguments are {sorted(keywords)}"
+                f"{name}: declared {sorted(expected)}, but the function's keyword-only arguments are {sorted(keywords)}"
             )
+        found = tuple(statistics)
+        if any(declared.count for declared in parameters.values()):
+            found = (*_cuts_of_changes(parameters, density_scope), *found)
         REGISTRY[name] = Method(
             name=name,
             function=function,
@@ -187,12 +271,13 @@ def merge_method(
             parameters={declared.yaml or key: declared for key, declared in parameters.items()},
             keywords={declared.yaml or key: key for key, declared in parameters.items()},
             reserved=frozenset(reserved),
-            sums=sums,
-            sums_when=sums_when,
+            statistics=found,
             unit=unit,
             check=check,
+            advice=advice,
             no_effect=no_effect,
             carries_nan=carries_nan,
+            per_model_output=per_model_output,
             copies=copies,
             title=title or name,
             summary=summary,
@@ -203,6 +288,30 @@ def merge_method(
         return function
 
     return register
+
+
+def _cuts_of_changes(parameters: Mapping[str, Parameter], scope: Scope) -> list[Statistic]:
+    """The statistics that give the cuts of densities."""
+    if scope == "tensor":
+        return [Statistic(kind="changes")]
+
+    def counts(name: str, count: Callable[[Mapping[str, float], int], int]) -> Any:
+        return lambda numbers, size, found: [[count({name: own}, size)] for own in numbers[name]]
+
+    return [
+        Cuts(
+            _magnitudes,
+            keyword=keyword,
+            counts=counts(declared.yaml or keyword, declared.count),
+            scope="model",
+        )
+        for keyword, declared in parameters.items()
+        if declared.count is not None
+    ]
+
+
+def _magnitudes(delta: jax.Array, **_: Any) -> Sequence[jax.Array]:
+    return [magnitude_keys(delta[i]) for i in range(delta.shape[0])]
 
 
 def register_installed() -> None:

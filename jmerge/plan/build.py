@@ -11,9 +11,11 @@ from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import PlanError, raise_all
 from jmerge.methods.random import make_key
-from jmerge.methods.spec import REGISTRY, Method
+from jmerge.methods.spec import Method
+from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
+from jmerge.plan.findings import Findings
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.notes import Notes
@@ -22,14 +24,13 @@ from jmerge.plan.presence import judge
 from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.steps import COPY, InputFile, InputModel, Plan, Read, Step, Unused
 from jmerge.plan.views import View, build_views
+from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
-from jmerge.recipe.yamltree import Path
 from jmerge.version import VERSION
 
-Found = list[
-    tuple[int, Read]
-]  # the sources that have a tensor: position in the slice, where it lies
+# The sources that have a tensor: position in the slice, where it lies.
+Found = list[tuple[int, Read]]
 
 
 def build_plan(
@@ -60,9 +61,8 @@ def build_plan(
     layouts = {ref: layouts[ref] for ref in checkpoints}  # the donor first
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
-    return _Builder(
-        recipe, REGISTRY[recipe.method], checkpoints, layouts, tied, notes, seed
-    ).build()
+    method = find_method(recipe.wrapped_method)
+    return _Builder(recipe, method, checkpoints, layouts, tied, notes, seed).build()
 
 
 def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Layout]:
@@ -109,26 +109,29 @@ class _Builder:
         self._check_models()
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
+        self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
+            "task": 0.0
+        }
         self.steps: dict[str, Step] = {}
-        self.mismatched: dict[ModelRef, dict[str, str]] = {}  # who -> tensor -> its shapes
-        self.partial: dict[tuple[str, str], list[str]] = {}  # (who lacks, what follows) -> tensors
-        self.refused: dict[tuple[str, str, Path], list[str]] = {}  # and where it stands -> tensors
+        self.findings = Findings(notes, self.views)
 
     def build(self) -> Plan:
+        check_slices(self.recipe, self.method, self.notes)
         raise_all(PlanError, self.notes.faults, self.notes.warnings)
         for target in self.places.targets():
             self._make(target)
         self._copy_other_modules()
-        self._note_mismatches()
-        self._note_refused()
+        self.findings.tell_faults()
         self.notes.faults += self.resolver.faults()
+        self.notes.warnings += self.resolver.warnings()
+        grouped = group(self.steps.values(), self.method, self.notes)
         unused = self._account()
         raise_all(PlanError, self.notes.faults, self.notes.warnings)
         if not self.steps:
             raise PlanError(self.recipe.fault("makes no tensor at all", ()))
         config, changes = self._new_config()
         tied = self.heads.written_with_table(self.steps, self.notes)
-        self._note_partial()
+        self.findings.tell_warnings()
         warnings = sorted(self.notes.warnings, key=lambda warning: (warning.file, warning.line))
         return Plan(
             version=VERSION,
@@ -136,7 +139,7 @@ class _Builder:
             method=self.method.name,
             seed=self.seed,
             models=tuple(_input_model(view) for view in self.views.values()),
-            steps=tuple(self.steps.values()),
+            steps=tuple(for_each_model(grouped, self.method, self.recipe.first_slice)),
             unused=unused,
             config=config,
             changes=tuple(changes),
@@ -215,15 +218,15 @@ class _Builder:
             absent = ", ".join(
                 dict.fromkeys(str(s.ref) for i, s in enumerate(sources) if i not in present)
             )
-            verdict = judge(self.method, base in present, len(models))
+            without = len(sources) - (base is not None) - len(models)
+            verdict = judge(self.method, base in present, len(models), without)
             if verdict.action == "refuse":
                 lacking = next(source for i, source in enumerate(sources) if i not in present)
-                refused = (absent, verdict.reason, lacking.model_path)
-                self.refused.setdefault(refused, []).append(target.name)
+                self.findings.refused(target.name, absent, verdict.reason, lacking.model_path)
                 return
             note = verdict.reason or f"not in {absent}"
             copied = found[0][1] if verdict.action == "copy" else None
-            self.partial.setdefault((absent, verdict.reason), []).append(target.name)
+            self.findings.partial(target.name, absent, verdict.reason)
         elif not models:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
@@ -251,7 +254,8 @@ class _Builder:
             Input(place.out_slice.sources[i], self._filtered_name(target, read))
             for i, read in models
         ]
-        return self.resolver.numbers(place.module, place.out_slice, target.name, inputs, place.t)
+        given = {**self.given, "lines.depth": target.depth}
+        return self.resolver.numbers(place, target.name, inputs, given)
 
     def _keys(
         self, name: str, models: Sequence[int], base: int | None
@@ -349,32 +353,8 @@ class _Builder:
                 same = False
                 shapes = f"{list(read.spec.shape)} in {sources[i].ref}"
                 shapes += f" and {list(wanted.spec.shape)} in {sources[at].ref}"
-                self.mismatched.setdefault(sources[i].ref, {})[target.name] = shapes
+                self.findings.mismatch(target.name, sources[i].ref, shapes)
         return same
-
-    def _note_mismatches(self) -> None:
-        tables = {
-            name
-            for view in self.views.values()
-            for names in (view.layout.embeddings, view.layout.heads, view.layout.vocab_biases)
-            for name in names
-        }
-        for ref, shapes in self.mismatched.items():
-            name, text = next(iter(shapes.items()))
-            more = f" ({len(shapes)} tensors differ)" if len(shapes) > 1 else ""
-            hint = "models of different sizes cannot be merged"
-            if set(shapes) <= tables:
-                hint = "the vocabularies differ; merge models with the same vocabulary"
-            self.notes.fault(f"{name} is {text}{more}: {hint}", self.recipe.first_path(ref))
-
-    def _note_refused(self) -> None:
-        for (absent, reason, path), names in self.refused.items():
-            self.notes.fault(f"{_and_more(names)}: not in {absent}; {reason}", path)
-
-    def _note_partial(self) -> None:
-        for (absent, reason), names in self.partial.items():
-            then = reason or "merged from the others"
-            self.notes.warn(f"{_and_more(names)}: not in {absent}; {then}", ())
 
     def _account(self) -> tuple[Unused, ...]:
         """What no step reads, with reasons; a tensor without one is a fault, unless its step was refused."""
@@ -400,11 +380,6 @@ class _Builder:
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
         return config, changes + new
-
-
-def _and_more(names: Sequence[str]) -> str:
-    """The first name, and how many others there are."""
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _read(view: View, name: str) -> Read:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jmerge.methods.spec import REGISTRY, Method
+from jmerge.methods.wrap import can_wrap
 from jmerge.names import did_you_mean, nearest
 from jmerge.plan.notes import Notes
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
@@ -41,6 +42,10 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
         notes.fault(f"'{recipe.method}' is not a merge method{hint}", ("merge_method",))
         return
+    if recipe.wrapped_method != recipe.method and not can_wrap(method):
+        usable = [name for name, other in sorted(REGISTRY.items()) if can_wrap(other)]
+        message = f"'{method.name}' does not merge changes from a base, so it cannot be wrapped"
+        notes.fault(f"{message}; those that do: {', '.join(usable)}", ("wrap",))
     for scope in _scopes(recipe, method):
         _check_names(method, scope, notes)
     for _, out_slice in recipe.slices():
@@ -69,11 +74,11 @@ def _scopes(recipe: Recipe, method: Method) -> Iterator[Scope]:
 
 
 def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
-    known = [*KNOWN, *(name for other in REGISTRY.values() for name in other.parameters)]
+    known = [*KNOWN, *(name for other in REGISTRY.values() for name in other.settable)]
     for name in scope.parameters:
         path = (*scope.path, "parameters", name)
         declared = method.parameters.get(name)
-        if declared is not None:
+        if declared is not None and not declared.planned:
             if scope.of_model and not declared.per_model:
                 owner = "slice" if "slices" in scope.path else "recipe"
                 message = f"has no effect here: '{name}' is one number for all models"
@@ -83,8 +88,8 @@ def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
         elif name in method.no_effect or name in known:
             notes.warn(f"has no effect with '{method.name}'", path)
         else:
-            best = nearest(name, [*method.parameters, *known])
-            hint = f"; did you mean '{best}'?" if best else did_you_mean(name, method.parameters)
+            best = nearest(name, [*method.settable, *known])
+            hint = f"; did you mean '{best}'?" if best else did_you_mean(name, method.settable)
             notes.fault(f"not a parameter of '{method.name}'{hint}", path)
 
 

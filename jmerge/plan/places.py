@@ -30,6 +30,7 @@ class Target(NamedTuple):
     name: str
     template: Template
     place: Place
+    depth: float  # in the output's stack of blocks: 0 for the first and for loose tensors, 1 for the last
 
 
 class Places:
@@ -105,7 +106,7 @@ class Places:
         place = Place(module, out_slice, (None,) * len(out_slice.sources), 0.0)
         for template in self.templates:
             if template.stack is None and template.part == part and template.module == name:
-                yield Target(template.name, template, place)
+                yield Target(template.name, template, place, 0.0)
 
     def _layers(self, name: str, module: Module) -> Iterator[Target]:
         main = self.donor.layout.main_stack(name)
@@ -117,8 +118,9 @@ class Places:
             places = self._stack_places(module, prefix, ranged)
             templates = [template for template in inside if template.stack == prefix]
             for layer, place in enumerate(places):
+                depth = layer / (len(places) - 1) if len(places) > 1 else 0.0
                 for template in templates:
-                    yield Target(spell(template.name, stack, layer), template, place)
+                    yield Target(spell(template.name, stack, layer), template, place, depth)
             self._check_whole(module, prefix)
             if prefix in self.donor.stacks:
                 self._note_layers(prefix, stack, places)

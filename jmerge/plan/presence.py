@@ -14,8 +14,9 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-def judge(method: Method, has_base: bool, models: int) -> Verdict:
-    """The verdict when `models` of the models have the tensor, and the base has it or not (or there is none).
+def judge(method: Method, has_base: bool, models: int, without: int) -> Verdict:
+    """The verdict when `models` of the models have the tensor and `without` lack it, and the base has it or not (or
+    there is none).
 
     Called only when at least one source has the tensor and at least one lacks it. Methods to which the base is an
     input like any other average over those present; one tensor alone is taken as it is by methods that turn one
@@ -32,4 +33,8 @@ def judge(method: Method, has_base: bool, models: int) -> Verdict:
         return Verdict("refuse", "the base lacks it, so there is nothing to take the change from")
     if models < low:
         return Verdict("refuse", f"{method.counts_text()} must have it")
+    if method.of_model and without:
+        return Verdict(
+            "refuse", f"'{method.name}' looks at whole models, so all of them must have it"
+        )
     return Verdict("run")

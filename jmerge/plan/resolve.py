@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jmerge.errors import Fault
 from jmerge.methods.spec import Method, Parameter, Required
-from jmerge.recipe.recipe import Module, OutSlice, Parameters, Recipe, Source
+from jmerge.plan.places import Place
+from jmerge.recipe.recipe import Parameters, Recipe, Source
 from jmerge.recipe.settings import Undefined
 from jmerge.recipe.yamltree import Path
 
@@ -27,14 +28,17 @@ class Resolver:
         self.method = method
         self.missing: dict[tuple[Path, str], list[str]] = {}
         self.wrong: dict[tuple[Path, str], None] = {}  # (path, message)
+        self.advised: dict[tuple[Path, str], None] = {}
 
     def numbers(
-        self, module: Module, out_slice: OutSlice, name: str, models: Sequence[Input], t: float
+        self, place: Place, name: str, models: Sequence[Input], given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The parameters for the output tensor `name` made of `models` (without the base), at relative depth t.
+        """The parameters for the output tensor `name` made of `models` (without the base) at its place.
 
         Parameters of one number are looked up in slice, module and recipe; those of each model first in the source.
+        given: values of those that do not stand under `parameters`.
         """
+        module, out_slice, t = place.module, place.out_slice, place.t
         outer = [
             (out_slice.parameters, out_slice.path),
             (module.parameters, module.path),
@@ -42,7 +46,9 @@ class Resolver:
         ]
         numbers: dict[str, Any] = {}
         for key, declared in self.method.parameters.items():
-            if declared.per_model:
+            if key in given:
+                numbers[key] = given[key]
+            elif declared.per_model:
                 values = [
                     self._look_up(
                         key,
@@ -60,6 +66,8 @@ class Resolver:
                 numbers[key] = self._look_up(key, declared, outer, name, t, ("parameters",))
         if not self.missing and not self.wrong and (problem := self.method.check(numbers)):
             self.wrong[(out_slice.sources_path, problem)] = None
+        if advice := self.method.advice(numbers, len(models)):
+            self.advised[(out_slice.sources_path, advice)] = None
         return numbers
 
     def _look_up(
@@ -90,6 +98,10 @@ class Resolver:
             self.missing.setdefault((owner, key), []).append(name)
             return 0.0
         return declared.default
+
+    def warnings(self) -> list[Fault]:
+        """What the method has to say of the numbers."""
+        return [self.recipe.fault(message, path) for path, message in self.advised]
 
     def faults(self) -> list[Fault]:
         """Everything that could not be resolved."""

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jmerge.arch.config import Change
 from jmerge.ckpt.dtypes import TensorSpec
 
@@ -56,11 +58,32 @@ class Step:
     keys: tuple[tuple[int, int], ...] = ()  # of the random numbers of each model
     note: str = ""  # why it is not made as the recipe says for its like
     written: bool = True  # False: only other steps use it
+    group: str = ""  # the steps with which it shares statistics of whole models; empty: none
+    widened: bool = False  # computed in float64 because another step of the group is
+    output: str = (
+        ""  # which of several checkpoints it belongs to; its name begins with that and a slash
+    )
+
+    @property
+    def model_positions(self) -> tuple[int, ...]:
+        """Which of the inputs are not the base."""
+        return tuple(i for i in range(len(self.inputs)) if i != self.base)
 
     @property
     def models(self) -> tuple[Read | Result, ...]:
         """The inputs but for the base."""
-        return tuple(item for i, item in enumerate(self.inputs) if i != self.base)
+        return tuple(self.inputs[i] for i in self.model_positions)
+
+    @property
+    def arithmetic(self) -> np.dtype[Any]:
+        """The dtype in which it is computed: float32, or float64 for tensors that are."""
+        dtypes = (self.spec.dtype, *(item.spec.dtype for item in self.inputs))
+        return np.dtype(np.float64 if self.widened or "F64" in dtypes else np.float32)
+
+    @property
+    def tensor(self) -> str:
+        """The name of what it makes in its checkpoint."""
+        return self.name.removeprefix(f"{self.output}/") if self.output else self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +135,15 @@ class Plan:
     def outputs(self) -> dict[str, TensorSpec]:
         """The tensors that are written, in order."""
         return {step.name: step.spec for step in self.steps if step.written}
+
+    @property
+    def checkpoints(self) -> dict[str, dict[str, TensorSpec]]:
+        """The tensors that are written, in order, by the checkpoint they belong to: one without a name, or several."""
+        found: dict[str, dict[str, TensorSpec]] = {}
+        for step in self.steps:
+            if step.written:
+                found.setdefault(step.output, {})[step.name] = step.spec
+        return found
 
     @property
     def read_bytes(self) -> int:

@@ -14,12 +14,14 @@ from jmerge.names import did_you_mean, nearest
 from jmerge.recipe.recipe import Module, OutSlice, Recipe, Source
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.schema import (
+    LinesEntry,
     ModelEntry,
     ModuleEntry,
     Node,
     RecipeFile,
     SliceEntry,
     SourceEntry,
+    WrapEntry,
 )
 from jmerge.recipe.yamltree import Document, Path, parse_yaml, show_path
 
@@ -160,6 +162,8 @@ def _node_class(path: Path) -> type[Node]:
         "slices": SliceEntry,
         "sources": SourceEntry,
     }
+    if path[:1] == ("wrap",):
+        return LinesEntry if "lines" in path else WrapEntry
     for i in range(len(path) - 1, -1, -1):
         if path[i] in kinds:
             return kinds[str(path[i])]
@@ -213,6 +217,8 @@ def _canonical(
         modules=tuple(modules),
         base=base,
         parameters=parsed.parameters or {},
+        condition=parsed.wrap.condition if parsed.wrap else None,
+        lines=parsed.wrap.lines.model_dump() if parsed.wrap and parsed.wrap.lines else None,
         dtype=parsed.dtype,
         out_dtype=parsed.out_dtype,
         notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),

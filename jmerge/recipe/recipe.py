@@ -65,6 +65,10 @@ class Recipe:
     modules: tuple[Module, ...]
     base: ModelRef | None
     parameters: Parameters
+    condition: str | None  # how changes are scaled before the method, see `methods.wrap`
+    lines: (
+        Mapping[str, float | None] | None
+    )  # alpha and beta, None: by itself; how merged changes grow with depth
     dtype: str | None  # safetensors names
     out_dtype: str | None
     notes: tuple[Path, ...]  # keys that are known and have no effect
@@ -72,6 +76,17 @@ class Recipe:
     def fault(self, message: str, path: Path) -> Fault:
         """A `Fault` about the part of the recipe at `path`."""
         return Fault(message, show_path(path), self.file, self.document.line(path))
+
+    @property
+    def wrapped_method(self) -> str:
+        """The name of the method in its wrappers."""
+        name = f"lines({self.method})" if self.lines is not None else self.method
+        return f"{self.condition}({name})" if self.condition else name
+
+    @property
+    def first_slice(self) -> OutSlice:
+        """The first output slice."""
+        return self.modules[0].slices[0]
 
     def slices(self) -> Iterator[tuple[Module, OutSlice]]:
         """Every output slice with its module, in the order written."""

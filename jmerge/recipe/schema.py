@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from jmerge.ckpt.dtypes import parse_dtype
+from jmerge.names import did_you_mean
 from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
-from jmerge.recipe.settings import Setting, parse_setting
+from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting
 
 
 def _parse_range(value: Any) -> tuple[int, int]:
@@ -97,6 +98,51 @@ class SliceEntry(Node):
     residual_weight: float | None = None
 
 
+def _parse_condition(value: Any) -> str | None:
+    if value in (None, "none"):
+        return None
+    if value not in CONDITIONS:
+        expected = ", ".join(["none", *CONDITIONS])
+        raise ValueError(
+            f"expected one of {expected}; found {value!r}{did_you_mean(str(value), CONDITIONS)}"
+        )
+    return str(value)
+
+
+def _parse_factor(value: Any) -> float | None:
+    if value in (None, "auto"):
+        return None
+    try:
+        return float(convert(value, "float")) if not isinstance(value, bool) else float("x")
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a number or auto, found {value!r}") from None
+
+
+CONDITION_SCHEMA = {
+    "description": "how each model's change is scaled before the method sees it, by norms of whole models",
+    "enum": [None, "none", *CONDITIONS],
+}
+FACTOR_SCHEMA = {"anyOf": [{"type": "number"}, {"enum": [None, "auto"]}]}
+Condition = Annotated[
+    str | None, PlainValidator(_parse_condition), WithJsonSchema(CONDITION_SCHEMA)
+]
+Factor = Annotated[float | None, PlainValidator(_parse_factor), WithJsonSchema(FACTOR_SCHEMA)]
+
+
+class LinesEntry(Node):
+    """LiNeS: the merged change times alpha + beta depth, depth from 0 in the first block to 1 in the last."""
+
+    alpha: Factor = None
+    beta: Factor = None
+
+
+class WrapEntry(Node):
+    """What is done around a method that merges changes from a base."""
+
+    condition: Condition = None
+    lines: LinesEntry | None = None
+
+
 class ModuleEntry(Node):
     """One item of `modules`: a part of a model with several stacks of layers."""
 
@@ -114,6 +160,7 @@ class RecipeFile(Node):
     modules: dict[str, ModuleEntry] | None = None
     base_model: Ref | None = None
     parameters: Parameters | None = None
+    wrap: WrapEntry | None = None
     dtype: Dtype = None
     out_dtype: Dtype = None
     tokenizer_source: Any = None

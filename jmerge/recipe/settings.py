@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from jmerge.names import did_you_mean
 
+# How the changes of models may be scaled before a method sees them, see `methods.wrap`.
+CONDITIONS = ("equalize", "equalize_mean", "metagpt", "inverse_norm")
+
 Scalar = int | float | bool | str
 Kind = Literal["float", "int", "bool"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from jmerge.methods.spec import REGISTRY
+from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import Plan
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -15,7 +15,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 def model_card(plan: Plan, name: str) -> str:
     """The card of the model called `name`; never asks the network what a path might be."""
-    method = REGISTRY[plan.method]
+    method = find_method(plan.method)
     refs = [model.ref for model in plan.models]
     names = [ref.split("@")[0] for ref in refs]
     ids = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]

@@ -57,7 +57,7 @@ def _with_parameters(part: Any) -> Any:
 
 
 def _parameter_names() -> list[str]:
-    return sorted({key for method in REGISTRY.values() for key in method.parameters})
+    return sorted({key for method in REGISTRY.values() for key in method.settable})
 
 
 def _describe(key: str) -> dict[str, Any]:

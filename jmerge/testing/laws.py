@@ -439,7 +439,7 @@ def keyword_arguments(
         assert not isinstance(value, Required), f"{method.name} needs {name!r}"
         if declared.per_model and value is not None and not isinstance(value, tuple):
             value = (value,) * models
-        if declared.kind != "float" or declared.count or value is None:
+        if declared.kind != "float" or declared.count or declared.concrete or value is None:
             static[method.keywords[name]] = value
         else:
             traced[method.keywords[name]] = jnp.asarray(value, dtype)

@@ -389,10 +389,10 @@ def test_a_sync_that_fails_meanwhile_is_not_forgotten(
         failed.set()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("jmerge.ckpt.writer.SYNC_BYTES", 150)  # below what the last write makes
+    monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 150)  # below what the last write makes
     monkeypatch.setattr(os, "fdatasync", lose)
     if moment == "before the last write":
-        monkeypatch.setattr("jmerge.ckpt.writer.SYNC_BYTES", 1)
+        monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 1)
     with pytest.raises(RunError, match=os.strerror(errno.EIO)), folder(tmp_path / "out") as made:
         made.create(FILES)
         for name, data in DATA.items():

@@ -15,7 +15,7 @@ from jmerge.errors import PlanError
 from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
 from jmerge.methods.linear import linear
 from jmerge.methods.slerp import slerp, slerp_sums
-from jmerge.methods.spec import register_installed
+from jmerge.methods.spec import Sums, register_installed
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.testing.close import assert_close
 
@@ -92,9 +92,9 @@ def test_sums_need_a_keyword_and_the_keyword_needs_sums() -> None:
     with pytest.raises(ValueError, match="declared"):
         merge_method("summed", takes="models")(with_sums)
     with pytest.raises(ValueError, match="declared"):
-        merge_method("summed", takes="models", sums=slerp_sums)(without)
-    merge_method("summed", takes="models", sums=slerp_sums)(with_sums)
-    assert REGISTRY["summed"].sums is slerp_sums
+        merge_method("summed", takes="models", statistics=[Sums(slerp_sums)])(without)
+    merge_method("summed", takes="models", statistics=[Sums(slerp_sums)])(with_sums)
+    assert REGISTRY["summed"].statistics[0].terms is slerp_sums
 
 
 def test_a_name_is_given_once() -> None:

@@ -1,0 +1,124 @@
+"""PCB-Merging: weights compete; each change counts as much as it is large in its model and agreed on by the others.
+
+Du et al., "Parameter Competition Balancing for Model Merging", NeurIPS 2024, https://arxiv.org/abs/2410.02396
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.combine import sum_models
+from jmerge.methods.cuts import Cut, cut_terms, magnitude_keys, ordered_keys, ordered_values
+from jmerge.methods.spec import Cuts, PerModel, Shared, merge_method
+
+TAIL = 1e-4  # share of the magnitudes at either end that count as the least and the largest of the rest
+
+
+def span_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
+    """The magnitudes of each model's changes in the form in which they are cut."""
+    return [magnitude_keys(delta[i]) for i in range(delta.shape[0])]
+
+
+def level_keys(delta: jax.Array, *, spans: Cut, **_: Any) -> list[jax.Array]:
+    """The scores of each model's changes in the form in which they are cut."""
+    return [ordered_keys(each) for each in scores(delta, spans)]
+
+
+def scores(delta: jax.Array, spans: Cut) -> list[jax.Array]:
+    """How each change [*shape] competes: e^(models (own size)^2) tanh(its product with the sum of all), over e^models.
+
+    Its own size goes from 0 to 1 between the two bounds of its model in `spans`.
+    """
+    count = delta.shape[0]
+    bounds = jax.lax.bitcast_convert_type(jnp.asarray(spans.bound), delta.dtype).reshape(count, 2)
+    together = sum_models(delta)
+    found = []
+    for i in range(count):
+        low, high = bounds[i]
+        size = spread(jnp.clip(jnp.abs(delta[i]), low, high), low, high)
+        found.append(jnp.exp(count * (size * size - 1)) * jnp.tanh(delta[i] * together))
+    return found
+
+
+def spread(values: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """From 0 at `low` to 1 at `high`; 0 everywhere when they are equal."""
+    some = high > low
+    return jnp.where(some, (values - low) / jnp.where(some, high - low, 1), 0)
+
+
+def span_counts(models: int, size: int) -> list[list[int]]:
+    """How many magnitudes are at least as large as the two ends, for each model."""
+    ends = [size - int(share * (size - 1)) for share in (TAIL, 1 - TAIL)]
+    return [ends] * models
+
+
+def level_counts(models: int, size: int, rho: float) -> list[list[int]]:
+    """How many scores are at least as large as the least that competes and as the largest, for each model."""
+    return [[size - int((1 - rho) * (size - 1)), 1]] * models
+
+
+def _span_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
+    return span_counts(len(numbers["weight"]), size)
+
+
+def _level_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
+    return level_counts(len(numbers["weight"]), size, numbers["rho"])
+
+
+@merge_method(
+    "pcb",
+    takes="delta",
+    base="needed",
+    models=(1, None),
+    statistics=(
+        Cuts(span_keys, keyword="spans", counts=_span_counts, scope="model"),
+        Cuts(level_keys, keyword="levels", counts=_level_counts, scope="model"),
+    ),
+    title="PCB-Merging",
+    summary=(
+        "Lets changes compete over whole models: each counts by how large it is in its own model and how much the "
+        "others agree with it, and all but the share rho of each model drop out."
+    ),
+    formula="base + lambda sum_i s_i w_i d_i / sum_i s_i,   s_i: e^(N size_i^2) tanh(d_i sum_j d_j), its top rho share on [0, 1]",
+    when="Specialists of one base; rho 0.05 to 0.2, lambda 1 to 1.5.",
+    paper="https://arxiv.org/abs/2410.02396",
+    weight=PerModel(1.0, doc="factor of the model's change"),
+    rho=Shared(
+        0.1, low=0.0, high=1.0, concrete=True, even=True, doc="share of the changes that compete"
+    ),
+    scale=Shared(1.2, yaml="lambda", doc="factor of the merged change"),
+)
+def pcb(
+    delta: jax.Array,
+    *,
+    weight: jax.Array,
+    scale: jax.Array,
+    rho: float = 0.1,
+    spans: Cut | None = None,
+    levels: Cut | None = None,
+) -> jax.Array:
+    """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
+
+    rho: a concrete share. spans, levels: the cuts of `span_keys` and `level_keys` over whole models; found here, of
+    these arrays, when not given.
+    """
+    count, elements = delta.shape[0], delta[0].size
+    if elements == 0:
+        return jnp.zeros(delta.shape[1:], delta.dtype)
+    if spans is None:
+        spans = cut_terms(span_keys(delta), span_counts(count, elements))
+    if levels is None:
+        keys = level_keys(delta, spans=spans)
+        levels = cut_terms(keys, level_counts(count, elements, rho))
+    ends = ordered_values(jnp.asarray(levels.bound)).reshape(count, 2)
+    shares = [
+        spread(jnp.maximum(each, ends[i][0]), *ends[i])
+        for i, each in enumerate(scores(delta, spans))
+    ]
+    together = sum_models(shares)
+    merged = sum_models([shares[i] * weight[i] * delta[i] for i in range(count)])
+    return scale * merged / jnp.where(together > 0, together, 1)

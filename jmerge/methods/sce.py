@@ -1,0 +1,142 @@
+"""SCE: select the elements that vary most, calculate how much each model counts, erase what is in the minority.
+
+Wan et al., "FuseChat", https://arxiv.org/abs/2408.07990
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.methods.combine import sum_models
+from jmerge.methods.cuts import Cut, cut_terms, is_kept_key, magnitude_keys
+from jmerge.methods.reduce import total
+from jmerge.methods.spec import Cuts, Shared, Sums, merge_method
+
+EVEN = 1e-6  # mean squares that sum to less than this: all models count alike
+LEAST_SHARE = 1e-6  # the weights that agree count as this much at least
+
+
+def variance(delta: jax.Array) -> jax.Array:
+    """The population variance [*shape] of delta [models, *shape]; exactly zero where all are equal."""
+    count = delta.shape[0]
+    mean = sum_models(delta) / count
+    squares = sum_models([(delta[i] - mean) ** 2 for i in range(count)]) / count
+    varies = [delta[i] != delta[0] for i in range(count)]
+    differ: jax.Array = sum_models([each.astype(delta.dtype) for each in varies]) > 0
+    # what varies, but by so little that its square is zero, still varies
+    return jnp.where(differ, jnp.maximum(squares, np.finfo(delta.dtype).tiny), 0)
+
+
+def varied_terms(delta: jax.Array, **_: Any) -> list[jax.Array]:
+    """Ones where the models differ, else zeros."""
+    return [(variance(delta) > 0).astype(delta.dtype)]
+
+
+def variance_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
+    """The variances in the form in which they are cut."""
+    return [magnitude_keys(variance(delta))]
+
+
+def square_terms(
+    delta: jax.Array, *, chosen: Cut | None = None, start: jax.Array | None = None, **_: Any
+) -> list[jax.Array]:
+    """The squares [*shape] of each model's selected changes."""
+    selected = select(delta, chosen, start)
+    return [selected[i] * selected[i] for i in range(delta.shape[0])]
+
+
+def select(delta: jax.Array, chosen: Cut | None, start: jax.Array | None) -> jax.Array:
+    """delta [models, *shape] with zeros where the variance is below the cut; all of it without one."""
+    if chosen is None:
+        return delta
+    cut = Cut(chosen.bound[0], chosen.last_high[0], chosen.last_low[0])
+    keep = is_kept_key(magnitude_keys(variance(delta)), cut, start)
+    return jnp.stack([jnp.where(keep, delta[i], 0) for i in range(delta.shape[0])])
+
+
+def _count(numbers: Mapping[str, Any], size: int, found: Mapping[str, Any]) -> list[list[int]]:
+    return [[max(0, int(float(found["varied"][0]) * numbers["select_topk"]))]]
+
+
+def _selects(numbers: Mapping[str, Any]) -> bool:
+    return bool(numbers["select_topk"] < 1)
+
+
+def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
+    if models == 1 and _selects(numbers):
+        return (
+            "one model alone never varies, so with select_topk below 1 none of its changes is kept"
+        )
+    return None
+
+
+@merge_method(
+    "sce",
+    takes="delta",
+    base="needed",
+    models=(0, None),
+    statistics=(
+        Sums(varied_terms, keyword="varied", when=_selects),
+        Cuts(variance_keys, keyword="chosen", counts=_count, when=_selects),
+        Sums(square_terms),
+    ),
+    no_effect=("int8_mask",),
+    advice=_advice,
+    title="SCE",
+    summary=(
+        "Keeps the elements that differ most between the models, weighs each model by the size of its changes there, "
+        "and leaves out changes against the majority's sign. No weights have to be set."
+    ),
+    formula="base + sum_i w_i agree_i d_i / sum_i w_i agree_i,   w_i = mean d_i^2,   d_i = x_i - base where the models vary most",
+    when="Fusing several chat models of one base, tensor by tensor, without tuning weights.",
+    paper="https://arxiv.org/abs/2408.07990",
+    select_topk=Shared(
+        1.0, concrete=True, doc="share of the varying elements that is kept; 1: all elements"
+    ),
+)
+def sce(
+    delta: jax.Array,
+    *,
+    select_topk: float = 1.0,
+    varied: jax.Array | None = None,
+    chosen: Cut | None = None,
+    sums: jax.Array | None = None,
+    size: jax.Array | None = None,
+    start: jax.Array | None = None,
+) -> jax.Array:
+    """delta [models, *shape] -> the change to make to the base [*shape].
+
+    select_topk: a concrete share. varied, chosen, sums: totals of `varied_terms`, the cut of `variance_keys` that
+    follows from them, totals of `square_terms`; found here when not given. size: elements of the tensor.
+    """
+    count = delta.shape[0]
+    if count == 0 or delta.size == 0:
+        return jnp.zeros(delta.shape[1:], delta.dtype)
+    if chosen is None and select_topk < 1:
+        if varied is None:
+            varied = total(varied_terms(delta))
+        chosen = cut_terms(variance_keys(delta), [[_share(varied[0], select_topk)]])
+    if sums is None:
+        sums = total(square_terms(delta, chosen=chosen, start=start))
+    squares = sums / (np.float32(delta[0].size) if size is None else size).astype(delta.dtype)
+    together = sum_models(squares)
+    usable = jnp.isfinite(together) & (together >= EVEN)
+    weight = jnp.where(usable, squares / jnp.where(usable, together, 1), 1 / count)
+    selected = select(delta, chosen, start)
+    positive = sum_models(selected) >= 0
+    agree = [jnp.where(positive, each > 0, each < 0) for each in selected]
+    merged = sum_models([jnp.where(agree[i], weight[i] * selected[i], 0) for i in range(count)])
+    share = sum_models([jnp.where(agree[i], weight[i], 0) for i in range(count)])
+    return merged / jnp.maximum(share, LEAST_SHARE)
+
+
+def _share(number: jax.Array, share: float) -> jax.Array:
+    """trunc(number share) (uint32) as a double would give it: float32 gets many of them wrong."""
+    with jax.enable_x64(True):
+        exact = jnp.floor(number.astype(jnp.float64) * max(0.0, share))
+        return exact.astype(jnp.uint32)

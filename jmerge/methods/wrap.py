@@ -1,0 +1,175 @@
+"""Wrappers: methods made of other methods. `equalize(lines(ties))` is TIES between changes made equally long, with a
+merged change that grows with depth.
+
+Conditioning scales each model's change before the method sees it; LiNeS scales the merged change after it. Both work
+with norms of whole models and on any method that takes changes from a base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmerge.methods.combine import sum_models
+from jmerge.methods.gram import root
+from jmerge.methods.reduce import total
+from jmerge.methods.spec import REGISTRY, Method, Shared, Statistic, Sums
+from jmerge.recipe.settings import CONDITIONS
+
+LINES = "lines"
+
+
+def find_method(name: str) -> Method:
+    """The method of a name: a registered one, or `wrapper(name)` of a wrapped one; KeyError when there is none."""
+    if name in REGISTRY or not name.endswith(")"):
+        return REGISTRY[name]
+    wrapper, _, inner = name[:-1].partition("(")
+    if wrapper == LINES:
+        return lines(find_method(inner))
+    if wrapper in CONDITIONS:
+        return conditioned(find_method(inner), wrapper)
+    raise KeyError(name)
+
+
+def can_wrap(method: Method) -> bool:
+    """Whether wrappers work on a method."""
+    return method.takes == "delta" and method.base == "needed" and not method.per_model_output
+
+
+def conditioned(method: Method, condition: str) -> Method:
+    """`method` on changes each multiplied by a factor; see `norm_factors`."""
+
+    def factors_of(found: Mapping[str, jax.Array]) -> jax.Array:
+        return norm_factors(found["squares"], condition)
+
+    def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(delta: jax.Array, *, squares: jax.Array | None = None, **rest: Any) -> Any:
+            if squares is None:
+                squares = total(square_terms(delta))
+            factor = norm_factors(squares, condition)
+            changes = [factor[i] * delta[i] for i in range(delta.shape[0])]
+            return function(jnp.stack(changes) if changes else delta, **rest)
+
+        return wrapped
+
+    squares = Sums(square_terms, keyword="squares", scope="model")
+    inner = [_with_terms(each, scaled) for each in method.statistics]
+    return dataclasses.replace(
+        method,
+        name=f"{condition}({method.name})",
+        title=f"{method.title} of changes scaled by {condition}",
+        function=scaled(method.function),
+        statistics=(squares, *inner),
+        factors=factors_of,
+    )
+
+
+def square_terms(delta: jax.Array, **_: Any) -> list[jax.Array]:
+    """delta [models, *shape] -> the squares [*shape] of each model's changes."""
+    return [delta[i] * delta[i] for i in range(delta.shape[0])]
+
+
+def norm_factors(squares: jax.Array, condition: str) -> jax.Array:
+    """What to multiply each model's change by, from the squares of the L2 norms n of the changes [models].
+
+    equalize, equalize_mean: the least or the mean n, over n (Huang et al., DisTaC, arXiv 2508.01148, shrinks the long
+    ones). metagpt: n^2 / sum n^2 (Zhou et al., EMNLP 2024, arXiv 2406.11385). inverse_norm: 1/n / sum 1/n (NAN, arXiv
+    2505.16148). Models that changed nothing take no part; norms beyond the dtype count as equal.
+    """
+    if squares.shape[0] == 0:
+        return squares
+    finite = jnp.isfinite(squares).all()
+    squares = jnp.where(finite, squares, 1)
+    moved = squares > 0
+    count = jnp.maximum(sum_models(moved.astype(squares.dtype)), 1)
+    norm = root(squares)
+    if condition == "metagpt":
+        largest = jnp.maximum(jnp.max(squares), 1e-37)
+        share = squares / largest  # so that tiny ones do not vanish in the sum
+        factors: jax.Array = jnp.where(moved, share / jnp.maximum(sum_models(share), 1e-37), 1)
+        return factors
+    if condition == "inverse_norm":
+        least = jnp.min(jnp.where(moved, norm, jnp.inf))
+        inverse = jnp.where(moved, least / jnp.where(moved, norm, 1), 0)
+        return jnp.where(moved, inverse / jnp.where(moved.any(), sum_models(inverse), 1), 1)
+    goal = sum_models(norm) / count
+    if condition == "equalize":
+        goal = jnp.min(jnp.where(moved, norm, jnp.inf))
+    even: jax.Array = jnp.where(moved, goal / jnp.where(moved, norm, 1), 1)
+    return even
+
+
+def lines(method: Method) -> Method:
+    """`method` with its merged change times alpha + beta depth (LiNeS, Wang et al., ICLR 2025, arXiv 2410.17146).
+
+    depth goes from 0 in the first block to 1 in the last, and is 0 outside the blocks. Without `lines.alpha` it is
+    |sum_i d_i| / (models |d|), of the changes d_i and the merged change d of whole models; without `lines.beta` it is
+    1 - alpha, so that the last block is left as it is.
+    """
+
+    def terms(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
+        _, _, rest = _lines_keywords(keywords)
+        merged = method.function(delta, **rest)
+        added = sum_models(delta) if delta.shape[0] else jnp.zeros_like(merged)
+        return [added * added, merged * merged]
+
+    def function(delta: jax.Array, *, depth: jax.Array, **keywords: Any) -> jax.Array:
+        alpha, beta, rest = _lines_keywords(keywords)
+        merged = method.function(delta, **rest)
+        if alpha is None:
+            sums = keywords.get("lengths")
+            if sums is None:
+                sums = total(terms(delta, **keywords))
+            alpha = own_alpha(sums, delta.shape[0])
+        beta = 1 - alpha if beta is None else beta
+        scaled: jax.Array = (alpha + beta * depth) * merged
+        return scaled
+
+    lengths = Sums(
+        terms,
+        keyword="lengths",
+        scope="model",
+        when=lambda numbers: numbers["lines.alpha"] is None,
+    )
+    own = {
+        "lines.alpha": Shared(None, doc="factor of the first block; by default from norms"),
+        "lines.beta": Shared(None, doc="how much the factor of the last block is larger"),
+        "lines.depth": Shared(0.0, planned=True, doc="where the tensor lies, from 0 to 1"),
+    }
+    return dataclasses.replace(
+        method,
+        name=f"{LINES}({method.name})",
+        title=f"{method.title} with LiNeS",
+        function=function,
+        statistics=(*method.statistics, lengths),
+        parameters={**method.parameters, **own},
+        keywords={**method.keywords, **{name: name.partition(".")[2] for name in own}},
+    )
+
+
+def own_alpha(sums: jax.Array, models: int) -> jax.Array:
+    """LiNeS' own alpha from the squared norms of the added and of the merged change; 1 where nothing is merged."""
+    finite = jnp.isfinite(sums).all() & (sums[1] > 0)
+    added, merged = root(jnp.where(finite, sums, 1))
+    alpha: jax.Array = jnp.where(finite, added / merged / max(models, 1), 1)
+    return alpha
+
+
+def _lines_keywords(keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """alpha, beta, and the keywords of the wrapped method."""
+    rest = dict(keywords)
+    for name in ("depth", "lengths"):
+        rest.pop(name, None)
+    return rest.pop("alpha", None), rest.pop("beta", None), rest
+
+
+def _with_terms(
+    statistic: Statistic, change: Callable[[Callable[..., Sequence[Any]]], Callable[..., Any]]
+) -> Statistic:
+    if statistic.terms is None:
+        return statistic
+    return dataclasses.replace(statistic, terms=change(statistic.terms))
