@@ -134,7 +134,7 @@ def _unknown_key(path: Path, value: Any) -> str:
     homes = [place for node, place in HOMES.items() if key in node.model_fields]
     if homes and nearest(key, fields, likeness=0.9) is None:
         return f"{message}; it belongs {homes[0]}"
-    hint = did_you_mean(key, fields)
+    hint = did_you_mean(key, fields, show=20)
     if "known:" in hint and "parameters" in fields and isinstance(value, int | float | list):
         hint += "; if it is a number of the method, indent it under 'parameters:'"
     return message + hint

@@ -1,0 +1,332 @@
+"""Merging pytrees of arrays in one call: what research code uses, under `jit`, `vmap`, `grad` and on sharded arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.methods.cuts import cut_leaves
+from jmerge.methods.positions import split_position
+from jmerge.methods.random import make_key
+from jmerge.methods.reduce import total_of_leaves
+from jmerge.methods.spec import Method, Required
+from jmerge.methods.wrap import find_method
+from jmerge.names import did_you_mean
+
+Leaf = list[jax.Array]  # one array of every model
+Keywords = dict[str, Any]
+
+
+def merge_trees(
+    trees: Sequence[Any],
+    *,
+    method: str,
+    base: Any = None,
+    seed: int = 0,
+    **numbers: Any,
+) -> Any:
+    """Merge pytrees of one structure, leaf by leaf, by a registered method.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jmerge
+    >>> base, one, two = ({"w": jnp.full(4, value)} for value in (1.0, 2.0, 5.0))
+    >>> jmerge.merge_trees([one, two], method="linear", weight=[0.25, 0.75])["w"]
+    Array([4.25, 4.25, 4.25, 4.25], dtype=float32)
+    >>> jmerge.merge_trees([one, two], method="ties", base=base, weight=1.0, density=0.5)["w"]
+    Array([3.5, 3.5, 1. , 1. ], dtype=float32)
+
+    It is a pure function of the trees and of continuous numbers, so it can be jitted, batched and differentiated:
+
+    >>> def distance(weight):
+    ...     merged = jmerge.merge_trees([one, two], method="linear", weight=weight)
+    ...     return jnp.sum((merged["w"] - 3.0) ** 2)
+    >>> jax.grad(distance)(jnp.array([0.5, 0.5]))
+    Array([-6.,  6.], dtype=float32)
+    >>> jax.vmap(distance)(jnp.array([[1.0, 0.0], [0.5, 0.5]]))
+    Array([4., 1.], dtype=float32)
+
+    Args:
+      trees: the models: dicts, Flax params, `nnx.State` or any other pytrees, all of one structure and of equal
+        shapes. Floating leaves are merged in float32 (float64 if any is) and come back in the dtype to which those of
+        the models (and the base) promote; other leaves must be equal everywhere, and are given back.
+      method: a name of `jmerge methods`, or one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`).
+      base: a tree like the others, for methods that have a base.
+      seed: of random methods; leaves are told apart by their paths.
+      numbers: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). Those of each
+        model are a number for all, a sequence or an array [models]. Continuous ones may be traced; flags, densities
+        and others that counts follow from have to be plain numbers. `lines` takes `depth`, a tree like the others that says
+        where each leaf lies, from 0 to 1.
+
+    Returns:
+      A tree like the others; for a method that makes a checkpoint for each model (`emr`), a list of trees. Arrays
+      that are sharded stay so: each device merges what it holds, and exchanges no more than the tensor's own size.
+
+    Raises:
+      KeyError: there is no such method.
+      TypeError: a number is unknown or missing, or a base is missing or has no place in the method.
+      ValueError: structures, shapes, or leaves that cannot be merged differ; the message names the leaf.
+    """
+    chosen = find_method(method)
+    models = list(trees)
+    _check_models(chosen, len(models), base)
+    everything = models if base is None else [*models, base]
+    paths, leaves, treedef = _flatten(everything, names=_names(models, base))
+    keywords, static = _arguments(chosen, len(models), numbers)
+    floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf, paths[i])]
+    call = _Call(chosen, base is not None, tuple(static.items()))
+    keys = [_keys(chosen, seed, paths[i], len(models)) for i in floating]
+    depths = _depths(chosen, numbers.get("depth"), treedef, len(leaves))
+    merged = _merge_leaves(
+        call, [leaves[i] for i in floating], keywords, keys, [depths[i] for i in floating]
+    )
+    outputs = len(models) if chosen.per_model_output else 1
+    found: list[list[Any]] = [[leaf[-1] for leaf in leaves] for _ in range(outputs)]
+    for i, results in zip(floating, merged, strict=True):
+        for output, result in zip(found, results, strict=True):
+            output[i] = result
+    results = [jax.tree.unflatten(treedef, output) for output in found]
+    return results if chosen.per_model_output else results[0]
+
+
+class _Call(NamedTuple):
+    """What a call of a method is but for its arrays; it hashes."""
+
+    method: Method
+    has_base: bool
+    static: tuple[tuple[str, Any], ...]
+
+    def __hash__(self) -> int:
+        return hash((self.method.name, self.has_base, self.static))
+
+    def keywords(self, traced: Keywords, leaf: Leaf) -> Keywords:
+        """The keyword arguments of the method for a leaf."""
+        own = {name: value.astype(leaf[0].dtype) for name, value in traced.items()}
+        return own | dict(self.static)
+
+    def arrays(self, leaf: Leaf) -> tuple[jax.Array, ...]:
+        """The positional arguments of the method."""
+        models = leaf[:-1] if self.has_base else leaf
+        if not self.has_base:
+            return (jnp.stack(models),)
+        if self.method.takes == "delta":
+            return (jnp.stack([model - leaf[-1] for model in models]),)
+        return leaf[-1], jnp.stack(models)
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge_leaves(
+    call: _Call,
+    leaves: list[Leaf],
+    keywords: Keywords,
+    keys: list[jax.Array | None],
+    depths: list[jax.Array | None],
+) -> list[list[jax.Array]]:
+    """For every leaf the results, one or one a model, in the dtype its arrays promote to."""
+    wide = _widen(leaves, together=call.method.of_model)
+    found = _survey(call, wide, keywords)
+    merged = []
+    offset = 0
+    for number, leaf in enumerate(wide):
+        more = call.keywords(keywords, leaf) | found
+        if "start" in call.method.reserved and call.method.counts_through:
+            more["start"] = jnp.asarray(split_position(offset), jnp.uint32)
+        if keys[number] is not None:
+            more["keys"] = keys[number]
+        if depths[number] is not None:
+            more["depth"] = jnp.asarray(depths[number], leaf[0].dtype)
+        result = call.method.function(*call.arrays(leaf), **more)
+        if call.method.takes == "delta" and call.has_base:
+            result = leaf[-1] + result
+        results = list(result) if call.method.per_model_output else [result]
+        dtype = _common([array.dtype for array in leaves[number]])
+        merged.append([each.astype(dtype) for each in results])
+        offset += leaf[0].size
+    return merged
+
+
+def _survey(call: _Call, leaves: list[Leaf], keywords: Keywords) -> Keywords:
+    """The statistics of whole models, by keyword."""
+    found: Keywords = {}
+    numbers = {
+        name: {**keywords, **dict(call.static)}[keyword]
+        for name, keyword in call.method.keywords.items()
+        if not call.method.parameters[name].planned
+    }
+    for statistic in call.method.statistics:
+        if statistic.scope != "model" or not statistic.when(numbers):
+            continue
+        terms: Callable[..., Sequence[jax.Array]] | None = statistic.terms
+        assert terms is not None
+        of_leaves = [
+            terms(*call.arrays(leaf), **(call.keywords(keywords, leaf) | found)) for leaf in leaves
+        ]
+        if statistic.kind == "sums":
+            found[statistic.keyword] = total_of_leaves(of_leaves)
+        else:
+            assert statistic.counts is not None
+            size = sum(leaf[0].size for leaf in leaves)
+            found[statistic.keyword] = cut_leaves(of_leaves, statistic.counts(numbers, size, found))
+    return found
+
+
+def _widen(leaves: list[Leaf], *, together: bool) -> list[Leaf]:
+    """The leaves in the dtype of the arithmetic, each in its own or all in one."""
+    wide = [_wide([array.dtype for array in leaf]) for leaf in leaves]
+    if together:
+        wide = [_wide(wide)] * len(wide)
+    return [
+        [array.astype(dtype) for array in leaf] for leaf, dtype in zip(leaves, wide, strict=True)
+    ]
+
+
+def _wide(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+
+
+def _common(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype of the result: that of all, or what is wide enough for them."""
+    return dtypes[0] if len(set(dtypes)) == 1 else _wide(dtypes)
+
+
+# What was handed over
+
+
+def _check_models(method: Method, count: int, base: Any) -> None:
+    if method.base == "needed" and base is None:
+        raise TypeError(f"'{method.name}' needs a base; pass base=")
+    if method.base == "input" and base is not None:
+        raise TypeError(f"'{method.name}' takes no base; put that tree among the others")
+    low, high = method.counts
+    if count < low or (high is not None and count > high):
+        raise TypeError(f"'{method.name}' merges {method.counts_text()}; found {count}")
+    if count == 0 and base is None:
+        raise TypeError("there is nothing to merge")
+
+
+def _names(models: Sequence[Any], base: Any) -> list[str]:
+    names = [f"trees[{i}]" for i in range(len(models))]
+    return names if base is None else [*names, "base"]
+
+
+def _flatten(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[str], list[Leaf], Any]:
+    """The paths of the leaves, the arrays of each, and the structure; ValueError where trees differ."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(trees[-1])
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    columns = []
+    for tree, name in zip(trees, names, strict=True):
+        leaves, other = jax.tree.flatten(tree)
+        if other != treedef:
+            own = {
+                jax.tree_util.keystr(path, simple=True, separator=".")
+                for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+            }
+            odd = sorted(own ^ set(paths))
+            where = f"'{odd[0]}' is in one only" if odd else f"{other} and {treedef}"
+            raise ValueError(f"{name} and {names[-1]} have different structures: {where}")
+        columns.append([jnp.asarray(leaf) for leaf in leaves])
+    for path, row in zip(paths, zip(*columns, strict=True), strict=True):
+        for array, name in zip(row, names, strict=True):
+            if array.shape != row[-1].shape:
+                raise ValueError(
+                    f"'{path}' is {array.shape} in {name} and {row[-1].shape} in {names[-1]}"
+                )
+    return paths, [list(row) for row in zip(*columns, strict=True)], treedef
+
+
+def _is_floating(leaf: Leaf, path: str) -> bool:
+    """Whether a leaf is merged; ValueError where it can be neither merged nor given back."""
+    floating = [jnp.issubdtype(array.dtype, jnp.floating) for array in leaf]
+    if all(floating):
+        return True
+    if any(floating):
+        raise ValueError(f"'{path}' is a float in one tree and not in another")
+    if any(isinstance(array, jax.core.Tracer) for array in leaf):
+        raise ValueError(
+            f"'{path}' is {leaf[-1].dtype}, and whether all are equal cannot be seen in a traced "
+            "function; leave it out of the trees"
+        )
+    for array in leaf:
+        if array.dtype != leaf[-1].dtype or not bool((array == leaf[-1]).all()):
+            raise ValueError(f"'{path}' is {leaf[-1].dtype}, which cannot be merged, and differs")
+    return False
+
+
+def _arguments(
+    method: Method, models: int, numbers: Mapping[str, Any]
+) -> tuple[Keywords, Keywords]:
+    """The keywords of the method, traced and static."""
+    given = dict(numbers)
+    traced: Keywords = {}
+    static: Keywords = {}
+    for name, declared in method.settable.items():
+        keyword = method.keywords[name]
+        value = given.pop(keyword, given.pop(name, declared.default))
+        if isinstance(value, Required):
+            raise TypeError(f"'{method.name}' needs '{name}': {declared.doc}")
+        if declared.per_model and value is not None:
+            value = _of_each(value, models, name)
+        if value is None:
+            static[keyword] = None
+        elif declared.kind == "float" and not declared.count and not declared.concrete:
+            traced[keyword] = jnp.asarray(value, _wide([jnp.asarray(value).dtype]))
+        else:
+            static[keyword] = _plain(value, declared.kind, name)
+    given.pop("depth", None)
+    if given:
+        known = dict.fromkeys([*method.keywords.values(), *method.settable])
+        hint = did_you_mean(next(iter(given)), known, show=30)
+        raise TypeError(f"'{next(iter(given))}' is not a parameter of '{method.name}'{hint}")
+    return traced, static
+
+
+def _of_each(value: Any, models: int, name: str) -> Any:
+    """A number for each model: as an array, or as a tuple where all are plain numbers."""
+    if isinstance(value, int | float):
+        return (float(value),) * models
+    if isinstance(value, Sequence):
+        value = tuple(value)
+        if any(isinstance(each, jax.Array) for each in value):
+            value = jnp.stack([jnp.asarray(each) for each in value])
+    else:
+        value = jnp.broadcast_to(jnp.asarray(value), (models,)) if jnp.ndim(value) == 0 else value
+    if len(value) != models:
+        raise ValueError(
+            f"{name}: expected a number for each of {models} models, found {len(value)}"
+        )
+    return value
+
+
+def _plain(value: Any, kind: str, name: str) -> Any:
+    """A value that the compiled program depends on, as Python numbers."""
+    try:
+        if isinstance(value, tuple | np.ndarray | jax.Array) and np.ndim(value):
+            return tuple(float(each) for each in value)
+        return {"bool": bool, "int": int, "float": float}[kind](value)
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            f"'{name}' decides about counts, shapes or the program, so it has to be a plain number"
+        ) from error
+
+
+def _keys(method: Method, seed: int, path: str, models: int) -> jax.Array | None:
+    if "keys" not in method.reserved:
+        return None
+    keys = [make_key(seed, path, model) for model in range(models)]
+    return jnp.asarray(np.asarray(keys, np.uint32).reshape(-1, 2))
+
+
+def _depths(method: Method, depth: Any, treedef: Any, leaves: int) -> list[Any]:
+    """The depth of every leaf, for methods that want it."""
+    if "depth" not in method.keywords.values():
+        return [None] * leaves
+    if depth is None:
+        raise TypeError("'lines' needs depth=: a tree like the others of numbers from 0 to 1")
+    if jax.tree.structure(depth) != treedef:
+        raise ValueError("depth has another structure than the trees")
+    return jax.tree.leaves(depth)
