@@ -26,6 +26,7 @@ _LAZY = {
     "make_schedule": "jmerge.engine.schedule",
     "run": "jmerge.engine.run",
     "Arrays": "jmerge.engine.sinks",
+    "merge_trees": "jmerge.methods.trees",
     "methods": "jmerge.methods",
 }
 

@@ -26,15 +26,13 @@ def score(base: jax.Array, model: jax.Array) -> jax.Array:
     The divergence is summed as q phi(p/q - 1), phi(d) = (1 + d) log(1 + d) - d, whose terms are not negative. Where
     a row changed little, d comes from the change itself: from p and q it would be mostly their rounding.
     """
-    if base.size == 0:
-        return base
+    if base.size == 0 or base.ndim == 0 or base.shape[-1] == 1:
+        return jnp.zeros_like(base)  # the softmax of a single number is one
     change = model - base
     p, q = _softmax(model), _softmax(base)
     moved = jnp.log1p(along(q * jnp.expm1(jnp.clip(change, -1, 1)), -1))
     within = jnp.abs(change) < 1
-    near = (jnp.min(within, axis=-1, keepdims=True) if base.ndim else within) & (
-        jnp.abs(change - moved) < SMALL
-    )
+    near = jnp.all(within, axis=-1, keepdims=True) & (jnp.abs(change - moved) < SMALL)
     d = jnp.where(near, jnp.expm1(change - moved) * q / (q + NO_CHANCE), 0)
     series = jnp.zeros_like(d)
     for k in range(TERMS, 1, -1):
@@ -55,8 +53,7 @@ def quartile_counts(numbers: Mapping[str, Any], size: int, found: object = None)
 
 
 def _softmax(tensor: jax.Array) -> jax.Array:
-    top = jnp.max(tensor, axis=-1, keepdims=True) if tensor.ndim else tensor
-    lifted = jnp.exp(tensor - top)
+    lifted = jnp.exp(tensor - jnp.max(tensor, axis=-1, keepdims=True))
     return lifted / along(lifted, -1)
 
 
@@ -83,6 +80,6 @@ def arcee_fusion(base: jax.Array, models: jax.Array, *, quartiles: Cut | None = 
     """
     scores = score(base, models[0])
     if quartiles is None:
-        quartiles = cut_terms([ordered_keys(scores)], quartile_counts({}, base.size))
+        quartiles = cut_terms([[ordered_keys(scores)]], quartile_counts({}, base.size))
     low, middle, high = ordered_values(jnp.asarray(quartiles.bound))
     return jnp.where(scores >= middle + SPREADS * (high - low), models[0], base)

@@ -22,7 +22,7 @@ def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:
     flat = change.reshape(-1)
     blocks = jnp.pad(flat, (0, -flat.size % m)).reshape(-1, m)
     keys = magnitude_keys(blocks)
-    cut = cut_by_counting(keys, jnp.full(len(blocks), n).astype(jnp.uint32))
+    cut = cut_by_counting([keys], jnp.full(len(blocks), n).astype(jnp.uint32))
     place, bound = jax.lax.broadcasted_iota(jnp.uint32, blocks.shape, 1), cut.bound[:, None]
     kept = (keys > bound) | ((keys == bound) & (place <= cut.last_low[:, None]))
     return kept.reshape(-1)[: flat.size].reshape(change.shape)

@@ -9,14 +9,14 @@ counting how many elements reach a bound, one bit of the bound after another, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.positions import positions_upto
+from jmerge.methods.positions import flat_positions, positions_upto
 
 
 class Cut(NamedTuple):
@@ -64,24 +64,59 @@ def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[int, int]:
     return int(bound), int(ties[bits.size - place - above - 1])
 
 
-def cut_by_counting(bits: jax.Array, counts: jax.Array) -> Cut:
-    """The cut that keeps the counts (uint32 [models]) largest of bits [models, elements], ties by position."""
-    size, top = bits.shape[1], 8 * bits.dtype.itemsize - 1
-    counts = jnp.minimum(counts, size)
+def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
+    """The cuts [cuts] that keep the counts (uint32 [cuts]) largest of some keys, ties by position.
 
-    def number(chosen: jax.Array) -> jax.Array:
-        return jnp.sum(chosen, axis=1, dtype=jnp.uint32)
+    keys: unsigned [cuts, *shape], of one tensor or of several that count as one after the other. The bound is found by
+    counting, and then, where not all keys at the bound are kept, the position of the last one. Counts are sums over all
+    elements as they lie, so that each device of a sharded tensor counts its own.
+    """
+    sizes = [math.prod(part.shape[1:]) for part in keys]
+    size, top = sum(sizes), 8 * keys[0].dtype.itemsize - 1
+    if size >= 1 << 32:
+        raise ValueError(
+            f"{size} elements are too many to count at once; merge checkpoints in files"
+        )
+    counts = jnp.minimum(counts, jnp.uint32(size))
+
+    def number(chosen: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
+        found = [
+            jnp.sum(chosen(part, i), axis=tuple(range(1, part.ndim)), dtype=jnp.uint32)
+            for i, part in enumerate(keys)
+        ]
+        added: jax.Array = jnp.sum(jnp.stack(found), axis=0, dtype=jnp.uint32)
+        return added
 
     def lower_bit(i: jax.Array, bound: jax.Array) -> jax.Array:
-        higher = bound | (jnp.ones_like(bound) << (top - i).astype(bits.dtype))
-        return jnp.where(number(bits >= higher[:, None]) >= counts, higher, bound)
+        higher = bound | (jnp.ones_like(bound) << (top - i).astype(bound.dtype))
+        enough = number(lambda part, _: part >= _beside(higher, part)) >= counts
+        next_bound: jax.Array = jnp.where(enough, higher, bound)
+        return next_bound
 
-    bound = jax.lax.fori_loop(0, top + 1, lower_bit, jnp.zeros_like(bits, shape=bits.shape[:1]))
-    wanted = counts - number(bits > bound[:, None])
-    ties = jnp.cumsum(bits == bound[:, None], axis=1, dtype=jnp.uint32)
-    last = jnp.sum(ties < wanted[:, None], axis=1, dtype=jnp.uint32)
+    bound = jax.lax.fori_loop(0, top + 1, lower_bit, jnp.zeros(counts.shape, keys[0].dtype))
+    wanted = counts - number(lambda part, _: part > _beside(bound, part))
+    some = number(lambda part, _: part == _beside(bound, part)) > wanted
+
+    def later_bit(i: jax.Array, last: jax.Array) -> jax.Array:
+        later = last | (jnp.ones_like(last) << (steps - 1 - i).astype(jnp.uint32))
+
+        def before(part: jax.Array, number: int) -> jax.Array:
+            places = flat_positions(part.shape[1:], None)[1][None] + jnp.uint32(sum(sizes[:number]))
+            return (part == _beside(bound, part)) & (places < _beside(later, part))
+
+        next_last: jax.Array = jnp.where(number(before) < wanted, later, last)
+        return next_last
+
+    # the wanted-th tie is at the largest position with fewer ties before it
+    steps = (max(size, 1) - 1).bit_length()
+    last = jax.lax.fori_loop(0, jnp.where(some.any(), steps, 0), later_bit, jnp.zeros_like(counts))
     bound = jnp.where(counts == 0, ~jnp.zeros_like(bound), bound)
-    return Cut(bound, jnp.zeros_like(last), last)
+    return Cut(bound, jnp.zeros_like(last), jnp.where(some, last, jnp.uint32(size)))
+
+
+def _beside(values: jax.Array, part: jax.Array) -> jax.Array:
+    """values [cuts] so that they compare with part [cuts, *shape]."""
+    return jax.lax.broadcast_in_dim(values, (len(values), *[1] * (part.ndim - 1)), (0,))
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
@@ -94,15 +129,20 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
 
 def cut_largest(delta: jax.Array, counts: Sequence[int]) -> Cut:
     """The cut that keeps so many of each of delta [models, *shape], the largest first."""
-    flat = magnitude_keys(delta).reshape(delta.shape[0], -1)
-    return cut_by_counting(flat, jnp.asarray(np.asarray(counts, np.uint32)))
+    return cut_by_counting([magnitude_keys(delta)], jnp.asarray(np.asarray(counts, np.uint32)))
 
 
-def cut_terms(terms: Sequence[jax.Array], counts: Sequence[Sequence[Any]]) -> Cut:
-    """The cut [cuts] that keeps so many of each of some keys (unsigned [*shape]), the largest first."""
-    repeated = [keys.reshape(-1) for keys, row in zip(terms, counts, strict=True) for _ in row]
+def cut_terms(leaves: Sequence[Sequence[jax.Array]], counts: Sequence[Sequence[Any]]) -> Cut:
+    """The cuts [cuts] that keep so many of each of some terms' keys, the largest first.
+
+    leaves: unsigned keys [*shape] of each term, of one tensor or of several; counts: for each term a list.
+    """
+    repeated = [
+        jnp.stack([keys for keys, row in zip(leaf, counts, strict=True) for _ in row])
+        for leaf in leaves
+    ]
     wanted = [jnp.asarray(count, jnp.uint32) for row in counts for count in row]
-    return cut_by_counting(jnp.stack(repeated), jnp.stack(wanted))
+    return cut_by_counting(repeated, jnp.stack(wanted))
 
 
 def magnitude_keys(values: jax.Array) -> jax.Array:

@@ -110,10 +110,10 @@ def pcb(
     if elements == 0:
         return jnp.zeros(delta.shape[1:], delta.dtype)
     if spans is None:
-        spans = cut_terms(span_keys(delta), span_counts(count, elements))
+        spans = cut_terms([span_keys(delta)], span_counts(count, elements))
     if levels is None:
         keys = level_keys(delta, spans=spans)
-        levels = cut_terms(keys, level_counts(count, elements, rho))
+        levels = cut_terms([keys], level_counts(count, elements, rho))
     ends = ordered_values(jnp.asarray(levels.bound)).reshape(count, 2)
     shares = [
         spread(jnp.maximum(each, ends[i][0]), *ends[i])

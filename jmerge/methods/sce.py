@@ -120,7 +120,7 @@ def sce(
     if chosen is None and select_topk < 1:
         if varied is None:
             varied = total(varied_terms(delta))
-        chosen = cut_terms(variance_keys(delta), [[_share(varied[0], select_topk)]])
+        chosen = cut_terms([variance_keys(delta)], [[_share(varied[0], select_topk)]])
     if sums is None:
         sums = total(square_terms(delta, chosen=chosen, start=start))
     squares = sums / (np.float32(delta[0].size) if size is None else size).astype(delta.dtype)

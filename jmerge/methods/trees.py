@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.cuts import cut_leaves
+from jmerge.methods.cuts import cut_terms
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import make_key
 from jmerge.methods.reduce import total_of_leaves
@@ -171,7 +171,7 @@ def _survey(call: _Call, leaves: list[Leaf], keywords: Keywords) -> Keywords:
         else:
             assert statistic.counts is not None
             size = sum(leaf[0].size for leaf in leaves)
-            found[statistic.keyword] = cut_leaves(of_leaves, statistic.counts(numbers, size, found))
+            found[statistic.keyword] = cut_terms(of_leaves, statistic.counts(numbers, size, found))
     return found
 
 
@@ -216,7 +216,8 @@ def _names(models: Sequence[Any], base: Any) -> list[str]:
 
 def _flatten(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[str], list[Leaf], Any]:
     """The paths of the leaves, the arrays of each, and the structure; ValueError where trees differ."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(trees[-1])
+    flat, structure = jax.tree_util.tree_flatten_with_path(trees[-1])
+    treedef: Any = structure
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
     columns = []
     for tree, name in zip(trees, names, strict=True):

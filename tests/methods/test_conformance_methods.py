@@ -15,7 +15,7 @@ from conftest import CONFORMANCE
 
 import jmerge
 from jmerge.methods import REGISTRY
-from jmerge.testing.close import assert_close
+from jmerge.testing.close import assert_close, assert_same_bytes
 from jmerge.testing.laws import Inputs, by_hand
 from jmerge.testing.tiny import write_checkpoint
 
@@ -116,6 +116,16 @@ def as_weighted_mean(case: Case, folder: Path) -> None:
     np.testing.assert_allclose(found, np.mean(inputs.models, axis=0), atol=1e-6)
 
 
+def as_density(case: Case, folder: Path) -> None:
+    """A row of one element has no ranks: its chance is the density, as with DARE."""
+    names, inputs = inputs_of(case)
+    numbers = numbers_of(case, names)
+    found = by_hand(REGISTRY[case["method"]], inputs, numbers)
+    assert inputs.base is not None and inputs.base.shape[1] == 1
+    dare = {"weight": numbers["weight"], "density": numbers["density"], "normalize": True}
+    assert_same_bytes(found, by_hand(REGISTRY["dare_ties"], inputs, dare))
+
+
 # What we do where MergeKit should not be followed, or where rounding decides; a new method's cases must join.
 DECISIONS: dict[str, Callable[[Case, Path], None]] = {
     "linear-wsum0/f32": refused,
@@ -130,6 +140,8 @@ DECISIONS: dict[str, Callable[[Case, Path], None]] = {
     "multislerp-wsum0/f32": refused,
     "nearswap-small-t/f32": as_reference,
     "ram-neg-eps/f32": refused,
+    "della-row1/f32": as_density,
+    "sce-one-topk/f32": as_reference,
     "ramplus_tl-neg-eps/f32": refused,
 }
 

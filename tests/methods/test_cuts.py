@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jmerge.engine.radix import Radix
 from jmerge.methods.cuts import (
     Cut,
     cut_by_counting,
     cut_by_partition,
+    cut_terms,
     find_cut,
     is_kept,
     kept_count,
     make_cut,
+    ordered_keys,
+    ordered_values,
 )
 from jmerge.methods.positions import flat_positions, split_position
 
@@ -35,15 +39,48 @@ def reference(magnitude: np.ndarray, count: int) -> np.ndarray:
 def by_partition(magnitude: np.ndarray, count: int) -> Cut:
     """The cut of one model by partial sort."""
     bound, last = cut_by_partition(magnitude, count)
-    return Cut(*map(jnp.asarray, make_cut([bound], [last], magnitude.dtype)))
+    return Cut(*map(jnp.asarray, make_cut([bound], [last], bits_of(magnitude).dtype)))
 
 
 def by_counting(magnitude: np.ndarray, count: int) -> Cut:
     """The cut of one model by counting passes, compiled."""
-    return jax.jit(cut_by_counting)(jnp.asarray(magnitude)[None], jnp.asarray([count], jnp.uint32))
+    keys = [jnp.asarray(bits_of(magnitude))[None]]
+    return jax.jit(cut_by_counting)(keys, jnp.asarray([count], jnp.uint32))
 
 
-WAYS = {"partition": by_partition, "counting": by_counting}
+def by_counting_parts(magnitude: np.ndarray, count: int) -> Cut:
+    """The same of tensors that count as one after the other."""
+    parts = [jnp.asarray(bits_of(part))[None] for part in np.array_split(magnitude, 3)]
+    return jax.jit(cut_by_counting)(parts, jnp.asarray([count], jnp.uint32))
+
+
+def by_digits(magnitude: np.ndarray, count: int) -> Cut:
+    """The cut of one model by rounds over pieces, as the engine finds it for keys of all kinds."""
+    keys = bits_of(magnitude)
+    radix = Radix([[count]], keys.size, keys.dtype)
+    starts = range(0, keys.size, 1000)
+    while not radix.done:
+        for start in starts:
+            radix.add([keys[start : start + 1000]])
+        radix.end_round()
+    bounds, last = zip(
+        *radix.cuts(lambda term: [(start, keys[start : start + 1000]) for start in starts]),
+        strict=True,
+    )
+    return Cut(*map(jnp.asarray, make_cut(bounds, last, keys.dtype)))
+
+
+def bits_of(magnitude: np.ndarray) -> np.ndarray:
+    """The bits of floats."""
+    return magnitude.view(f"u{magnitude.dtype.itemsize}")
+
+
+WAYS = {
+    "partition": by_partition,
+    "counting": by_counting,
+    "counting parts": by_counting_parts,
+    "digits": by_digits,
+}
 KINDS = {
     "normal": lambda rng, n: rng.standard_normal(n),
     "few values": lambda rng, n: rng.integers(-3, 4, n) / 2,
@@ -70,7 +107,7 @@ def test_keeps_the_largest(way: str, kind: str, size: int) -> None:
     st.integers(0, 40),
 )
 @settings(max_examples=150, deadline=None)
-def test_both_ways_agree(values: list[float], count: int) -> None:
+def test_all_ways_agree(values: list[float], count: int) -> None:
     """On anything, with as many ties as there may be."""
     magnitude = np.asarray(values, np.float32)
     wanted = reference(magnitude, count)
@@ -129,12 +166,39 @@ def test_positions_beyond_31_bits(offset: int) -> None:
     piece = jnp.ones((1, 6), jnp.float32)
     start = jnp.asarray(split_position(offset), jnp.uint32)
     for last in range(-1, 6):
-        cut = Cut(*map(jnp.asarray, make_cut([ONE], [offset + last], np.dtype(np.float32))))
+        cut = Cut(*map(jnp.asarray, make_cut([ONE], [offset + last], np.dtype(np.uint32))))
         kept = np.asarray(kept_by(piece, cut, start))[0]
         np.testing.assert_array_equal(kept, np.arange(6) <= last)
     high, low = flat_positions((2, 3), start)
     found = (np.asarray(high).astype(np.uint64) << np.uint64(32)) + np.asarray(low)
     np.testing.assert_array_equal(found.ravel(), offset + np.arange(6, dtype=np.uint64))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ordered_keys_have_the_order_of_their_values(dtype: type) -> None:
+    limits = np.finfo(dtype)
+    values = [-np.inf, limits.min, -2.0, -1.0, -limits.tiny, -0.0, 0.0, limits.tiny, 1.5, np.inf]
+    with jax.enable_x64(dtype is np.float64):
+        keys = ordered_keys(jnp.asarray(np.array(values, dtype)))
+        back = np.asarray(ordered_values(keys))
+    assert keys[5] == keys[6]
+    assert (np.diff(np.asarray(keys).astype(object)) >= 0).all()
+    np.testing.assert_array_equal(back, np.array(values, dtype))
+
+
+def test_several_cuts_of_several_terms() -> None:
+    """The engine's digits give what counting gives, cut by cut, for keys that use every bit."""
+    rng = np.random.default_rng(3)
+    terms = [rng.integers(0, 2**32, 5000, np.uint32), rng.integers(0, 9, 5000, np.uint32)]
+    counts = [[1, 2500, 5000], [700]]
+    radix = Radix(counts, 5000, np.dtype(np.uint32))
+    while not radix.done:
+        radix.add(terms)
+        radix.end_round()
+    found = radix.cuts(lambda term: [(0, terms[term])])
+    cut = cut_terms([[jnp.asarray(term) for term in terms]], counts)
+    assert [bound for bound, _ in found] == np.asarray(cut.bound).tolist()
+    assert [last for _, last in found] == np.asarray(cut.last_low).tolist()
 
 
 def test_densities_are_concrete() -> None:

@@ -1,0 +1,74 @@
+"""Run with eight devices by test_trees: every method on sharded trees gives the bytes of the unsharded ones, leaves
+results sharded like the inputs, and its program never brings a tensor together on one device."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_trees import NUMBERS, merge
+
+from jmerge.methods import find_method
+
+SHAPE = (256, 512)
+LAYOUTS = {"rows": P("x", None), "columns": P(None, "x")}
+
+
+def gathered(program: str) -> list[int]:
+    """The elements of every array that the program gathers on all devices."""
+    found = []
+    for line in program.splitlines():
+        if re.search(r" all-gather(-start)?\(", line):
+            shapes = re.findall(
+                r"[a-z0-9]+\[([\d,]*)\]", line.split("= ", 1)[1].split(" all-gather")[0]
+            )
+            found += [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+    return found
+
+
+def main() -> None:
+    assert jax.device_count() == 8
+    mesh = jax.make_mesh((8,), ("x",))
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(SHAPE).astype(np.float32)
+    models = [(base + 0.1 * rng.standard_normal(SHAPE)).astype(np.float32) for _ in range(3)]
+    for name, numbers in NUMBERS.items():
+        method = find_method(name)
+        chosen = models[: method.counts[1] or 3]
+        for layout, spec in LAYOUTS.items():
+            sharding = NamedSharding(mesh, spec)
+            trees = [{"w": jax.device_put(model, sharding)} for model in chosen]
+            origin = None
+            if method.base != "input":
+                origin = {"w": jax.device_put(base, sharding)}
+            call = jax.jit(
+                lambda trees, origin, name=name, numbers=numbers: merge(
+                    name, origin, trees, numbers
+                )
+            )
+            program = call.lower(trees, origin).compile()
+            largest = max(gathered(program.as_text()), default=0)
+            # della's ranks need whole rows; sorting along a cut axis is the one thing that gathers
+            allowed = (
+                base.size if name.startswith("della") and layout == "columns" else base.size // 8
+            )
+            assert largest <= allowed, f"{name}, {layout}: gathers {largest} elements"
+            found = jax.tree.leaves(call(trees, origin))
+            plain = jax.tree.leaves(
+                call([{"w": model} for model in chosen], None if origin is None else {"w": base})
+            )
+            for ours, wanted in zip(found, plain, strict=True):
+                assert ours.sharding.is_equivalent_to(sharding, 2), (
+                    f"{name}, {layout}: {ours.sharding}"
+                )
+                assert np.asarray(ours).tobytes() == np.asarray(wanted).tobytes(), (
+                    f"{name}, {layout}"
+                )
+
+
+if __name__ == "__main__":
+    main()

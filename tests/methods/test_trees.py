@@ -1,0 +1,312 @@
+"""`merge_trees`: the methods on pytrees, traced, batched, differentiated and sharded."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+import yaml
+
+import jmerge
+from jmerge.methods import REGISTRY, find_method, trees
+from jmerge.testing.close import assert_close, assert_same_bytes
+from jmerge.testing.tiny import write_checkpoint
+
+Tree = dict[str, Any]
+SHAPES = {"b": (), "c": (7,), "layers.0.w": (33, 130), "layers.1.w": (3, 5, 7)}
+
+
+def draw(models: int, dtype: Any = np.float32) -> tuple[Tree, list[Tree]]:
+    """A base and fine-tunes of it."""
+    rng = np.random.default_rng(5)
+    base = {name: np.asarray(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
+
+    def near() -> Tree:
+        return {
+            name: jnp.asarray(array + 0.1 * rng.standard_normal(array.shape), dtype)
+            for name, array in base.items()
+        }
+
+    return {name: jnp.asarray(array, dtype) for name, array in base.items()}, [
+        near() for _ in range(models)
+    ]
+
+
+# Numbers for each method, as keywords; the continuous ones as floats or lists of them.
+NUMBERS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": [0.3, 0.5, 0.33]},
+    "slerp": {"t": 0.3},
+    "nuslerp": {"weight": [0.3, 0.5]},
+    "multislerp": {"weight": [0.3, 0.5, 0.33]},
+    "karcher": {},
+    "passthrough": {"scale": [0.7]},
+    "task_arithmetic": {"weight": [0.3, 0.5, 0.33], "scale": 0.7},
+    "ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "dare_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "dare_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "della": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "della_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "breadcrumbs": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
+    "breadcrumbs_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
+    "model_stock": {},
+    "nearswap": {"t": 0.01},
+    "arcee_fusion": {},
+    "sce": {"select_topk": 0.4},
+    "ram": {},
+    "ramplus_tl": {"r": 0.3, "epsilon": 0.1},
+    "magmax": {"scale": 0.7},
+    "negmerge": {"scale": 0.7},
+    "consensus": {"scale": 0.7},
+    "cabs": {"weight": [0.3, 0.5, 0.33], "n": 4, "m": 16},
+    "pcb": {"weight": [0.3, 0.5, 0.33], "rho": 0.2},
+    "localize_stitch": {"density": 0.2},
+    "emr": {},
+    "equalize(ties)": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "inverse_norm(task_arithmetic)": {"weight": [0.3, 0.5, 0.33]},
+}
+BY_METHOD = pytest.mark.parametrize("method", NUMBERS)
+# what no gradient goes through: counts, and whether an element is large enough to count
+STEPS = {"density", "gamma", "rho", "select_topk", "n", "m", "epsilon"}
+
+
+def inputs_of(method: str, dtype: Any = np.float32) -> tuple[Tree | None, list[Tree]]:
+    """A base, if the method has one, and as many models as it merges."""
+    declared = find_method(method)
+    base, models = draw(declared.counts[1] or 3, dtype)
+    return (None if declared.base == "input" else base), models
+
+
+def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str, Any]) -> Any:
+    """The call under test."""
+    return jmerge.merge_trees(models, method=method, base=base, **numbers)
+
+
+def test_every_method_is_tried() -> None:
+    assert set(REGISTRY) <= set(NUMBERS)
+
+
+def test_doctests() -> None:
+    found = doctest.testmod(trees)
+    assert found.attempted >= 9 and not found.failed
+
+
+# Against recipes
+
+
+@BY_METHOD
+def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
+    """A dict of arrays is merged to the bytes that a recipe makes of checkpoints with the same names."""
+    base, models = inputs_of(method)
+    numbers, declared = NUMBERS[method], find_method(method)
+    names = {keyword: name for name, keyword in declared.keywords.items()}
+    condition, _, inner = method.rstrip(")").rpartition("(")
+    recipe: dict[str, Any] = {"merge_method": inner, "models": [], "parameters": {}}
+    if condition:
+        recipe["wrap"] = {"condition": condition}
+    for i, model in enumerate(models):
+        write_checkpoint(tmp_path / f"m{i}", {name: np.asarray(a) for name, a in model.items()})
+        own = {
+            names.get(key, key): value[i]
+            for key, value in numbers.items()
+            if isinstance(value, list)
+        }
+        recipe["models"].append({"model": str(tmp_path / f"m{i}"), "parameters": own})
+    for key, value in numbers.items():
+        if not isinstance(value, list):
+            recipe["parameters"][names.get(key, key)] = value
+    if base is not None:
+        write_checkpoint(tmp_path / "base", {name: np.asarray(a) for name, a in base.items()})
+        recipe["base_model"] = str(tmp_path / "base")
+    (tmp_path / "x.yml").write_text(yaml.safe_dump(recipe))
+    jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
+    found = jax.jit(lambda models, base: merge(method, base, models, numbers))(models, base)
+    folders = [tmp_path / "out"]
+    if declared.per_model_output:
+        folders = [tmp_path / "out" / f"m{i}" for i in range(len(models))]
+    for tree, folder in zip(found if declared.per_model_output else [found], folders, strict=True):
+        checkpoint = jmerge.open_checkpoint(folder)
+        for name in SHAPES:
+            assert_same_bytes(np.asarray(tree[name]), checkpoint[name])
+
+
+@BY_METHOD
+def test_sixteen_bits_are_merged_in_float32(method: str) -> None:
+    """Results are the float32 merge of the widened inputs, rounded once."""
+    base, models = inputs_of(method, jnp.bfloat16)
+    wide = jax.tree.map(lambda array: array.astype(jnp.float32), (base, models))
+    found = jax.tree.leaves(merge(method, base, models, NUMBERS[method]))
+    wanted = jax.tree.leaves(merge(method, *wide, NUMBERS[method]))
+    for ours, exact in zip(found, wanted, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert_same_bytes(np.asarray(ours), np.asarray(exact.astype(jnp.bfloat16)))
+
+
+# Transformed
+
+
+def continuous(method: str) -> dict[str, Any]:
+    """The numbers that a gradient goes through."""
+    return {
+        key: jnp.asarray(value, jnp.float32)
+        for key, value in NUMBERS[method].items()
+        if key not in STEPS
+    }
+
+
+def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
+    """A smooth function of the continuous numbers through the merge."""
+    base, models = inputs_of(method)
+    fixed = {key: value for key, value in NUMBERS[method].items() if key in STEPS}
+
+    def loss(numbers: dict[str, Any]) -> jax.Array:
+        leaves = jax.tree.leaves(merge(method, base, models, {**fixed, **numbers}))
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
+
+    return loss
+
+
+@pytest.mark.parametrize("method", [name for name in NUMBERS if continuous(name)])
+def test_gradients_agree_with_finite_differences(method: str) -> None:
+    loss, numbers = jax.jit(objective(method)), continuous(method)
+    slope = jax.jit(jax.grad(objective(method)))(numbers)
+    for key, value in numbers.items():
+        for i in np.ndindex(value.shape):
+            step = 1e-2 * max(abs(float(value[i])), 1e-2)
+            ends = [float(loss({**numbers, key: value.at[i].add(way * step)})) for way in (1, -1)]
+            estimate = (ends[0] - ends[1]) / (2 * step)
+            assert float(slope[key][i]) == pytest.approx(estimate, rel=2e-2, abs=2e-2), key
+
+
+@pytest.mark.parametrize("method", [name for name in NUMBERS if continuous(name)])
+def test_many_weightings_at_once(method: str) -> None:
+    """A batch under vmap is each of them alone, to rounding."""
+    base, models = inputs_of(method)
+    fixed = {key: value for key, value in NUMBERS[method].items() if key in STEPS}
+    own = continuous(method)
+    batch = jax.tree.map(lambda value: jnp.stack([value, value * 0.5]), own)
+    found = jax.vmap(lambda numbers: merge(method, base, models, {**fixed, **numbers}))(batch)
+    for i in range(2):
+        numbers = jax.tree.map(lambda value, i=i: value[i], batch)
+        alone = merge(method, base, models, {**fixed, **numbers})
+        for many, one in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            assert_close(np.asarray(many[i]), np.asarray(one))
+
+
+# Trees of all kinds
+
+
+def test_flax_modules() -> None:
+    """The state of an nnx module is a tree like another, and its keys for random numbers are given back."""
+    models = [nnx.Linear(3, 4, rngs=nnx.Rngs(seed)) for seed in range(2)]
+    states = [nnx.state(model, nnx.Param) for model in models]
+    merged = jmerge.merge_trees(states, method="linear", weight=0.5)
+    nnx.update(models[0], merged)
+    mean = (states[0]["kernel"][...] + states[1]["kernel"][...]) / 2
+    np.testing.assert_allclose(models[0].kernel[...], mean, rtol=1e-6)
+
+
+def test_whole_models_are_the_whole_tree() -> None:
+    base, models = draw(3)
+    found = jmerge.merge_trees(models, method="localize_stitch", base=base, density=0.1)
+    stacked = {name: np.stack([np.asarray(m[name], np.float64) for m in models]) for name in SHAPES}
+    origin = {name: np.asarray(array, np.float64) for name, array in base.items()}
+    wanted = references.of_whole_models(
+        references.localize_stitch, stacked, origin, {"density": 0.1}
+    )
+    for name in SHAPES:
+        assert_close(np.asarray(found[name]), wanted[name])
+
+
+def test_depth_is_a_tree() -> None:
+    base, models = draw(2)
+    depth = {"b": 0.0, "c": 0.0, "layers.0.w": 0.0, "layers.1.w": 1.0}
+    numbers = {"weight": 0.5, "lines.alpha": 0.25, "lines.beta": 0.5}
+    plain = jmerge.merge_trees(models, method="task_arithmetic", base=base, weight=0.5)
+    found = jmerge.merge_trees(
+        models, method="lines(task_arithmetic)", base=base, depth=depth, **numbers
+    )
+    for name in SHAPES:
+        factor = 0.25 + 0.5 * depth[name]
+        wanted = np.asarray(base[name]) + factor * (
+            np.asarray(plain[name]) - np.asarray(base[name])
+        )
+        assert_close(np.asarray(found[name]), wanted)
+    with pytest.raises(TypeError, match="depth="):
+        jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5)
+    with pytest.raises(ValueError, match="another structure"):
+        jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5, depth={"b": 1.0})
+
+
+def test_what_is_not_floating_is_given_back() -> None:
+    trees = [{"w": jnp.full(2, float(i)), "step": jnp.arange(3)} for i in range(2)]
+    merged = jmerge.merge_trees(trees, method="linear", weight=0.5)
+    assert_same_bytes(np.asarray(merged["step"]), np.arange(3, dtype=np.int32))
+    trees[1]["step"] = jnp.arange(1, 4)
+    with pytest.raises(ValueError, match="'step' is int32, which cannot be merged, and differs"):
+        jmerge.merge_trees(trees, method="linear", weight=0.5)
+    with pytest.raises(
+        ValueError, match="'step' is int32, and whether all are equal cannot be seen"
+    ):
+        jax.jit(lambda trees: jmerge.merge_trees(trees, method="linear", weight=0.5))(trees)
+
+
+ONE, TWO = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "trees", "keywords"),
+    [
+        (KeyError, "tize", [ONE], {"method": "tize"}),
+        (TypeError, "'ties' needs a base", [ONE, TWO], {"method": "ties", "weight": 1.0}),
+        (TypeError, "takes no base", [ONE], {"method": "linear", "base": TWO, "weight": 1.0}),
+        (TypeError, "needs 'weight'", [ONE, TWO], {"method": "linear"}),
+        (TypeError, "did you mean 'weight'", [ONE], {"method": "linear", "wieght": 1.0, "weight": 1}),
+        (TypeError, "exactly 1 model", [ONE, TWO], {"method": "slerp", "base": ONE, "t": 0.5}),
+        (ValueError, "for each of 2 models, found 3", [ONE, TWO], {"method": "linear", "weight": [1, 2, 3]}),
+        (ValueError, "'w' is .2,. in trees.0.", [{"w": jnp.ones(2)}, TWO], {"method": "linear", "weight": 1}),
+        (ValueError, "'v' is in one only", [{"v": jnp.ones(3)}, TWO], {"method": "linear", "weight": 1}),
+        (ValueError, "is a float in one", [{"w": jnp.arange(3)}, TWO], {"method": "linear", "weight": 1}),
+        (ValueError, "from 0 to 1", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
+        (ValueError, "needs an epsilon", [ONE], {"method": "della", "base": TWO, "weight": 1.0, "density": 0.9}),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    error: type[Exception], message: str, trees: list[Tree], keywords: dict[str, Any]
+) -> None:
+    with pytest.raises(error, match=message):
+        jmerge.merge_trees(trees, **keywords)
+
+
+def test_traced_densities_are_refused() -> None:
+    with pytest.raises(TypeError, match="'density' decides about counts"):
+        jax.jit(
+            lambda density: jmerge.merge_trees(
+                [ONE, TWO], method="ties", base=ONE, weight=1.0, density=density
+            )
+        )(0.5)
+
+
+# Sharded
+
+SHARDED = Path(__file__).parent / "sharded_trees.py"
+
+
+def test_sharded_trees_stay_sharded() -> None:
+    """Eight forced devices, in a process of their own."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(SHARDED)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
