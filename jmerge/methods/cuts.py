@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.positions import positions_upto
+from jmerge.methods.positions import flat_positions, positions_upto
 
 
 class Cut(NamedTuple):
@@ -65,25 +65,42 @@ def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def cut_by_counting(magnitude: jax.Array, counts: jax.Array) -> Cut:
-    """The cut that keeps the counts (uint32 [models]) largest of magnitude [models, elements], ties by position."""
+    """The cut that keeps the counts (uint32 [models]) largest of magnitude [models, *shape], ties by position.
+
+    The bound is found by counting, and then, where not all magnitudes at the bound are kept, the position of the last
+    one. Counts are sums over all elements as they lie, so that each device of a sharded tensor counts its own.
+    """
     bits = _bits(magnitude)
-    size, top = bits.shape[1], 8 * bits.dtype.itemsize - 2
+    shape, top = bits.shape[1:], 8 * bits.dtype.itemsize - 2
+    size = math.prod(shape)
+
+    def each(values: jax.Array) -> jax.Array:
+        """values [models] beside [models, *shape]."""
+        return jax.lax.broadcast_in_dim(values, (len(values), *[1] * len(shape)), (0,))
 
     def number(chosen: jax.Array) -> jax.Array:
-        return jnp.sum(chosen, axis=1, dtype=jnp.uint32)
+        return jnp.sum(chosen, axis=tuple(range(1, bits.ndim)), dtype=jnp.uint32)
 
     def lower_bit(i: jax.Array, bound: jax.Array) -> jax.Array:
         higher = bound | (jnp.ones_like(bound) << (top - i).astype(bits.dtype))
-        return jnp.where(number(bits >= higher[:, None]) >= counts, higher, bound)
+        return jnp.where(number(bits >= each(higher)) >= counts, higher, bound)
 
     bound = jax.lax.fori_loop(0, top + 1, lower_bit, jnp.zeros_like(bits, shape=bits.shape[:1]))
-    wanted = counts - number(bits > bound[:, None])
-    ties = jnp.cumsum(bits == bound[:, None], axis=1, dtype=jnp.uint32)
-    last = jnp.sum(ties < wanted[:, None], axis=1, dtype=jnp.uint32)
+    wanted = counts - number(bits > each(bound))
+    some = number(bits == each(bound)) > wanted
+
+    def later_bit(i: jax.Array, last: jax.Array) -> jax.Array:
+        later = last | (jnp.ones_like(last) << (steps - 1 - i).astype(jnp.uint32))
+        before = (bits == each(bound)) & (flat_positions(shape, None)[1][None] < each(later))
+        return jnp.where(number(before) < wanted, later, last)
+
+    # the wanted-th tie is at the largest position with fewer ties before it
+    steps = (max(size, 1) - 1).bit_length()
+    last = jax.lax.fori_loop(0, jnp.where(some.any(), steps, 0), later_bit, jnp.zeros_like(counts))
     everything, nothing = counts >= size, counts == 0
     bound = jnp.where(everything, jnp.zeros_like(bound), bound)
     bound = jnp.where(nothing, ~jnp.zeros_like(bound), bound)
-    return Cut(bound, jnp.zeros_like(last), jnp.where(everything, jnp.uint32(size), last))
+    return Cut(bound, jnp.zeros_like(last), jnp.where(some, last, jnp.uint32(size)))
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
@@ -96,8 +113,7 @@ def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
 
 def cut_largest(delta: jax.Array, counts: Sequence[int]) -> Cut:
     """The cut that keeps so many of each of delta [models, *shape], the largest first."""
-    flat = jnp.abs(delta).reshape(delta.shape[0], -1)
-    return cut_by_counting(flat, jnp.asarray(np.asarray(counts, np.uint32)))
+    return cut_by_counting(jnp.abs(delta), jnp.asarray(np.asarray(counts, np.uint32)))
 
 
 def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:

@@ -3,8 +3,6 @@ arithmetic, which JAX has switched off by default."""
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +13,7 @@ def flat_positions(shape: tuple[int, ...], start: jax.Array | None) -> tuple[jax
     start: uint32 [2], high and low word of the position of the piece's first element in its tensor; None: zero.
     A piece has fewer than 2^32 elements.
     """
-    low = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    low = _places(shape)
     if start is None:
         return jnp.zeros_like(low), low
     moved = low + start[1]
@@ -30,7 +28,7 @@ def positions_upto(
     The 64-bit part is done once, on scalars, so that an element costs one comparison. `start` and the size of a
     piece as in `flat_positions`.
     """
-    low = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    low = _places(shape)
     first_high, first_low = (jnp.uint32(0), jnp.uint32(0)) if start is None else start
     borrow = (last_low < first_low).astype(jnp.uint32)
     before = (last_high < first_high) | ((last_high == first_high) & (borrow == 1))
@@ -43,3 +41,15 @@ def positions_upto(
 def split_position(position: int) -> tuple[int, int]:
     """High and low word of a position."""
     return position >> 32, position & 0xFFFFFFFF
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """The row-major position of every element in its array: uint32 [*shape].
+
+    Axis by axis, not as one range in another shape: so a device makes those of its own part alone.
+    """
+    places, step = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        places, step = places + along * jnp.uint32(step), step * shape[axis]
+    return places

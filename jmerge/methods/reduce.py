@@ -5,14 +5,20 @@ tree, which keeps the loop over memory fast, then by a tree of halvings in which
 (the sum, and what rounding lost: Knuth's two-sum). The blocks are added by the same tree of pairs, whose shape
 depends on the tensor's size alone. Pieces, devices and threads only decide who computes which block.
 The plain part adds 16 numbers, about as much error as the products being summed already carry.
+
+Of a tensor that lies on several devices each device adds up an equal share of the blocks, or of the rows. Elements that
+lie elsewhere are dealt out anew for that: the tensor moves once at most, and is never brought together on a device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 BLOCK = 4096  # elements; pieces of a tensor start at multiples of it
 ROWS = 16  # of 256: measured fastest on CPU among the shapes of one block
@@ -20,14 +26,7 @@ ROWS = 16  # of 256: measured fastest on CPU among the shapes of one block
 
 def block_pairs(terms: Sequence[jax.Array]) -> jax.Array:
     """The sum of every block of each of the terms [elements], whole blocks long -> pairs [sums, blocks, 2]."""
-    pairs = []
-    for term in terms:
-        rows = term.reshape(-1, ROWS, BLOCK // ROWS)
-        sums = [rows[:, i] for i in range(ROWS)]
-        while len(sums) > 1:
-            sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
-        pairs.append(_halve(sums[0], jnp.zeros_like(sums[0])))
-    return jnp.stack(pairs)
+    return jnp.stack([_pairs(term.reshape(-1, ROWS, BLOCK // ROWS)) for term in terms])
 
 
 def add_blocks(pairs: jax.Array) -> jax.Array:
@@ -44,9 +43,10 @@ def padded_blocks(blocks: int) -> int:
 
 
 def total(terms: Sequence[jax.Array]) -> jax.Array:
-    """The sums [sums] of whole arrays."""
-    flat = [term.reshape(-1) for term in terms]
-    return add_blocks(block_pairs([jnp.pad(term, (0, -term.size % BLOCK)) for term in flat]))
+    """The sums [sums] of whole arrays, all of one shape."""
+    mesh = _mesh_of(terms)
+    added: jax.Array = (_total if _devices(mesh) == 1 else _total_compiled)(list(terms), mesh)
+    return added
 
 
 def along(terms: jax.Array, axis: int) -> jax.Array:
@@ -56,18 +56,51 @@ def along(terms: jax.Array, axis: int) -> jax.Array:
     """
     if terms.ndim == 0:
         return terms
-    sums = jnp.moveaxis(terms, axis, -1)
-    if sums.shape[-1] == 0:
-        sums = jnp.zeros((*sums.shape[:-1], 1), sums.dtype)
-    while sums.shape[-1] > 1:
-        width = -(-sums.shape[-1] // ROWS)
-        missing = [(0, 0)] * (sums.ndim - 1) + [(0, ROWS * width - sums.shape[-1])]
-        parts = jnp.split(jnp.pad(sums, missing), ROWS, axis=-1)
+    mesh = _mesh_of([terms])
+    add = _along if _devices(mesh) == 1 else _along_compiled
+    added: jax.Array = add(terms, axis % terms.ndim, mesh)
+    return added
+
+
+def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
+    pairs = _deal(jnp.stack([_pairs(_blocks(term, mesh)) for term in terms]), mesh, None)
+    parts = pairs.shape[1]
+    blocks = -(-terms[0].size // (parts * BLOCK))  # of each part: what follows is padding
+    return add_blocks(pairs[:, :, :blocks].reshape(len(terms), parts * blocks, 2))
+
+
+def _along(terms: jax.Array, axis: int, mesh: AbstractMesh) -> jax.Array:
+    others = [i for i in range(terms.ndim) if i != axis]
+    dealt = _axis_to_deal(terms.shape, others, _devices(mesh)) if others else None
+    sums = _deal(terms, mesh, dealt)
+
+    def pad(length: int) -> jax.Array:
+        missing = [(0, 0)] * sums.ndim
+        missing[axis] = (0, length - sums.shape[axis])
+        return jnp.pad(sums, missing)
+
+    if sums.shape[axis] == 0:
+        sums = pad(1)
+    while sums.shape[axis] > 1:
+        parts = jnp.split(pad(-(-sums.shape[axis] // ROWS) * ROWS), ROWS, axis=axis)
         while len(parts) > 1:
             parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
         # without it each step would be computed anew in the next
         sums = jax.lax.optimization_barrier(parts[0])  # type: ignore[no-untyped-call]
-    return jnp.moveaxis(sums, -1, axis)
+    return sums
+
+
+# only within a program may an array lie on its devices in unequal parts
+_total_compiled = jax.jit(_total, static_argnames="mesh")
+_along_compiled = jax.jit(_along, static_argnames=("axis", "mesh"))
+
+
+def _pairs(blocks: jax.Array) -> jax.Array:
+    """The sums of blocks [..., ROWS, columns] as pairs [..., 2]."""
+    sums = [blocks[..., i, :] for i in range(ROWS)]
+    while len(sums) > 1:
+        sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
+    return _halve(sums[0], jnp.zeros_like(sums[0]))
 
 
 def _halve(high: jax.Array, low: jax.Array) -> jax.Array:
@@ -80,3 +113,58 @@ def _halve(high: jax.Array, low: jax.Array) -> jax.Array:
         lost = (a - (high - rounded)) + (b - rounded)
         low = low[..., :half] + low[..., half:] + lost
     return jnp.concatenate([high, low], axis=-1)
+
+
+def _blocks(term: jax.Array, mesh: AbstractMesh) -> jax.Array:
+    """The blocks of an array [parts, blocks, ROWS, columns], those of every part dealt out over the devices.
+
+    A part is what lies at one index of the axes before the one that is dealt out; at its end there may be more blocks
+    of zeros than it takes to fill the last one.
+    """
+    devices, shape = _devices(mesh), term.shape
+    share = devices * BLOCK
+    if devices == 1 or term.size <= share:  # less than a block for each
+        rows, share = _deal(term, mesh, None).reshape(1, term.size), BLOCK
+    else:
+        rests = [math.prod(shape[axis:]) for axis in range(max(term.ndim - 1, 1))]
+        whole = [i for i, rest in enumerate(rests) if rest % BLOCK == 0 and rest >= share]
+        axis = _axis_to_deal(shape, sorted({0, *whole}), devices)
+        # the axis first: only from there does the compiler know a way to the flat order without a gather
+        rows = _deal(term, mesh, axis).reshape(-1, rests[axis])
+        rows = _deal(rows, mesh, 1)
+    rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % share)))
+    if share > BLOCK:
+        rows = _deal(rows, mesh, 1)
+    return rows.reshape(rows.shape[0], rows.shape[1] // BLOCK, ROWS, BLOCK // ROWS)
+
+
+def _axis_to_deal(shape: tuple[int, ...], axes: Sequence[int], devices: int) -> int:
+    """The last of the axes that falls to the devices in equal parts, or else to the most of them."""
+    return max(axes, key=lambda i: (shape[i] % devices == 0, min(shape[i], devices), i))
+
+
+def _mesh_of(arrays: Sequence[jax.Array]) -> AbstractMesh:
+    """The mesh that the first of the arrays to lie on one lies on, else one of no axes."""
+    meshes: list[AbstractMesh] = [jax.typeof(array).sharding.mesh for array in arrays]
+    return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+
+
+def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh along which the compiler may deal out arrays."""
+    named = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in named if kind == AxisType.Auto)
+
+
+def _devices(mesh: AbstractMesh) -> int:
+    """How many devices there are to deal arrays out to."""
+    return math.prod(mesh.shape[name] for name in _axes(mesh))
+
+
+def _deal(x: jax.Array, mesh: AbstractMesh, axis: int | None) -> jax.Array:
+    """x cut up along one axis over all devices of its mesh; None: all of it on each."""
+    if _devices(mesh) == 1:
+        return x
+    axes = () if axis is None else (*[None] * axis, _axes(mesh))
+    layout = NamedSharding(mesh, P(*axes))  # type: ignore[no-untyped-call]
+    dealt: jax.Array = jax.lax.with_sharding_constraint(x, layout)  # type: ignore[no-untyped-call]
+    return dealt
