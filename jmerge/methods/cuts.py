@@ -102,7 +102,8 @@ def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
 
         def before(part: jax.Array, number: int) -> jax.Array:
             places = flat_positions(part.shape[1:], None)[1][None] + jnp.uint32(sum(sizes[:number]))
-            return (part == _beside(bound, part)) & (places < _beside(later, part))
+            tied: jax.Array = (part == _beside(bound, part)) & (places < _beside(later, part))
+            return tied
 
         next_last: jax.Array = jnp.where(number(before) < wanted, later, last)
         return next_last

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jmerge.methods.cuts import cut_terms
 from jmerge.methods.positions import split_position
@@ -80,12 +81,17 @@ def merge_trees(
     keywords, static = _arguments(chosen, len(models), numbers)
     floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf, paths[i])]
     call = _Call(chosen, base is not None, tuple(static.items()))
+    outputs = len(models) if chosen.per_model_output else 1
     keys = [_keys(chosen, seed, paths[i], len(models)) for i in floating]
     depths = _depths(chosen, numbers.get("depth"), treedef, len(leaves))
-    merged = _merge_leaves(
-        call, [leaves[i] for i in floating], keywords, keys, [depths[i] for i in floating]
-    )
-    outputs = len(models) if chosen.per_model_output else 1
+    chosen_leaves = [leaves[i] for i in floating]
+    if explicit := [_explicit(leaf) for leaf in chosen_leaves if _explicit(leaf)]:
+        # on a mesh of explicit axes the compiler places what happens within, and results lie as the inputs do
+        out = [[_explicit(leaf) or _replicated(explicit[0])] * outputs for leaf in chosen_leaves]
+        merge = jax.sharding.auto_axes(partial(_merge_leaves, call), out_sharding=out)
+    else:
+        merge = partial(_merge_leaves, call)
+    merged = merge(chosen_leaves, keywords, keys, [depths[i] for i in floating])
     found: list[list[Any]] = [[leaf[-1] for leaf in leaves] for _ in range(outputs)]
     for i, results in zip(floating, merged, strict=True):
         for output, result in zip(found, results, strict=True):
@@ -173,6 +179,16 @@ def _survey(call: _Call, leaves: list[Leaf], keywords: Keywords) -> Keywords:
             size = sum(leaf[0].size for leaf in leaves)
             found[statistic.keyword] = cut_terms(of_leaves, statistic.counts(numbers, size, found))
     return found
+
+
+def _explicit(leaf: Leaf) -> NamedSharding | None:
+    """How a leaf lies on a mesh whose axes are explicit; None on another, or on one device."""
+    sharding = jax.typeof(leaf[-1]).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _replicated(like: NamedSharding) -> NamedSharding:
+    return NamedSharding(like.mesh, PartitionSpec())
 
 
 def _widen(leaves: list[Leaf], *, together: bool) -> list[Leaf]:

@@ -8,14 +8,18 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_trees import NUMBERS, merge
 
 from jmerge.methods import find_method
 
 SHAPE = (256, 512)
-LAYOUTS = {"rows": P("x", None), "columns": P(None, "x")}
+LAYOUTS = {
+    "rows": (AxisType.Auto, P("x", None)),
+    "columns": (AxisType.Auto, P(None, "x")),
+    "explicit rows": (AxisType.Explicit, P("x", None)),
+}
 
 
 def gathered(program: str) -> list[int]:
@@ -32,14 +36,14 @@ def gathered(program: str) -> list[int]:
 
 def main() -> None:
     assert jax.device_count() == 8
-    mesh = jax.make_mesh((8,), ("x",))
     rng = np.random.default_rng(0)
     base = rng.standard_normal(SHAPE).astype(np.float32)
     models = [(base + 0.1 * rng.standard_normal(SHAPE)).astype(np.float32) for _ in range(3)]
     for name, numbers in NUMBERS.items():
         method = find_method(name)
         chosen = models[: method.counts[1] or 3]
-        for layout, spec in LAYOUTS.items():
+        for layout, (kind, spec) in LAYOUTS.items():
+            mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
             sharding = NamedSharding(mesh, spec)
             trees = [{"w": jax.device_put(model, sharding)} for model in chosen]
             origin = None
