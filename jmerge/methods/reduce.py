@@ -7,7 +7,8 @@ depends on the tensor's size alone. Pieces, devices and threads only decide who 
 The plain part adds 16 numbers, about as much error as the products being summed already carry.
 
 Of a tensor that lies on several devices each device adds up an equal share of the blocks, or of the rows. Elements that
-lie elsewhere are dealt out anew for that: the tensor moves once at most, and is never brought together on a device.
+lie elsewhere are dealt out anew for that: a tensor of more than a few blocks moves once at
+most and is not brought together on a device (BUILD.md, Decisions, has the layouts for which XLA knows no such way).
 """
 
 from __future__ import annotations
