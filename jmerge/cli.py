@@ -50,7 +50,8 @@ parameters and bytes by part and by dtype.""",
 jmerge methods [NAME ...]
 
 Lists the merge methods, or says all about some: what they do, the formula, what they merge, when to use them, the
-paper, their parameters with defaults and ranges, and a short recipe.""",
+paper, their parameters with defaults and ranges, and a short recipe. `jmerge methods wrap` is about what can be done
+around a method: scaling the models' changes before it and the merged change after it.""",
     "schema": """\
 jmerge schema
 

@@ -5,12 +5,21 @@ runs each recipe and the floor in turns and prints medians: wall seconds, the ra
 memory of the largest process, and bytes per second. A second program that takes `RECIPE FOLDER` can be timed too.
 
     python tools/bench.py --folder /tmp/bench --size 1.1b --merges linear,slerp --repeats 5
+
+With --methods it times methods instead of whole merges: one tensor goes through the engine, its result nowhere, in a
+process for each method. Printed are the median seconds, elements per second, the ratio to the weighted mean of three
+models (timed in turns with it), and how far resident memory rose, inputs mapped at the time included.
+
+    python tools/bench.py --methods ties,dare_ties --elements 4000000
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -19,13 +28,17 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
+from jmerge.names import did_you_mean
 
 # layers, hidden, intermediate, key-value width, vocabulary
 SIZES = {
@@ -46,6 +59,7 @@ RECIPES = {
     "dare_ties": (4, "merge_method: dare_ties\nbase_model: {m[0]}\nmodels:\n{others}"),
     "passthrough": (1, "merge_method: passthrough\nmodels:\n{plain}"),
 }
+BASE, MODELS = "base", ("a", "b", "c")  # for methods
 
 
 def specs(size: str) -> dict[str, TensorSpec]:
@@ -68,14 +82,10 @@ def specs(size: str) -> dict[str, TensorSpec]:
     return {name: TensorSpec("BF16", shape) for name, shape in shapes.items()}
 
 
-def make_model(folder: Path, size: str, seed: int) -> None:
-    """Write a checkpoint of normal numbers (deviation 0.02) unless it is there; models of one size share a base."""
-    layers, hidden, inner, kv, vocab = SIZES[size]
-    if (folder / "config.json").exists():
-        return
+def write_tensors(folder: Path, tensors: dict[str, TensorSpec], seed: int) -> None:
+    """Write normal numbers (deviation 0.02) as a new folder; what other seeds than 0 give are changes of that."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tensors = specs(size)
     files = plan_files(tensors, 5 * 10**9)
     for file in files:
         with (folder / file.name).open("wb") as out:
@@ -92,6 +102,14 @@ def make_model(folder: Path, size: str, seed: int) -> None:
     index = index_json(files, tensors, "bench")
     if index:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def make_model(folder: Path, size: str, seed: int) -> None:
+    """Write a Llama-shaped checkpoint unless it is there; models of one size share a base."""
+    layers, hidden, inner, kv, vocab = SIZES[size]
+    if (folder / "config.json").exists():
+        return
+    write_tensors(folder, specs(size), seed)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -155,6 +173,124 @@ def floor(models: list[Path], out: Path) -> float:
     return seconds
 
 
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Do nothing."""
+
+
+class Timed(NamedTuple):
+    """What a method took."""
+
+    seconds: float
+    linear: float  # seconds of the weighted mean
+    memory: float  # bytes by which resident memory rose; NaN where the system does not say
+
+
+def make_tensors(folder: Path, elements: int) -> None:
+    """Write a base and three models of one tensor unless they are there."""
+    if folder.exists():
+        return
+    width = min(elements, 4096)
+    tensor = TensorSpec("BF16", (elements // width, width))
+    part = folder.with_name(folder.name + ".part")
+    for seed, name in enumerate((BASE, *MODELS)):
+        write_tensors(part / name, {"weight": tensor}, seed)
+    part.rename(folder)
+
+
+def time_method(folder: Path, name: str, repeats: int, results: Connection) -> None:
+    """Time a method and the weighted mean in turns on the tensors in `folder`, and send a `Timed`; in a new process."""
+    from jmerge.process import prepare
+
+    prepare()  # as the command does, before JAX is imported
+    from jmerge.engine.run import run
+    from jmerge.engine.schedule import make_schedule
+    from jmerge.jobs import plan_recipe
+    from jmerge.methods import REGISTRY
+    from jmerge.report.methods import minimal_recipe
+
+    def runner(method: str) -> Callable[[], float]:
+        file = folder / f"{method}.yml"
+        models = [str(folder / model) for model in MODELS]
+        file.write_text(minimal_recipe(REGISTRY[method], models, str(folder / BASE)))
+        plan = plan_recipe(file)
+        schedule = make_schedule(plan)
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            run(plan, schedule, Nowhere())
+            return time.perf_counter() - began
+
+        seconds()  # compiles, and brings the inputs into the page cache
+        return seconds
+
+    own, linear = runner(name), runner("linear")
+    before = reset_peak()
+    own()
+    memory = resident("VmHWM") - before
+    turns = [(own(), linear()) for _ in range(repeats)]
+    medians = [statistics.median(each) for each in zip(*turns, strict=True)]
+    results.send(Timed(medians[0], medians[1], memory))
+
+
+def reset_peak() -> float:
+    """Give freed memory back, begin to look for the peak of resident memory anew, and return what is resident."""
+    gc.collect()
+    if sys.platform != "linux":
+        return math.nan
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return math.nan
+    return resident("VmRSS")
+
+
+def resident(key: str) -> float:
+    """Resident memory of this process in bytes: now (`VmRSS`), or at most (`VmHWM`)."""
+    if sys.platform != "linux":
+        return math.nan
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def bench_methods(chosen: str, folder: Path, elements: int, repeats: int) -> None:
+    """Print a line for each of the chosen methods (`all`, or names with commas)."""
+    from jmerge.methods import REGISTRY  # brings JAX, which whole merges are timed without
+
+    names = sorted(REGISTRY) if chosen == "all" else chosen.split(",")
+    for name in names:
+        if name not in REGISTRY:
+            raise SystemExit(f"'{name}' is not a merge method{did_you_mean(name, REGISTRY)}")
+    elements -= elements % min(elements, 4096)
+    folder = folder.resolve() / f"tensor-{elements}"
+    make_tensors(folder, elements)
+    print(f"{machine()}; one tensor of {elements} elements, bf16")
+    spawn = multiprocessing.get_context("spawn")
+    for name in names:
+        receiver, sender = spawn.Pipe(duplex=False)
+        child = spawn.Process(target=time_method, args=(folder, name, repeats, sender))
+        child.start()
+        sender.close()
+        try:
+            seconds, linear, memory = receiver.recv()
+        except EOFError:
+            raise SystemExit(f"{name} failed") from None
+        child.join()
+        low, high = REGISTRY[name].counts
+        models = f"{min(high or 3, 3)}{' + base' if REGISTRY[name].base == 'needed' else ''}"
+        line = f"{name:<16} {models:<8} {seconds:7.3f} s  {elements / seconds / 1e6:7.1f} M/s"
+        line += f"  {seconds / linear:5.2f} x linear"
+        print(line + ("" if math.isnan(memory) else f"  memory {memory / 1e6:4.0f} MB"), flush=True)
+
+
+def machine() -> str:
+    """What this runs on."""
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -175,7 +311,21 @@ def main() -> None:
     parser.add_argument(
         "--other", help="a second program, called with RECIPE and FOLDER, timed in turns"
     )
+    parser.add_argument(
+        "--methods",
+        nargs="?",
+        const="all",
+        help="time these methods (by default all) on one tensor instead",
+    )
+    parser.add_argument(
+        "--elements", type=int, default=11008 * 4096, help="of the tensor for --methods"
+    )
     options = parser.parse_args()
+    if options.repeats < 1 or options.elements < 1:
+        parser.error("--repeats and --elements are at least 1")
+    if options.methods:
+        bench_methods(options.methods, options.folder, options.elements, options.repeats)
+        return
 
     merges = options.merges.split(",")
     count = max(RECIPES[name][0] for name in merges)
@@ -187,9 +337,7 @@ def main() -> None:
         maker.join()
         if maker.exitcode:
             raise SystemExit(f"{model} could not be made")
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; models of {options.size}, bf16"
-    )
+    print(f"{machine()}; models of {options.size}, bf16")
     out = options.folder / "out"
     for name in merges:
         recipe = write_recipe(options.folder, name, models)

@@ -209,6 +209,8 @@ class Method:
         """How many models it merges, in words."""
         low, high = self.counts
         number = f"exactly {low}" if low == high else f"at least {low}"
+        if (low, high) == (0, None):
+            number = "any number of"
         what = "model" if (low, high) in ((1, 1), (1, None)) else "models"
         return f"{number} {what}" + ("" if self.base == "input" else " besides the base")
 

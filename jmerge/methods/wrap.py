@@ -17,10 +17,29 @@ import jax.numpy as jnp
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import root
 from jmerge.methods.reduce import total
-from jmerge.methods.spec import REGISTRY, Method, Shared, Statistic, Sums
+from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared, Statistic, Sums
 from jmerge.recipe.settings import CONDITIONS
 
 LINES = "lines"
+
+# condition -> what a model's change is multiplied by, from the L2 norms n_i of all changes of a model; the paper
+CONDITION_DOCS: Mapping[str, tuple[str, str]] = {
+    "equalize": ("min n / n_i: long changes shrink", "https://arxiv.org/abs/2508.01148"),
+    "equalize_mean": ("mean n / n_i", "https://arxiv.org/abs/2508.01148"),
+    "metagpt": ("n_i^2 / sum n^2; for weights of 1", "https://arxiv.org/abs/2406.11385"),
+    "inverse_norm": (
+        "(1 / n_i) / sum 1 / n; for weights of 1",
+        "https://arxiv.org/abs/2505.16148",
+    ),
+}
+LINES_PAPER = "https://arxiv.org/abs/2410.17146"
+LINES_PARAMETERS: Mapping[str, Parameter] = {
+    "lines.alpha": Shared(
+        None, doc="factor of the first block; auto: |sum of changes| / (models |merged change|)"
+    ),
+    "lines.beta": Shared(None, doc="what the factor of the last block has more; auto: 1 - alpha"),
+    "lines.depth": Shared(0.0, planned=True, doc="where the tensor lies, from 0 to 1"),
+}
 
 
 def find_method(name: str) -> Method:
@@ -76,9 +95,8 @@ def square_terms(delta: jax.Array, **_: Any) -> list[jax.Array]:
 def norm_factors(squares: jax.Array, condition: str) -> jax.Array:
     """What to multiply each model's change by, from the squares of the L2 norms n of the changes [models].
 
-    equalize, equalize_mean: the least or the mean n, over n (Huang et al., DisTaC, arXiv 2508.01148, shrinks the long
-    ones). metagpt: n^2 / sum n^2 (Zhou et al., EMNLP 2024, arXiv 2406.11385). inverse_norm: 1/n / sum 1/n (NAN, arXiv
-    2505.16148). Models that changed nothing take no part; norms beyond the dtype count as equal.
+    `CONDITION_DOCS` says what each condition makes of them (equalize: Huang et al., DisTaC; metagpt: Zhou et al., EMNLP
+    2024; inverse_norm: NAN). Models that changed nothing take no part; norms beyond the dtype count as equal.
     """
     if squares.shape[0] == 0:
         return squares
@@ -135,19 +153,17 @@ def lines(method: Method) -> Method:
         scope="model",
         when=lambda numbers: numbers["lines.alpha"] is None,
     )
-    own = {
-        "lines.alpha": Shared(None, doc="factor of the first block; by default from norms"),
-        "lines.beta": Shared(None, doc="how much the factor of the last block is larger"),
-        "lines.depth": Shared(0.0, planned=True, doc="where the tensor lies, from 0 to 1"),
-    }
     return dataclasses.replace(
         method,
         name=f"{LINES}({method.name})",
         title=f"{method.title} with LiNeS",
         function=function,
         statistics=(*method.statistics, lengths),
-        parameters={**method.parameters, **own},
-        keywords={**method.keywords, **{name: name.partition(".")[2] for name in own}},
+        parameters={**method.parameters, **LINES_PARAMETERS},
+        keywords={
+            **method.keywords,
+            **{name: name.partition(".")[2] for name in LINES_PARAMETERS},
+        },
     )
 
 

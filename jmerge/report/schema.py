@@ -62,7 +62,7 @@ def _parameter_names() -> list[str]:
 
 def _describe(key: str) -> dict[str, Any]:
     """What a parameter is in each method that takes it."""
-    users = [(m.name, m.parameters[key]) for m in REGISTRY.values() if key in m.parameters]
+    users = [(m.name, m.parameters[key]) for m in REGISTRY.values() if key in m.settable]
     texts: dict[str, list[str]] = {}
     for name, declared in users:
         texts.setdefault(_text(declared), []).append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from jmerge.ckpt.open import open_checkpoint
 from jmerge.cli import main
 from jmerge.jobs import plan_recipe
 from jmerge.methods import REGISTRY
+from jmerge.methods.wrap import CONDITION_DOCS, LINES_PARAMETERS, can_wrap
+from jmerge.plan.steps import Plan
+from jmerge.recipe.settings import CONDITIONS
 from jmerge.report.inspect import inspect_checkpoint, inspect_text
-from jmerge.report.methods import method_text, methods_text, minimal_recipe
+from jmerge.report.methods import WRAP, WRAPPED_RECIPE, method_text, methods_text, minimal_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 
@@ -109,7 +113,35 @@ def test_a_method_is_explained(name: str) -> None:
     assert method.summary.count(". ") == 1 and method.summary.endswith(".")
     assert method.formula in text and method.when in text
     for key, declared in method.parameters.items():
-        assert declared.doc and declared.doc in text and f"\n  {key}" in text
+        shown = not declared.planned
+        assert declared.doc and (declared.doc in text) == (f"\n  {key} " in text) == shown
+    assert ("a folder for each model" in text) == method.per_model_output
+
+
+def test_what_goes_around_methods_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every condition and parameter, the methods it goes around, and how to write it; the list says where to look."""
+    assert CONDITION_DOCS.keys() == set(CONDITIONS)
+    assert f"jmerge methods {WRAP} " in methods_text()
+    assert main(["methods", "wrap"]) == 0
+    text = capsys.readouterr().out
+    for name, (does, paper) in CONDITION_DOCS.items():
+        assert f"  {name} " in text and does in text and paper in text
+    for key, declared in LINES_PARAMETERS.items():
+        assert (declared.doc in text) == (f"\n  {key.removeprefix('lines.')} " in text)
+        assert (declared.doc in text) == (not declared.planned)
+    wrapped = next(line for line in text.splitlines() if line.startswith("Wraps ")).split()
+    assert {word.rstrip(",") for word in wrapped[1:]} == {
+        name for name, method in REGISTRY.items() if can_wrap(method)
+    }
+
+
+def plan_of(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """The plan of a recipe on models of the names that explanations use."""
+    monkeypatch.chdir(tmp_path)
+    for seed, model in enumerate(("base", "a", "b")):
+        write_llama(tmp_path / "models" / model, seed)
+    (tmp_path / "x.yml").write_text(text)
+    return plan_recipe("x.yml")
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
@@ -117,10 +149,14 @@ def test_the_recipe_of_a_method_works(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It plans without a warning on models of the names it uses."""
-    monkeypatch.chdir(tmp_path)
-    for seed, model in enumerate(("base", "a", "b")):
-        write_llama(tmp_path / "models" / model, seed)
-    (tmp_path / "x.yml").write_text(minimal_recipe(REGISTRY[name]))
-    plan = plan_recipe("x.yml")
+    plan = plan_of(minimal_recipe(REGISTRY[name]), tmp_path, monkeypatch)
     assert {step.method for step in plan.steps} == {name}
     assert plan.warnings == ()
+
+
+def test_the_recipe_of_wrappers_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And uses both."""
+    plan = plan_of(WRAPPED_RECIPE, tmp_path, monkeypatch)
+    assert plan.method == "equalize(lines(task_arithmetic))"
+    assert plan.warnings == ()
+    assert WRAPPED_RECIPE in textwrap.dedent(method_text(WRAP).partition("A recipe\n\n")[2] + "\n")
