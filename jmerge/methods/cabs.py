@@ -19,13 +19,21 @@ from jmerge.methods.spec import PerModel, Shared, Whole, merge_method
 
 def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:
     """Which of the n largest of every m neighbours an element of change [*shape] is; equal ones by place."""
-    flat = change.reshape(-1)
-    blocks = jnp.pad(flat, (0, -flat.size % m)).reshape(-1, m)
+    shape = change.shape
+    if change.ndim and shape[-1] % m == 0:
+        blocks = change.reshape(*shape[:-1], -1, m)  # what lies on several devices stays there
+    else:
+        blocks = jnp.pad(change.reshape(-1), (0, -change.size % m)).reshape(-1, m)
     keys = magnitude_keys(blocks)
-    cut = cut_by_counting([keys], jnp.full(len(blocks), n).astype(jnp.uint32))
-    place, bound = jax.lax.broadcasted_iota(jnp.uint32, blocks.shape, 1), cut.bound[:, None]
-    kept = (keys > bound) | ((keys == bound) & (place <= cut.last_low[:, None]))
-    return kept.reshape(-1)[: flat.size].reshape(change.shape)
+    cut = cut_by_counting([keys], jnp.full(keys.shape[:-1], n).astype(jnp.uint32))
+    bound, last = (jnp.asarray(part)[..., None] for part in (cut.bound, cut.last_low))
+    place = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
+    kept = (keys > bound) | ((keys == bound) & (place <= last))
+    return (
+        kept.reshape(shape)
+        if kept.size == change.size
+        else kept.reshape(-1)[: change.size].reshape(shape)
+    )
 
 
 def _check(numbers: Mapping[str, Any]) -> str | None:

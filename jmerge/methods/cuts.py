@@ -65,13 +65,14 @@ def cut_by_partition(magnitude: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
-    """The cuts [cuts] that keep the counts (uint32 [cuts]) largest of some keys, ties by position.
+    """The cuts [*cuts] that keep the counts (uint32 [*cuts]) largest of some keys, ties by position.
 
-    keys: unsigned [cuts, *shape], of one tensor or of several that count as one after the other. The bound is found by
+    keys: unsigned [*cuts, *shape], of one tensor or of several that count as one after the other. The bound is found by
     counting, and then, where not all keys at the bound are kept, the position of the last one. Counts are sums over all
     elements as they lie, so that each device of a sharded tensor counts its own.
     """
-    sizes = [math.prod(part.shape[1:]) for part in keys]
+    first = counts.ndim  # axis of shape
+    sizes = [math.prod(part.shape[first:]) for part in keys]
     size, top = sum(sizes), 8 * keys[0].dtype.itemsize - 1
     if size >= 1 << 32:
         raise ValueError(
@@ -81,7 +82,7 @@ def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
 
     def number(chosen: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
         found = [
-            jnp.sum(chosen(part, i), axis=tuple(range(1, part.ndim)), dtype=jnp.uint32)
+            jnp.sum(chosen(part, i), axis=tuple(range(first, part.ndim)), dtype=jnp.uint32)
             for i, part in enumerate(keys)
         ]
         added: jax.Array = jnp.sum(jnp.stack(found), axis=0, dtype=jnp.uint32)
@@ -101,7 +102,8 @@ def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
         later = last | (jnp.ones_like(last) << (steps - 1 - i).astype(jnp.uint32))
 
         def before(part: jax.Array, number: int) -> jax.Array:
-            places = flat_positions(part.shape[1:], None)[1][None] + jnp.uint32(sum(sizes[:number]))
+            places = flat_positions(part.shape[first:], None)[1] + jnp.uint32(sum(sizes[:number]))
+            places = jnp.broadcast_to(jnp.expand_dims(places, tuple(range(first))), part.shape)
             tied: jax.Array = (part == _beside(bound, part)) & (places < _beside(later, part))
             return tied
 
@@ -116,8 +118,8 @@ def cut_by_counting(keys: Sequence[jax.Array], counts: jax.Array) -> Cut:
 
 
 def _beside(values: jax.Array, part: jax.Array) -> jax.Array:
-    """values [cuts] so that they compare with part [cuts, *shape]."""
-    return jax.lax.broadcast_in_dim(values, (len(values), *[1] * (part.ndim - 1)), (0,))
+    """values [*cuts] so that they compare with part [*cuts, *shape]."""
+    return jnp.expand_dims(values, tuple(range(values.ndim, part.ndim)))
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:

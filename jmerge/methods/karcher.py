@@ -49,6 +49,8 @@ def karcher(
     Models no longer than `tol` have no direction; if none has, the result is zero. sums: totals of `gram_terms`
     over the whole tensor; added up here when not given. Lengths beyond the dtype give the plain mean.
     """
+    # both only say when to stop: no gradient goes through them, and none could through the loop
+    max_iter, tol = jax.lax.stop_gradient((max_iter, tol))
     count = models.shape[0]
     if count == 1:
         return models[0]

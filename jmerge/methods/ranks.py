@@ -10,16 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
+
 AT_ONCE = 1 << 18  # elements that are sorted together on the host, so that they stay in the cache
 
 
 def ranks_along(keys: jax.Array, axis: int) -> jax.Array:
-    """The ranks uint32 [*shape] of unsigned keys [*shape] along an axis."""
+    """The ranks uint32 [*shape] of unsigned keys [*shape] along an axis.
+
+    Rows that lie on several devices are dealt out as wholes first.
+    """
+    mesh = mesh_of([keys])
+    others = [i for i in range(keys.ndim) if i != axis]
+
+    def rows_together(array: jax.Array) -> jax.Array:
+        if devices_of(mesh) == 1 or not others:
+            return array
+        return deal(array, mesh, axis_to_deal(array.shape, others, devices_of(mesh)))
+
     last = keys.shape[axis] - 1
-    place = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, axis)
-    _, back = jax.lax.sort((keys, last - place), dimension=axis, num_keys=2)
-    _, ranks = jax.lax.sort((last - back, place), dimension=axis, num_keys=1)
-    found: jax.Array = ranks
+    place = rows_together(jax.lax.broadcasted_iota(jnp.uint32, keys.shape, axis))
+    _, back = jax.lax.sort((rows_together(keys), last - place), dimension=axis, num_keys=2)
+    _, ranks = jax.lax.sort((last - rows_together(back), place), dimension=axis, num_keys=1)
+    found: jax.Array = rows_together(ranks)
     return found
 
 

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh
+
+from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
 
 BLOCK = 4096  # elements; pieces of a tensor start at multiples of it
 ROWS = 16  # of 256: measured fastest on CPU among the shapes of one block
@@ -57,8 +58,8 @@ def total_of_leaves(leaves: Sequence[Sequence[jax.Array]]) -> jax.Array:
     """The sums [sums] of terms over several whole arrays, one after the other."""
     pairs = []
     for terms in leaves:
-        mesh = _mesh_of(terms)
-        pairs.append((_total if _devices(mesh) == 1 else _total_compiled)(list(terms), mesh))
+        mesh = mesh_of(terms)
+        pairs.append((_total if devices_of(mesh) == 1 else _total_compiled)(list(terms), mesh))
     return add_blocks(jnp.concatenate(pairs, axis=1))
 
 
@@ -69,15 +70,15 @@ def along(terms: jax.Array, axis: int) -> jax.Array:
     """
     if terms.ndim == 0:
         return terms
-    mesh = _mesh_of([terms])
-    add = _along if _devices(mesh) == 1 else _along_compiled
+    mesh = mesh_of([terms])
+    add = _along if devices_of(mesh) == 1 else _along_compiled
     added: jax.Array = add(terms, axis % terms.ndim, mesh)
     return added
 
 
 def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
     """The sums of whole arrays as pairs [sums, 1, 2]."""
-    pairs = _deal(jnp.stack([_pairs(_blocks(term, mesh)) for term in terms]), mesh, None)
+    pairs = deal(jnp.stack([_pairs(_blocks(term, mesh)) for term in terms]), mesh, None)
     parts = pairs.shape[1]
     blocks = -(-terms[0].size // (parts * BLOCK))  # of each part: what follows is padding
     pairs = pairs[:, :, :blocks].reshape(len(terms), parts * blocks, 2)
@@ -87,8 +88,8 @@ def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
 
 def _along(terms: jax.Array, axis: int, mesh: AbstractMesh) -> jax.Array:
     others = [i for i in range(terms.ndim) if i != axis]
-    dealt = _axis_to_deal(terms.shape, others, _devices(mesh)) if others else None
-    sums = _deal(terms, mesh, dealt)
+    dealt = axis_to_deal(terms.shape, others, devices_of(mesh)) if others else None
+    sums = deal(terms, mesh, dealt)
 
     def pad(length: int) -> jax.Array:
         missing = [(0, 0)] * sums.ndim
@@ -137,50 +138,18 @@ def _blocks(term: jax.Array, mesh: AbstractMesh) -> jax.Array:
     A part is what lies at one index of the axes before the one that is dealt out; at its end there may be more blocks
     of zeros than it takes to fill the last one.
     """
-    devices, shape = _devices(mesh), term.shape
+    devices, shape = devices_of(mesh), term.shape
     share = devices * BLOCK
     if devices == 1 or term.size <= share:  # less than a block for each
-        rows, share = _deal(term, mesh, None).reshape(1, term.size), BLOCK
+        rows, share = deal(term, mesh, None).reshape(1, term.size), BLOCK
     else:
         rests = [math.prod(shape[axis:]) for axis in range(max(term.ndim - 1, 1))]
         whole = [i for i, rest in enumerate(rests) if rest % BLOCK == 0 and rest >= share]
-        axis = _axis_to_deal(shape, sorted({0, *whole}), devices)
+        axis = axis_to_deal(shape, sorted({0, *whole}), devices)
         # the axis first: only from there does the compiler know a way to the flat order without a gather
-        rows = _deal(term, mesh, axis).reshape(-1, rests[axis])
-        rows = _deal(rows, mesh, 1)
+        rows = deal(term, mesh, axis).reshape(-1, rests[axis])
+        rows = deal(rows, mesh, 1)
     rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % share)))
     if share > BLOCK:
-        rows = _deal(rows, mesh, 1)
+        rows = deal(rows, mesh, 1)
     return rows.reshape(rows.shape[0], rows.shape[1] // BLOCK, ROWS, BLOCK // ROWS)
-
-
-def _axis_to_deal(shape: tuple[int, ...], axes: Sequence[int], devices: int) -> int:
-    """The last of the axes that falls to the devices in equal parts, or else to the most of them."""
-    return max(axes, key=lambda i: (shape[i] % devices == 0, min(shape[i], devices), i))
-
-
-def _mesh_of(arrays: Sequence[jax.Array]) -> AbstractMesh:
-    """The mesh that the first of the arrays to lie on one lies on, else one of no axes."""
-    meshes: list[AbstractMesh] = [jax.typeof(array).sharding.mesh for array in arrays]
-    return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
-
-
-def _axes(mesh: AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh along which the compiler may deal out arrays."""
-    named = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in named if kind == AxisType.Auto)
-
-
-def _devices(mesh: AbstractMesh) -> int:
-    """How many devices there are to deal arrays out to."""
-    return math.prod(mesh.shape[name] for name in _axes(mesh))
-
-
-def _deal(x: jax.Array, mesh: AbstractMesh, axis: int | None) -> jax.Array:
-    """x cut up along one axis over all devices of its mesh; None: all of it on each."""
-    if _devices(mesh) == 1:
-        return x
-    axes = () if axis is None else (*[None] * axis, _axes(mesh))
-    layout = NamedSharding(mesh, P(*axes))  # type: ignore[no-untyped-call]
-    dealt: jax.Array = jax.lax.with_sharding_constraint(x, layout)  # type: ignore[no-untyped-call]
-    return dealt

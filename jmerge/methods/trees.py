@@ -85,9 +85,10 @@ def merge_trees(
     keys = [_keys(chosen, seed, paths[i], len(models)) for i in floating]
     depths = _depths(chosen, numbers.get("depth"), treedef, len(leaves))
     chosen_leaves = [leaves[i] for i in floating]
-    if explicit := [_explicit(leaf) for leaf in chosen_leaves if _explicit(leaf)]:
+    if meshes := [sharding.mesh for leaf in chosen_leaves if (sharding := _explicit(leaf))]:
         # on a mesh of explicit axes the compiler places what happens within, and results lie as the inputs do
-        out = [[_explicit(leaf) or _replicated(explicit[0])] * outputs for leaf in chosen_leaves]
+        whole = NamedSharding(meshes[0], PartitionSpec())  # type: ignore[no-untyped-call]
+        out = [[_explicit(leaf) or whole] * outputs for leaf in chosen_leaves]
         merge = jax.sharding.auto_axes(partial(_merge_leaves, call), out_sharding=out)
     else:
         merge = partial(_merge_leaves, call)
@@ -185,10 +186,6 @@ def _explicit(leaf: Leaf) -> NamedSharding | None:
     """How a leaf lies on a mesh whose axes are explicit; None on another, or on one device."""
     sharding = jax.typeof(leaf[-1]).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
-
-
-def _replicated(like: NamedSharding) -> NamedSharding:
-    return NamedSharding(like.mesh, PartitionSpec())
 
 
 def _widen(leaves: list[Leaf], *, together: bool) -> list[Leaf]:

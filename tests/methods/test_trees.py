@@ -302,11 +302,23 @@ def test_traced_densities_are_refused() -> None:
 SHARDED = Path(__file__).parent / "sharded_trees.py"
 
 
-def test_sharded_trees_stay_sharded() -> None:
+@pytest.mark.parametrize(
+    "methods",
+    [
+        # one of each kind: elementwise, sums, cuts, random ranks, whole models
+        ["task_arithmetic", "slerp", "ties", "della", "localize_stitch"],
+        pytest.param([], marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_sharded_trees_stay_sharded(methods: list[str]) -> None:
     """Eight forced devices, in a process of their own."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, str(SHARDED)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(SHARDED), *methods],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
