@@ -15,7 +15,7 @@ from jmerge.methods.cuts import cut_terms
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import make_key
 from jmerge.methods.reduce import total_of_leaves
-from jmerge.methods.spec import Method, Required
+from jmerge.methods.spec import Method, Parameter, Required
 from jmerge.methods.wrap import find_method
 from jmerge.names import did_you_mean
 
@@ -278,6 +278,7 @@ def _arguments(
     given = dict(numbers)
     traced: Keywords = {}
     static: Keywords = {}
+    concrete: dict[str, Any] = {}  # as plain numbers, by their names in recipes
     for name, declared in method.settable.items():
         keyword = method.keywords[name]
         value = given.pop(keyword, given.pop(name, declared.default))
@@ -285,18 +286,36 @@ def _arguments(
             raise TypeError(f"'{method.name}' needs '{name}': {declared.doc}")
         if declared.per_model and value is not None:
             value = _of_each(value, models, name)
+        if not any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(value)):
+            concrete[name] = _checked(value, declared, name)
         if value is None:
             static[keyword] = None
         elif declared.kind == "float" and not declared.count and not declared.concrete:
             traced[keyword] = jnp.asarray(value, _wide([jnp.asarray(value).dtype]))
         else:
             static[keyword] = _plain(value, declared.kind, name)
+    if concrete.keys() == method.settable.keys() and (problem := method.check(concrete)):
+        raise ValueError(f"{method.name}: {problem}")
     given.pop("depth", None)
     if given:
         known = dict.fromkeys([*method.keywords.values(), *method.settable])
         hint = did_you_mean(next(iter(given)), known, show=30)
         raise TypeError(f"'{next(iter(given))}' is not a parameter of '{method.name}'{hint}")
     return traced, static
+
+
+def _checked(value: Any, declared: Parameter, name: str) -> Any:
+    """A value in plain numbers; ValueError where one is out of its range."""
+    plain = value
+    if isinstance(value, jax.Array | np.ndarray):
+        plain = tuple(np.ravel(value).tolist()) if np.ndim(value) else float(value)
+    for each in plain if isinstance(plain, tuple) else (plain,):
+        low, high = declared.low, declared.high
+        if each is not None and (
+            (low is not None and each < low) or (high is not None and each > high)
+        ):
+            raise ValueError(f"{name}: expected a number from {low} to {high}, found {each}")
+    return plain
 
 
 def _of_each(value: Any, models: int, name: str) -> Any:
