@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# kernels that commands compile go where the next command of this run finds them, not into the user's cache
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jmerge-tests-")
+# What a run compiles, here and in commands, it compiles once: it goes into a folder of this run, which the workers of
+# pytest-xdist share, and not into the user's cache. JMERGE_TEST_CACHE names a folder that is kept for the next run.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jmerge-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import jax
 
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+KERNELS = os.environ.get("JMERGE_TEST_CACHE") or os.environ["XDG_CACHE_HOME"]
+jax.config.update("jax_compilation_cache_dir", KERNELS)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

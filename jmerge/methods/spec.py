@@ -137,7 +137,7 @@ def Cuts(  # noqa: N802
     return Statistic(kind="cuts", keyword=keyword, terms=terms, counts=counts, **rest)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
     """A registered merge method."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ def can_wrap(method: Method) -> bool:
     return method.takes == "delta" and method.base == "needed" and not method.per_model_output
 
 
+@cache
 def conditioned(method: Method, condition: str) -> Method:
     """`method` on changes each multiplied by a factor; see `norm_factors`."""
 
@@ -121,6 +123,7 @@ def norm_factors(squares: jax.Array, condition: str) -> jax.Array:
     return even
 
 
+@cache
 def lines(method: Method) -> Method:
     """`method` with its merged change times alpha + beta depth (LiNeS, Wang et al., ICLR 2025, arXiv 2410.17146).
 

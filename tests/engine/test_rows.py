@@ -15,7 +15,7 @@ from jmerge.engine.schedule import make_schedule
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Plan
 from jmerge.testing.close import assert_same_bytes
-from jmerge.testing.laws import Inputs, by_hand
+from jmerge.testing.ways import Inputs, by_hand
 
 SHAPES = ((), (1,), (0, 4), (4, 0), (37, 700), (5, 3, 640), (2, 9000))
 NUMBERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -519,6 +519,34 @@ def norm_factors(change: np.ndarray, kind: str, goal: str = "min") -> np.ndarray
     return factors
 
 
+def conditioned(
+    models: np.ndarray,
+    base: np.ndarray,
+    numbers: Mapping[str, Any],
+    *,
+    inner: Callable[..., np.ndarray],
+    kind: str,
+) -> np.ndarray:
+    """A merge of changes scaled by `norm_factors`, of models of one tensor."""
+    goal = "mean" if kind == "equalize_mean" else "min"
+    change = models - base
+    factors = norm_factors(change, kind.removesuffix("_mean"), goal)
+    return inner(base + each(tuple(factors), change) * change, base, numbers)
+
+
+def at_the_first_block(
+    models: np.ndarray,
+    base: np.ndarray,
+    numbers: Mapping[str, Any],
+    *,
+    inner: Callable[..., np.ndarray],
+) -> np.ndarray:
+    """LiNeS around a merge where the depth is 0, of models of one tensor: the merged change times alpha."""
+    merged = inner(models, base, numbers) - base
+    alpha = numbers.get("lines.alpha")
+    return base + (lines_alpha(models - base, merged) if alpha is None else alpha) * merged
+
+
 def spread(values: np.ndarray) -> np.ndarray:
     """From 0 at the smallest to 1 at the largest; 0 where all are equal."""
     low, high = values.min(), values.max()

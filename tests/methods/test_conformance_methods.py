@@ -16,8 +16,8 @@ from conftest import CONFORMANCE
 import jmerge
 from jmerge.methods import REGISTRY
 from jmerge.testing.close import assert_close, assert_same_bytes
-from jmerge.testing.laws import Inputs, by_hand
 from jmerge.testing.tiny import write_checkpoint
+from jmerge.testing.ways import Inputs, by_hand
 
 Case = dict[str, Any]
 

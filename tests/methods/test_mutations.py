@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import pytest
-from test_laws import ROWS
+from rows import ROWS
 
 from jmerge.engine import compute, kernel
 from jmerge.errors import JmergeError
@@ -31,7 +31,8 @@ from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.methods.ties import drop as drop_small
 from jmerge.methods.ties import ties
 from jmerge.testing import laws
-from jmerge.testing.laws import LAWS, cases, forget_kernels
+from jmerge.testing.laws import LAWS, cases
+from jmerge.testing.ways import forget_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,8 @@ Change = Callable[[Method], Method]
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No compiled program outlives the function it was made of; and a few shapes are enough here."""
     monkeypatch.setattr(laws, "SHAPES", laws.FEW)
-    monkeypatch.setattr(laws, "EXTREME_LENGTHS", {})
+    monkeypatch.setattr(laws, "SHORT", ())
+    monkeypatch.setattr(laws, "LONGEST", ())
     monkeypatch.setattr(laws, "PIECES", laws.PIECES[-1:])
     forget_kernels()
     yield

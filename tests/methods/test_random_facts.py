@@ -14,7 +14,8 @@ from conftest import CONFORMANCE
 
 from jmerge.methods import REGISTRY
 from jmerge.methods.random import make_key
-from jmerge.testing.laws import by_hand, draw
+from jmerge.testing.laws import draw
+from jmerge.testing.ways import by_hand
 
 FACTS: dict[str, Any] = json.loads((CONFORMANCE / "methods_f32.json").read_text())
 INDEX = np.arange(4096)
