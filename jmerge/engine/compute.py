@@ -176,7 +176,8 @@ class Computer:
             if statistic.kind == "ranks" and on_host:
                 inputs = loaded.windows(*range(len(loaded.work.step.inputs)))
                 keys = keys_kernel(task.key, number)(*inputs, arguments)
-                shaped = [np.asarray(each).reshape(task.key.view) for each in keys]
+                view = task.key.view if len(task.key.view) > 1 else (1, -1)
+                shaped = [np.asarray(each).reshape(view) for each in keys]
                 arguments[statistic.keyword] = list(self._pool.map(ranks_on_host, shaped))
         return arguments
 

@@ -182,7 +182,7 @@ def _turns(order: list[Work]) -> Iterator[Turn]:
             yield from _survey([members[number] for number in sorted(members)])
         *statistics, combine = work.passes
         if group and work.step.name in surveyed[group]:
-            statistics = statistics[_of_group(work) :]
+            statistics = [what for what in statistics if what.statistic > _last_of_group(work)]
         own = [Turn(work, what, True) for what in statistics if what.scope == "tensor"]
         if not own or any(isinstance(item, Result) for item in work.step.inputs):
             yield from waiting  # which may make the results that this step needs
@@ -196,18 +196,20 @@ def _turns(order: list[Work]) -> Iterator[Turn]:
     yield from waiting
 
 
-def _of_group(work: Work) -> int:
-    """How many of a step's passes there are up to the last one over its whole group."""
-    scopes = [what.scope for what in work.passes]
-    return len(scopes) - scopes[::-1].index("model") if "model" in scopes else 0
+def _last_of_group(work: Work) -> int:
+    """The last statistic that is taken over a step's whole group."""
+    return max((what.statistic for what in work.passes if what.scope == "model"), default=-1)
 
 
 def _survey(members: list[Work]) -> Iterator[Turn]:
-    """The passes over a group, and those over single tensors that they build on."""
-    for number in range(_of_group(members[0])):
-        for work in members:
-            what = work.passes[number]
-            yield Turn(work, what, what.scope == "tensor" or work is members[-1])
+    """The passes over a group, and those over single tensors that they build on, which not every tensor needs."""
+    for statistic in range(_last_of_group(members[0]) + 1):
+        passes = [[w for w in work.passes[:-1] if w.statistic == statistic] for work in members]
+        for number in range(max(map(len, passes))):
+            for work, own in zip(members, passes, strict=True):
+                if number < len(own):
+                    what = own[number]
+                    yield Turn(work, what, what.scope == "tensor" or work is members[-1])
 
 
 def padded_length(elements: int) -> int:
@@ -240,6 +242,8 @@ def _passes(step: Step) -> tuple[Pass, ...]:
     for number, statistic in enumerate(method.statistics):
         if not statistic.when(step.numbers) or statistic.kind == "ranks":
             continue  # ranks are found in every piece anew
+        if step.spec.size == 0 and statistic.scope == "tensor":
+            continue  # there is nothing to know, but a place of its own in its group
         if statistic.kind == "changes":
             passes += _selection(step, number)
         else:

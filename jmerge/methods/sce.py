@@ -123,7 +123,10 @@ def sce(
         chosen = cut_terms([variance_keys(delta)], [[_share(varied[0], select_topk)]])
     if sums is None:
         sums = total(square_terms(delta, chosen=chosen, start=start))
-    squares = sums / (np.float32(delta[0].size) if size is None else size).astype(delta.dtype)
+    if size is None:
+        # not as a constant, by whose inverse the compiler would multiply
+        size = jax.lax.optimization_barrier(jnp.asarray(delta[0].size, delta.dtype))  # type: ignore[no-untyped-call]
+    squares = sums / size
     together = sum_models(squares)
     usable = jnp.isfinite(together) & (together >= EVEN)
     weight = jnp.where(usable, squares / jnp.where(usable, together, 1), 1 / count)

@@ -149,7 +149,7 @@ def _merge_leaves(
             more["depth"] = jnp.asarray(depths[number], leaf[0].dtype)
         result = call.method.function(*call.arrays(leaf), **more)
         if call.method.takes == "delta" and call.has_base:
-            result = leaf[-1] + result
+            result = jnp.broadcast_to(leaf[-1], result.shape) + result
         results = list(result) if call.method.per_model_output else [result]
         dtype = _common([array.dtype for array in leaves[number]])
         merged.append([each.astype(dtype) for each in results])

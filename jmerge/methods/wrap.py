@@ -138,7 +138,7 @@ def lines(method: Method) -> Method:
         added = sum_models(delta) if delta.shape[0] else jnp.zeros_like(merged)
         return [added * added, merged * merged]
 
-    def function(delta: jax.Array, *, depth: jax.Array, **keywords: Any) -> jax.Array:
+    def function(delta: jax.Array, *, depth: Any = 0.0, **keywords: Any) -> jax.Array:
         alpha, beta, rest = _lines_keywords(keywords)
         merged = method.function(delta, **rest)
         if alpha is None:

@@ -87,6 +87,9 @@ def by_hand(
         if keys is not None:
             traced["keys"] = jnp.asarray(keys)
         program = _program(method.function, method.takes, tuple(static.items()), way)
+        if method.per_model_output:
+            tasks = [{**traced, "task": jnp.asarray(i, dtype)} for i in range(len(models))]
+            return np.stack([np.asarray(program(models, base, each)) for each in tasks])
         return np.asarray(program(models, base, traced))
 
 
@@ -126,7 +129,8 @@ def _program(
         if base is None:
             return function(jnp.stack(models), **numbers)
         if takes == "delta":
-            return base + function(jnp.stack([model - base for model in models]), **numbers)
+            change = function(jnp.stack([model - base for model in models]), **numbers)
+            return jnp.broadcast_to(base, change.shape) + change
         return function(base, jnp.stack(models), **numbers)
 
     if way == "eager":

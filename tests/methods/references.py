@@ -580,7 +580,7 @@ def cabs(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np
 
     Equal ones by place; a change of zero is not kept; a last, shorter block keeps up to n as well.
     """
-    keep, block = numbers.get("n", 64), numbers.get("m", 256)
+    keep, block = int(numbers.get("n", 64)), numbers.get("m", 256)
     change = (models - base).reshape(len(models), base.size)
     weight = given(numbers, "weight", 1.0, change)
     used, merged = np.zeros(base.size, bool), np.zeros(base.size)

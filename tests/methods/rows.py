@@ -250,9 +250,10 @@ ROWS = {
         Row(
             method="pcb",
             reference=references.pcb,
+            # at other shares two models have scores so near the least that counts that float32 blurs their ratio
             numbers=(
-                {"weight": (0.3, 0.5, 0.33), "rho": 0.2},
-                {"weight": (0.7, 1.2), "lambda": 0.7},
+                {"weight": (0.3, 0.5, 0.33), "rho": 0.05},
+                {"weight": (0.7, 1.2), "rho": 0.5, "lambda": 0.7},
             ),
             opt_out={"equal_inputs": "the least of the changes never counts"},
         ),

@@ -293,7 +293,7 @@ ONE, TWO = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
         (ValueError, "'w' is .2,. in trees.0.", [{"w": jnp.ones(2)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "'v' is in one only", [{"v": jnp.ones(3)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "is a float in one", [{"w": jnp.arange(3)}, TWO], {"method": "linear", "weight": 1}),
-        (ValueError, "from 0 to 1", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
+        (ValueError, "from 0.0 to 1.0", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
         (ValueError, "needs an epsilon", [ONE], {"method": "della", "base": TWO, "weight": 1.0, "density": 0.9}),
     ],
 )  # fmt: skip
