@@ -255,7 +255,9 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
     )
     print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
-    print(f"next: jmerge inspect {out}, or from_pretrained({str(out)!r}) in transformers")
+    for output in plan.checkpoints:
+        folder = os.path.join(out, output) if output else str(out)
+        print(f"next: jmerge inspect {folder}, or from_pretrained({folder!r}) in transformers")
     return 0
 
 

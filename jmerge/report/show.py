@@ -50,6 +50,9 @@ def plan_text(plan: Plan, schedule: Schedule) -> str:
         f"{sums['tensors']} tensors; reads {size(sums['read_bytes'])}, writes {size(sums['write_bytes'])}",
         f"at most {size(sums['peak_bytes'])} of memory above the process; {sums['kernels']} kernels to compile",
     ]
+    together = {step.tensor for step in plan.steps if step.group}
+    if together:
+        lines.append(f"{len(together)} tensors are looked at together before any of them is merged")
     if plan.unused:
         reasons: dict[str, int] = {}
         for item in plan.unused:
@@ -82,7 +85,7 @@ def _row(plan: Plan, step: Step) -> tuple[str, str, str, str, str]:
     sources = []
     for i, item in enumerate(step.inputs):
         name = f"{letter(item.model)}:{item.name}" if isinstance(item, Read) else item.step
-        name = letter(item.model) if isinstance(item, Read) and item.name == step.name else name
+        name = letter(item.model) if isinstance(item, Read) and item.name == step.tensor else name
         sources.append(f"[{name}]" if i == step.base else name)
     numbers = _numbers(step.numbers) + (f"  ({step.note})" if step.note else "")
     return step.name, str(step.spec), step.method, " ".join(sources), numbers.strip()
