@@ -182,7 +182,9 @@ def test_whole_models_are_whole(place: Path) -> None:
     del tensors["model.norm.weight"]
     write_checkpoint(place / "b", tensors)
     path = recipe(place, "pcb")
-    assert_refused(path, "x.yml:6: models[1]", "model.norm.weight: not in b", "'pcb' looks at whole models")
+    assert_refused(
+        path, "x.yml:6: models[1]", "model.norm.weight: not in b", "'pcb' looks at whole models"
+    )
 
 
 def test_slices_are_of_the_same_models(place: Path) -> None:
