@@ -18,7 +18,7 @@ from jmerge.ckpt.dtypes import BITS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
-ALIGNMENT = 64  # of our data: `jax.device_put` takes a 64-byte aligned buffer without copying it
+ALIGNMENT = 64  # of our data: a jitted program takes a 64-byte aligned array without copying it
 
 
 class Extent(NamedTuple):

@@ -1,7 +1,7 @@
 """Byte ranges of local files without a copy: windows into memory-mapped files.
 
 A mapped page of the page cache costs a fraction of copying it, and a window that begins at a multiple of 64 bytes is
-taken by `jax.device_put` as it is. A window therefore begins up to 63 bytes before the wanted range, and the kernel
+taken by a jitted program as it is. A window therefore begins up to 63 bytes before the wanted range, and the kernel
 skips what is too much. Every page is brought in beforehand by one system call that reports what cannot be read:
 then, and on file systems that may be slow or fail late (network, FUSE), and on other systems than Linux, there is no
 window and the range is read into a buffer instead.

@@ -15,7 +15,7 @@ HAS_PREADV = hasattr(os, "preadv")
 
 
 def aligned_buffer(nbytes: int) -> np.ndarray:
-    """A byte buffer whose first byte is 64-byte aligned, which `jax.device_put` takes without copying."""
+    """A byte buffer whose first byte is 64-byte aligned, which a jitted program takes without copying."""
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]

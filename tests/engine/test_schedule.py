@@ -185,6 +185,24 @@ def test_memory_grows_with_what_is_under_way() -> None:
     assert make_schedule(plan_of(pair("t", 100))).peak_bytes() <= two
 
 
+def test_memory_grows_with_what_stays_together() -> None:
+    """A tensor that a method needs whole is under way whole, however long."""
+    spec = TensorSpec("F32", (3 * PIECE, 2))
+    step = dataclasses.replace(
+        pair("t", 0),
+        spec=spec,
+        inputs=(source(0, "t", spec), source(1, "t", spec)),
+        method="nuslerp",
+        numbers={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
+    )
+    rows = make_schedule(plan_of(step)).peak_bytes()
+    together = {**step.numbers, "nuslerp_row_wise": True}
+    whole = make_schedule(plan_of(dataclasses.replace(step, numbers=together))).peak_bytes()
+    assert rows < 40 * 4 * PIECE, "rows are cut into pieces"
+    # two inputs in each slot, a result in each and one more, and the arithmetic
+    assert whole > (4 * 2 + 5 + 3) * spec.nbytes
+
+
 def test_memory_counts_results_until_their_last_use() -> None:
     spec = TensorSpec("F32", (1 << 24,))  # 67 MB
     plain = make_schedule(plan_of(linear("a", source(0, "a", spec), source(1, "a", spec))))
