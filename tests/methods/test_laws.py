@@ -108,10 +108,20 @@ def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping
         LAWS[law](dataclasses.replace(ROWS[method], **changes))
 
 
+def _slow(row: Row) -> list[pytest.MarkDecorator]:
+    """Conditions differ in a formula alone, so one of them is tried by the default suite."""
+    return [pytest.mark.slow] if row.method.endswith("(task_arithmetic)") else []
+
+
 @pytest.mark.parametrize(
     ("row", "law"),
     [
-        pytest.param(row, law, id=f"{row.method}-{law}", marks=pytest.mark.xdist_group(row.method))
+        pytest.param(
+            row,
+            law,
+            id=f"{row.method}-{law}",
+            marks=[pytest.mark.xdist_group(row.method), *_slow(row)],
+        )
         for row, law in cases(ROWS.values())
     ],
 )

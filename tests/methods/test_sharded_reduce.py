@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+# one child for all of them; the default suite has test_trees' sharded trees
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded")]
+
 CHILD = """
 import json
 import jax

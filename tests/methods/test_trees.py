@@ -188,7 +188,14 @@ def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
     return loss
 
 
-@pytest.mark.parametrize("method", [name for name in NUMBERS if continuous(name)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
+        for name in NUMBERS
+        if continuous(name)
+    ],
+)
 def test_gradients_agree_with_finite_differences(method: str) -> None:
     loss, numbers = jax.jit(objective(method)), continuous(method)
     slope = jax.jit(jax.grad(objective(method)))(numbers)
