@@ -232,7 +232,7 @@ ROWS = {
             reference=references.consensus,
             numbers=(
                 {"lambda": 0.3},
-                {"mask": (0.2, 0.9, 0.5), "k": 1.0},
+                {"mask": (0.8, 3.0, 1.5), "k": 1.0},
                 {"mask": (0.6, 0.6), "k": 7.0},
             ),
             identity=({"lambda": 1 / 3},),
@@ -242,7 +242,7 @@ ROWS = {
             reference=references.cabs,
             numbers=(
                 {"weight": (0.3, 0.5, 0.33), "n": 4.0, "m": 16, "lambda": 0.7},
-                {"weight": (0.3, 0.5)},
+                {},
             ),
             identity=({"weight": (1.0, 0.5, 0.2), "n": 256.0},),
             opt_out={"order": "its models take turns"},
@@ -254,6 +254,7 @@ ROWS = {
             numbers=(
                 {"weight": (0.3, 0.5, 0.33), "rho": 0.05},
                 {"weight": (0.7, 1.2), "rho": 0.5, "lambda": 0.7},
+                {},
             ),
             opt_out={"equal_inputs": "the least of the changes never counts"},
         ),
