@@ -58,6 +58,7 @@ class Row:
     numbers: tuple[Numbers, ...]  # examples; every switch should be seen in both positions
     identity: tuple[Numbers, ...] = ()  # with weights summing to one, and nothing dropped
     models: int = 3  # how many (without the base) where no example's number says so
+    chooses: bool = False  # among elements by magnitude: the reference is tried on equal ones too
     opt_out: Mapping[str, str] = field(default_factory=dict)  # law -> why it cannot hold
 
 
@@ -70,6 +71,7 @@ IN_FULL: tuple[Shape, ...] = (*FEW, (), (0,))
 # What is cut into pieces. Whole, a long tensor takes one kernel, in pieces that and a shorter one; the longest are
 # longer than any kernel, and of 16 bits.
 LONG: Shape = (7 * BLOCK - 7,)
+LONG_ROWS: Shape = (97, 30, 10)  # which are cut between rows or slabs where these stay together
 SHORT: tuple[Shape, ...] = ((), (0,), (BLOCK - 1,))
 LONGEST: tuple[Shape, ...] = ((PIECE + BLOCK + 1,),)
 PIECES = (BLOCK, 2 * BLOCK, 3 * BLOCK)
@@ -143,6 +145,11 @@ def check_reference(row: Row) -> None:
                 with about(setting, shape=shape, spread=spread):
                     found = by_hand(method, inputs, setting.numbers, way=setting.way(shape))
                     assert_close(found, wanted_of(row, inputs, setting.numbers))
+            if row.chooses:
+                inputs = setting.draw(shape).map(np.round)
+                with about(setting, shape=shape, inputs="coarse"):
+                    found = by_hand(method, inputs, setting.numbers, way=setting.way(shape))
+                    assert_close(found, wanted_of(row, inputs, setting.numbers))
 
 
 def check_jit(row: Row) -> None:
@@ -163,9 +170,10 @@ def check_chunks(row: Row) -> None:
     magnitudes are equal, so that methods that choose among elements must choose the same of them.
     """
     for setting in settings(row):
-        shapes = (LONG, *SHORT) if setting.first else (LONG,)
-        tensors = {name_of(shape): setting.draw(shape) for shape in shapes}
-        tensors["coarse"] = setting.draw(LONG).map(np.round)
+        shapes = (LONG, LONG_ROWS, *SHORT) if setting.first else (LONG, LONG_ROWS)
+        # what is coarse comes first, so that a cut through whole models lies in it
+        tensors = {"coarse": setting.draw(LONG).map(np.round)}
+        tensors |= {name_of(shape): setting.draw(shape) for shape in shapes}
         tried: list[tuple[dict[str, Inputs], Sequence[int]]] = [(tensors, PIECES)]
         if setting.first and LONGEST:
             longest = {name_of(shape): setting.draw(shape, dtype="BF16") for shape in LONGEST}

@@ -64,6 +64,7 @@ ROWS = {
         ),
         Row(
             method="ties",
+            chooses=True,
             reference=references.ties,
             numbers=(
                 {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.01)},
@@ -109,6 +110,7 @@ ROWS = {
                     {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": True},
                 ),
                 identity=({"weight": (0.3, 0.6, 0.1)},),
+                chooses=True,
             )
             for method, reference in (
                 ("breadcrumbs", references.breadcrumbs),
@@ -136,6 +138,7 @@ ROWS = {
         ),
         Row(
             method="magmax",
+            chooses=True,
             reference=references.magmax,
             numbers=({}, {"lambda": 0.3}),
             identity=({"lambda": 1.0},),
@@ -239,6 +242,7 @@ ROWS = {
         ),
         Row(
             method="cabs",
+            chooses=True,
             reference=references.cabs,
             numbers=(
                 {"weight": (0.3, 0.5, 0.33), "n": 4.0, "m": 16, "lambda": 0.7},
@@ -260,6 +264,7 @@ ROWS = {
         ),
         Row(
             method="localize_stitch",
+            chooses=True,
             reference=references.localize_stitch,
             numbers=({"density": (0.4, 0.3, 0.01)}, {}, {"density": (0.0, 1.0)}),
             identity=({"density": 1.0},),

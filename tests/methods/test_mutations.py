@@ -66,25 +66,6 @@ SEEN_BY = {
     "lengths of changes not scaled": "recipe",
     "cuts of changes not scaled": "recipe",
 }
-# Those that no law notices yet, and why; when one does, the test of the variant fails and its line here goes.
-ROWS_UNCUT = "the long tensors of the law `chunks` are vectors: a single row, which is never cut"
-UNSEEN = {
-    ("della", "place of the piece forgotten"): ROWS_UNCUT,
-    ("della", "sums of the piece alone"): ROWS_UNCUT,
-    ("della_linear", "place of the piece forgotten"): ROWS_UNCUT,
-    ("della_linear", "sums of the piece alone"): ROWS_UNCUT,
-    ("arcee_fusion", "quartiles of the piece alone"): ROWS_UNCUT,
-    ("cabs", "the last of equals"): "the law `reference` has no equal magnitudes",
-    ("localize_stitch", "place of the piece forgotten"): (
-        "in the law `chunks` the tensor of equal magnitudes comes last, and is kept whole"
-    ),
-}
-
-
-def marks(method: str, name: str) -> list[pytest.MarkDecorator]:
-    """An expected failure where no law notices."""
-    reason = UNSEEN.get((method, name))
-    return [pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True)] if reason else []
 
 
 def test_every_method_has_variants() -> None:
@@ -95,7 +76,7 @@ def test_every_method_has_variants() -> None:
 @pytest.mark.parametrize(
     ("method", "name", "change"),
     [
-        pytest.param(method, name, change, id=f"{method}: {name}", marks=marks(method, name))
+        pytest.param(method, name, change, id=f"{method}: {name}")
         for method, variants in VARIANTS.items()
         for name, change in variants.items()
     ],
