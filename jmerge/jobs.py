@@ -171,10 +171,14 @@ def _identity(plan: Plan, files: tuple[OutFile, ...]) -> str:
 
 
 def _check_place(plan: Plan, out: Path) -> None:
+    if not out.exists():
+        return
     for model in plan.models:
-        if out.exists() and out.samefile(model.path):
+        inside = Path(os.path.realpath(model.path))
+        if any(out.samefile(folder) for folder in (inside, *inside.parents)):
+            what = "is" if out.samefile(inside) else "holds"
             raise PlanError(
-                Fault(f"{out} is an input of the recipe; choose another folder", where="--out")
+                Fault(f"{out} {what} an input of the recipe; choose another folder", where="--out")
             )
 
 
@@ -186,7 +190,7 @@ def _write_companions(
     identity: dict[str, Any],
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
-    changes = plan.changes
+    changes = plan.changes  # of every output: they differ only in whether the head is tied
     for output, specs in plan.checkpoints.items():
         prefix = f"{output}/" if output else ""
         donor = Path(plan.models[0].path)

@@ -86,10 +86,9 @@ class Task:
 
     def factors(self) -> np.ndarray:
         """By what the changes of the models are multiplied before anything is done with them."""
-        factors = self.method.factors(self.found) if self.method else None
-        if factors is None:
+        if self.method is None or self.method.factors is None:
             return np.ones(len(self.work.step.models), self.key.compute)
-        return np.asarray(factors, self.key.compute)
+        return np.asarray(self.method.factors(self.found), self.key.compute)
 
     def _make_numbers(self, step: Step) -> dict[str, Any]:
         assert self.method is not None
@@ -141,6 +140,7 @@ class Computer:
         self._tasks: dict[str, Task] = {}  # by step
         self._groups: dict[str, Known] = {}
         self._started: list[tuple[Loaded, Callable[[], None]]] = []
+        self._settling: Future[dict[Cutting, tuple[int, int]]] | None = None
         self._pool = ThreadPoolExecutor(THREADS, "jmerge-select")
         self._settler = ThreadPoolExecutor(1, "jmerge-settle")
 
@@ -194,8 +194,11 @@ class Computer:
             task.selection = Selection(task.key, loaded, task.factors(), self._pool)
         self._later(loaded, task.selection.feed(loaded))
         if loaded.last:
+            if self._settling is not None:
+                self._settling.result()  # so that what two searches collected is held at most
             again = partial(self._again, loaded.work)
-            task.cuts = self._settler.submit(task.selection.settle, again)
+            task.cuts = self._settling = self._settler.submit(task.selection.settle, again)
+            task.selection = None  # what it collected goes when it is settled
 
     def _add_sums(self, task: Task, loaded: Loaded) -> None:
         """Gather the sums of the blocks; with the last piece, add them up."""

@@ -151,16 +151,17 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
 
 def _places(plan: Plan) -> dict[str, Place]:
     """The place of every step over which statistics of whole models are taken: one for each tensor, in the order of
-    the output; steps of a group that are made of the same inputs share it."""
-    groups: dict[str, dict[tuple[Read | Result, ...], list[Step]]] = {}
+    the output; those that make it for several checkpoints share it."""
+    groups: dict[str, dict[str, list[Step]]] = {}
     for step in plan.steps:
         if step.group:
-            groups.setdefault(step.group, {}).setdefault(step.inputs, []).append(step)
+            groups.setdefault(step.group, {}).setdefault(step.tensor, []).append(step)
     places = {}
     for members in groups.values():
         sizes = [steps[0].spec.size for steps in members.values()]
+        ends = list(itertools.accumulate(sizes))
         for number, steps in enumerate(members.values()):
-            place = Place(number, sum(sizes[:number]), sum(sizes))
+            place = Place(number, ends[number] - sizes[number], ends[-1])
             places.update({step.name: place for step in steps})
     return places
 

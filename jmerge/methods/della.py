@@ -5,6 +5,7 @@ Deep et al., "DELLA-Merging", https://arxiv.org/abs/2406.11617
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ def della_sums(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
     """The terms of the norms that `rescale` restores, already added up in each row."""
     terms = norm_terms(delta, drop(delta, **keywords))
     slabs = [_rows(term) for term in terms]
-    return [along(slab.reshape(slab.shape[0], -1), 1)[:, 0] for slab in slabs]
+    return [along(slab.reshape(len(slab), math.prod(slab.shape[1:])), 1)[:, 0] for slab in slabs]
 
 
 class _Drop(NamedTuple):
@@ -81,7 +82,7 @@ def _merge(
 
 
 def _rows(change: jax.Array) -> jax.Array:
-    return change if change.ndim > 1 else change.reshape(1, -1)
+    return change if change.ndim > 1 else change.reshape(1, change.size)
 
 
 def _check(numbers: Mapping[str, Any]) -> str | None:

@@ -40,7 +40,8 @@ def scores(delta: jax.Array, spans: Cut) -> list[jax.Array]:
     for i in range(count):
         low, high = bounds[i]
         size = spread(jnp.clip(jnp.abs(delta[i]), low, high), low, high)
-        found.append(jnp.exp(count * (size * size - 1)) * jnp.tanh(delta[i] * together))
+        score = jnp.exp(count * (size * size - 1)) * jnp.tanh(delta[i] * together)
+        found.append(jnp.where(jnp.isfinite(score), score, 0))  # what is not a number competes not
     return found
 
 

@@ -72,6 +72,12 @@ class Parameter:
     concrete: bool = False
     doc: str = ""
 
+    def range_text(self) -> str:
+        """Its range in words; empty when it has none."""
+        if self.high is None:
+            return "" if self.low is None else f"of at least {self.low:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
 
 def PerModel(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802  (reads as a type)
     """A continuous number for each model; the function gets an array [models], or None when unset."""
@@ -173,7 +179,7 @@ class Method:
         False  # it makes a checkpoint for each model; the number `task` says for which
     )
     # By what changes are multiplied before anything else, from the statistics found; see `methods.wrap`.
-    factors: Callable[[Mapping[str, Any]], Any] = lambda found: None
+    factors: Callable[[Mapping[str, Any]], Any] | None = None
 
     def needed(self, numbers: Numbers) -> tuple[Statistic, ...]:
         """The statistics that it needs with these numbers."""

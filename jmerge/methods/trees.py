@@ -15,12 +15,13 @@ from jmerge.methods.cuts import cut_terms
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import make_key
 from jmerge.methods.reduce import total_of_leaves
-from jmerge.methods.spec import Method, Parameter, Required
+from jmerge.methods.spec import REGISTRY, Method, Parameter, Required
 from jmerge.methods.wrap import find_method
 from jmerge.names import did_you_mean
 
 Leaf = list[jax.Array]  # one array of every model
 Keywords = dict[str, Any]
+LINES_DEPTH = "lines_depth"  # the keyword that `depth` fills in, leaf by leaf
 
 
 def merge_trees(
@@ -54,7 +55,7 @@ def merge_trees(
 
     Args:
       trees: the models: dicts, Flax params, `nnx.State` or any other pytrees, all of one structure and of equal
-        shapes. Floating leaves are merged in float32 (float64 if any is) and come back in the dtype to which those of
+        shapes. Floating leaves are merged in float32 (float64 if any is, where JAX has 64 bits enabled) and come back in the dtype to which those of
         the models (and the base) promote; other leaves must be equal everywhere, and are given back.
       method: a name of `jmerge methods`, or one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`).
       base: a tree like the others, for methods that have a base.
@@ -69,11 +70,11 @@ def merge_trees(
       that are sharded stay so: each device merges what it holds, and exchanges no more than the tensor's own size.
 
     Raises:
-      KeyError: there is no such method.
+      KeyError: there is no such method; ValueError: its wrappers do not go around it.
       TypeError: a number is unknown or missing, or a base is missing or has no place in the method.
       ValueError: structures, shapes, or leaves that cannot be merged differ; the message names the leaf.
     """
-    chosen = find_method(method)
+    chosen = _find(method)
     models = list(trees)
     _check_models(chosen, len(models), base)
     everything = models if base is None else [*models, base]
@@ -84,7 +85,8 @@ def merge_trees(
     outputs = len(models) if chosen.per_model_output else 1
     keys = [_keys(chosen, seed, paths[i], len(models)) for i in floating]
     depths = _depths(chosen, numbers.get("depth"), treedef, len(leaves))
-    chosen_leaves = [leaves[i] for i in floating]
+    # others are given back as they came: a 64-bit integer would not survive a conversion
+    chosen_leaves = [[jnp.asarray(array) for array in leaves[i]] for i in floating]
     if meshes := [sharding.mesh for leaf in chosen_leaves if (sharding := _explicit(leaf))]:
         # on a mesh of explicit axes the compiler places what happens within, and results lie as the inputs do
         whole = NamedSharding(meshes[0], PartitionSpec())  # type: ignore[no-untyped-call]
@@ -92,13 +94,22 @@ def merge_trees(
         merge = jax.sharding.auto_axes(partial(_merge_leaves, call), out_sharding=out)
     else:
         merge = partial(_merge_leaves, call)
-    merged = merge(chosen_leaves, keywords, keys, [depths[i] for i in floating])
+    merged = merge(chosen_leaves, keywords, keys, [depths[i] for i in floating]) if floating else []
     found: list[list[Any]] = [[leaf[-1] for leaf in leaves] for _ in range(outputs)]
     for i, results in zip(floating, merged, strict=True):
         for output, result in zip(found, results, strict=True):
             output[i] = result
     results = [jax.tree.unflatten(treedef, output) for output in found]
     return results if chosen.per_model_output else results[0]
+
+
+def _find(name: str) -> Method:
+    """The method of a name; KeyError with the nearest one."""
+    try:
+        return find_method(name)
+    except KeyError:
+        hint = did_you_mean(name, sorted(REGISTRY), show=40)
+        raise KeyError(f"'{name}' is not a merge method{hint}") from None
 
 
 class _Call(NamedTuple):
@@ -146,7 +157,7 @@ def _merge_leaves(
         if keys[number] is not None:
             more["keys"] = keys[number]
         if depths[number] is not None:
-            more["depth"] = jnp.asarray(depths[number], leaf[0].dtype)
+            more[LINES_DEPTH] = jnp.asarray(depths[number], leaf[0].dtype)
         result = call.method.function(*call.arrays(leaf), **more)
         if call.method.takes == "delta" and call.has_base:
             result = jnp.broadcast_to(leaf[-1], result.shape) + result
@@ -243,7 +254,9 @@ def _flatten(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[str], lis
             odd = sorted(own ^ set(paths))
             where = f"'{odd[0]}' is in one only" if odd else f"{other} and {treedef}"
             raise ValueError(f"{name} and {names[-1]} have different structures: {where}")
-        columns.append([jnp.asarray(leaf) for leaf in leaves])
+        columns.append(
+            [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
+        )
     for path, row in zip(paths, zip(*columns, strict=True), strict=True):
         for array, name in zip(row, names, strict=True):
             if array.shape != row[-1].shape:
@@ -281,6 +294,8 @@ def _arguments(
     concrete: dict[str, Any] = {}  # as plain numbers, by their names in recipes
     for name, declared in method.settable.items():
         keyword = method.keywords[name]
+        if keyword != name and keyword in given and name in given:
+            raise TypeError(f"'{keyword}' and '{name}' are the same parameter; pass one of them")
         value = given.pop(keyword, given.pop(name, declared.default))
         if isinstance(value, Required):
             raise TypeError(f"'{method.name}' needs '{name}': {declared.doc}")
@@ -296,9 +311,12 @@ def _arguments(
             static[keyword] = _plain(value, declared.kind, name)
     if concrete.keys() == method.settable.keys() and (problem := method.check(concrete)):
         raise ValueError(f"{method.name}: {problem}")
-    given.pop("depth", None)
+    if LINES_DEPTH in method.keywords.values():
+        given.pop("depth", None)
     if given:
-        known = dict.fromkeys([*method.keywords.values(), *method.settable])
+        known = dict.fromkeys(
+            [*(method.keywords[name] for name in method.settable), *method.settable]
+        )
         hint = did_you_mean(next(iter(given)), known, show=30)
         raise TypeError(f"'{next(iter(given))}' is not a parameter of '{method.name}'{hint}")
     return traced, static
@@ -314,7 +332,7 @@ def _checked(value: Any, declared: Parameter, name: str) -> Any:
         if each is not None and (
             (low is not None and each < low) or (high is not None and each > high)
         ):
-            raise ValueError(f"{name}: expected a number from {low} to {high}, found {each}")
+            raise ValueError(f"{name}: expected a number {declared.range_text()}, found {each:g}")
     return plain
 
 
@@ -326,11 +344,12 @@ def _of_each(value: Any, models: int, name: str) -> Any:
         value = tuple(value)
         if any(isinstance(each, jax.Array) for each in value):
             value = jnp.stack([jnp.asarray(each) for each in value])
-    else:
-        value = jnp.broadcast_to(jnp.asarray(value), (models,)) if jnp.ndim(value) == 0 else value
-    if len(value) != models:
+    elif np.ndim(value) == 0:
+        arrays = jnp if isinstance(value, jax.Array) else np
+        value = arrays.broadcast_to(value, (models,))
+    if np.ndim(value) != 1 or len(value) != models:
         raise ValueError(
-            f"{name}: expected a number for each of {models} models, found {len(value)}"
+            f"{name}: expected a number for each of {models} models, found {np.shape(value)}"
         )
     return value
 
@@ -340,6 +359,8 @@ def _plain(value: Any, kind: str, name: str) -> Any:
     try:
         if isinstance(value, tuple | np.ndarray | jax.Array) and np.ndim(value):
             return tuple(float(each) for each in value)
+        if kind == "bool" and (isinstance(value, str) or value not in (False, True)):
+            raise TypeError(f"'{name}' is True or False; found {value!r}")
         return {"bool": bool, "int": int, "float": float}[kind](value)
     except jax.errors.ConcretizationTypeError as error:
         raise TypeError(
@@ -356,7 +377,7 @@ def _keys(method: Method, seed: int, path: str, models: int) -> jax.Array | None
 
 def _depths(method: Method, depth: Any, treedef: Any, leaves: int) -> list[Any]:
     """The depth of every leaf, for methods that want it."""
-    if "depth" not in method.keywords.values():
+    if LINES_DEPTH not in method.keywords.values():
         return [None] * leaves
     if depth is None:
         raise TypeError("'lines' needs depth=: a tree like the others of numbers from 0 to 1")

@@ -48,11 +48,16 @@ def find_method(name: str) -> Method:
     if name in REGISTRY or not name.endswith(")"):
         return REGISTRY[name]
     wrapper, _, inner = name[:-1].partition("(")
-    if wrapper == LINES:
-        return lines(find_method(inner))
-    if wrapper in CONDITIONS:
-        return conditioned(find_method(inner), wrapper)
-    raise KeyError(name)
+    if wrapper != LINES and wrapper not in CONDITIONS:
+        raise KeyError(name)
+    method = find_method(inner)
+    twice = method.factors is not None or (wrapper == LINES and inner.startswith(LINES))
+    if twice or not can_wrap(method):
+        raise ValueError(
+            f"'{method.name}' cannot be wrapped in '{wrapper}': it takes a condition around lines, "
+            "each once, around a method that merges changes from a base into one checkpoint"
+        )
+    return lines(method) if wrapper == LINES else conditioned(method, wrapper)
 
 
 def can_wrap(method: Method) -> bool:
@@ -65,19 +70,21 @@ def conditioned(method: Method, condition: str) -> Method:
     """`method` on changes each multiplied by a factor; see `norm_factors`."""
 
     def factors_of(found: Mapping[str, jax.Array]) -> jax.Array:
-        return norm_factors(found["squares"], condition)
+        return norm_factors(found["condition_squares"], condition)
 
     def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(delta: jax.Array, *, squares: jax.Array | None = None, **rest: Any) -> Any:
-            if squares is None:
-                squares = total(square_terms(delta))
-            factor = norm_factors(squares, condition)
+        def wrapped(
+            delta: jax.Array, *, condition_squares: jax.Array | None = None, **rest: Any
+        ) -> Any:
+            if condition_squares is None:
+                condition_squares = total(square_terms(delta))
+            factor = norm_factors(condition_squares, condition)
             changes = [factor[i] * delta[i] for i in range(delta.shape[0])]
             return function(jnp.stack(changes) if changes else delta, **rest)
 
         return wrapped
 
-    squares = Sums(square_terms, keyword="squares", scope="model")
+    squares = Sums(square_terms, keyword="condition_squares", scope="model")
     inner = [_with_terms(each, scaled) for each in method.statistics]
     return dataclasses.replace(
         method,
@@ -138,21 +145,21 @@ def lines(method: Method) -> Method:
         added = sum_models(delta) if delta.shape[0] else jnp.zeros_like(merged)
         return [added * added, merged * merged]
 
-    def function(delta: jax.Array, *, depth: Any = 0.0, **keywords: Any) -> jax.Array:
+    def function(delta: jax.Array, *, lines_depth: Any = 0.0, **keywords: Any) -> jax.Array:
         alpha, beta, rest = _lines_keywords(keywords)
         merged = method.function(delta, **rest)
         if alpha is None:
-            sums = keywords.get("lengths")
+            sums = keywords.get("lines_lengths")
             if sums is None:
                 sums = total(terms(delta, **keywords))
             alpha = own_alpha(sums, delta.shape[0])
         beta = 1 - alpha if beta is None else beta
-        scaled: jax.Array = (alpha + beta * depth) * merged
+        scaled: jax.Array = (alpha + beta * lines_depth) * merged
         return scaled
 
     lengths = Sums(
         terms,
-        keyword="lengths",
+        keyword="lines_lengths",
         scope="model",
         when=lambda numbers: numbers["lines.alpha"] is None,
     )
@@ -165,7 +172,7 @@ def lines(method: Method) -> Method:
         parameters={**method.parameters, **LINES_PARAMETERS},
         keywords={
             **method.keywords,
-            **{name: name.partition(".")[2] for name in LINES_PARAMETERS},
+            **{name: name.replace(".", "_") for name in LINES_PARAMETERS},
         },
     )
 
@@ -181,9 +188,9 @@ def own_alpha(sums: jax.Array, models: int) -> jax.Array:
 def _lines_keywords(keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """alpha, beta, and the keywords of the wrapped method."""
     rest = dict(keywords)
-    for name in ("depth", "lengths"):
+    for name in ("lines_depth", "lines_lengths"):
         rest.pop(name, None)
-    return rest.pop("alpha", None), rest.pop("beta", None), rest
+    return rest.pop("lines_alpha", None), rest.pop("lines_beta", None), rest
 
 
 def _with_terms(

@@ -44,7 +44,10 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
         return
     if recipe.wrapped_method != recipe.method and not can_wrap(method):
         usable = [name for name, other in sorted(REGISTRY.items()) if can_wrap(other)]
-        message = f"'{method.name}' does not merge changes from a base, so it cannot be wrapped"
+        message = f"'{method.name}' does not merge changes from a base"
+        if method.per_model_output:
+            message = f"'{method.name}' makes several checkpoints"
+        message += ", so it cannot be wrapped"
         notes.fault(f"{message}; those that do: {', '.join(usable)}", ("wrap",))
     for scope in _scopes(recipe, method):
         _check_names(method, scope, notes)

@@ -92,7 +92,9 @@ class Resolver:
                 continue
             low, high = declared.low, declared.high
             if (low is not None and value < low) or (high is not None and value > high):
-                self.wrong[(where, f"expected a number from {low} to {high}, found {value}")] = None
+                self.wrong[
+                    (where, f"expected a number {declared.range_text()}, found {value:g}")
+                ] = None
             return value
         if isinstance(declared.default, Required):
             self.missing.setdefault((owner, key), []).append(name)
@@ -117,6 +119,5 @@ class Resolver:
             message = (
                 f"'{self.method.name}' needs '{key}' for {names[0]}{more}; set it under {where}"
             )
-            owner = owner if owner != ("base_model",) else ("base_model",)
             found.append(self.recipe.fault(message, owner if declared.per_model else ()))
         return found

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jmerge.methods.spec import Method
+from jmerge.plan.check import base_position
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Step
 from jmerge.recipe.recipe import OutSlice, Recipe
+from jmerge.recipe.refs import ModelRef
+
+# What stands beside the folders of several checkpoints.
+TAKEN = ("jmerge.lock.json", "journal.jsonl", "mergekit_config.yml")
 
 
 def check_slices(recipe: Recipe, method: Method, notes: Notes) -> None:
@@ -18,7 +24,7 @@ def check_slices(recipe: Recipe, method: Method, notes: Notes) -> None:
         return
     slices = [out_slice for _, out_slice in recipe.slices()]
     for out_slice in slices[1:]:
-        if _models(out_slice) != _models(slices[0]):
+        if _models(out_slice, method) != _models(slices[0], method):
             message = f"'{method.name}' looks at whole models, so every slice needs the same models"
             notes.fault(f"{message} in the same order", out_slice.path)
 
@@ -34,7 +40,7 @@ def group(steps: Iterable[Step], method: Method, notes: Notes) -> list[Step]:
         if declared.even and len(values) > 1:
             one, two, *_ = values
             message = f"'{key}' is about whole models, so it must be the same for all tensors"
-            notes.fault(f"{message}; found {_show(one)} and {_show(two)}", ("parameters", key))
+            notes.fault(f"{message}; found {_show(one)} and {_show(two)}", ("merge_method",))
     wide = any(step.arithmetic.itemsize == 8 for step in members)
     return [
         dataclasses.replace(step, group=method.name, widened=wide)
@@ -55,27 +61,28 @@ def for_each_model(steps: Sequence[Step], method: Method, out_slice: OutSlice) -
             output=output,
             numbers={**step.numbers, "task": float(task)} if step.numbers else {},
         )
-        for task, output in enumerate(_output_names(out_slice))
+        for task, output in enumerate(_output_names(out_slice, method))
         for step in steps
     ]
 
 
-def _output_names(out_slice: OutSlice) -> list[str]:
+def _output_names(out_slice: OutSlice, method: Method) -> list[str]:
     """A folder for each model: the last part of its path, numbered where that is not enough."""
     names: list[str] = []
-    for ref in _models(out_slice):
-        stem = name = Path(ref.split("@")[0]).name or "model"
+    for ref in _models(out_slice, method):
+        stem = name = Path(os.path.realpath(os.path.expanduser(ref.path))).name or "model"
         number = 1
-        while name in names:
+        while name in names or name in TAKEN:
             number += 1
             name = f"{stem}-{number}"
         names.append(name)
     return names
 
 
-def _models(out_slice: OutSlice) -> list[str]:
-    """The sources of a slice but for its base."""
-    return [str(source.ref) for source in out_slice.sources if source.ref != out_slice.base]
+def _models(out_slice: OutSlice, method: Method) -> list[ModelRef]:
+    """The sources of a slice but for the one that is its base."""
+    base = base_position(method, out_slice)
+    return [source.ref for i, source in enumerate(out_slice.sources) if i != base]
 
 
 def _show(value: object) -> str:

@@ -112,10 +112,9 @@ def _parse_condition(value: Any) -> str | None:
 def _parse_factor(value: Any) -> float | None:
     if value in (None, "auto"):
         return None
-    try:
-        return float(convert(value, "float")) if not isinstance(value, bool) else float("x")
-    except (TypeError, ValueError):
-        raise ValueError(f"expected a number or auto, found {value!r}") from None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"expected a number or auto, found {value!r}")
+    return float(convert(value, "float"))
 
 
 CONDITION_SCHEMA = {

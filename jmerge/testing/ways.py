@@ -193,6 +193,7 @@ def recipe_of(
 
 def _unwrapped(method: str, numbers: Numbers) -> dict[str, Any]:
     """The keys of a recipe that name a method and its wrappers."""
+    find_method(method)  # refuses what recipes cannot say
     wrappers = method.split("(")
     recipe: dict[str, Any] = {"merge_method": wrappers.pop().rstrip(")")}
     if wrappers:

@@ -254,7 +254,7 @@ def test_whole_models_are_the_whole_tree() -> None:
 def test_depth_is_a_tree() -> None:
     base, models = draw(2)
     depth = {"b": 0.0, "layers.0.w": 0.0, "layers.1.w": 1.0}
-    numbers = {"weight": 0.5, "lines.alpha": 0.25, "lines.beta": 0.5}
+    numbers = {"weight": 0.5, "lines_alpha": 0.25, "lines_beta": 0.5}
     plain = jmerge.merge_trees(models, method="task_arithmetic", base=base, weight=0.5)
     found = jmerge.merge_trees(
         models, method="lines(task_arithmetic)", base=base, depth=depth, **numbers
@@ -296,11 +296,11 @@ ONE, TWO = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
         (TypeError, "needs 'weight'", [ONE, TWO], {"method": "linear"}),
         (TypeError, "did you mean 'weight'", [ONE], {"method": "linear", "wieght": 1.0, "weight": 1}),
         (TypeError, "exactly 1 model", [ONE, TWO], {"method": "slerp", "base": ONE, "t": 0.5}),
-        (ValueError, "for each of 2 models, found 3", [ONE, TWO], {"method": "linear", "weight": [1, 2, 3]}),
+        (ValueError, "for each of 2 models, found .3,.", [ONE, TWO], {"method": "linear", "weight": [1, 2, 3]}),
         (ValueError, "'w' is .2,. in trees.0.", [{"w": jnp.ones(2)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "'v' is in one only", [{"v": jnp.ones(3)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "is a float in one", [{"w": jnp.arange(3)}, TWO], {"method": "linear", "weight": 1}),
-        (ValueError, "from 0.0 to 1.0", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
+        (ValueError, "from 0 to 1", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
         (ValueError, "needs an epsilon", [ONE], {"method": "della", "base": TWO, "weight": 1.0, "density": 0.9}),
     ],
 )  # fmt: skip
@@ -345,3 +345,41 @@ def test_sharded_trees_stay_sharded(methods: list[str]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["equalize(linear)", "lines(emr)", "equalize(equalize(ties))", "lines(equalize(ties))"],
+)
+def test_wrappers_go_around_what_they_fit(method: str) -> None:
+    with pytest.raises(ValueError, match="cannot be wrapped"):
+        jmerge.merge_trees([ONE], method=method, base=TWO, weight=1.0)
+
+
+@pytest.mark.parametrize("method", ["linear", "emr", "pcb", "localize_stitch", "equalize(ties)"])
+def test_trees_with_nothing_to_merge(method: str) -> None:
+    base = None if method == "linear" else {"step": np.array([2**40])}
+    numbers = {"weight": 1.0} if "weight" in find_method(method).settable else {}
+    found = jmerge.merge_trees([{"step": np.array([2**40])}], method=method, base=base, **numbers)
+    tree = found[0] if method == "emr" else found
+    assert_same_bytes(tree["step"], np.array([2**40]))
+    with pytest.raises(ValueError, match="differs"):
+        jmerge.merge_trees(
+            [{"step": np.array([2**40])}, {"step": np.array([0])}], method="linear", weight=1.0
+        )
+
+
+def test_plain_numbers_of_all_kinds_under_jit() -> None:
+    for density in (np.float32(0.5), np.array(0.5), np.array([0.5, 0.5]), (0.5, 0.5)):
+        merge = jax.jit(
+            lambda base, density=density: jmerge.merge_trees(
+                [ONE, TWO], method="ties", base=base, weight=1.0, density=density
+            )
+        )
+        assert merge(ONE)["w"].shape == (3,)
+    with pytest.raises(TypeError, match="same parameter"):
+        jmerge.merge_trees([ONE], method="magmax", base=TWO, scale=1.0, **{"lambda": 2.0})
+    with pytest.raises(TypeError, match="is True or False"):
+        jmerge.merge_trees([ONE], method="linear", weight=1.0, normalize="false")
+    with pytest.raises(KeyError, match="did you mean 'ties'"):
+        jmerge.merge_trees([ONE], method="tie", weight=1.0)

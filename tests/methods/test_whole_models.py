@@ -279,3 +279,56 @@ def test_the_planner_alone_says_which_model(place: Path) -> None:
     path = recipe(place, "emr", parameters={"task": 1})
     with pytest.raises(jmerge.RecipeError, match="'?task'?.*not a parameter of 'emr'"):
         jmerge.plan_recipe(path)
+
+
+def test_checkpoints_stay_in_the_output(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folders are named by what the paths mean, and never like a file that stands beside them."""
+    write_checkpoint(place / "mergekit_config.yml", read(place / "b"))
+    (place / "a" / "deep").mkdir()
+    monkeypatch.chdir(place / "a" / "deep")
+    models = [{"model": ".."}, {"model": "../../mergekit_config.yml"}]
+    recipe = {"merge_method": "emr", "base_model": "../../base", "models": models}
+    Path("x.yml").write_text(yaml.safe_dump(recipe))
+    merged = jmerge.merge("x.yml", place / "out")
+    assert outputs_of(merged.plan) == ["a", "mergekit_config.yml-2"]
+    assert {path.name for path in place.iterdir()} >= {"out", "a", "b"}
+    assert not (place / "model.safetensors").exists()
+
+
+def test_a_base_listed_twice_is_a_model_too(place: Path) -> None:
+    path = place / "x.yml"
+    models = [{"model": "base"}, {"model": "base"}, {"model": "a"}]
+    path.write_text(yaml.safe_dump({"merge_method": "emr", "base_model": "base", "models": models}))
+    assert outputs_of(jmerge.plan_recipe(path)) == ["base", "a"]
+
+
+def test_inputs_inside_the_output_are_kept(place: Path) -> None:
+    jmerge.merge(recipe(place, "emr", "ab"), place / "out")
+    path = place / "y.yml"
+    models = [{"model": "out/a"}, {"model": "out/b"}]
+    path.write_text(
+        yaml.safe_dump({"merge_method": "linear", "models": models, "parameters": {"weight": 1}})
+    )
+    with pytest.raises(jmerge.PlanError, match="holds an input of the recipe"):
+        jmerge.merge(path, place / "out", overwrite=True)
+    assert (place / "out" / "a" / "model.safetensors").is_file()
+
+
+def test_wrappers_leave_a_methods_own_numbers_alone(place: Path) -> None:
+    """`ramplus_tl` has an alpha too."""
+    numbers = {"r": 0.1, "alpha": 0.3, "epsilon": 0.01}
+    wrap = {"lines": {"alpha": 1.0, "beta": 0.0}}
+    plain = merged(place, "ramplus_tl", parameters=numbers)
+    (place / "out").rename(place / "plain")
+    assert_all_close(merged(place, "ramplus_tl", parameters=numbers, wrap=wrap), plain)
+
+
+def test_a_nan_spoils_its_own_element_alone(place: Path) -> None:
+    tensors = read(place / "a")
+    tensors["model.norm.weight"][0] = np.nan
+    write_checkpoint(place / "a", tensors)
+    found = read(jmerge.merge(recipe(place, "pcb"), place / "out", allow_nonfinite=True).folder)
+    base = read(place / "base")
+    assert np.isnan(found["model.norm.weight"][0])
+    for name in SHAPES:
+        assert (found[name] != base[name]).any()

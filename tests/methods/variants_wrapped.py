@@ -44,7 +44,7 @@ def norms_alone(method: Method, condition: str) -> Method:
     right = conditioned(method, condition)
 
     def function(delta: jax.Array, **rest: Any) -> jax.Array:
-        found: jax.Array = right.function(delta, **{**rest, "squares": None})
+        found: jax.Array = right.function(delta, **{**rest, "condition_squares": None})
         return found
 
     return dataclasses.replace(right, function=function)
