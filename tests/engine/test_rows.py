@@ -54,7 +54,9 @@ def plan_for(folder: Path, kind: str, dtype: str, based: bool) -> tuple[Plan, li
     return plan_of(models, *steps), tensors
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
+@pytest.mark.parametrize(
+    "dtype", ["BF16", *(pytest.param(each, marks=pytest.mark.slow) for each in ("F32", "F64"))]
+)
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_any_number_of_rows_at_a_time(kind: str, dtype: str, tmp_path: Path) -> None:
     """One by one, some, or all: as the function called by hand."""
