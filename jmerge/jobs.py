@@ -190,15 +190,16 @@ def _write_companions(
     identity: dict[str, Any],
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
-    changes = plan.changes  # of every output: they differ only in whether the head is tied
+    changes = {}
     for output, specs in plan.checkpoints.items():
         prefix = f"{output}/" if output else ""
         donor = Path(plan.models[0].path)
         for name in donor_files(donor):
             folder.copy_file(donor / name, prefix + name)
-        config = dict(plan.config)
+        config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
-            config, changes = untied(plan)
+            config, made = untied(plan)
+        changes[f"{prefix}config.json"] = made
         if config:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
             folder.write_text(f"{prefix}config.json", text)

@@ -281,15 +281,19 @@ def _vocabulary(
     def module(name: str) -> str:
         return name.split(".")[-2] if "." in name else ""
 
-    tables = [
-        n
-        for n in loose
-        if len(specs[n].shape) == 2 and rows(n) in sizes and not _is_position_table(n)
-    ]
-    inputs = [n for n in tables if _part(n, (), ()) == "first" or module(n) in EMBEDDING_MODULES]
+    def tables(sizes: set[Any]) -> list[str]:
+        return [
+            n
+            for n in loose
+            if len(specs[n].shape) == 2 and rows(n) in sizes and not _is_position_table(n)
+        ]
+
+    found = tables(sizes)
+    inputs = [n for n in found if _part(n, (), ()) == "first" or module(n) in EMBEDDING_MODULES]
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
-    heads = [n for n in tables if n not in inputs and not _is_classifier(n)]
+        found = tables({rows(n) for n in inputs})
+    heads = [n for n in found if n not in inputs and not _is_classifier(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
         n for n in loose if len(specs[n].shape) == 1 and rows(n) in lengths and n.endswith("bias")

@@ -19,11 +19,14 @@ def ledger(
     plan: Plan,
     files: Sequence[OutFile],
     outcome: Outcome,
-    changes: Sequence[Change],
+    changes: Mapping[str, Sequence[Change]],
     identity: Mapping[str, Any],
     sizes: Mapping[str, int],
 ) -> str:
-    """The ledger as JSON text; `sizes` are the bytes of every other file of the output."""
+    """The ledger as JSON text.
+
+    `changes` are by configuration file, `sizes` the bytes of every file beside the weights.
+    """
     places = {tensor: file.name for file in files for tensor in file.starts}
     content = {
         **identity,
@@ -50,7 +53,9 @@ def ledger(
             {"model": plan.models[item.model].ref, "tensor": item.name, "reason": item.reason}
             for item in plan.unused
         ],
-        "config": [change._asdict() for change in changes],
+        "config": [
+            {"file": file, **change._asdict()} for file, made in changes.items() for change in made
+        ],
         "warnings": list(plan.warnings),
         "files": dict(sizes),
     }

@@ -597,9 +597,11 @@ def test_one_layer_is_a_stack() -> None:
 
 def test_table_longer_than_the_vocabulary_is_found_by_its_name() -> None:
     """A padded embedding matches no vocabulary size."""
-    shapes = {"model.embed_tokens.weight": (VOCAB + 7, HIDDEN), **layers("model.layers", 2, "w.x")}
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    shapes = {**dict.fromkeys(names, (VOCAB + 7, HIDDEN)), **layers("model.layers", 2, "w.x")}
     layout = infer(shapes, {"num_hidden_layers": 2, "vocab_size": VOCAB})
-    assert layout.embeddings == ("model.embed_tokens.weight",)
+    assert layout.embeddings == names[:1]
+    assert layout.heads == names[1:]
 
 
 # Which key counts which stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import jmerge
+from jmerge.engine.run import run
 from jmerge.engine.schedule import make_schedule
 from jmerge.plan.steps import Plan
 from jmerge.testing.close import assert_close
@@ -162,6 +164,31 @@ def test_one_wide_tensor_makes_the_group_wide(place: Path) -> None:
     )
 
 
+def test_memory_does_not_grow_with_the_tensors_of_a_group(place: Path) -> None:
+    """Cuts and sums of every tensor wait for those of the whole model, not the tensors."""
+    rng = np.random.default_rng(1)
+
+    class Nowhere:
+        def write(self, *_: Any) -> None:
+            pass
+
+    def peak(tensors: int) -> int:
+        for model in ("base", "a", "b"):
+            drawn = {f"t{i}": rng.standard_normal((64, 1024), np.float32) for i in range(tensors)}
+            write_checkpoint(place / model, drawn)
+        path = recipe(place, "ties", "ab", own={"weight": 1, "density": 0.3}, wrap={"lines": {}})
+        plan = jmerge.plan_recipe(path)
+        schedule = make_schedule(plan)
+        run(plan, schedule, Nowhere())
+        tracemalloc.start()
+        run(plan, schedule, Nowhere())
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(32) < peak(8) + 24 * 64 * 1024 * 4 / 2  # half of one model's more bytes
+
+
 def assert_refused(path: Path, *parts: str) -> None:
     with pytest.raises(jmerge.PlanError) as raised:
         jmerge.plan_recipe(path)
@@ -265,6 +292,26 @@ def test_a_checkpoint_for_each_model(place: Path) -> None:
     (place / "out" / "a" / "notes.txt").write_text("mine")
     with pytest.raises(jmerge.PlanError, match="notes.txt"):
         jmerge.merge(recipe(place, "emr", "ab"), place / "out", overwrite=True)
+
+
+def test_every_checkpoint_has_its_own_tie(place: Path) -> None:
+    """A task's head is tied in config.json only where it is its embedding."""
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 40, "tie_word_embeddings": True}
+    for model in ("base", "a", "b"):
+        tensors = read(place / "base")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        if model == "b":  # far from a's direction, so that a's task stays with the base
+            tensors["lm_head.weight"] = tensors["lm_head.weight"] + np.float32(1)
+        write_checkpoint(place / model, tensors)
+        (place / model / "config.json").write_text(json.dumps(config))
+    jmerge.merge(recipe(place, "emr", "ab"), place / "out")
+    made = json.loads((place / "out" / "jmerge.lock.json").read_text())["config"]
+    tied = {
+        model: json.loads((place / "out" / model / "config.json").read_text())["tie_word_embeddings"]
+        for model in "ab"
+    }
+    assert tied == {"a": True, "b": False}
+    assert [c["file"] for c in made if c["key"] == "tie_word_embeddings"] == ["b/config.json"]
 
 
 def test_checkpoints_of_one_name_are_numbered(place: Path) -> None:

@@ -62,7 +62,7 @@ SHARED: dict[str, Change] = {
     "norms of the piece alone": lambda patch, _: patch.setattr(wrap, "conditioned", norms_alone),
 }
 # What a program that scaled before the cut of the changes was found would miss.
-NO_FACTORS: Change = changed(factors=lambda found: None)
+NO_FACTORS: Change = changed(factors=lambda found: jnp.ones_like(found["condition_squares"]))
 
 
 def another(condition: str) -> Change:
@@ -73,7 +73,9 @@ def another(condition: str) -> Change:
 def not_scaled(statistic: Statistic, _: object) -> Statistic:
     """A statistic of the changes as they are."""
 
-    def terms(delta: jax.Array, *, squares: object = None, **rest: Any) -> Sequence[jax.Array]:
+    def terms(
+        delta: jax.Array, *, condition_squares: object = None, **rest: Any
+    ) -> Sequence[jax.Array]:
         assert statistic.terms is not None
         return statistic.terms(delta, **rest)
 
