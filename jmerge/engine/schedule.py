@@ -17,9 +17,9 @@ from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Plan, Read, Result, Step
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
-PIECE = 1 << 22
+PIECE = 1 << 20
 # The lengths kernels are compiled for; what is left of a tensor is padded to one of them.
-LENGTHS = (PIECE >> 10, PIECE >> 7, PIECE >> 2, PIECE)
+LENGTHS = (PIECE >> 8, PIECE >> 5, PIECE >> 2, PIECE)
 # Pieces under way at once: one being read, two computed, one written.
 SLOTS = 4
 assert all(length % BLOCK == 0 for length in LENGTHS)

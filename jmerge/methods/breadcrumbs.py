@@ -41,8 +41,9 @@ def drop(
         shares = zip(keep, outliers, strict=True)
         bands = [band(float(density), float(gamma), size) for density, gamma in shares]
         outliers, keep = (cut_largest(delta, counts) for counts in zip(*bands, strict=True))
-    chosen = is_kept(delta, keep, start) & ~is_kept(delta, outliers, start)
-    return jnp.stack([jnp.where(chosen[i], delta[i], 0) for i in range(delta.shape[0])])
+    large, largest = is_kept(delta, keep, start), is_kept(delta, outliers, start)
+    chosen = [yes & ~no for yes, no in zip(large, largest, strict=True)]
+    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
 
 
 def breadcrumbs_sums(

@@ -167,13 +167,13 @@ def ordered_values(keys: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, np.dtype(f"f{keys.dtype.itemsize}"))
 
 
-def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:
-    """Whether each element of delta [models, *shape] is kept; `start` as in `flat_positions`."""
+def is_kept(delta: jax.Array, cut: Cut, start: jax.Array | None = None) -> list[jax.Array]:
+    """Whether each element of delta [models, *shape] is kept, for each model; `start` as in `flat_positions`."""
     kept = []
     for i in range(delta.shape[0]):
         own = Cut(cut.bound[i], cut.last_high[i], cut.last_low[i])
         kept.append(is_kept_key(magnitude_keys(delta[i]), own, start))
-    return jnp.stack(kept)
+    return kept
 
 
 def is_kept_key(keys: jax.Array, cut: Cut, start: jax.Array | None = None) -> jax.Array:

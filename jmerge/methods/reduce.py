@@ -1,10 +1,10 @@
 """Sums over a tensor that are the same bits however the tensor is cut.
 
-The elements, in flat order and padded with zeros, are added in blocks of `BLOCK`: first `ROWS` of them by a plain
-tree, which keeps the loop over memory fast, then by a tree of halvings in which each value is a pair of floats
+The elements, in flat order and padded with zeros, are added in blocks of `BLOCK`: first 64 of them by a plain tree,
+which keeps the loop over memory fast, then by a tree of halvings in which each value is a pair of floats
 (the sum, and what rounding lost: Knuth's two-sum). The blocks are added by the same tree of pairs, whose shape
 depends on the tensor's size alone. Pieces, devices and threads only decide who computes which block.
-The plain part adds 16 numbers, about as much error as the products being summed already carry.
+The plain part rounds six times, about as much error as the products being summed already carry.
 
 Of a tensor that lies on several devices each device adds up an equal share of the blocks, or of the rows. Elements that
 lie elsewhere are dealt out anew for that: a tensor of more than a few blocks moves once at
@@ -23,12 +23,16 @@ from jax.sharding import AbstractMesh
 from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
 
 BLOCK = 4096  # elements; pieces of a tensor start at multiples of it
-ROWS = 16  # of 256: measured fastest on CPU among the shapes of one block
+ROWS = (
+    4  # that are added at a time: from more streams than that XLA's loops on CPU do not vectorise
+)
+PLAIN = ROWS**3  # elements of a block that are added without pairs
+PARTS = 16  # of an axis that are added at a time
 
 
 def block_pairs(terms: Sequence[jax.Array]) -> jax.Array:
     """The sum of every block of each of the terms [elements], whole blocks long -> pairs [sums, blocks, 2]."""
-    return jnp.stack([_pairs(term.reshape(-1, ROWS, BLOCK // ROWS)) for term in terms])
+    return _pairs([term.reshape(-1, BLOCK) for term in terms])
 
 
 def add_blocks(pairs: jax.Array) -> jax.Array:
@@ -78,7 +82,7 @@ def along(terms: jax.Array, axis: int) -> jax.Array:
 
 def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
     """The sums of whole arrays as pairs [sums, 1, 2]."""
-    pairs = deal(jnp.stack([_pairs(_blocks(term, mesh)) for term in terms]), mesh, None)
+    pairs = deal(_pairs([_blocks(term, mesh) for term in terms]), mesh, None)
     parts = pairs.shape[1]
     blocks = -(-terms[0].size // (parts * BLOCK))  # of each part: what follows is padding
     pairs = pairs[:, :, :blocks].reshape(len(terms), parts * blocks, 2)
@@ -99,7 +103,7 @@ def _along(terms: jax.Array, axis: int, mesh: AbstractMesh) -> jax.Array:
     if sums.shape[axis] == 0:
         sums = pad(1)
     while sums.shape[axis] > 1:
-        parts = jnp.split(pad(-(-sums.shape[axis] // ROWS) * ROWS), ROWS, axis=axis)
+        parts = jnp.split(pad(-(-sums.shape[axis] // PARTS) * PARTS), PARTS, axis=axis)
         while len(parts) > 1:
             parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
         # without it each step would be computed anew in the next
@@ -112,12 +116,33 @@ _total_compiled = jax.jit(_total, static_argnames="mesh")
 _along_compiled = jax.jit(_along, static_argnames=("axis", "mesh"))
 
 
-def _pairs(blocks: jax.Array) -> jax.Array:
-    """The sums of blocks [..., ROWS, columns] as pairs [..., 2]."""
-    sums = [blocks[..., i, :] for i in range(ROWS)]
+def _pairs(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sums of blocks [..., BLOCK] of every term as pairs [terms, ..., 2]."""
+    quarters = [_add_rows(blocks) for blocks in terms]
+    # XLA fuses nothing across a branch. Without one it would write the terms to memory and read them several times, or
+    # compute them anew in the next steps: three times the work. It cannot know that the condition always holds.
+    first = quarters[0].reshape(-1)[:1]
+    always = jnp.any((first == first) | (first != first)) | (first.size == 0)
+    found: jax.Array = jax.lax.cond(always, _end_pairs, _no_pairs, quarters)
+    return found
+
+
+def _end_pairs(quarters: list[jax.Array]) -> jax.Array:
+    sums = jnp.stack([_add_rows(_add_rows(each)) for each in quarters])
+    return _halve(sums, jnp.zeros_like(sums))
+
+
+def _no_pairs(quarters: list[jax.Array]) -> jax.Array:
+    return jnp.zeros((len(quarters), *quarters[0].shape[:-1], 2), quarters[0].dtype)
+
+
+def _add_rows(blocks: jax.Array) -> jax.Array:
+    """The sums over `ROWS` rows [..., elements / ROWS] of blocks [..., elements]."""
+    rows = blocks.reshape(*blocks.shape[:-1], ROWS, blocks.shape[-1] // ROWS)
+    sums = [rows[..., i, :] for i in range(ROWS)]
     while len(sums) > 1:
         sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
-    return _halve(sums[0], jnp.zeros_like(sums[0]))
+    return sums[0]
 
 
 def _halve(high: jax.Array, low: jax.Array) -> jax.Array:
@@ -133,7 +158,7 @@ def _halve(high: jax.Array, low: jax.Array) -> jax.Array:
 
 
 def _blocks(term: jax.Array, mesh: AbstractMesh) -> jax.Array:
-    """The blocks of an array [parts, blocks, ROWS, columns], those of every part dealt out over the devices.
+    """The blocks of an array [parts, blocks, BLOCK], those of every part dealt out over the devices.
 
     A part is what lies at one index of the axes before the one that is dealt out; at its end there may be more blocks
     of zeros than it takes to fill the last one.
@@ -152,4 +177,4 @@ def _blocks(term: jax.Array, mesh: AbstractMesh) -> jax.Array:
     rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % share)))
     if share > BLOCK:
         rows = deal(rows, mesh, 1)
-    return rows.reshape(rows.shape[0], rows.shape[1] // BLOCK, ROWS, BLOCK // ROWS)
+    return rows.reshape(rows.shape[0], rows.shape[1] // BLOCK, BLOCK)
