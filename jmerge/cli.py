@@ -69,7 +69,7 @@ MERGEKIT_FLAGS = {
     "multi-gpu": "nothing: jmerge uses the devices JAX finds",
     "gpu-rich": "nothing: jmerge uses the devices JAX finds",
     "read-to-gpu": "nothing: jmerge uses the devices JAX finds",
-    "low-cpu-memory": "nothing: memory does not grow with the model",
+    "low-cpu-memory": "--memory 500MB, or nothing: memory does not grow with the model",
     "lazy-unpickle": "nothing: weights are always read lazily",
     "lazy": "nothing: weights are always read lazily",
     "copy-tokenizer": "nothing: the tokenizer's files are always copied",
@@ -106,6 +106,12 @@ def define_flags() -> flags.FlagValues:
         "shard_size",
         "5GB",
         "Most bytes of data in one file: 5GB, 2GiB, a number; 0: one file.",
+        **add,
+    )
+    flags.DEFINE_string(
+        "memory",
+        None,
+        "Most bytes to allocate above the process itself: 500MB, 2GiB, at least 64MB.",
         **add,
     )
     flags.DEFINE_bool(
@@ -237,6 +243,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             seed=values.seed,
             overwrite=values.overwrite,
             shard_size=values.shard_size,
+            memory=values.memory,
             allow_nonfinite=values.allow_nonfinite,
             listeners=(progress,),
             on_plan=announce,
@@ -263,13 +270,16 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
     (config,) = _paths(words, values, ("config",), "jmerge plan")
-    from jmerge.engine.schedule import make_schedule
+    from jmerge.engine.memory import fit, need_of
     from jmerge.jobs import plan_recipe
     from jmerge.report.show import plan_json, plan_text
+    from jmerge.sizes import parse_size
 
+    budget = None if values.memory is None else parse_size(values.memory, "--memory")
     plan = plan_recipe(config, seed=values.seed)
-    schedule = make_schedule(plan)
-    print(plan_json(plan, schedule) if values.json else plan_text(plan, schedule))
+    schedule = fit(plan, budget)
+    need = need_of(schedule).total
+    print((plan_json if values.json else plan_text)(plan, schedule, need))
     if not values.quiet:
         warn(plan)
     return 0

@@ -19,8 +19,8 @@ from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.events import Listener
+from jmerge.engine.memory import fit
 from jmerge.engine.run import Outcome, run
-from jmerge.engine.schedule import make_schedule
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
@@ -77,6 +77,7 @@ def merge(
     seed: int = 0,
     overwrite: bool = False,
     shard_size: int | str = "5GB",
+    memory: int | str | None = None,
     allow_nonfinite: bool = False,
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
@@ -89,6 +90,8 @@ def merge(
       seed: of the random methods.
       overwrite: replace another result of jmerge in `out`.
       shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
+      memory: most bytes to allocate above what the process takes already, a number of at least 64 million or text such
+        as `500MB`; None: no limit is set, and pieces have the length that is fastest.
       allow_nonfinite: go on when an input or a result holds NaN or infinity.
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
@@ -97,8 +100,9 @@ def merge(
       RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
       RunError: the machine's; the same command can be run again.
     """
+    budget = None if memory is None else parse_size(memory, "--memory")
     plan = plan_recipe(recipe, seed=seed)
-    most = parse_size(shard_size)
+    most = parse_size(shard_size, "--shard_size")
     files = tuple(
         file
         for output, specs in plan.checkpoints.items()
@@ -111,6 +115,7 @@ def merge(
         "plan": _identity(plan, files),
     }
     on_plan(plan)
+    schedule = fit(plan, budget)
     place = Path(out)
     _check_place(plan, place)
     folder = OutputFolder(place, identity, overwrite)
@@ -118,14 +123,12 @@ def merge(
         return Merged(folder=place, plan=plan, up_to_date=True, restarted=False)
     with folder:
         folder.create(files)
-        schedule = make_schedule(plan)
         try:
             outcome = run(
                 plan, schedule, folder, listeners=listeners, allow_nonfinite=allow_nonfinite
             )
         except MemoryError as error:
-            needed = f"the merge needs up to {schedule.peak_bytes():,} bytes above the process"
-            raise RunError(f"out of memory; {needed}") from error
+            raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
         _write_companions(folder, plan, files, outcome, identity)
         folder.publish()
     return Merged(folder=place, plan=plan, up_to_date=False, restarted=folder.discarded)

@@ -1,4 +1,4 @@
-"""How the process of the command line is set up; using jmerge as a library changes none of it."""
+"""The process of the command line: how it is set up, which using jmerge as a library changes nothing of, and its size."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def compile_cache() -> Path:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             kind += next((line for line in file if line.startswith(("flags", "Features"))), "")
     return Path(home, "jmerge", "kernels-" + hashlib.sha256(kind.encode()).hexdigest()[:8])
+
+
+def resident_bytes() -> int:
+    """The memory that this process takes; its most so far where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        if sys.platform == "win32":
+            return 0
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def finish() -> None:

@@ -16,8 +16,8 @@ UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"g": 10**9, "t": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
-def parse_size(text: int | str) -> int:
-    """The number of bytes that `text` means; PlanError when it means none."""
+def parse_size(text: int | str, where: str) -> int:
+    """The number of bytes that `text` means; PlanError that names the flag `where` when it means none."""
     if isinstance(text, int):
         return text
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
@@ -25,7 +25,7 @@ def parse_size(text: int | str) -> int:
         raise PlanError(
             Fault(
                 f"expected a size such as 5GB, 2GiB or a number of bytes, found '{text}'",
-                "--shard_size",
+                where,
             )
         )
     return int(float(found[1]) * UNITS[found[2].lower()])

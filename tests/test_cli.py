@@ -122,7 +122,7 @@ def test_a_size_that_is_none(size: str, place: Path) -> None:
     ],
 )
 def test_sizes(text: str | int, nbytes: int) -> None:
-    assert parse_size(text) == nbytes
+    assert parse_size(text, "--memory") == nbytes
 
 
 def test_quiet_prints_nothing(place: Path) -> None:

@@ -69,7 +69,7 @@ class Task:
         """The statistics found so far, by keyword."""
         return {**self.group.found, **self.own.found}
 
-    def arguments(self, loaded: Loaded) -> dict[str, Any]:
+    def arguments(self, number: int) -> dict[str, Any]:
         """The keyword arguments of the method for a piece; waits for the cuts of changes where these were looked for."""
         if self.method is None:
             return {}
@@ -80,9 +80,19 @@ class Task:
         arguments = {**self._numbers, **(self._densities or {}), **self.found}
         if "start" in self.method.reserved:
             offset = self.work.place.offset if self.method.counts_through else 0
-            start, _ = self.work.pieces[loaded.number]
+            start, _ = self.work.pieces[number]
             arguments["start"] = np.asarray(split_position(offset + start), np.uint32)
         return arguments
+
+    @property
+    def ranks_on_host(self) -> bool:
+        """Whether ranks are found on the host, which is better at them than XLA on CPU."""
+        return self.key.compute == np.float32 and jax.default_backend() == "cpu"
+
+    @property
+    def rank_view(self) -> tuple[int, ...]:
+        """The shape in which a piece is ranked."""
+        return self.key.view if len(self.key.view) > 1 else (1, -1)
 
     def factors(self) -> np.ndarray:
         """By what the changes of the models are multiplied before anything is done with them."""
@@ -170,14 +180,12 @@ class Computer:
 
     def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
         """The keyword arguments of the method for a piece, with ranks: on CPU the host is better at them than XLA."""
-        arguments = task.arguments(loaded)
-        on_host = task.key.compute == np.float32 and jax.default_backend() == "cpu"
+        arguments = task.arguments(loaded.number)
         for number, statistic in enumerate(task.method.statistics if task.method else ()):
-            if statistic.kind == "ranks" and on_host:
+            if statistic.kind == "ranks" and task.ranks_on_host:
                 inputs = loaded.windows(*range(len(loaded.work.step.inputs)))
                 keys = keys_kernel(task.key, number)(*inputs, arguments)
-                view = task.key.view if len(task.key.view) > 1 else (1, -1)
-                shaped = [np.asarray(each).reshape(view) for each in keys]
+                shaped = [np.asarray(each).reshape(task.rank_view) for each in keys]
                 arguments[statistic.keyword] = list(self._pool.map(ranks_on_host, shaped))
         return arguments
 
@@ -244,7 +252,7 @@ class Computer:
     def _keys(self, task: Task, loaded: Loaded) -> list[jax.Array]:
         what = loaded.turn.what
         kernel = keys_kernel(task.key, what.statistic)
-        return kernel(*loaded.windows(*what.inputs), task.arguments(loaded))
+        return kernel(*loaded.windows(*what.inputs), task.arguments(loaded.number))
 
     def _pieces(self, task: Task, loaded: Loaded, term: int) -> Iterator[tuple[int, np.ndarray]]:
         """Every piece of a term's keys, with the position of its first, in order: they are read again."""

@@ -178,7 +178,7 @@ class _Run:
         self._empty(loaded.slot)
         if loaded.number == 0 and loaded.turn.what.selected:
             for position in loaded.turn.what.inputs:
-                loaded.slot.samples[position] = self._sample(loaded.work.step, position)
+                loaded.slot.samples[position] = self._sample(loaded.work, position)
         start, stop = loaded.work.pieces[loaded.number]
         length = loaded.work.padded(loaded.number)
         whole = stop - start == length or is_plain_copy(loaded.work.step)
@@ -207,11 +207,11 @@ class _Run:
             self.paths[key] = Path(self.plan.models[item.model].path, item.file)
         return self.paths[key]
 
-    def _sample(self, step: Step, position: int) -> np.ndarray:
+    def _sample(self, work: Work, position: int) -> np.ndarray:
         """Elements from all over an input [runs, elements], for the search for cuts."""
-        item = step.inputs[position]
+        item = work.step.inputs[position]
         dtype = NUMPY[item.spec.dtype]
-        starts = sample_starts(item.spec.size)
+        starts = sample_starts(item.spec.size, work.candidates)
         sample = np.empty((starts.size, SAMPLE_RUN // SAMPLE_STEP), dtype)
         run = np.empty(SAMPLE_RUN * dtype.itemsize, np.uint8)
         for row, start in zip(sample, starts * dtype.itemsize, strict=True):

@@ -18,7 +18,8 @@ from jmerge.plan.steps import COPY, Plan, Read, Result, Step
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
 PIECE = 1 << 20
-# The lengths kernels are compiled for; what is left of a tensor is padded to one of them.
+# The lengths kernels are compiled for; what is left of a tensor is padded to one of them. Pieces have one of them, a
+# smaller one where memory is short.
 LENGTHS = (PIECE >> 8, PIECE >> 5, PIECE >> 2, PIECE)
 # Pieces under way at once: one being read, two computed, one written.
 SLOTS = 4
@@ -62,6 +63,7 @@ class Work(NamedTuple):
     frees: tuple[str, ...]  # results that nothing needs after this step
     row: int  # elements that stay together, see `kernel.view_of`; 0: no two have to
     place: Place  # in its group
+    candidates: int  # most changes of a model that the search for a cut holds
 
     @property
     def whole_rows(self) -> bool:
@@ -102,23 +104,12 @@ class Schedule(NamedTuple):
         steps = (item.step for item in self.work)
         return tuple(dict.fromkeys(kernel_key(step) for step in steps if not is_plain_copy(step)))
 
-    def peak_bytes(self) -> int:
-        """An upper bound on what the run allocates: read buffers, arithmetic, what the search for cuts collects,
-        results on their way to disk, and intermediate results."""
-        wide = max(map(_wide_bytes, self.work), default=0)
-        collected = max(map(_collected_bytes, self.work), default=0)
-        out = max((_piece(item) * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
-        held = peak = 0
-        sizes = {w.step.name: w.step.spec.nbytes for w in self.work if w.step.name in self.held}
-        for item in self.work:
-            held += sizes.get(item.step.name, 0)
-            peak = max(peak, held)
-            held -= sum(sizes[name] for name in item.frees)
-        return SLOTS * sum(self.buffers) + (SLOTS + 1) * out + wide + collected + peak
 
-
-def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
+def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECTED) -> Schedule:
     """The order in which one process runs `plan`.
+
+    piece: elements of a piece, one of `LENGTHS`; candidates: most changes of a model that the search for a cut holds.
+    Neither changes a bit of the results; `memory.fit` finds those that stay within a budget.
 
     Steps go in the order their first input lies on disk, so that files are read front to back; a step that needs
     another's result follows it. An intermediate result is freed after its last use.
@@ -140,7 +131,7 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
         place = places.get(step.name) or Place(0, 0, step.spec.size)
         freed = tuple(frees.get(step.name, ()))
-        work.append(Work(step, pieces, _passes(step), freed, row, place))
+        work.append(Work(step, pieces, _passes(step), freed, row, place, candidates))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
     longest = max((each.padded(0) for each in work), default=0)
@@ -219,11 +210,11 @@ def padded_length(elements: int) -> int:
 
 
 def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
-    """Whole pieces, then quarters of one: so little of the last kernel's work is padding."""
-    quarter = max(piece // 4 // BLOCK, 1) * BLOCK
+    """Whole pieces, then of the next shorter length: so little of the last kernel's work is padding."""
+    shorter = max((length for length in LENGTHS if length < piece), default=piece)
     bounds = [0]
     while (left := size - bounds[-1]) > 0:
-        bounds.append(bounds[-1] + (piece if left >= piece else min(left, quarter)))
+        bounds.append(bounds[-1] + (piece if left >= piece else min(left, shorter)))
     return tuple(itertools.pairwise(bounds)) or ((0, 0),)
 
 
@@ -291,28 +282,3 @@ def _order(plan: Plan) -> list[Step]:
     for step in sorted(plan.steps, key=place):
         visit(step)
     return list(done.values())
-
-
-def _piece(work: Work) -> int:
-    """Elements of the longest piece: more than `PIECE` where rows or a whole tensor stay together."""
-    return max(PIECE, work.padded(0))
-
-
-def _wide_bytes(work: Work) -> int:
-    """What the arithmetic of one piece may hold beside inputs and result: a wide copy of each, and as many again for
-    a method with statistics."""
-    step = work.step
-    if is_plain_copy(step):
-        return 0
-    copies = len(step.inputs) + 1
-    if step.method != COPY and find_method(step.method).statistics:
-        copies *= 2
-    return _piece(work) * step.arithmetic.itemsize * copies
-
-
-def _collected_bytes(work: Work) -> int:
-    """What the search for cuts holds: positions, changes and bits of candidates, sorted too, and masks of a piece."""
-    most = max((len(each.selected) for each in work.passes), default=0)
-    candidates = min(work.step.spec.size, MOST_COLLECTED)
-    width = work.step.arithmetic.itemsize
-    return most * (candidates * (8 + 4 * width) + 2 * _piece(work))

@@ -23,9 +23,14 @@ SPREAD = 3.0  # half width of the first bracket in standard deviations
 MOST_COLLECTED = 1 << 21  # candidates of one model held in memory
 
 
-def sample_starts(size: int) -> np.ndarray:
-    """First elements of the runs to sample of a tensor: one at a random place in each of as many equal parts."""
-    runs = 0 if size <= SMALL else min(max(size >> 18, SAMPLE_RUNS[0]), SAMPLE_RUNS[1])
+def sample_starts(size: int, most: int = MOST_COLLECTED) -> np.ndarray:
+    """First elements of the runs to sample of a tensor: one at a random place in each of as many equal parts.
+
+    most: candidates that the search may hold; the sample has no more elements than that, but for the fewest runs.
+    """
+    fewest, largest = SAMPLE_RUNS
+    largest = max(fewest, min(largest, most * SAMPLE_STEP // SAMPLE_RUN))
+    runs = 0 if size <= SMALL else min(max(size >> 18, fewest), largest)
     parts = np.linspace(0, size - SAMPLE_RUN, runs + 1)
     places = np.random.default_rng(0).random(runs)
     return (parts[:-1] + places * np.diff(parts)).astype(np.int64)
@@ -50,11 +55,14 @@ class Search:
     """The search for the cut that keeps the `count` largest of `size` magnitudes, 0 < count < size, ties by position.
 
     Magnitudes are given by their bits (unsigned, top bit zero), which order them. Feed it the pieces of a tensor in
-    order, call `settle`, and repeat over `pieces` until `cut` is there.
+    order, call `settle`, and repeat over `pieces` until `cut` is there. most: candidates that it holds.
     """
 
-    def __init__(self, count: int, size: int, bits: np.dtype[Any]) -> None:
+    def __init__(
+        self, count: int, size: int, bits: np.dtype[Any], most: int = MOST_COLLECTED
+    ) -> None:
         self.count = count
+        self.most = most
         self.size = size
         self.floor, self.ceiling = 0, int(np.iinfo(bits).max) >> 1  # the cut's bound is in between
         self.low, self.high = self.floor, self.ceiling  # the bracket of this pass, both inside
@@ -87,7 +95,7 @@ class Search:
         number = int(np.count_nonzero(inside))
         seen.inside.append((piece, number))
         seen.collected += number
-        if self.low == self.high or seen.collected > MOST_COLLECTED:
+        if self.low == self.high or seen.collected > self.most:
             seen.full = True
             seen.found, seen.changes = [], []
         if number and not seen.full:

@@ -43,7 +43,7 @@ class Selection:
                 base, model = samples[step.base], samples[position]
                 flat = self._bits_of(position, base.reshape(-1), model.reshape(-1))
                 sampled[position] = flat.reshape(model.shape)
-            search = Search(cutting.number, step.spec.size, key.word)
+            search = Search(cutting.number, step.spec.size, key.word, first.work.candidates)
             search.take_sample(sampled[position])
             self._searches[cutting] = search
 

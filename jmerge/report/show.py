@@ -8,28 +8,31 @@ from typing import Any
 
 from jmerge.engine.schedule import Schedule
 from jmerge.plan.steps import Plan, Read, Step
+from jmerge.process import resident_bytes
 
 
-def plan_json(plan: Plan, schedule: Schedule) -> str:
+def plan_json(plan: Plan, schedule: Schedule, need: int) -> str:
     """The plan, its totals and warnings as one JSON object."""
     return json.dumps(
-        {"totals": totals(plan, schedule), "plan": json.loads(plan.to_json())}, ensure_ascii=False
+        {"totals": totals(plan, schedule, need), "plan": json.loads(plan.to_json())},
+        ensure_ascii=False,
     )
 
 
-def totals(plan: Plan, schedule: Schedule) -> dict[str, Any]:
-    """What the merge will cost."""
+def totals(plan: Plan, schedule: Schedule, need: int) -> dict[str, Any]:
+    """What the merge will cost; `need` bytes of memory above this process."""
     return {
         "tensors": len(plan.outputs),
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
-        "peak_bytes": schedule.peak_bytes(),
+        "peak_bytes": need,
+        "process_bytes": resident_bytes(),
         "kernels": len(schedule.kernels),
         "unused_tensors": len(plan.unused),
     }
 
 
-def plan_text(plan: Plan, schedule: Schedule) -> str:
+def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
     """The plan as a table, one line a tensor, and its totals."""
     rows = [("tensor", "result", "method", "sources", "numbers")]
     rows += [_row(plan, step) for step in plan.steps]
@@ -44,11 +47,13 @@ def plan_text(plan: Plan, schedule: Schedule) -> str:
     changes = [
         f"  config.json: {change.key}: {change.old} -> {change.new}" for change in plan.changes
     ]
-    sums = totals(plan, schedule)
+    sums = totals(plan, schedule, need)
+    peak, process = sums["peak_bytes"], sums["process_bytes"]
     lines += ["", "models:", *legend, *changes, ""]
     lines += [
         f"{sums['tensors']} tensors; reads {size(sums['read_bytes'])}, writes {size(sums['write_bytes'])}",
-        f"at most {size(sums['peak_bytes'])} of memory above the process; {sums['kernels']} kernels to compile",
+        f"at most {size(peak)} of memory above the process, which takes {size(process)}: {size(peak + process)}",
+        f"{sums['kernels']} kernels to compile",
     ]
     together = {step.tensor for step in plan.steps if step.group}
     if together:

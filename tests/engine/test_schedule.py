@@ -3,77 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from headers import hollow_llama, linear, pair, plan_of, result, source
 
 from jmerge import cli
 from jmerge.ckpt.dtypes import TensorSpec
-from jmerge.ckpt.shards import index_json, plan_files
+from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
 from jmerge.jobs import plan_recipe
 from jmerge.methods.reduce import BLOCK
-from jmerge.plan.steps import InputModel, Plan, Read, Result, Step
+from jmerge.plan.steps import Read, Result, Step
 from jmerge.report.show import totals
 
 MB = 10**6
 
 
-# Plans of headers alone: nothing they name exists
-
-
-def source(model: int, name: str, spec: TensorSpec, start: int = 0) -> Read:
-    return Read(model=model, name=name, file="model.safetensors", start=start, spec=spec)
-
-
-def linear(
-    name: str, *inputs: Read | Result, written: bool = True, spec: TensorSpec | None = None
-) -> Step:
-    return Step(
-        name=name,
-        spec=spec or inputs[0].spec,
-        inputs=inputs,
-        base=None,
-        method="linear",
-        numbers={"weight": (1.0,) * len(inputs), "normalize": True},
-        t=0.0,
-        written=written,
-    )
-
-
-def plan_of(*steps: Step) -> Plan:
-    return Plan(
-        version="test",
-        recipe="",
-        method="linear",
-        seed=0,
-        models=tuple(InputModel(ref=f"m{i}", path=f"/nowhere/m{i}", files=()) for i in range(3)),
-        steps=steps,
-        unused=(),
-        config={},
-        changes=(),
-        tied=None,
-        warnings=(),
-    )
-
-
-def result(step: Step) -> Result:
-    return Result(step=step.name, spec=step.spec)
-
-
 def order(schedule: Schedule) -> list[str]:
     return [work.step.name for work in schedule.work]
-
-
-def pair(name: str, elements: int, dtype: str = "BF16", start: int = 0) -> Step:
-    spec = TensorSpec(dtype, (elements,))
-    return linear(name, source(0, name, spec, start), source(1, name, spec, start))
 
 
 # Order and frees
@@ -165,166 +116,7 @@ def test_pieces_cover_a_tensor_once(size: int) -> None:
     assert padded - size <= max(PIECE // 4, BLOCK)
 
 
-# Memory
-
-
-def test_memory_does_not_grow_with_tensors_or_their_number() -> None:
-    big = make_schedule(plan_of(pair("t", 1 << 24))).peak_bytes()
-    assert 0 < big < 400 * MB
-    assert make_schedule(plan_of(pair("t", 1 << 34))).peak_bytes() == big
-    many = plan_of(*(pair(f"t{i}", 1 << 30, start=i) for i in range(500)))
-    assert make_schedule(many).peak_bytes() == big
-
-
-def test_memory_grows_with_what_is_under_way() -> None:
-    two = make_schedule(plan_of(pair("t", 1 << 24))).peak_bytes()
-    wide = make_schedule(plan_of(pair("t", 1 << 24, "F32"))).peak_bytes()
-    spec = TensorSpec("BF16", (1 << 24,))
-    ten = make_schedule(plan_of(linear("t", *(source(i, "t", spec) for i in range(10)))))
-    assert two < wide and two < ten.peak_bytes()
-    assert make_schedule(plan_of(pair("t", 100))).peak_bytes() <= two
-
-
-def test_memory_grows_with_what_stays_together() -> None:
-    """A tensor that a method needs whole is under way whole, however long."""
-    spec = TensorSpec("F32", (3 * PIECE, 2))
-    step = dataclasses.replace(
-        pair("t", 0),
-        spec=spec,
-        inputs=(source(0, "t", spec), source(1, "t", spec)),
-        method="nuslerp",
-        numbers={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
-    )
-    rows = make_schedule(plan_of(step)).peak_bytes()
-    together = {**step.numbers, "nuslerp_row_wise": True}
-    whole = make_schedule(plan_of(dataclasses.replace(step, numbers=together))).peak_bytes()
-    assert rows < 40 * 4 * PIECE, "rows are cut into pieces"
-    # two inputs in each slot, a result in each and one more, and the arithmetic
-    assert whole > (4 * 2 + 5 + 3) * spec.nbytes
-
-
-def test_memory_counts_results_until_their_last_use() -> None:
-    spec = TensorSpec("F32", (1 << 24,))  # 67 MB
-    plain = make_schedule(plan_of(linear("a", source(0, "a", spec), source(1, "a", spec))))
-    hidden = linear("hidden", source(0, "a", spec), written=False)
-    one = make_schedule(plan_of(hidden, linear("a", source(1, "a", spec), result(hidden))))
-    assert 0.9 * spec.nbytes < one.peak_bytes() - plain.peak_bytes() < 1.2 * spec.nbytes
-    chain = [linear("s0", source(0, "a", spec), source(1, "a", spec), written=False)]
-    for i in range(1, 9):
-        chain.append(linear(f"s{i}", result(chain[-1]), source(1, "a", spec, i), written=False))
-    chain.append(linear("a", result(chain[-1]), source(1, "a", spec)))
-    peak = make_schedule(plan_of(*chain)).peak_bytes() - plain.peak_bytes()
-    assert 1.8 * spec.nbytes < peak < 2.2 * spec.nbytes, "two links at a time, of nine"
-    held = [linear(f"h{i}", source(0, f"h{i}", spec, i), written=False) for i in range(4)]
-    fan = make_schedule(plan_of(*held, linear("a", *map(result, held))))
-    assert fan.peak_bytes() - plain.peak_bytes() > 3.8 * spec.nbytes
-
-
-MEASURE = """
-import sys, threading
-from jmerge.engine.run import run
-from jmerge.engine.schedule import make_schedule
-from jmerge.engine.events import Wrote
-from jmerge.jobs import plan_recipe
-
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * sum(int(l.split()[1]) for l in lines if l.startswith(("RssAnon", "RssShmem")))
-
-class Nowhere:
-    def write(self, tensor, start, data): pass
-
-small, large = map(plan_recipe, sys.argv[1:])
-run(small, make_schedule(small), Nowhere())  # compiles, starts threads and allocators
-before, most = anonymous(), 0
-
-def watch(event):
-    global most
-    most = max(most, anonymous())
-
-schedule = make_schedule(large)
-run(large, schedule, Nowhere(), listeners=(watch,))
-print(before, most, schedule.peak_bytes(), large.read_bytes)
-"""
-
-
-@pytest.mark.parametrize("method", ["linear", "slerp"])
-def test_the_promise_is_kept(method: str, tmp_path: Path) -> None:
-    """What a run really allocates stays below what the schedule said."""
-    shape = (1 << 22,)
-    for model in ("a", "b"):
-        hollow(tmp_path / "small" / model, {"x": TensorSpec("BF16", shape)})
-        hollow(
-            tmp_path / "large" / model, {f"x{i}": TensorSpec("BF16", (8, *shape)) for i in range(3)}
-        )
-    recipes = []
-    for size in ("small", "large"):
-        recipes.append(tmp_path / f"{size}.yml")
-        head = {
-            "linear": "parameters: {weight: 1}\n",
-            "slerp": f"base_model: {tmp_path / size / 'a'}\nparameters: {{t: 0.5}}\n",
-        }[method]
-        models = "".join(f"- model: {tmp_path / size / name}\n" for name in "ab")
-        recipes[-1].write_text(f"merge_method: {method}\n{head}models:\n{models}")
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, recipes)],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    before, most, promised, read_bytes = map(int, done.stdout.split())
-    kept = 0.5 * promised  # what the allocator holds back of freed memory
-    assert most - before < promised + kept < read_bytes
-
-
 # Programs
-
-
-def hollow(
-    folder: Path, specs: dict[str, TensorSpec], config: dict[str, object] | None = None
-) -> Path:
-    """A checkpoint whose data are holes: any size, no disk."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = plan_files(specs, 5 * 10**9)
-    for file in files:
-        with (folder / file.name).open("wb") as out:
-            out.write(file.header)
-            out.truncate(file.size)
-    if (index := index_json(files, specs, "test")) is not None:
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(config or {}))
-    return folder
-
-
-def llama_specs(layers: int, hidden: int, inner: int, vocab: int) -> dict[str, TensorSpec]:
-    def spec(*shape: int) -> TensorSpec:
-        return TensorSpec("BF16", shape)
-
-    specs = {"model.embed_tokens.weight": spec(vocab, hidden)}
-    for i in range(layers):
-        prefix = f"model.layers.{i}"
-        specs |= {f"{prefix}.self_attn.{name}_proj.weight": spec(hidden, hidden) for name in "qkvo"}
-        specs |= {
-            f"{prefix}.mlp.gate_proj.weight": spec(inner, hidden),
-            f"{prefix}.mlp.up_proj.weight": spec(inner, hidden),
-            f"{prefix}.mlp.down_proj.weight": spec(hidden, inner),
-            f"{prefix}.input_layernorm.weight": spec(hidden),
-            f"{prefix}.post_attention_layernorm.weight": spec(hidden),
-        }
-    return specs | {"model.norm.weight": spec(hidden), "lm_head.weight": spec(vocab, hidden)}
-
-
-def hollow_llama(folder: Path, layers: int, hidden: int, inner: int, vocab: int = 32000) -> Path:
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "vocab_size": vocab,
-        "torch_dtype": "bfloat16",
-        "tie_word_embeddings": False,
-    }
-    return hollow(folder, llama_specs(layers, hidden, inner, vocab), config)
 
 
 @pytest.fixture
@@ -376,7 +168,7 @@ def test_programs_are_counted_by_what_differs() -> None:
 def test_seven_billion_are_planned_at_once(
     tmp_path: Path, compiled: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two models of 13 GB, all holes: reading any of it would show in time, compiling in events."""
+    """Two models of 13 GB, all holes: reading any of it would show in time."""
     for name in "ab":
         hollow_llama(tmp_path / name, 32, 4096, 11008)
     recipe = tmp_path / "x.yml"
@@ -384,7 +176,8 @@ def test_seven_billion_are_planned_at_once(
     recipe.write_text(f"merge_method: linear\nmodels:\n{models}")
     began = time.monotonic()
     plan = plan_recipe(recipe)
-    sums = totals(plan, make_schedule(plan))
+    schedule = make_schedule(plan)
+    sums = totals(plan, schedule, need_of(schedule).total)
     assert time.monotonic() - began < 5
     assert sums["tensors"] == 32 * 9 + 3 and sums["kernels"] == 1
     assert sums["write_bytes"] == 13_476_831_232
@@ -392,5 +185,5 @@ def test_seven_billion_are_planned_at_once(
     assert sums["peak_bytes"] < 400 * MB
     assert cli.main(["plan", str(recipe)]) == 0
     assert "13.48 GB" in capsys.readouterr().out
-    assert compiled == []
+    assert sum("backend_compile" in event for event in compiled) <= 2, "to know what it allocates"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "x.yml"]

@@ -47,7 +47,7 @@ def test_rows_name_result_method_sources_and_numbers(
         "- model: b\n  parameters: {weight: [0, 1]}\n- model: c\n  parameters: {weight: -1}\n"
     )
     plan = plan_recipe("x.yml")
-    lines = plan_text(plan, make_schedule(plan)).splitlines()
+    lines = plan_text(plan, make_schedule(plan), 10**6).splitlines()
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(llama_tensors(0))]}
     assert list(rows) == list(plan.outputs)
     row = rows["model.layers.1.mlp.up_proj.weight"]

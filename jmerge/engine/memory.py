@@ -1,0 +1,255 @@
+"""What a run allocates at most, and the longest pieces with which it stays within a budget.
+
+Counted are the buffers that pieces are read into, results on their way to disk, what compiled programs allocate beside
+them (XLA's own figure), what is gathered on the host for statistics, and intermediate results. The process itself, its
+libraries and its programs are not.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jmerge.ckpt.dtypes import BITS, NUMPY
+from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.engine.compute import THREADS, Known, Task
+from jmerge.engine.kernel import (
+    bracket_kernel,
+    combine_kernel,
+    is_plain_copy,
+    keys_kernel,
+    sums_kernel,
+)
+from jmerge.engine.radix import FEW
+from jmerge.engine.schedule import LENGTHS, SLOTS, Schedule, Work, make_schedule
+from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
+from jmerge.errors import Fault, PlanError
+from jmerge.methods.cuts import make_cut
+from jmerge.methods.ranks import AT_ONCE
+from jmerge.methods.reduce import BLOCK, padded_blocks
+from jmerge.methods.wrap import find_method
+from jmerge.plan.steps import COPY, Plan
+
+LEAST_BUDGET = 64_000_000
+LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly end
+ENOUGH_CANDIDATES = (
+    1 << 18
+)  # to look at a tensor once or twice; for that, pieces are made shorter first
+PROGRAMS = 2  # that run at once: the next is handed over while one computes
+
+
+class Need(NamedTuple):
+    """Bytes that a run allocates at most, by what for."""
+
+    buffers: int  # of pieces of the inputs
+    results: int  # pieces on their way to disk
+    programs: int  # what compiled programs allocate beside them
+    statistics: int  # samples, candidates, counts, ranks and partial sums on the host
+    held: int  # results that other steps need
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def need_of(schedule: Schedule) -> Need:
+    """What a run of `schedule` allocates at most; compiles its programs."""
+    again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
+    programs: dict[Any, int] = {}
+    return Need(
+        buffers=(SLOTS + again) * sum(schedule.buffers),
+        results=(SLOTS + 1) * max(map(_result_bytes, schedule.work), default=0),
+        programs=max((_program_bytes(work, programs) for work in schedule.work), default=0),
+        statistics=max(map(_statistics_bytes, schedule.work), default=0),
+        held=_held_bytes(schedule),
+    )
+
+
+def fit(plan: Plan, budget: int | None) -> Schedule:
+    """The schedule with the longest pieces that stays within `budget` bytes (None: without a limit).
+
+    Raises:
+      PlanError: none does; says which tensor needs most, and the least budget that would do.
+    """
+    if budget is None:
+        return make_schedule(plan)
+    if budget < LEAST_BUDGET:
+        message = f"expected at least {_size(LEAST_BUDGET)}, found {_size(budget)}"
+        raise PlanError(Fault(message, where="--memory"))
+    found: list[tuple[float, Schedule]] = []
+    for piece in reversed(LENGTHS):
+        least = make_schedule(plan, piece, LEAST_CANDIDATES)
+        spare = budget - need_of(least).total
+        if spare < 0:
+            continue
+        each = max(map(_candidate_bytes, least.work), default=0)
+        more = spare // each if each else MOST_COLLECTED
+        candidates = min(LEAST_CANDIDATES + more, MOST_COLLECTED)
+        # with few candidates tensors are looked at often, with short pieces each look takes long
+        speed = min(candidates, ENOUGH_CANDIDATES) * math.sqrt(piece)
+        found.append((speed, make_schedule(plan, piece, candidates)))
+    if found:
+        return max(found, key=lambda each: each[0])[1]
+    worst = max(least.work, key=_own_bytes)
+    unit = "" if not worst.row else ", whose elements have to stay together"
+    raise PlanError(
+        Fault(
+            f"{_size(budget)} do not do: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
+            f"{_size(_own_bytes(worst))}; with everything else at least {_size(need_of(least).total)}",
+            where="--memory",
+        )
+    )
+
+
+def _own_bytes(work: Work) -> int:
+    """What one step alone needs."""
+    reads = sum(
+        BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
+    )
+    programs = _program_bytes(work, {})
+    return SLOTS * reads + (SLOTS + 1) * _result_bytes(work) + programs + _statistics_bytes(work)
+
+
+def _result_bytes(work: Work) -> int:
+    return work.padded(0) * BITS[work.step.spec.dtype] // 8
+
+
+def _held_bytes(schedule: Schedule) -> int:
+    sizes = {w.step.name: w.step.spec.nbytes for w in schedule.work if w.step.name in schedule.held}
+    now = most = 0
+    for work in schedule.work:
+        now += sizes.get(work.step.name, 0)
+        most = max(most, now)
+        now -= sum(sizes[name] for name in work.frees)
+    return most
+
+
+def _program_bytes(work: Work, known: dict[Any, int]) -> int:
+    """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
+    if is_plain_copy(work.step):
+        return 0
+    task = Task(work, Known())
+    kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
+    key = task.key, work.padded(0), kinds
+    if key not in known:
+        with task.key.precision():
+            known[key] = PROGRAMS * _compile(task)
+    return known[key]
+
+
+def _compile(task: Task) -> int:
+    """Bytes of the largest program of a step, with what it gives back to the host but for results."""
+    settled: Future[dict[Any, tuple[int, int]]] = Future()
+    settled.set_result({})
+    task.cuts = settled  # so that there are cuts of the right shape
+    work, most = task.work, 0
+    for what in dict.fromkeys(work.passes):
+        inputs = _windows(work, what.inputs)
+        if what.kind == "changes":
+            count = len(what.selected)
+            base, *_ = what.inputs
+            positions = [base, *(cutting.position for cutting in what.selected)]
+            bounds = np.zeros(count, task.key.word)
+            factors = np.ones(count, task.key.compute)
+            most = max(
+                most,
+                _bytes_of(bracket_kernel(), *_windows(work, positions), factors, bounds, bounds),
+            )
+            continue
+        arguments = task.arguments(0)
+        arguments |= _ranks(task, inputs, arguments)
+        if what.kind == "combine":
+            most = max(most, _bytes_of(combine_kernel(task.key), *inputs, arguments, result=True))
+            continue
+        assert task.method is not None
+        kernel = (sums_kernel if what.kind == "sums" else keys_kernel)(task.key, what.statistic)
+        most = max(most, _bytes_of(kernel, *inputs, arguments))
+        statistic = task.method.statistics[what.statistic]
+        if what.kind == "sums":
+            sums = jax.eval_shape(kernel, *inputs, arguments).shape[0]
+            task.own.found[statistic.keyword] = np.zeros(sums, task.key.compute)
+        else:
+            assert statistic.counts is not None
+            found = {name: np.asarray(value) for name, value in task.found.items()}
+            counts = statistic.counts(work.step.numbers, work.place.size, found)
+            cuts = sum(map(len, counts))
+            task.own.found[statistic.keyword] = make_cut([0] * cuts, [0] * cuts, task.key.word)
+    return most
+
+
+def _windows(work: Work, positions: Any) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:
+    """What kernels read of some inputs, but for the values."""
+    windows = []
+    for position in positions:
+        dtype = NUMPY[work.step.inputs[position].spec.dtype]
+        length = work.padded(0) + ALIGNMENT // dtype.itemsize
+        windows.append(_shape(length, dtype))
+    return windows, np.zeros(len(windows), np.int32)
+
+
+def _shape(shape: int | tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.broadcast_shapes(shape), dtype)  # type: ignore[no-untyped-call]
+
+
+def _ranks(task: Task, inputs: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Ranks of the right shape."""
+    found = {}
+    for number, statistic in enumerate(task.method.statistics if task.method else ()):
+        if statistic.kind == "ranks" and task.ranks_on_host:
+            keys = jax.eval_shape(keys_kernel(task.key, number), *inputs, arguments)
+            shape = np.empty(keys[0].size, np.bool_).reshape(task.rank_view).shape
+            found[statistic.keyword] = [_shape(shape, np.uint32) for _ in keys]
+    return found
+
+
+def _bytes_of(program: Any, *arguments: Any, result: bool = False) -> int:
+    """What a program allocates: temporary memory, and what it returns unless that is a piece of the result."""
+    analysis = program.lower(*arguments).compile().memory_analysis()
+    if analysis is None:  # not every backend has one
+        return 0
+    own: int = analysis.temp_size_in_bytes + (0 if result else analysis.output_size_in_bytes)
+    return own
+
+
+def _statistics_bytes(work: Work) -> int:
+    """What is gathered on the host for the statistics of a step."""
+    if work.step.method == COPY or is_plain_copy(work.step):
+        return 0
+    step, piece = work.step, work.padded(0)
+    width, models = step.arithmetic.itemsize, len(step.models)
+    selected = max((len(what.selected) for what in work.passes), default=0)
+    total = 0
+    if selected:
+        sample = sample_starts(step.spec.size, work.candidates).size * SAMPLE_RUN // SAMPLE_STEP
+        # of the inputs of two steps, and the bits of one's changes, also sorted and compared
+        total += 2 * sample * len(step.inputs) * width + selected * sample * (2 * width + 1)
+        total += min(step.spec.size, work.candidates) * _candidate_bytes(work)
+        total += 3 * min(selected, THREADS) * piece  # masks
+    for what in work.passes:
+        if what.kind == "cuts":
+            total += min(piece, FEW) * (3 * width + 2 + 8) + (1 << 16) * 8 * 4 * models
+    sums = [what for what in work.passes if what.kind == "sums"]
+    if sums:
+        parts = step.spec.size // work.row if work.whole_rows else -(-step.spec.size // BLOCK)
+        # gathered, put together, padded and handed over, for two sums a model at least
+        total += 4 * 2 * width * padded_blocks(parts) * max(3, 2 * models)
+    if any(each.kind == "ranks" for each in find_method(step.method).statistics):
+        # keys, ranks of two pieces, and what is sorted
+        total += models * piece * 4 * 4 + THREADS * min(piece, AT_ONCE) * 8 * 4
+    return total
+
+
+def _candidate_bytes(work: Work) -> int:
+    """What one candidate of each of a step's searches takes: its position and change, once more while all are put
+    together, the bits of the change and these sorted; of two steps, since one is settled while the next is read."""
+    selected = max((len(what.selected) for what in work.passes), default=0)
+    return 2 * selected * (2 * 8 + 6 * work.step.arithmetic.itemsize)
+
+
+def _size(nbytes: int) -> str:
+    return f"{-(-nbytes // 10**6)} MB"
