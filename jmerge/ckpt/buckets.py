@@ -7,13 +7,19 @@ configuration files.
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jmerge.ckpt.remote import PATIENCE, PassingError, RemoteSource, Stat, patiently, redacted
 from jmerge.errors import CheckpointError, Fault
 
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+# scheme -> package, module and class. Of gcsfs the class that speaks HTTP: the one that fsspec would take asks for the
+# kind of a bucket by gRPC first, and where it gets no answer waits for it at every read.
+STORES = {
+    "s3": ("s3fs", "s3fs.core", "S3FileSystem"),
+    "gs": ("gcsfs", "gcsfs.core", "GCSFileSystem"),
+}
 TAGS = ("generation", "ETag", "etag", "LastModified", "mtime")  # the first that a store gives
 HINTS = {
     "s3": "set AWS_PROFILE or AWS_ACCESS_KEY_ID, or FSSPEC_S3_ANON=true for a public bucket",
@@ -30,13 +36,13 @@ class BucketSource(RemoteSource):
         if not place.partition("/")[0] or "?" in place or "#" in place:
             message = f"is not the URL of a folder; write {self._scheme}://bucket/prefix"
             raise CheckpointError(Fault(message, file=redacted(url)))
+        package, module, kind = STORES[self._scheme]
         try:
-            import fsspec
-
-            self._store = fsspec.filesystem(self._scheme, use_listings_cache=False)
+            store = getattr(importlib.import_module(module), kind)
         except ImportError as error:
-            message = f"needs {PACKAGES[self._scheme]}: pip install 'jmerge[{self._scheme}]'"
+            message = f"needs {package}: pip install 'jmerge[{self._scheme}]'"
             raise CheckpointError(Fault(message, file=self.label)) from error
+        self._store = store(use_listings_cache=False)
         self._place = place
         self._stats.update(self._list())
         if not self._stats:

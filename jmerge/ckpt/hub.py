@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 
@@ -84,9 +85,7 @@ class HubSource(HttpSource):
         return ""  # a commit does not change
 
     def file_url(self, name: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self._name, name, revision=self.revision, endpoint=self._endpoint)
+        return f"{self._endpoint}/{self._name}/resolve/{self.revision}/{quote(name)}"
 
     def refused(self, name: str, status: int) -> CheckpointError:
         message = f"the Hub refused access ({status}); accept the model's licence at "

@@ -76,7 +76,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
 def redacted(text: str) -> str:
     """`text` on one line and without what may give access: the queries of URLs, and names and passwords in them."""
     text = re.sub(r"(\w://)[^/\s@]*@", r"\1", " ".join(text.split()))
-    return re.sub(r"(\w://[^\s?'\"<>]*)\?[^\s'\"<>)]*", r"\1?...", text)
+    return re.sub(r"(\w://[^\s?#'\"<>]*)[?#][^\s'\"<>)]*", r"\1?...", text)
 
 
 class RemoteSource(Source):
