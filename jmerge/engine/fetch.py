@@ -11,7 +11,8 @@ from __future__ import annotations
 import bisect
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYetError
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
 from jmerge.ckpt.source import Source
-from jmerge.engine.schedule import Schedule
+from jmerge.engine.schedule import SLOTS, Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store
 from jmerge.plan.steps import Read
 
@@ -68,6 +69,13 @@ class Fetcher:
         self._order: list[Part] = []
         self._ends: list[int] = []  # bytes up to and with each part, in order of use
         self._number_parts()
+        # The search for cuts ends with another look at pieces, when the reader may have gone on by all slots but one:
+        # what was used for the last time is then held for as many reads more.
+        looks_back = any(turn.what.kind == "cuts" for turn in schedule.turns)
+        self._lag = SLOTS * len(schedule.buffers) if looks_back else 0
+        self._over: deque[list[Part]] = (
+            deque()
+        )  # by read, the parts that were used for the last time
         self._asked = 0  # parts given to the workers
         self._used = 0  # parts whose use has begun, and all before them
         self._jobs: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
@@ -85,22 +93,21 @@ class Fetcher:
     def read(self, item: Read, start: int, buffer: np.ndarray, *, glance: bool = False) -> None:
         """Fill `buffer` from byte `start` of the file of an input, waiting for what is not there yet.
 
-        Raises what fetching failed with. With `glance` the bytes are not counted as used.
+        Raises what fetching failed with. With `glance` the bytes are read besides what the schedule reads, which
+        does not count as their use.
         """
         stop = start + buffer.nbytes
         for part in self._overlapping(item, start, stop):
             first, last = max(part.start, start), min(part.stop, stop)
             into = buffer[first - start : last - start]
-            if not self._begin(part):  # its uses are over, and somebody wants it once more
-                part.source.read_into(part.file, first, into)
-                continue
+            self._begin(part)
             self._wait(part)
             try:
                 self._store.get(part.order, first - part.start, into)
-            except KeyError:  # another thread has just used it for the last time
+            except KeyError:  # it is held no more
                 part.source.read_into(part.file, first, into)
-            if not glance:
-                self._end(part)
+        if not glance:
+            self._end(list(self._overlapping(item, start, stop)))
 
     def close(self) -> None:
         """Give up what is being fetched, and let go of what is held."""
@@ -168,14 +175,19 @@ class Fetcher:
         """The most parts' bytes that are held at once."""
         uses = [part.uses for part in self._order]
         begun = released = most = 0
+        over: deque[int] = deque()  # by read, bytes that were used for the last time
         for item, start, stop, glance in self._uses():
-            for part in self._overlapping(item, start, stop):
-                begun = max(begun, part.order + 1)
-                fetched = min(self._ends[begun - 1] + AHEAD_BYTES + PART_BYTES, self._ends[-1])
-                most = max(most, fetched - released)
-                uses[part.order] -= not glance
-                if not glance and uses[part.order] == 0:
-                    released += part.size
+            parts = list(self._overlapping(item, start, stop))
+            begun = max([begun, *(part.order + 1 for part in parts)])
+            fetched = min(self._ends[begun - 1] + AHEAD_BYTES + PART_BYTES, self._ends[-1])
+            most = max(most, fetched - released)
+            if glance:
+                continue
+            for part in parts:
+                uses[part.order] -= 1
+            over.append(sum(part.size for part in parts if uses[part.order] == 0))
+            if len(over) > self._lag:
+                released += over.popleft()
         return most
 
     def _overlapping(self, item: Read, start: int, stop: int) -> Iterator[Part]:
@@ -190,8 +202,8 @@ class Fetcher:
 
     # Fetching
 
-    def _begin(self, part: Part) -> bool:
-        """Ask for all parts up to this one and as many more as may be under way; False when it is held no more."""
+    def _begin(self, part: Part) -> None:
+        """Ask for all parts up to this one, and for as many more as may be under way."""
         with self._lock:
             self._used = max(self._used, part.order + 1)
             limit = self._ends[self._used - 1] + AHEAD_BYTES
@@ -200,13 +212,16 @@ class Fetcher:
             ):
                 self._jobs.put(self._order[self._asked])
                 self._asked += 1
-            return part.uses > 0
 
-    def _end(self, part: Part) -> None:
+    def _end(self, parts: Sequence[Part]) -> None:
+        """Count a read of these parts, and let go what has been read for the last time."""
         with self._lock:
-            part.uses -= 1
-            if part.uses == 0:  # a piece that is read over again may have taken it below
-                self._store.free(part.order)
+            for part in parts:
+                part.uses -= 1
+            self._over.append([part for part in parts if part.uses == 0])
+            if len(self._over) > self._lag:
+                for part in self._over.popleft():
+                    self._store.free(part.order)
 
     def _wait(self, part: Part) -> None:
         while True:

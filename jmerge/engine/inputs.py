@@ -41,7 +41,7 @@ class Inputs:
         return self._paths[key]
 
     def read(self, item: Read, first: int, buffer: np.ndarray, *, glance: bool = False) -> None:
-        """Fill the byte `buffer` from byte `first` of an input; `glance`: a look at what the schedule reads later."""
+        """Fill the byte `buffer` from byte `first` of an input; `glance`: besides what the schedule reads."""
         path = self.path(item)
         if path is None:
             self._fetcher.read(item, item.start + first, buffer, glance=glance)

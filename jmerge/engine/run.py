@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -180,7 +181,7 @@ class _Run:
                 self.loaded.put(loaded)
         self.loaded.put(None)
 
-    def _load(self, loaded: Loaded) -> None:
+    def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
         self._empty(loaded.slot)
         if loaded.number == 0 and loaded.turn.what.selected:
             for position in loaded.turn.what.inputs:
@@ -201,7 +202,7 @@ class _Run:
                 if window is not None:
                     loaded.slot.views[position] = View(*window, mapped=True)
                     continue
-                self.inputs.read(item, first, buffer[:size])
+                self.inputs.read(item, first, buffer[:size], glance=glance)
             else:
                 buffer[:size] = self._wait_for(item)[first : first + size]
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
@@ -244,7 +245,8 @@ class _Run:
     # Computing
 
     def _compute_all(self) -> None:
-        computer = Computer(self._load, self._make_slot, self.free.put)
+        again = partial(self._load, glance=True)  # of what a later pass reads too
+        computer = Computer(again, self._make_slot, self.free.put)
         try:
             while (loaded := self.loaded.get()) is not None:
                 if is_plain_copy(loaded.work.step):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -35,6 +36,8 @@ class FileServer:
       requests: (path, headers) of every request.
       faults: what goes wrong, each until its times are over.
       stall: set to end stalls.
+      delay: seconds before every answer.
+      most: the most requests that were under way at once.
     """
 
     def __init__(self, root: Path, certificate: Path | None = None) -> None:
@@ -43,6 +46,8 @@ class FileServer:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.faults: list[Fault] = []
         self.stall = threading.Event()
+        self.delay = 0.0
+        self.now = self.most = 0
         self.lock = threading.Lock()
         self.revisions = {"main": SHA, SHA: SHA}  # of the fake of the Hub
         self.gated: set[str] = set()
@@ -107,10 +112,20 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(target.path)
         with self.owner.lock:
             self.owner.requests.append((self.path, dict(self.headers)))
+            self.owner.now += 1
+            self.owner.most = max(self.owner.most, self.owner.now)
+        time.sleep(self.owner.delay)
+        try:
+            self.route(path, target.query)
+        finally:
+            with self.owner.lock:
+                self.owner.now -= 1
+
+    def route(self, path: str, query: str) -> None:
         if path.startswith("/api/models/"):
-            self.hub_info(path.removeprefix("/api/models/"), parse_qs(target.query))
+            self.hub_info(path.removeprefix("/api/models/"), parse_qs(query))
         elif path.startswith("/storage/v1/") or path.startswith("/download/storage/v1/"):
-            self.google(path, parse_qs(target.query))
+            self.google(path, parse_qs(query))
         elif "/resolve/" in path:
             self.hub_file(path)
         elif path.startswith("/cdn/"):
@@ -263,6 +278,39 @@ class Handler(BaseHTTPRequestHandler):
             "timeCreated": "2026-01-01T00:00:00.000Z",
             "storageClass": "STANDARD",
         }
+
+
+class Bucket:
+    """A bucket named `bucket` with a tiny llama under `models/m`."""
+
+    url: str
+
+    def put(self, name: str, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class S3Bucket(Bucket):
+    url = "s3://bucket/models/m"
+
+    def __init__(self, endpoint: str) -> None:
+        import boto3
+
+        self.client: Any = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        self.client.create_bucket(Bucket="bucket")
+
+    def put(self, name: str, data: bytes) -> None:
+        self.client.put_object(Bucket="bucket", Key=f"models/m/{name}", Body=data)
+
+
+class GoogleBucket(Bucket):
+    url = "gs://bucket/models/m"
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "bucket" / "models" / "m"
+        self.folder.mkdir(parents=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.folder / name).write_bytes(data)
 
 
 def make_certificate(folder: Path) -> Path:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import Fault, FileServer
+from serverkit import Bucket, Fault, FileServer, GoogleBucket
 
-from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.errors import CheckpointError, RunError
@@ -18,85 +16,6 @@ from jmerge.testing.close import assert_same_bytes
 from jmerge.testing.tiny import llama_tensors, write_llama
 
 NORM = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """The URL of a server of S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    server.stop()
-
-
-class Bucket:
-    """A bucket named `bucket` with a tiny llama under `models/m`."""
-
-    url: str
-
-    def put(self, name: str, data: bytes) -> None:
-        raise NotImplementedError
-
-
-class S3Bucket(Bucket):
-    url = "s3://bucket/models/m"
-
-    def __init__(self, endpoint: str) -> None:
-        import boto3
-
-        self.client: Any = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        self.client.create_bucket(Bucket="bucket")
-
-    def put(self, name: str, data: bytes) -> None:
-        self.client.put_object(Bucket="bucket", Key=f"models/m/{name}", Body=data)
-
-
-class GoogleBucket(Bucket):
-    url = "gs://bucket/models/m"
-
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "bucket" / "models" / "m"
-        self.folder.mkdir(parents=True)
-
-    def put(self, name: str, data: bytes) -> None:
-        (self.folder / name).write_bytes(data)
-
-
-@pytest.fixture
-def s3(
-    moto: str, impatient: remote.Patience, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[S3Bucket]:
-    """An empty bucket of S3."""
-    from s3fs.core import S3FileSystem
-
-    monkeypatch.setattr(impatient, "silence", 5.0)
-    for name, value in {
-        "AWS_ENDPOINT_URL": moto,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = S3Bucket(moto)
-    yield bucket
-    for each in bucket.client.list_objects_v2(Bucket="bucket").get("Contents", ()):
-        bucket.client.delete_object(Bucket="bucket", Key=each["Key"])
-    bucket.client.close()
-    S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def gs(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GoogleBucket]:
-    """An empty bucket of Google's."""
-    import fsspec.config
-    from gcsfs.core import GCSFileSystem
-
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-    yield GoogleBucket(server.root)
-    GCSFileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["s3", "gs"])

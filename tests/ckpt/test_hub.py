@@ -60,7 +60,6 @@ def test_a_model_is_read_at_its_commit(ref: str, model: FileServer) -> None:
     assert model.total() < size + 1000
     asked = [path for path, _ in model.requests]
     assert sum(path.startswith("/api/models/") for path in asked) == 1, "looked up once"
-    print(asked)
     files = [headers for path, headers in model.requests if "/resolve/" in path]
     assert files and all(headers["authorization"] == "Bearer hf_secret" for headers in files)
 
