@@ -17,6 +17,7 @@ from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
+from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.events import Listener
@@ -147,7 +148,7 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
             "" if ";" in fault.message else _where_else(recipe, Path(os.path.expanduser(ref.path)))
         )
         raise CheckpointError(
-            recipe.fault(f"'{fault.file}' {fault.message}{hint}", where)
+            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
         ) from error
     try:
         return open_checkpoint(source)
