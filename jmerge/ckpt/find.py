@@ -88,7 +88,12 @@ def _refuse_neighbours(text: str) -> None:
     if os.path.lexists(path):
         raise CheckpointError(Fault("is not a folder", file=text))
     if os.path.isdir(path.parent):
-        best = nearest(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+        try:
+            best = nearest(
+                path.name, [each.name for each in path.parent.iterdir() if each.is_dir()]
+            )
+        except OSError:  # a folder that may not be listed says nothing
+            best = None
         if best:
             message = (
                 f"is not a folder; did you mean '{path.parent / best}'? (hf://{text} is the Hub's)"

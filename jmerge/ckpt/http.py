@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from jmerge.ckpt.donor import PATTERNS
@@ -112,7 +112,8 @@ class HttpSource(RemoteSource):
                 "is not the URL of a folder; write https://host/path without password, '?' and '#'"
             )
             raise CheckpointError(Fault(message, file=redacted(url)))
-        super().__init__(url.rstrip("/"))
+        path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=")
+        super().__init__(parts._replace(path=path).geturl())
         self._connections = Connections()
         self._headers = {
             "User-Agent": f"jmerge/{VERSION}",
@@ -229,11 +230,6 @@ class HttpSource(RemoteSource):
                     yield response
                     return
         raise self.broken(name, f"is redirected more than {REDIRECTS} times")
-
-
-def folder_name(url: str) -> str:
-    """The last part of a URL's path."""
-    return unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
 
 
 def _host(url: str) -> Host:

@@ -113,7 +113,7 @@ class HubSource(HttpSource):
 def _cached_folder(name: str, revision: str | None) -> Path | None:
     """The snapshot in the cache, whole or not."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
@@ -122,6 +122,9 @@ def _cached_folder(name: str, revision: str | None) -> Path | None:
     ) as error:  # which may know of a snapshot that lacks some file, a picture even
         path = getattr(error, "snapshot_path", None)
         return Path(path) if path else None
+    except HFValidationError as error:
+        message = "is not a folder, and no model of the Hub can have this name"
+        raise CheckpointError(Fault(message, file=name)) from error
     except OSError:
         return None
 

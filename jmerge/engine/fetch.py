@@ -68,7 +68,8 @@ class Fetcher:
         self._starts = {key: [part.start for part in parts] for key, parts in self._parts.items()}
         self._order: list[Part] = []
         self._ends: list[int] = []  # bytes up to and with each part, in order of use
-        self._number_parts()
+        if self._parts:
+            self._number_parts()
         # The search for cuts ends with another look at pieces, when the reader may have gone on by all slots but one:
         # what was used for the last time is then held for as many reads more.
         looks_back = any(turn.what.kind == "cuts" for turn in schedule.turns)

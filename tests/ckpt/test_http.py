@@ -48,6 +48,13 @@ def test_a_checkpoint(model: str, server: FileServer) -> None:
         assert not checkpoint[name].flags.writeable
 
 
+def test_folders_with_other_letters(server: FileServer) -> None:
+    """Blanks and letters beyond ASCII are written as URLs have them."""
+    write_llama(server.root / "ein Modell für 1%" / "m", 0)
+    checkpoint = open_checkpoint(f"{server.url}/ein Modell für 1%25/m")
+    assert str(checkpoint.path) == f"{server.url}/ein%20Modell%20f%C3%BCr%201%25/m"
+
+
 def test_shards_and_long_headers(server: FileServer) -> None:
     """A header beyond the first guess is read to its end, and every shard's is."""
     tensors = {f"layer.{i}.{'x' * 60}": np.full(3, i, np.int16) for i in range(900)}

@@ -175,6 +175,12 @@ def test_names_that_are_none(text: str, hub: FileServer) -> None:
         open_checkpoint(text)
 
 
+@pytest.mark.parametrize("text", ["a--b/c", "org/" + "x" * 200])
+def test_names_that_the_hub_cannot_have(text: str, hub: FileServer) -> None:
+    assert refusal(text) == f"{text}: is not a folder, and no model of the Hub can have this name"
+    assert hub.requests == []
+
+
 def test_misspelt_folders_ask_nobody(
     model: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +17,7 @@ from serverkit import SHA, Fault, FileServer
 
 import jmerge
 from jmerge import cli
+from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.engine import fetch, store
 from jmerge.engine.fetch import Fetcher
@@ -208,6 +212,24 @@ def test_a_server_that_stays_away(
     assert not list(tmp_path.rglob("jmerge-fetched-*"))
     web.faults = []
     assert program(tmp_path) == 0
+
+
+def test_an_interrupted_merge_ends_at_once(
+    web: FileServer, impatient: remote.Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a server is silent, and would be waited for."""
+    recipe(tmp_path, web.url)
+    monkeypatch.setattr(impatient, "silence", 60.0)
+    web.faults = [Fault("stall", times=99, skip=4)]
+    timer = threading.Timer(1.0, _thread.interrupt_main)
+    timer.start()
+    start = time.monotonic()
+    try:
+        assert program(tmp_path) == 130
+    finally:
+        timer.join()
+    assert time.monotonic() - start < 4
+    assert not list(tmp_path.rglob("jmerge-fetched-*"))
 
 
 def test_a_file_that_changes_meanwhile(
