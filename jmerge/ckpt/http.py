@@ -45,6 +45,7 @@ class Connections:
     def __init__(self) -> None:
         self._idle: dict[Host, list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None  # to load trusted certificates takes its time
         weakref.finalize(self, _close_all, self._idle)
 
     @contextmanager
@@ -77,7 +78,7 @@ class Connections:
                 kept = self._idle.get(host)
                 connection = kept.pop() if kept else None
             used = connection is not None
-            connection = connection or _connect(host)
+            connection = connection or self._connect(host)
             try:
                 connection.request("GET", _target(connection, url), headers=dict(headers))
                 return connection, connection.getresponse()
@@ -94,6 +95,22 @@ class Connections:
                 connection.close()
                 if not used:  # else the server had closed it meanwhile, and a new one may do
                     raise PassingError(getattr(error, "strerror", "") or str(error)) from error
+
+    def _connect(self, host: Host) -> http.client.HTTPConnection:
+        """A new connection, through the proxy that the environment names for the host."""
+        proxy = None if proxy_bypass(host.name) else getproxies().get(host.scheme)
+        name, port = host.name, host.port
+        if proxy:
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            name, port = parts.hostname or "", parts.port
+        timeout = PATIENCE.silence
+        if host.scheme == "http":
+            return http.client.HTTPConnection(name, port, timeout=timeout)
+        self._context = self._context or ssl.create_default_context()
+        connection = http.client.HTTPSConnection(name, port, timeout=timeout, context=self._context)
+        if proxy:
+            connection.set_tunnel(host.name, host.port or 443)
+        return connection
 
 
 class HttpSource(RemoteSource):
@@ -235,24 +252,6 @@ class HttpSource(RemoteSource):
 def _host(url: str) -> Host:
     parts = urlsplit(url)
     return Host(parts.scheme, parts.hostname or "", parts.port)
-
-
-def _connect(host: Host) -> http.client.HTTPConnection:
-    """A connection, through the proxy that the environment names for the host."""
-    proxy = None if proxy_bypass(host.name) else getproxies().get(host.scheme)
-    name, port = host.name, host.port
-    if proxy:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        name, port = parts.hostname or "", parts.port
-    timeout = PATIENCE.silence
-    if host.scheme == "http":
-        return http.client.HTTPConnection(name, port, timeout=timeout)
-    connection = http.client.HTTPSConnection(
-        name, port, timeout=timeout, context=ssl.create_default_context()
-    )
-    if proxy:
-        connection.set_tunnel(host.name, host.port or 443)
-    return connection
 
 
 def _target(connection: http.client.HTTPConnection, url: str) -> str:

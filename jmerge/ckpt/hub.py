@@ -45,7 +45,7 @@ def open_hub(text: str, revision: str | None) -> Source:
     from huggingface_hub import constants
 
     folder = _cached_folder(name, revision)
-    offline = constants.is_offline_mode()
+    offline = constants.HF_HUB_OFFLINE
     if folder is not None and (offline or _is_whole(folder)):
         return LocalSource(folder, revision=folder.name)
     label = f"hf://{name}" + (f"@{revision}" if revision else "")

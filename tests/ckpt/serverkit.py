@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import select
+import socket
 import ssl
 import threading
 import time
@@ -135,6 +137,24 @@ class Handler(BaseHTTPRequestHandler):
                 self.file(path.removeprefix("/cdn"))
         else:
             self.file(path)
+
+    def do_CONNECT(self) -> None:
+        """A tunnel, as a proxy makes it."""
+        host, _, port = self.path.partition(":")
+        with self.owner.lock:
+            self.owner.requests.append((self.path, dict(self.headers)))
+        with socket.create_connection((host, int(port)), timeout=10) as other:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            ends = {self.connection: other, other: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [], 10)[0]:
+                    data = end.recv(1 << 16)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    ends[end].sendall(data)
 
     # Files
 

@@ -111,6 +111,21 @@ def test_through_a_proxy(model: str, server: FileServer, monkeypatch: pytest.Mon
     assert server.requests[0][0].startswith("http://models.invalid/m/")
 
 
+def test_through_a_tunnel(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of https sees a host and a port."""
+    write_llama(tmp_path / "safe" / "m", 0)
+    certificate = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", server.url)
+    with FileServer(tmp_path / "safe", certificate) as other:
+        assert len(open_checkpoint(f"{other.url}/m")) == len(llama_tensors(0))
+        assert {path for path, _ in server.requests} == {other.url.removeprefix("https://")}
+
+
 @pytest.mark.parametrize("kind", ["short", "500", "502", "503", "429", "stall", "408"])
 def test_passing_faults(kind: str, model: str, server: FileServer) -> None:
     """What passes is tried again, and the bytes are right."""

@@ -7,13 +7,13 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from serverkit import SHA, Fault, FileServer
+from serverkit import SHA, Fault, FileServer, make_certificate
 
 import jmerge
 from jmerge import cli
@@ -51,9 +51,18 @@ def local(tmp_path: Path) -> Path:
     return tmp_path / "local"
 
 
-@pytest.fixture(params=["http", "hf", "s3", "gs"])
-def place(request: pytest.FixtureRequest, local: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Every store in turn, with the models of `local`."""
+@pytest.fixture(params=["https", "hf", "s3", "gs"])
+def place(
+    request: pytest.FixtureRequest, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """Every store in turn, with the models of `local`; http is what the other tests use."""
+    if request.param == "https":
+        request.getfixturevalue("impatient")
+        certificate = make_certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with FileServer(local, certificate) as safe:
+            yield Place(safe.url, safe.total)
+        return
     if request.param == "s3":
         bucket = request.getfixturevalue("s3")
         for name in "ab":
@@ -68,14 +77,14 @@ def place(request: pytest.FixtureRequest, local: Path, monkeypatch: pytest.Monke
             return count
 
         monkeypatch.setattr(BucketSource, "fetch", counted)
-        return Place("s3://bucket/org", lambda: sum(sizes))
+        yield Place("s3://bucket/org", lambda: sum(sizes))
+        return
     server: FileServer = request.getfixturevalue("hub" if request.param == "hf" else "server")
     root = server.root / "bucket" if request.param == "gs" else server.root
     if request.param == "gs":
         request.getfixturevalue("gs")
     shutil.copytree(local, root / "org", dirs_exist_ok=True)
-    urls = {"http": f"{server.url}/org", "hf": "org", "gs": "gs://bucket/org"}
-    return Place(urls[request.param], server.total)
+    yield Place("org" if request.param == "hf" else "gs://bucket/org", server.total)
 
 
 def recipe(folder: Path, where: str, method: str = "linear") -> Path:
@@ -119,7 +128,7 @@ def test_the_bytes_of_a_local_merge(method: str, place: Place, local: Path, tmp_
     headers = 2 * ((1 << 16) + 1)
     assert needed(local) <= place.fetched() <= needed(local) * 1.01 + headers
     assert {path.name for path in tmp_path.iterdir()} <= {
-        *("want", "out", "local", "web", "x.yml", "cache")
+        *("want", "out", "local", "web", "x.yml", "cache", "certificate.pem")
     }
 
 
