@@ -74,9 +74,7 @@ class Fetcher:
         # what was used for the last time is then held for as many reads more.
         looks_back = any(turn.what.kind == "cuts" for turn in schedule.turns)
         self._lag = SLOTS * len(schedule.buffers) if looks_back else 0
-        self._over: deque[list[Part]] = (
-            deque()
-        )  # by read, the parts that were used for the last time
+        self._over: deque[list[Part]] = deque()  # by read, what was used for the last time
         self._asked = 0  # parts given to the workers
         self._used = 0  # parts whose use has begun, and all before them
         self._jobs: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
@@ -132,10 +130,8 @@ class Fetcher:
         """Every range of a remote input in the order of reading: [start, stop) in its file, and whether it is only
         looked at."""
         for turn in self._schedule.turns:
-            inputs = [(i, turn.work.step.inputs[i]) for i in turn.what.inputs]
-            remote = [
-                item for _, item in inputs if isinstance(item, Read) and self._source_of(item)
-            ]
+            inputs = [turn.work.step.inputs[position] for position in turn.what.inputs]
+            remote = [item for item in inputs if isinstance(item, Read) and self._source_of(item)]
             if turn.what.selected:  # a sample of the whole is taken first
                 for item in remote:
                     yield item, item.start, item.start + item.spec.nbytes, True
