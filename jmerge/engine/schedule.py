@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
+from jmerge.ckpt.find import is_remote
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
 from jmerge.engine.select import MOST_COLLECTED
+from jmerge.engine.store import REMOTE_BYTES
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import Scope
 from jmerge.methods.wrap import find_method
@@ -90,6 +92,7 @@ class Schedule(NamedTuple):
     # what follows from them on the host is worked out meanwhile.
     turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
+    remote: bool = False  # some inputs are fetched
 
     @property
     def held(self) -> frozenset[str]:
@@ -104,7 +107,7 @@ class Schedule(NamedTuple):
 
     def peak_bytes(self) -> int:
         """An upper bound on what the run allocates: read buffers, arithmetic, what the search for cuts collects,
-        results on their way to disk, and intermediate results."""
+        results on their way to disk, intermediate results, and what is fetched ahead of remote inputs."""
         wide = max(map(_wide_bytes, self.work), default=0)
         collected = max(map(_collected_bytes, self.work), default=0)
         out = max((_piece(item) * BITS[item.step.spec.dtype] // 8 for item in self.work), default=0)
@@ -114,7 +117,8 @@ class Schedule(NamedTuple):
             held += sizes.get(item.step.name, 0)
             peak = max(peak, held)
             held -= sum(sizes[name] for name in item.frees)
-        return SLOTS * sum(self.buffers) + (SLOTS + 1) * out + wide + collected + peak
+        fetched = REMOTE_BYTES if self.remote else 0
+        return SLOTS * sum(self.buffers) + (SLOTS + 1) * out + wide + collected + peak + fetched
 
 
 def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
@@ -146,7 +150,8 @@ def make_schedule(plan: Plan, piece: int = PIECE) -> Schedule:
     longest = max((each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers))
+    remote = any(is_remote(model.path) for model in plan.models)
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote)
 
 
 def _places(plan: Plan) -> dict[str, Place]:
