@@ -23,7 +23,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge --config RECIPE.yml --out FOLDER    merge
   jmerge RECIPE.yml FOLDER                   the same
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
-  jmerge inspect FOLDER [--json]             show what a checkpoint is made of
+  jmerge inspect MODEL [--json]              show what a checkpoint is made of
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
 
@@ -41,7 +41,9 @@ method, the sources (letters are explained below the table, the base stands in b
 then the bytes to read and write, the most memory the run will allocate, how many kernels it compiles, what of the
 inputs is not used and why, and warnings. --json prints the whole plan as one JSON object.""",
     "inspect": """\
-jmerge inspect FOLDER [--json]
+jmerge inspect MODEL [--json]
+
+MODEL is a folder, org/name or org/name@revision on the Hugging Face Hub, or a URL (hf://, https://, s3://, gs://).
 
 Prints what a checkpoint is made of, as jmerge understands it from tensor names, shapes and config.json: stacks of
 layers and the config keys that count them, embeddings, heads and whether they are tied, experts, modules, and
@@ -81,7 +83,7 @@ MERGEKIT_FLAGS = {
     "write-model-card": "nothing: the card is always written",
     "safe-serialization": "nothing: weights are always safetensors",
     "trust-remote-code": "nothing: no code of a model is ever run",
-    "transformers-cache": "a local folder in the recipe",
+    "transformers-cache": "nothing: HF_HUB_CACHE names the folder of the cache",
     "lora-merge-dtype": "nothing: adapters cannot be applied yet",
     "lora-merge-cache": "a local folder in the recipe: adapters cannot be applied yet",
     "unsafe-truncate-embeddings": "nothing: no tensor is ever cut",
@@ -287,7 +289,7 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
 
 def _inspect(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
-        raise PlanError(Fault("needs one folder: jmerge inspect FOLDER", where="inspect"))
+        raise PlanError(Fault("needs one model: jmerge inspect MODEL", where="inspect"))
     import json
 
     from jmerge.ckpt.open import open_checkpoint

@@ -15,7 +15,9 @@ import jaxlib.version
 
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
+from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.events import Listener
@@ -125,7 +127,12 @@ def merge(
         folder.create(files)
         try:
             outcome = run(
-                plan, schedule, folder, listeners=listeners, allow_nonfinite=allow_nonfinite
+                plan,
+                schedule,
+                folder,
+                listeners=listeners,
+                allow_nonfinite=allow_nonfinite,
+                scratch=folder.work,
             )
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
@@ -135,23 +142,26 @@ def merge(
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
-    path = Path(os.path.expanduser(ref.path))
     where = recipe.first_path(ref)
-    if not os.path.isdir(path):
-        raise CheckpointError(
-            recipe.fault(
-                f"'{ref.path}' is not a folder{_where_else(recipe, ref.path, path)}", where
-            )
-        )
     try:
-        return open_checkpoint(path)
+        source = find_source(ref.path, ref.revision)
+    except CheckpointError as error:
+        (fault,) = error.faults
+        hint = (
+            "" if ";" in fault.message else _where_else(recipe, Path(os.path.expanduser(ref.path)))
+        )
+        raise CheckpointError(
+            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
+        ) from error
+    try:
+        return open_checkpoint(source)
     except CheckpointError as error:
         raise CheckpointError(
             *(recipe.fault(str(fault), where) for fault in error.faults)
         ) from error
 
 
-def _where_else(recipe: Recipe, text: str, path: Path) -> str:
+def _where_else(recipe: Recipe, path: Path) -> str:
     """A hint for a model that is not where the recipe says."""
     if not path.is_absolute() and os.path.isdir(Path(recipe.file).parent / path):
         return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
@@ -159,10 +169,6 @@ def _where_else(recipe: Recipe, text: str, path: Path) -> str:
         best = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
         if best:
             return f"; did you mean '{path.parent / best}'?"
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        return (
-            f"; models are not fetched from the Hub yet: hf download {text} --local-dir {path.name}"
-        )
     return ""
 
 
@@ -177,6 +183,8 @@ def _check_place(plan: Plan, out: Path) -> None:
     if not out.exists():
         return
     for model in plan.models:
+        if is_remote(model.path):
+            continue
         inside = Path(os.path.realpath(model.path))
         if any(out.samefile(folder) for folder in (inside, *inside.parents)):
             what = "is" if out.samefile(inside) else "holds"
@@ -194,11 +202,11 @@ def _write_companions(
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
     changes = {}
+    donor = source_of(plan.models[0].path)
     for output, specs in plan.checkpoints.items():
         prefix = f"{output}/" if output else ""
-        donor = Path(plan.models[0].path)
         for name in donor_files(donor):
-            folder.copy_file(donor / name, prefix + name)
+            folder.write_file(prefix + name, donor.read(name))
         config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
             config, made = untied(plan)

@@ -17,6 +17,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jmerge-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+# No test asks a network for a model that a recipe names; those of remote sources start servers of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = os.path.join(os.environ["XDG_CACHE_HOME"], "hub")
+
 import jax
 
 KERNELS = os.environ.get("JMERGE_TEST_CACHE") or os.environ["XDG_CACHE_HOME"]

@@ -156,6 +156,7 @@ def test_only_some_parts_import_jax() -> None:
 HEAVY = (
     *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic"),
     *("numpy", "ml_dtypes", "yaml", "rich", "absl"),
+    *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore"),
 )
 
 

@@ -10,7 +10,8 @@ from jmerge.arch.infer import Layout
 from jmerge.ckpt.open import Checkpoint
 from jmerge.recipe.refs import ModelRef
 
-STRIDE = 1 << 24  # bytes compared at a time; a head of its own differs in the first few
+FIRST_STRIDE = 1 << 16  # bytes compared at first: a head of its own differs in the first few
+STRIDE = 1 << 24  # bytes compared at a time after that
 
 
 def find_ties(
@@ -36,7 +37,11 @@ def same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
     """Whether two tensors of a checkpoint have one shape, one dtype and the same bytes."""
     if checkpoint.index[first].spec != checkpoint.index[second].spec:
         return False
-    a, b = (checkpoint[name].reshape(-1).view(np.uint8) for name in (first, second))
-    return all(
-        np.array_equal(a[i : i + STRIDE], b[i : i + STRIDE]) for i in range(0, a.size, STRIDE)
-    )
+    size, start = checkpoint.index[first].spec.nbytes, 0
+    while start < size:
+        stop = min(start + (STRIDE if start else FIRST_STRIDE), size)
+        a, b = (checkpoint.raw(name, start, stop) for name in (first, second))
+        if not np.array_equal(a, b):
+            return False
+        start = stop
+    return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from pathlib import Path
+
+from jmerge.ckpt.source import Source
 
 PATTERNS = (
     "tokenizer.json",
@@ -29,7 +30,6 @@ PATTERNS = (
 )
 
 
-def donor_files(folder: Path) -> list[str]:
-    """The names of the files in `folder` that go with a model's weights, in name order."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in PATTERNS)]
+def donor_files(source: Source) -> list[str]:
+    """The names of the files of a model that go with its weights, in name order."""
+    return [name for name in source.names() if any(fnmatch(name, each) for each in PATTERNS)]

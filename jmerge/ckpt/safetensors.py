@@ -14,10 +14,16 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jmerge.ckpt.dtypes import BITS, TensorSpec
+from jmerge.ckpt.source import LocalSource, Source
 from jmerge.errors import CheckpointError, Fault
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+FIRST_BYTES = (
+    1 << 16
+)  # read at first: most headers are shorter, and a second request costs a remote file's latency
 ALIGNMENT = 64  # of our data: a jitted program takes a 64-byte aligned array without copying it
 
 
@@ -37,29 +43,35 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
+    """The checked header of a local safetensors file; errors as of `header_of`."""
+    return header_of(LocalSource(path.parent), path.name)
+
+
+def header_of(source: Source, name: str) -> Header:
     """The checked header of a safetensors file.
 
     Raises:
       CheckpointError: the file is unreadable, truncated, or its header contradicts itself or the file's size.
+      RunError: it cannot be reached.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-            if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise _broken(
-                    path,
-                    f"its header claims {length} bytes in a file of {size}; truncated download?",
-                )
-            text = file.read(length)
-    except OSError as error:
-        raise _broken(path, f"cannot be read: {error.strerror or error}") from error
+    path, size = source.shown(name), source.size_of(name)
+    first = np.empty(min(size, FIRST_BYTES), np.uint8)
+    source.read_into(name, 0, first)
+    head = first[:8].tobytes()
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+    if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise _broken(
+            path,
+            f"its header claims {length} bytes in a file of {size}; truncated download?",
+        )
+    rest = np.empty(max(8 + length - first.size, 0), np.uint8)
+    source.read_into(name, first.size, rest)
+    text = first[8 : 8 + length].tobytes() + rest.tobytes()
     extents = parse_header(path, text, data_start=8 + length, file_size=size)
     return Header(extents, size, hashlib.sha256(head + text).hexdigest())
 
 
-def parse_header(path: Path, text: bytes, data_start: int, file_size: int) -> dict[str, Extent]:
+def parse_header(path: str, text: bytes, data_start: int, file_size: int) -> dict[str, Extent]:
     """The extents a header's JSON describes, in the order they lie in the file; CheckpointError if it is wrong."""
     try:
         entries = json.loads(text, object_pairs_hook=_no_repeats)
@@ -102,7 +114,7 @@ def encode_header(specs: dict[str, TensorSpec]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> Extent:
+def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
     match entry:
         case {
             "dtype": str(dtype),
@@ -139,5 +151,5 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _broken(path: Path, message: str, tensor: str = "") -> CheckpointError:
-    return CheckpointError(Fault(message, where=tensor, file=str(path)))
+def _broken(path: str, message: str, tensor: str = "") -> CheckpointError:
+    return CheckpointError(Fault(message, where=tensor, file=path))

@@ -159,10 +159,10 @@ class OutputFolder:
         with environment_errors(self.work):
             self._place_for(name).write_text(text, encoding="utf-8")
 
-    def copy_file(self, source: Path, name: str) -> None:
-        """Copy a small file as it is."""
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a small file as it is."""
         with environment_errors(self.work):
-            shutil.copyfile(source, self._place_for(name))
+            self._place_for(name).write_bytes(data)
 
     def _place_for(self, name: str) -> Path:
         """Where a file of the output goes; the folder it is in is made."""

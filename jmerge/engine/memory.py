@@ -27,6 +27,7 @@ from jmerge.engine.kernel import (
 from jmerge.engine.radix import FEW
 from jmerge.engine.schedule import LENGTHS, SLOTS, Schedule, Work, make_schedule
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
+from jmerge.engine.store import REMOTE_BYTES
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.cuts import make_cut
 from jmerge.methods.ranks import AT_ONCE
@@ -50,6 +51,7 @@ class Need(NamedTuple):
     programs: int  # what compiled programs allocate beside them
     statistics: int  # samples, candidates, counts, ranks and partial sums on the host
     held: int  # results that other steps need
+    fetched: int  # remote inputs, ahead of their use
 
     @property
     def total(self) -> int:
@@ -67,6 +69,7 @@ def need_of(schedule: Schedule) -> Need:
         programs=max((_program_bytes(work, programs) for work in schedule.work), default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
+        fetched=REMOTE_BYTES if schedule.remote else 0,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,9 +19,9 @@ from zlib_ng import zlib_ng
 from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
 from jmerge.engine.compute import Computer
 from jmerge.engine.events import Finished, Listener, Started, Wrote
+from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
-from jmerge.engine.reads import Files
 from jmerge.engine.schedule import SLOTS, Schedule, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, Slot, View
@@ -84,14 +85,19 @@ def run(
     *,
     listeners: Sequence[Listener] = (),
     allow_nonfinite: bool = False,
+    scratch: Path | None = None,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
+    What methods read of remote models more than once is kept in a temporary file in `scratch`, by default where the
+    system keeps them.
+
     Raises:
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
-      CheckpointError: an input cannot be read.
+      CheckpointError: an input cannot be read, or a remote one was changed.
+      RunError: a remote input could not be fetched.
     """
-    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite).run()
+    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite, scratch).run()
 
 
 class _Run:
@@ -102,17 +108,17 @@ class _Run:
         sink: Sink,
         listeners: tuple[Listener, ...],
         allow_nonfinite: bool,
+        scratch: Path | None,
     ) -> None:
         self.plan = plan
         self.schedule = schedule
         self.sink = sink
         self.listeners = listeners
         self.allow_nonfinite = allow_nonfinite
-        self.files = Files()
         self.maps = Maps()
         self.slots: list[Slot] = []
-        self.paths: dict[tuple[int, str], Path] = {}
         self.stop = threading.Event()
+        self.inputs = Inputs(plan, schedule, scratch, self.stop)
         self.free = Channel(SLOTS, self.stop)
         self.loaded = Channel(SLOTS, self.stop)
         self.made = Channel(SLOTS, self.stop)
@@ -145,10 +151,11 @@ class _Run:
                 thread.join()
             for slot in self.slots:
                 self._empty(slot)
-            self.files.close()
+            self.inputs.close()
             self.maps.close()
         if self.error is not None:
             raise self.error
+        self.inputs.check()
         return self.outcome
 
     def _guard(self, part: Callable[[], None]) -> None:
@@ -174,7 +181,7 @@ class _Run:
                 self.loaded.put(loaded)
         self.loaded.put(None)
 
-    def _load(self, loaded: Loaded) -> None:
+    def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
         self._empty(loaded.slot)
         if loaded.number == 0 and loaded.turn.what.selected:
             for position in loaded.turn.what.inputs:
@@ -188,24 +195,18 @@ class _Run:
             first, size = start * bits // 8, (stop - start) * bits // 8
             loaded.slot.views[position] = View(buffer, 0, mapped=False)
             if isinstance(item, Read):
-                path = self._path(item)
+                path = self.inputs.path(item)
                 window = None
-                if whole and item.start * 8 % bits == 0:
+                if path is not None and whole and item.start * 8 % bits == 0:
                     window = self.maps.window(path, item.start + first, size)
                 if window is not None:
                     loaded.slot.views[position] = View(*window, mapped=True)
                     continue
-                self.files.read(path, item.start + first, buffer[:size])
+                self.inputs.read(item, first, buffer[:size], glance=glance)
             else:
                 buffer[:size] = self._wait_for(item)[first : first + size]
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
             buffer[size : length * bits // 8] = 0
-
-    def _path(self, item: Read) -> Path:
-        key = item.model, item.file
-        if key not in self.paths:
-            self.paths[key] = Path(self.plan.models[item.model].path, item.file)
-        return self.paths[key]
 
     def _sample(self, work: Work, position: int) -> np.ndarray:
         """Elements from all over an input [runs, elements], for the search for cuts."""
@@ -216,7 +217,7 @@ class _Run:
         run = np.empty(SAMPLE_RUN * dtype.itemsize, np.uint8)
         for row, start in zip(sample, starts * dtype.itemsize, strict=True):
             if isinstance(item, Read):
-                self.files.read(self._path(item), item.start + int(start), run)
+                self.inputs.read(item, int(start), run, glance=True)
             else:
                 run = self._wait_for(item)[start : start + run.size]
             row[:] = run.view(dtype)[::SAMPLE_STEP]
@@ -244,7 +245,8 @@ class _Run:
     # Computing
 
     def _compute_all(self) -> None:
-        computer = Computer(self._load, self._make_slot, self.free.put)
+        again = partial(self._load, glance=True)  # of what a later pass reads too
+        computer = Computer(again, self._make_slot, self.free.put)
         try:
             while (loaded := self.loaded.get()) is not None:
                 if is_plain_copy(loaded.work.step):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
+from jmerge.ckpt.find import is_remote
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
 from jmerge.engine.select import MOST_COLLECTED
@@ -92,6 +93,7 @@ class Schedule(NamedTuple):
     # what follows from them on the host is worked out meanwhile.
     turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
+    remote: bool = False  # some inputs are fetched
 
     @property
     def held(self) -> frozenset[str]:
@@ -137,7 +139,8 @@ def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECT
     longest = max((each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers))
+    remote = any(is_remote(model.path) for model in plan.models)
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote)
 
 
 def _places(plan: Plan) -> dict[str, Place]:

@@ -157,8 +157,11 @@ class _Builder:
         casts = bool(self.recipe.dtype or self.recipe.out_dtype)
         for ref, view in self.views.items():
             path = self.recipe.first_path(ref)
-            if ref.revision is not None:
-                self.notes.warn(f"'@{ref.revision}' has no effect on a local folder", path)
+            if ref.revision is not None and view.checkpoint.source.revision is None:
+                message = (
+                    f"'{ref.path}' has no revision '{ref.revision}': only models of the Hub have"
+                )
+                self.notes.fault(f"{message}; write the path alone", path)
             reason = view.quantized()
             if reason and not copies:
                 hint = "merge the unquantised model (only plain passthrough can copy it)"

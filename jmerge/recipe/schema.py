@@ -39,7 +39,7 @@ def _parse_dtype(value: Any) -> str | None:
 
 
 REF_SCHEMA = {
-    "description": "a model's folder, path@revision, or a map of its parts",
+    "description": "a model's folder or URL, org/name@revision of the Hub, or a map of its parts",
     "anyOf": [
         {"type": "string"},
         {

@@ -17,7 +17,7 @@ def model_card(plan: Plan, name: str) -> str:
     """The card of the model called `name`; never asks the network what a path might be."""
     method = find_method(plan.method)
     refs = [model.ref for model in plan.models]
-    names = [ref.split("@")[0] for ref in refs]
+    names = [ref.removeprefix("hf://").split("@")[0] for ref in refs]
     ids = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
     front: dict[str, object] = {"base_model": ids} if ids else {}
     front |= {"library_name": "transformers", "tags": ["jmerge", "mergekit", "merge"]}

@@ -7,6 +7,7 @@ list of messages, in which the file is called x.yml and folders of models by the
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -675,9 +676,8 @@ models:
     parameters: {weight: 1}
 """,
         (
-            "x.yml:3: models[0].model: 'mistralai/Mistral-7B-v0.1' is not a folder; models are "
-            "not fetched from the Hub yet: "
-            "hf download mistralai/Mistral-7B-v0.1 --local-dir Mistral-7B-v0.1",
+            "x.yml:3: models[0].model: 'mistralai/Mistral-7B-v0.1' is neither a folder nor in the cache "
+            f"{os.environ['HF_HUB_CACHE']}; HF_HUB_OFFLINE forbids to ask the Hub",
             "x.yml:5: models[1].model: '~no-such-user-here/model' is not a folder",
             "x.yml:7: models[2].model: 'gpt2' is not a folder",
         ),
@@ -693,6 +693,20 @@ models:
         (
             "x.yml:4: models[0].model: 'a/config.json' is not a folder",
             f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder",
+        ),
+    ),
+    "revisions_of_folders": Case(
+        linear().replace("{b}", "{b}@main"),
+        (
+            "x.yml:5: models[1].model: 'b' has no revision 'main': only models of the Hub have; "
+            "write the path alone",
+        ),
+    ),
+    "places_that_are_not_offered": Case(
+        linear().replace("{b}", "ftp://host/b"),
+        (
+            "x.yml:5: models[1].model: 'ftp://host/b' cannot be read: ftp:// is not offered; write the path "
+            "of a folder, or hf://, https://, http://, s3://, gs://",
         ),
     ),
     "adapters": Case(

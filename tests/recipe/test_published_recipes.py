@@ -415,28 +415,24 @@ dtype: float16
         dtype="F16",
         changes=(TO_HALF,),
     ),
-    "soup_with_revisions": Case(
+    "soup_with_maps": Case(
         """\
 name: my-soup
 merge_method: linear
 models:
-  - model: {a}@main
+  - model: {a}
     parameters: {weight: 1}
   - model:
       model:
         path: {b}
-        revision: v0.1
+        revision: null
     parameters: {weight: 1}
   - model: {model: {c}, lora: null}
     parameters: {weight: 1}
 """,
         48,
         {EMBED: ("a b c", soup(1, 1, 1))},
-        warnings=(
-            "x.yml:1: name: has no effect",
-            "x.yml:4: models[0].model: '@main' has no effect on a local folder",
-            "x.yml:6: models[1].model: '@v0.1' has no effect on a local folder",
-        ),
+        warnings=("x.yml:1: name: has no effect",),
     ),
     "soup_with_an_anchor_in_place": Case(
         """\

@@ -1,0 +1,101 @@
+"""From what a recipe says to where a model's files are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from jmerge.ckpt.buckets import BucketSource
+from jmerge.ckpt.http import HttpSource
+from jmerge.ckpt.hub import HUB_ID, open_hub
+from jmerge.ckpt.remote import redacted
+from jmerge.ckpt.source import LocalSource, Source, local_folder
+from jmerge.errors import CheckpointError, Fault
+from jmerge.names import nearest
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # of two letters or more: C: is a disk
+STORES: dict[str, Callable[[str], Source]] = {
+    "https": HttpSource,
+    "http": HttpSource,
+    "s3": BucketSource,
+    "gs": BucketSource,
+}
+OFFERED = ("hf", *STORES)
+
+# What was found, by label: a plan names models by their labels, and whoever carries it out has to see the same files
+# with the same sizes and tags as the planner.
+_found: dict[str, Source] = {}
+
+
+def find_source(text: str | Path, revision: str | None = None) -> Source:
+    """The files of the model `text`: a folder, a URL of an offered scheme, or `org/name` on the Hub.
+
+    Raises:
+      CheckpointError: there is none, or it may not be read; says what to do.
+      RunError: it cannot be reached.
+    """
+    source = _find(str(text), revision)
+    if not isinstance(source, LocalSource):
+        _found[source.label] = source
+    return source
+
+
+def source_of(label: str) -> Source:
+    """The source that a plan names, as the planner found it."""
+    return _found.get(label) or find_source(label)
+
+
+def is_remote(label: str) -> bool:
+    """Whether a plan's name of a model is that of a remote one."""
+    return SCHEME.match(label) is not None
+
+
+def _find(text: str, revision: str | None) -> Source:
+    folder = local_folder(text)
+    if folder is not None:
+        _refuse_revision(text, revision)
+        return LocalSource(folder)
+    scheme = SCHEME.match(text)
+    if scheme is None:
+        if not HUB_ID.fullmatch(text):
+            raise CheckpointError(Fault("is not a folder", file=text))
+        _refuse_neighbours(text)
+        return open_hub(text, revision)
+    name = scheme[1].lower()
+    if name == "hf":
+        return open_hub(text, revision)
+    if name not in STORES:
+        places = ", ".join(f"{each}://" for each in OFFERED)
+        message = (
+            f"cannot be read: {name}:// is not offered; write the path of a folder, or {places}"
+        )
+        raise CheckpointError(Fault(message, file=redacted(text)))
+    _refuse_revision(text, revision)
+    return STORES[name](text)
+
+
+def _refuse_revision(text: str, revision: str | None) -> None:
+    if revision is not None:
+        message = f"has no revision '{revision}': only models of the Hub have; write the path alone"
+        raise CheckpointError(Fault(message, file=redacted(text)))
+
+
+def _refuse_neighbours(text: str) -> None:
+    """Refuse what looks like a misspelt path of this machine, before anybody is asked for a model of that name."""
+    path = Path(text.partition("@")[0])
+    if os.path.lexists(path):
+        raise CheckpointError(Fault("is not a folder", file=text))
+    if os.path.isdir(path.parent):
+        try:
+            best = nearest(
+                path.name, [each.name for each in path.parent.iterdir() if each.is_dir()]
+            )
+        except OSError:  # a folder that may not be listed says nothing
+            best = None
+        if best:
+            message = (
+                f"is not a folder; did you mean '{path.parent / best}'? (hf://{text} is the Hub's)"
+            )
+            raise CheckpointError(Fault(message, file=text))

@@ -1,0 +1,126 @@
+"""The files of one model, wherever they lie: names, sizes, and byte ranges for any thread."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from jmerge.errors import CheckpointError, Fault
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Source(ABC):
+    """A folder of files.
+
+    Attributes:
+      label: the folder or URL, as errors name it and plans record it; with a revision that was looked up once.
+      revision: the commit that is read; None where there are none.
+
+    Every method that reads raises CheckpointError when a file is not what it should be, and RunError when it could
+    not be had for now.
+    """
+
+    label: str
+    revision: str | None = None
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The files directly in the folder, in name order; where nothing lists them, those of the known names."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when there is none."""
+
+    @abstractmethod
+    def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
+        """Fill the byte `buffer` from position `start` of a file."""
+
+    def path(self, name: str) -> Path | None:
+        """Where a file lies on this machine, if it does."""
+        return None
+
+    def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        """`function` of every item; side by side where each waits for a network."""
+        return [function(item) for item in items]
+
+    def changed(self) -> str | None:
+        """The name of a file that is known to have changed since it was first asked for; None when none is."""
+        return None
+
+    def why_empty(self) -> str:
+        """What may be the reason that files are missing, as the tail of a message."""
+        return ""
+
+    def read(self, name: str) -> bytes:
+        """A whole small file."""
+        buffer = np.empty(self.size_of(name), np.uint8)
+        self.read_into(name, 0, buffer)
+        return buffer.tobytes()
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a file that has to be there."""
+        size = self.size(name)
+        if size is None:
+            raise self.broken(name, "cannot be read: there is no such file")
+        return size
+
+    def shown(self, name: str) -> str:
+        """A file as errors name it."""
+        return f"{self.label.rstrip('/')}/{name}"
+
+    def broken(self, name: str, message: str, tensor: str = "") -> CheckpointError:
+        """The error that says `message` of a file."""
+        return CheckpointError(Fault(message, tensor, self.shown(name)))
+
+
+class LocalSource(Source):
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path, revision: str | None = None) -> None:
+        self.folder = folder
+        self.label = str(folder)
+        self.revision = revision
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def size(self, name: str) -> int | None:
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def path(self, name: str) -> Path | None:
+        return self.folder / name
+
+    def shown(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def size_of(self, name: str) -> int:
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError as error:
+            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+
+    def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
+        try:
+            with (self.folder / name).open("rb", buffering=0) as file:
+                file.seek(start)
+                view, done = buffer.data, 0
+                while done < len(view) and (count := file.readinto(view[done:])):
+                    done += count
+        except OSError as error:
+            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+        if done < buffer.nbytes:
+            raise self.broken(name, f"ends at byte {start + done}; was it changed?")
+
+
+def local_folder(text: str | Path) -> Path | None:
+    """The folder of this machine that `text` is the path of."""
+    path = Path(os.path.expanduser(text))
+    return path if os.path.isdir(path) else None

@@ -1,0 +1,67 @@
+"""The bytes of a run's inputs: local files where they lie, remote ones fetched ahead of their use."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from jmerge.ckpt.find import is_remote, source_of
+from jmerge.ckpt.source import Source
+from jmerge.engine.fetch import Fetcher
+from jmerge.engine.reads import Files
+from jmerge.engine.schedule import Schedule
+from jmerge.plan.steps import Plan, Read
+
+
+class Inputs:
+    """The files of all models of a plan, read by position from any thread."""
+
+    def __init__(
+        self, plan: Plan, schedule: Schedule, scratch: Path | None, stop: threading.Event
+    ) -> None:
+        self._plan = plan
+        self._files = Files()
+        self._paths: dict[tuple[int, str], Path | None] = {}
+        self._sources: dict[int, Source] = {
+            number: source_of(model.path)
+            for number, model in enumerate(plan.models)
+            if is_remote(model.path)
+        }
+        self._fetcher = Fetcher(schedule, self._fetched, scratch, stop)
+
+    def path(self, item: Read) -> Path | None:
+        """Where the file of an input lies on this machine; None when it is fetched."""
+        key = item.model, item.file
+        if key not in self._paths:
+            source = self._sources.get(item.model)
+            folder = self._plan.models[item.model].path
+            self._paths[key] = source.path(item.file) if source else Path(folder, item.file)
+        return self._paths[key]
+
+    def read(self, item: Read, first: int, buffer: np.ndarray, *, glance: bool = False) -> None:
+        """Fill the byte `buffer` from byte `first` of an input; `glance`: besides what the schedule reads."""
+        path = self.path(item)
+        if path is None:
+            self._fetcher.read(item, item.start + first, buffer, glance=glance)
+        else:
+            self._files.read(path, item.start + first, buffer)
+
+    def check(self) -> None:
+        """Raise CheckpointError when a remote file is known to have changed since it was planned with."""
+        for source in self._sources.values():
+            name = source.changed()
+            if name is not None:
+                raise source.broken(
+                    name, "was changed while it was read; run the same command again"
+                )
+
+    def close(self) -> None:
+        """Close every file and give up what is being fetched."""
+        self._fetcher.close()
+        self._files.close()
+
+    def _fetched(self, item: Read) -> Source | None:
+        """Where an input is fetched from; None when its file lies on this machine."""
+        return self._sources[item.model] if self.path(item) is None else None

@@ -1,0 +1,323 @@
+"""Whole merges of remote models: the bytes of local ones, each range fetched once, faults and what they say."""
+
+from __future__ import annotations
+
+import _thread
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from serverkit import SHA, Fault, FileServer, make_certificate
+
+import jmerge
+from jmerge import cli
+from jmerge.ckpt import remote
+from jmerge.ckpt.buckets import BucketSource
+from jmerge.engine import fetch, store
+from jmerge.engine.fetch import Fetcher
+from jmerge.engine.store import FileStore
+from jmerge.errors import CheckpointError, RunError
+from jmerge.testing.tiny import write_llama
+
+METHODS = {
+    "linear": "parameters: {weight: 0.5}",
+    "slerp": "parameters: {t: 0.3}",
+    "ties": "parameters: {weight: 0.5, density: 0.4}",
+    "pcb": "parameters: {weight: 0.5, rho: 0.2}",
+}
+SIZES = {"hidden": 128, "vocab": 1024, "layers": 2}
+
+
+class Place(NamedTuple):
+    """Where models a and b are served, and how many bytes of weights were fetched so far."""
+
+    url: str
+    fetched: Callable[[], int]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A folder with llamas `a` and `b` and a tokenizer."""
+    for seed, name in enumerate("ab"):
+        folder = write_llama(tmp_path / "local" / name, seed, **SIZES)
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "merges.txt").write_bytes(b"\xff\n")
+    return tmp_path / "local"
+
+
+@pytest.fixture(params=["https", "hf", "s3", "gs"])
+def place(
+    request: pytest.FixtureRequest, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """Every store in turn, with the models of `local`; http is what the other tests use."""
+    if request.param == "https":
+        request.getfixturevalue("impatient")
+        certificate = make_certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with FileServer(local, certificate) as safe:
+            yield Place(safe.url, safe.total)
+        return
+    if request.param == "s3":
+        bucket = request.getfixturevalue("s3")
+        for name in "ab":
+            for path in (local / name).iterdir():
+                bucket.client.upload_file(str(path), "bucket", f"org/{name}/{path.name}")
+        sizes = []
+        get = BucketSource.fetch
+
+        def counted(self: BucketSource, name: str, start: int, view: memoryview, stat: Any) -> int:
+            count = get(self, name, start, view, stat)
+            sizes.append(count if name.endswith(".safetensors") else 0)
+            return count
+
+        monkeypatch.setattr(BucketSource, "fetch", counted)
+        yield Place("s3://bucket/org", lambda: sum(sizes))
+        return
+    server: FileServer = request.getfixturevalue("hub" if request.param == "hf" else "server")
+    root = server.root / "bucket" if request.param == "gs" else server.root
+    if request.param == "gs":
+        request.getfixturevalue("gs")
+    shutil.copytree(local, root / "org", dirs_exist_ok=True)
+    yield Place("org" if request.param == "hf" else "gs://bucket/org", server.total)
+
+
+def recipe(folder: Path, where: str, method: str = "linear") -> Path:
+    """A recipe of the models `a`, `b` and `b` again below `where`."""
+    base = f"base_model: {where}/a\n" if method != "linear" else ""
+    path = folder / "x.yml"
+    path.write_text(
+        f"merge_method: {method}\n{base}models:\n- model: {where}/a\n- model: {where}/b\n"
+        f"{METHODS[method]}\n"
+    )
+    return path
+
+
+def weights(folder: Path) -> str:
+    """The digest of all weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def merged(tmp_path: Path, where: str, method: str, out: str) -> Path:
+    jmerge.merge(recipe(tmp_path, where, method), tmp_path / out)
+    return tmp_path / out
+
+
+def needed(local: Path) -> int:
+    """Bytes of all tensors."""
+    return sum(
+        entry.spec.nbytes
+        for name in "ab"
+        for entry in jmerge.open_checkpoint(local / name).index.values()
+    )
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_the_bytes_of_a_local_merge(method: str, place: Place, local: Path, tmp_path: Path) -> None:
+    """And every range of the inputs is fetched once, however many passes the method takes."""
+    want = merged(tmp_path, str(local), method, "want")
+    out = merged(tmp_path, place.url, method, "out")
+    assert weights(out) == weights(want)
+    for name in ("config.json", "tokenizer.json", "merges.txt"):
+        assert (out / name).read_bytes() == (want / name).read_bytes()
+    headers = 2 * ((1 << 16) + 1)
+    assert needed(local) <= place.fetched() <= needed(local) * 1.01 + headers
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("want", "out", "local", "web", "x.yml", "cache", "certificate.pem")
+    }
+
+
+def test_again_it_is_up_to_date(place: Place, tmp_path: Path) -> None:
+    out = merged(tmp_path, place.url, "linear", "out")
+    before = place.fetched()
+    assert jmerge.merge(tmp_path / "x.yml", out).up_to_date
+    assert place.fetched() - before <= 2 * ((1 << 16) + 1)
+
+
+@pytest.fixture
+def web(server: FileServer, local: Path) -> FileServer:
+    """A web server of `local`."""
+    shutil.copytree(local, server.root, dirs_exist_ok=True)
+    return server
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parts, little fetched ahead, and nothing held in memory."""
+    monkeypatch.setattr(fetch, "PART_BYTES", 1 << 15)
+    monkeypatch.setattr(fetch, "AHEAD_BYTES", 1 << 17)
+    monkeypatch.setattr(store, "IN_MEMORY", 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_in_a_temporary_file(
+    method: str, small: None, web: FileServer, local: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Passes over tensors and over whole models, with faults: the same bytes, fetched once, and frames used again."""
+    want = merged(tmp_path, str(local), method, "want")
+    frames = []
+    close = FileStore.close
+    monkeypatch.setattr(
+        FileStore, "close", lambda self: frames.append((self._made, self._frames)) or close(self)
+    )
+    estimates = []
+    most = Fetcher._most_held
+    monkeypatch.setattr(Fetcher, "_most_held", lambda s: estimates.append(most(s)) or estimates[-1])
+    web.faults = [Fault(kind, skip=8 * i) for i, kind in enumerate(("short", "503", "stall"), 1)]
+    assert weights(merged(tmp_path, web.url, method, "out")) == weights(want)
+    assert all(fault.times == 0 for fault in web.faults)
+    assert web.total() <= needed(local) * 1.05 + 2 * (1 << 16)
+    ((made, held),) = frames
+    if method != "pcb":  # whose search for cuts may look back
+        assert held == {}, "every part was let go after its last use"
+    assert made * (1 << 15) <= 2 * estimates[0]
+    if method == "linear":
+        assert estimates[0] < needed(local) / 2, "what is used once is not kept"
+
+
+def test_requests_go_side_by_side(
+    web: FileServer, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "PART_BYTES", 1 << 15)
+    web.delay = 0.01
+    merged(tmp_path, web.url, "linear", "out")
+    assert web.most >= 8
+
+
+def test_no_room_for_the_temporary_file(
+    small: None, web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr("jmerge.ckpt.writer.OutputFolder.create", lambda self, files: None)
+    with pytest.raises(RunError, match="has 1,000 bytes free; .* more than once"):
+        merged(tmp_path, web.url, "ties", "out")
+
+
+# Faults
+
+
+def program(tmp_path: Path) -> int:
+    return cli.main([str(tmp_path / "x.yml"), str(tmp_path / "out"), "--quiet"])
+
+
+def test_a_server_that_stays_away(
+    web: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 3 with one line; nothing looks like a result; the same command succeeds later."""
+    recipe(tmp_path, web.url)
+    web.faults = [Fault("503", times=999, skip=4)]
+    assert program(tmp_path) == 3
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {web.url}/") and line.count("\n") == 1
+    assert "model.safetensors, bytes " in line and "503" in line and "run the same command" in line
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("jmerge-fetched-*"))
+    web.faults = []
+    assert program(tmp_path) == 0
+
+
+def test_an_interrupted_merge_ends_at_once(
+    web: FileServer, impatient: remote.Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a server is silent, and would be waited for."""
+    recipe(tmp_path, web.url)
+    monkeypatch.setattr(impatient, "silence", 60.0)
+    web.faults = [Fault("stall", times=99, skip=4)]
+    timer = threading.Timer(1.0, _thread.interrupt_main)
+    timer.start()
+    start = time.monotonic()
+    try:
+        assert program(tmp_path) == 130
+    finally:
+        timer.join()
+    assert time.monotonic() - start < 4
+    assert not list(tmp_path.rglob("jmerge-fetched-*"))
+
+
+def test_a_file_that_changes_meanwhile(
+    web: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe(tmp_path, web.url)
+    web.faults = [Fault("etag", skip=4)]
+    assert program(tmp_path) == 2
+    assert "model.safetensors: was changed while it was read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bucket_that_changes_meanwhile(
+    gs: Any, server: FileServer, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a read does not say of what it was, the store is asked at the end."""
+    shutil.copytree(local, server.root / "bucket" / "org")
+    path = server.root / "bucket" / "org" / "b" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    monkeypatch.setattr(
+        "jmerge.jobs.make_schedule",
+        lambda plan: path.write_bytes(data) and jmerge.make_schedule(plan),
+    )
+    with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: was changed"):
+        merged(tmp_path, "gs://bucket/org", "linear", "out")
+
+
+def test_models_that_are_missing(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2 with the recipe's line and key, and nothing fetched."""
+    path = recipe(tmp_path, place.url)
+    path.write_text(path.read_text().replace("/b\n", "/nowhere\n"))
+    assert program(tmp_path) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {path}:4: models[1].model: ") and line.count("\n") == 1
+    assert f"{place.url}/nowhere" in line
+
+
+def test_plan_and_inspect(
+    hub: FileServer, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They work on headers of remote models, and plans name the commit."""
+    shutil.copytree(local, hub.root / "org")
+    assert cli.main(["plan", str(recipe(tmp_path, "org")), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert f"hf://org/a@{SHA}" in shown and "hf_secret" not in shown
+    assert hub.total() <= 2 * (1 << 16)
+    assert cli.main(["inspect", "org/a"]) == 0
+    assert f"hf://org/a@{SHA}" in capsys.readouterr().out
+    assert hub.total() <= 5 * (1 << 16)
+
+
+def test_the_card_and_the_ledger_of_hub_models(
+    hub: FileServer, local: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(local, hub.root / "org")
+    path = recipe(tmp_path, "hf://org")
+    jmerge.merge(path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model:\n- org/a\n- org/b\n" in card
+    ledger = (tmp_path / "out" / "jmerge.lock.json").read_text()
+    assert f"hf://org/b@{SHA}" in ledger and "secret" not in ledger
+
+
+def test_a_local_and_a_remote_model(web: FileServer, local: Path, tmp_path: Path) -> None:
+    want = merged(tmp_path, str(local), "linear", "want")
+    path = recipe(tmp_path, str(local))
+    path.write_text(path.read_text().replace(f"{local}/b", f"{web.url}/b"))
+    jmerge.merge(path, tmp_path / "out")
+    assert weights(tmp_path / "out") == weights(want)
+    assert web.total() <= needed(local) / 2 * 1.01 + (1 << 16)
+
+
+def test_memory_of_what_is_fetched_is_announced(
+    web: FileServer, local: Path, tmp_path: Path
+) -> None:
+    plans = [jmerge.plan_recipe(recipe(tmp_path, where)) for where in (str(local), web.url)]
+    peaks = [jmerge.make_schedule(plan).peak_bytes() for plan in plans]
+    assert peaks[1] - peaks[0] == store.REMOTE_BYTES
+    assert np.isclose(store.REMOTE_BYTES, store.IN_MEMORY + 16 * (1 << 22))
