@@ -307,9 +307,7 @@ def test_every_checkpoint_has_its_own_tie(place: Path) -> None:
     jmerge.merge(recipe(place, "emr", "ab"), place / "out")
     made = json.loads((place / "out" / "jmerge.lock.json").read_text())["config"]
     tied = {
-        model: json.loads((place / "out" / model / "config.json").read_text())[
-            "tie_word_embeddings"
-        ]
+        model: json.loads((place / "out" / model / "config.json").read_text())["tie_word_embeddings"]
         for model in "ab"
     }
     assert tied == {"a": True, "b": False}
