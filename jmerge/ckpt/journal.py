@@ -69,7 +69,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Block]]:
     except OSError:
         return {}, []
     header: Any = _parse(lines[0]) if lines else None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or "plan" not in header:
         return {}, []
     blocks = []
     for line in lines[1:]:

@@ -13,23 +13,24 @@ def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Why a run with the journal header `wanted` cannot go on with the work of one with the header `found`, worded to
     follow the folder's name; empty when it can. What `found` does not say is not compared.
 
-    Inputs come first: when they have changed so has the plan, and the recipe is not to blame.
+    The hash of the plan comes last: it is another one too when inputs or versions are, and then these are to blame.
     """
 
     def differs(key: str) -> bool:
         return key in found and found[key] != wanted.get(key)
 
-    if differs(INPUTS) and not differs(RECIPE):
-        changed = _changed(found[INPUTS], wanted[INPUTS])
-        return f"was left by an interrupted run, and its inputs have changed since ({changed})"
-    if differs("plan"):
+    if not differs(RECIPE):
+        if differs(INPUTS):
+            changed = _changed(found[INPUTS], wanted[INPUTS])
+            return f"was left by an interrupted run, and its inputs have changed since ({changed})"
+        for key in wanted:
+            if key not in ("plan", RECIPE) and differs(key):
+                return (
+                    f"was left by an interrupted run under {key} {found[key]}, this is {wanted[key]}, which may round "
+                    "otherwise; finish it there"
+                )
+    if differs(RECIPE) or differs("plan"):
         return "was left by an interrupted run of another recipe or other settings"
-    for key in wanted:
-        if differs(key):
-            return (
-                f"was left by an interrupted run under {key} {found[key]}, this is {wanted[key]}, which may round "
-                "otherwise; finish it there"
-            )
     return ""
 
 
