@@ -47,9 +47,7 @@ class Merged:
     folder: Path
     plan: Plan
     up_to_date: bool  # it was there already, of the same recipe and inputs
-    resumed_bytes: (
-        int | None
-    )  # what an interrupted run had written and was kept; None without such a run
+    resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:

@@ -40,7 +40,7 @@ class Journal:
         """Begin a journal at `path` that already tells of `blocks`; one that is there is replaced at once."""
         begun = path.with_name(path.name + ".new")
         lines = [json.dumps(header, sort_keys=True), *map(_line, blocks)]
-        begun.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        begun.write_bytes("".join(f"{line}\n" for line in lines).encode())
         os.replace(begun, path)
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags)

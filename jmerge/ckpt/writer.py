@@ -43,7 +43,8 @@ class OutputFolder:
         overwrite: bool,
         run: Mapping[str, Any] | None = None,
     ) -> None:
-        """
+        """A folder to be.
+
         Args:
           out: where the folder goes.
           identity: what makes it what it is, and what its ledger says: the hash of the plan under `plan`, versions.

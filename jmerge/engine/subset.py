@@ -1,11 +1,11 @@
 """A schedule that makes only some pieces of the results, with nothing in it that they do not need.
 
-A resumed run leaves out what is written already.
+A resumed run leaves out what is written already, and work can be shared by giving everyone another part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from jmerge.engine.schedule import Schedule, Turn, freed_after, last_of_group
 from jmerge.plan.steps import Result
@@ -17,14 +17,15 @@ def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedul
     Kept with them are the statistics that their steps need, which for whole models go over all tensors, and, whole,
     the results that they are made of.
     """
-    makes = {turn.work.step.name: turn.pieces for turn in schedule.turns if _combines(turn)}
-    whole = dict(makes)
-    makes = {
-        name: [n for n in numbers if n in wanted.get(name, ())] for name, numbers in makes.items()
-    }
+    whole = {turn.work.step.name: turn.pieces for turn in schedule.turns if _combines(turn)}
+    makes: dict[str, Sequence[int]] = {}
+    for name, numbers in whole.items():
+        among = set(wanted.get(name, ()))
+        makes[name] = [number for number in numbers if number in among]
     while True:
         turns = list(_left(schedule, makes))
-        missing = {name for turn in turns for name in _results(turn) if makes[name] != whole[name]}
+        needed = {name for turn in turns for name in _results(turn)}
+        missing = {name for name in needed if len(makes[name]) < len(whole[name])}
         if not missing:
             break
         makes |= {name: whole[name] for name in missing}
@@ -36,7 +37,7 @@ def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedul
     return schedule._replace(work=tuple(made.values()), turns=tuple(turns))
 
 
-def _left(schedule: Schedule, makes: Mapping[str, Collection[int]]) -> Iterator[Turn]:
+def _left(schedule: Schedule, makes: Mapping[str, Sequence[int]]) -> Iterator[Turn]:
     """The turns that are left when only these pieces are made."""
     groups = {work.step.group for work in schedule.work if makes[work.step.name]}
     surveyed = {turn.work.step.name for turn in schedule.turns if turn.what.scope == "model"}
