@@ -127,7 +127,8 @@ class OutputFolder:
             shutil.rmtree(self.work)
         with environment_errors(self.work):
             self.work.mkdir(exist_ok=True)
-            self._begin_journal(self._claimed)
+            # anew, so that no line follows a torn one
+            self._journal = Journal(self.work / JOURNAL, self._header, self._claimed)
 
     def _take_over(self) -> bool:
         """Whether the work folder that is there can be resumed; not, when it is to be deleted.
@@ -166,7 +167,7 @@ class OutputFolder:
         """Make every weight file at its full size with its header, or take over what an interrupted run left of it.
 
         Returns:
-          The blocks that run had written, as far as reading them back proves it; the journal tells of no others.
+          The blocks that run had written, as far as reading them back proves it.
 
         Raises:
           RunError: the disk cannot hold the files, or fails.
@@ -192,19 +193,13 @@ class OutputFolder:
                 write_at(descriptor, memoryview(file.header), 0)
                 for tensor, start in file.starts.items():
                     self._places[tensor] = (descriptor, start, file.size)
-            kept = verified(self._claimed, self._read)
-            self._begin_journal(kept)
-        return kept
+            return verified(self._claimed, self._read)
 
     def _clear(self, keep: set[str]) -> None:
         """Delete what an interrupted run left beside its weights: these are small, and written again."""
         for name in _files(self.work):
             if name not in keep and name != JOURNAL:
                 (self.work / name).unlink()
-
-    def _begin_journal(self, blocks: list[Block]) -> None:
-        self._close_journal()
-        self._journal = Journal(self.work / JOURNAL, self._header, blocks)
 
     def _read(self, tensor: str, start: int, stop: int) -> Iterator[bytes]:
         """The bytes [start, stop) of a tensor as they are in its file."""

@@ -141,6 +141,25 @@ def test_interrupted_again_and_again(place: Path) -> None:
     assert contents(place / "out") == want
 
 
+def test_lines_after_a_torn_one_count(place: Path) -> None:
+    """The run that finds a torn line does not write behind it."""
+    want, blocks = undisturbed(place)
+    interrupt(place, 10)
+    tear_the_end(place)
+    wrote: list[Block] = []
+
+    def stop(event: Any) -> None:
+        wrote.extend([event.block] if isinstance(event, Wrote) else [])
+        if len(wrote) == 10:
+            raise RunError("again")
+
+    with pytest.raises(RunError):
+        jmerge.merge(place / "x.yml", place / "out", shard_size=100_000, listeners=(stop,))
+    ran = merge(place)
+    assert len(ran.wrote) == len(blocks) - 9 - 10
+    assert contents(place / "out") == want
+
+
 @pytest.mark.parametrize("piece", [1024, 3 * PIECE, 1 << 22])
 def test_pieces_cut_otherwise(piece: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another budget of memory cuts tensors elsewhere: whole tensors stay, and no byte changes."""

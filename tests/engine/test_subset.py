@@ -81,7 +81,8 @@ def test_a_part_gives_the_same_bytes(method: str, tmp_path: Path) -> None:
         if method not in OF_WHOLE_MODELS:
             assert turns(part, "statistics").keys() <= wanted.keys()
         sink = Memory(plan)
-        within(lambda part=part, sink=sink: run(plan, part, sink))  # type: ignore[misc]
+        outcome = within(lambda part=part, sink=sink: run(plan, part, sink))  # type: ignore[misc]
+        assert outcome.crc32.keys() == wanted.keys()
         for work in schedule.work:
             name, bits = work.step.name, BITS[work.step.spec.dtype]
             for number, (start, stop) in enumerate(work.pieces):
