@@ -246,19 +246,17 @@ def kill_and_resume(
     merge: Merge, kills: int, timed: int, rng: random.Random, harms: bool = False
 ) -> int:
     """Kill `kills` times, `timed` of them at a random time and not by the journal's length, then let it finish; how
-    many landed between the first and the last line of the journal."""
+    many landed between the first and the last line that the run would have added to the journal."""
     landed = done = 0
     before: dict[tuple[str, int], int] = {}  # proven when the run began
     by_time = set(rng.sample(range(kills), timed))
     while done < kills:
-        kept = len(before)
+        ahead = merge.lines - len(before)  # that this run would add to those it finds
         if done in by_time:
             moment = rng.uniform(0, merge.seconds)
             alive = merge.kill(lambda seconds, moment=moment: seconds > moment)  # type: ignore[misc]
-        else:
-            # lines it will have, now that it begins with those kept; room for another kill after this one
-            ahead = merge.lines - kept
-            target = kept + max(1, rng.randrange(1, max(2, ahead // 2)))
+        else:  # in the first half, so that there is room for another kill after this one
+            target = merge.journal_lines() + rng.randrange(1, max(2, ahead // 2))
             alive = merge.kill(lambda _, target=target: merge.journal_lines() >= target)  # type: ignore[misc]
         if merge.out.exists():  # it was done first: that was no kill
             assert merge.published() == merge.want
@@ -266,10 +264,10 @@ def kill_and_resume(
             continue
         assert alive
         done += 1
-        lines = merge.journal_lines()
-        landed += 0 < lines < merge.lines
-        assert_only_unproven(before, merge.wrote())
-        if harms and lines > 0:
+        wrote = merge.wrote()
+        landed += 0 < len(wrote) < ahead
+        assert_only_unproven(before, wrote)
+        if harms and merge.journal_lines() > 0:
             rng.choice(HARMS)(merge, rng)
         before = merge.proven()
     said = merge.finish()
