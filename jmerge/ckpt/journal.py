@@ -66,7 +66,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Block]]:
     is the first."""
     try:
         *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline is torn
-    except OSError:
+    except FileNotFoundError:
         return {}, []
     header: Any = _parse(lines[0]) if lines else None
     if not isinstance(header, dict) or "plan" not in header:

@@ -123,9 +123,9 @@ class OutputFolder:
         return self
 
     def _start_work(self) -> None:
-        if self.work.exists() and not self._take_over():
-            shutil.rmtree(self.work)
         with environment_errors(self.work):
+            if self.work.exists() and not self._take_over():
+                shutil.rmtree(self.work)
             self.work.mkdir(exist_ok=True)
             # anew, so that no line follows a torn one
             self._journal = Journal(self.work / JOURNAL, self._header, self._claimed)

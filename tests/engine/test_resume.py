@@ -581,6 +581,24 @@ def test_an_input_that_cannot_be_read_for_a_while(
     assert contents(place / "out") == want
 
 
+def test_a_journal_that_cannot_be_read_is_no_empty_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(place, 30)
+    before = contents(work(place))
+    real = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        return os.read(-1, 1) if path.name == JOURNAL else real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(RunError, match="Bad file descriptor"):
+            merge(place)
+    assert contents(work(place)) == before
+    assert merge(place).merged.resumed_bytes
+
+
 def test_space_that_is_ours_already_is_not_asked_for_again(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
