@@ -28,7 +28,8 @@ jmerge merges language model checkpoints by a recipe.
   jmerge schema                              print the JSON schema of recipes, for editors
 
 jmerge COMMAND --help says more about a command.
-Exit codes: 0 done, 2 a mistake in recipe, flags or models, 3 the machine failed (run it again), 130 interrupted.
+Exit codes: 0 done, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
+After 3, 130 or a kill the same command goes on where it was.
 
 Flags:"""
 
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; run the same command again", file=sys.stderr)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -255,10 +256,6 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     if merged.up_to_date:
         print(f"{out} is up to date: same recipe, same inputs")
         return 0
-    if merged.restarted:
-        print(
-            "an interrupted run of this recipe was found; it could not be resumed, so the merge began anew"
-        )
     plan = merged.plan
     print(
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"

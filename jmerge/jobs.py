@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import jaxlib.version
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
+from jmerge.ckpt.journal import Block
+from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
-from jmerge.engine.events import Listener
+from jmerge.engine.events import Event, Listener, Resumed, Wrote
 from jmerge.engine.memory import fit
+from jmerge.engine.resume import left_to_do
 from jmerge.engine.run import Outcome, run
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
 from jmerge.names import nearest
@@ -45,7 +49,7 @@ class Merged:
     folder: Path
     plan: Plan
     up_to_date: bool  # it was there already, of the same recipe and inputs
-    restarted: bool  # an interrupted run's work was thrown away first
+    resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
@@ -86,6 +90,8 @@ def merge(
 ) -> Merged:
     """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
 
+    Where an interrupted run of the same merge left its work, that is verified and gone on with.
+
     Args:
       recipe: a MergeKit-style YAML file.
       out: a folder that does not exist, is empty, or holds this very result.
@@ -116,29 +122,45 @@ def merge(
         "jaxlib": jaxlib.version.__version__,
         "plan": _identity(plan, files),
     }
+    stamps = _stamps(plan)
     on_plan(plan)
-    schedule = fit(plan, budget)
     place = Path(out)
     _check_place(plan, place)
-    folder = OutputFolder(place, identity, overwrite)
+    run_facts = {
+        RECIPE: hashlib.sha256(f"{plan.recipe}\0{seed}\0{most}".encode()).hexdigest(),
+        INPUTS: stamps,
+        PLATFORM: _platform(),
+    }
+    folder = OutputFolder(place, identity, overwrite, run_facts)
     if folder.finished():
-        return Merged(folder=place, plan=plan, up_to_date=True, restarted=False)
+        return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
+    schedule = fit(plan, budget)
     with folder:
-        folder.create(files)
+        blocks = folder.create(files)
+        resumed = None
+        kept: dict[str, list[Block]] = {}
+        if blocks:
+            schedule, kept = left_to_do(schedule, blocks, allow_nonfinite=allow_nonfinite)
+        if folder.resumed:
+            resumed = sum(block.nbytes for each in kept.values() for block in each)
+            for listener in listeners:
+                listener(Resumed(resumed, plan.write_bytes - resumed))
         try:
             outcome = run(
                 plan,
                 schedule,
                 folder,
-                listeners=listeners,
+                listeners=(_note_in(folder), *listeners),
                 allow_nonfinite=allow_nonfinite,
+                kept=kept,
                 scratch=folder.work,
             )
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
         _write_companions(folder, plan, files, outcome, identity)
+        _check_stamps(stamps)
         folder.publish()
-    return Merged(folder=place, plan=plan, up_to_date=False, restarted=folder.discarded)
+    return Merged(folder=place, plan=plan, up_to_date=False, resumed_bytes=resumed)
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
@@ -177,6 +199,55 @@ def _identity(plan: Plan, files: tuple[OutFile, ...]) -> str:
     return hashlib.sha256(
         (plan.sha256() + "".join(file.name + str(file.size) for file in files)).encode()
     ).hexdigest()
+
+
+def _note_in(folder: OutputFolder) -> Listener:
+    """A listener that puts what is written in the folder's journal."""
+
+    def note(event: Event) -> None:
+        if isinstance(event, Wrote):
+            folder.note(event.block)
+
+    return note
+
+
+def _platform() -> str:
+    """Where the arithmetic runs: another may round otherwise."""
+    device = jax.devices()[0]
+    return f"{platform.system()} {platform.machine()} {device.platform} {device.device_kind}"
+
+
+def _stamps(plan: Plan) -> dict[str, list[Any]]:
+    """What is known of every input file without reading it again: size, hash of its header, time of its last change
+    (of a remote file none: the engine asks what it is fetched from)."""
+    stamps: dict[str, list[Any]] = {}
+    for model in plan.models:
+        remote = is_remote(model.path)
+        for file in model.files:
+            path = f"{model.path}/{file.name}" if remote else str(Path(model.path, file.name))
+            changed = None if remote else _changed_at(Path(path))
+            stamps[path] = [file.size, file.header_sha256, changed]
+    return stamps
+
+
+def _changed_at(path: Path) -> int:
+    """When a file was last written, in nanoseconds; CheckpointError when it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise CheckpointError(Fault(reason, file=str(path))) from error
+
+
+def _check_stamps(stamps: Mapping[str, list[Any]]) -> None:
+    """CheckpointError when an input file is not what it was when the merge began: half of the result would be of the
+    old one. Size and time cost nothing to look at."""
+    for name, (size, _, changed) in stamps.items():
+        if changed is None:
+            continue
+        if _changed_at(Path(name)) != changed or os.path.getsize(name) != size:
+            message = "was changed while it was being merged; merge again when it is complete"
+            raise CheckpointError(Fault(message, file=name))
 
 
 def _check_place(plan: Plan, out: Path) -> None:

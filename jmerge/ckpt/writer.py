@@ -1,27 +1,32 @@
 """The output folder: built beside its place under a lock, and published whole by a rename.
 
-`DIR.jmerge-work` holds everything until it is complete and on disk; `.DIR.jmerge-lock` keeps a second run out. A
-folder that jmerge did not write is never touched, and one that it wrote is replaced only on request and only when
-nothing else has been put in it.
+`DIR.jmerge-work` holds everything until it is complete and on disk, with a journal by which an interrupted run is
+resumed; `.DIR.jmerge-lock` keeps a second run out. A folder that jmerge did not write is never touched, and one that
+it wrote is replaced only on request and only when nothing else has been put in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jmerge.ckpt.disk import allocate, allocated, environment_errors, read_at, sync_path, write_at
 from jmerge.ckpt.flush import Flusher
+from jmerge.ckpt.journal import Block, Journal, ledger_blocks, read_journal, verified
+from jmerge.ckpt.leftover import refusal
+from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
 from jmerge.errors import PlanError, RunError
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
+READ_BYTES = 1 << 22  # at a time, when written blocks are read back
+BEGUN = JOURNAL + ".new"  # a journal that is not in its place yet
 
 
 class OutputFolder:
@@ -31,19 +36,37 @@ class OutputFolder:
     go on, and removes it after a mistake of the user's.
     """
 
-    def __init__(self, out: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        identity: dict[str, Any],
+        overwrite: bool,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A folder to be.
+
+        Args:
+          out: where the folder goes.
+          identity: what makes it what it is, and what its ledger says: the hash of the plan under `plan`, versions.
+          overwrite: replace another result of ours in `out`, and another plan's work beside it.
+          run: what else must be the same for an interrupted run to be resumed, see `leftover.refusal`.
+        """
         self.out = Path(os.path.realpath(out))
         if not self.out.name:
             raise PlanError(f"{out} cannot be made anew; choose a folder in it")
         self.work = self.out.with_name(self.out.name + ".jmerge-work")
         self.old = self.out.with_name(self.out.name + ".jmerge-old")
-        self.identity = identity  # what the journal's first line says: the plan and who runs it
+        self.identity = identity
+        self._header = {**identity, **(run or {})}  # of the journal
         self.overwrite = overwrite
-        self._places: dict[str, tuple[int, int]] = {}  # tensor -> (descriptor, byte of its start)
+        # tensor -> (descriptor, byte of its start, byte of its file's end)
+        self._places: dict[str, tuple[int, int, int]] = {}
         self._descriptors: list[int] = []
         self._flusher: Flusher | None = None
-        self._lock: int | None = None
-        self.discarded = False  # an interrupted run of the same plan was thrown away
+        self._journal: Journal | None = None
+        self._claimed: list[Block] = []  # what the journal of an interrupted run says
+        self._lock = Lock(self.out)
+        self.resumed = False  # the work folder of an interrupted run of the same plan was there
 
     # What is there already
 
@@ -51,7 +74,7 @@ class OutputFolder:
         """Whether the folder already holds exactly this plan's result; PlanError when it holds something else
         that must not be replaced."""
         if self.old.exists():
-            with self._locked():
+            with self._lock.held():
                 self._recover()
         if _is_vacant(self.out):
             return False
@@ -91,68 +114,127 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         with environment_errors(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._lock.take()
         try:
             self._start_work()
         except BaseException:
-            self._release_lock()
+            self._lock.release()
             raise
         return self
 
     def _start_work(self) -> None:
-        if self.work.exists():
-            known = self._left_over()
-            if known is None:
-                raise PlanError(f"{self.work} is in the way and was not left by jmerge; move it")
-            if known not in ("", self.identity["plan"]) and not self.overwrite:
-                raise PlanError(
-                    f"{self.work} was left by an interrupted run of another recipe; --overwrite starts anew, "
-                    "or delete it"
-                )
-            self.discarded = True
-            shutil.rmtree(self.work)
         with environment_errors(self.work):
-            self.work.mkdir()
-            (self.work / JOURNAL).write_text(json.dumps(self.identity, sort_keys=True) + "\n")
+            if self.work.exists() and not self._take_over():
+                shutil.rmtree(self.work)
+            self.work.mkdir(exist_ok=True)
+            # anew, so that no line follows a torn one
+            self._journal = Journal(self.work / JOURNAL, self._header, self._claimed)
 
-    def _left_over(self) -> str | None:
-        """The plan of the interrupted run that left the work folder, empty when it got nowhere; None when nobody of
-        ours left it. The journal is its first file, and the ledger its last: then only the rename was missing."""
+    def _take_over(self) -> bool:
+        """Whether the work folder that is there can be resumed; not, when it is to be deleted.
+
+        Raises:
+          PlanError: it is not ours, or of another run and may not be deleted.
+        """
+        found, blocks = self._left_over()
+        if found is None:
+            raise PlanError(f"{self.work} is in the way and was not left by jmerge; move it")
+        if found:
+            message = refusal(found, self._header)
+            if message and not self.overwrite:
+                raise PlanError(f"{self.work} {message}; --overwrite begins anew, or delete it")
+            if message:
+                return False
+        self.resumed = True
+        self._claimed = blocks
+        return True
+
+    def _left_over(self) -> tuple[dict[str, Any] | None, list[Block]]:
+        """Whose the work folder is, and what its journal claims: nothing in it when the run got nowhere, None when
+        nobody of ours left it. The journal is its first file, and the ledger its last: where only the rename was
+        missing, that says the same."""
         if not self.work.is_dir():
-            return None
+            return None, []
         if (self.work / JOURNAL).is_file():
-            return str(_first_line(self.work / JOURNAL).get("plan", ""))
+            return read_journal(self.work / JOURNAL)
         ledger = read_ledger(self.work)
         if ledger is not None:
-            return str(ledger.get("plan", ""))
-        return None if any(self.work.iterdir()) else ""
+            return {key: ledger.get(key) for key in self.identity}, ledger_blocks(ledger)
+        names = {path.name for path in self.work.iterdir()}
+        return (None if names - {BEGUN} else {}), []
 
-    def create(self, files: tuple[OutFile, ...]) -> None:
-        """Make every weight file at its full size with its header; RunError when the disk cannot hold them."""
-        needed = sum(file.size for file in files)
-        free = shutil.disk_usage(self.work).free
+    def create(self, files: tuple[OutFile, ...]) -> list[Block]:
+        """Make every weight file at its full size with its header, or take over what an interrupted run left of it.
+
+        Returns:
+          The blocks that run had written, as far as reading them back proves it.
+
+        Raises:
+          RunError: the disk cannot hold the files, or fails.
+        """
+        with environment_errors(self.work):
+            self._clear({file.name for file in files})
+            needed = sum(max(f.size - allocated(self.work / f.name), 0) for f in files)
+            free = shutil.disk_usage(self.work).free
         if needed > free:
             raise RunError(
-                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}"
+                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free some, or choose "
+                "another --out"
             )
         self._flusher = Flusher()
         with environment_errors(self.work):
             for file in files:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
                 descriptor = os.open(self._place_for(file.name), flags, 0o644)
                 self._descriptors.append(descriptor)
-                _allocate(descriptor, file.size)
-                _write_at(descriptor, memoryview(file.header), 0)
+                if os.fstat(descriptor).st_size > file.size:
+                    os.ftruncate(descriptor, file.size)
+                allocate(descriptor, file.size)
+                write_at(descriptor, memoryview(file.header), 0)
                 for tensor, start in file.starts.items():
-                    self._places[tensor] = (descriptor, start)
+                    self._places[tensor] = (descriptor, start, file.size)
+            return verified(self._claimed, self._read)
+
+    def _clear(self, keep: set[str]) -> None:
+        """Delete what an interrupted run left beside its weights: these are small, and written again."""
+        for name in _files(self.work):
+            if name not in keep and name != JOURNAL:
+                (self.work / name).unlink()
+
+    def _read(self, tensor: str, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes [start, stop) of a tensor as they are in its file."""
+        descriptor, first, end = self._places.get(tensor, (-1, 0, 0))
+        if not 0 <= start <= stop <= end - first:
+            return
+        position = first + start
+        while data := read_at(descriptor, min(READ_BYTES, first + stop - position), position):
+            yield data
+            position += len(data)
 
     def write(self, tensor: str, start: int, data: memoryview) -> None:
         """Put `data` at byte `start` of a tensor."""
-        descriptor, first = self._places[tensor]
+        descriptor, first, _ = self._places[tensor]
         with environment_errors(self.work):
-            _write_at(descriptor, data, first + start)
+            write_at(descriptor, data, first + start)
             if self._flusher is not None:
-                self._flusher.wrote(descriptor, len(data))
+                with self._doubting():
+                    self._flusher.wrote(descriptor, len(data))
+
+    def note(self, block: Block) -> None:
+        """Put a block that was written in the journal."""
+        assert self._journal is not None
+        with environment_errors(self.work):
+            self._journal.add(block)
+
+    @contextlib.contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """When the disk refuses what was written, no block is believed: it may still be read, but from memory."""
+        try:
+            yield
+        except OSError:
+            if self._journal is not None:
+                self._journal.forget()
+            raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -184,12 +266,14 @@ class OutputFolder:
         """
         with environment_errors(self.work):
             self._close(sync=True)
-            for path in self.work.rglob("*"):
-                _sync(path)
+            with self._doubting():
+                for path in self.work.rglob("*"):
+                    sync_path(path)
+            self._close_journal()
             (self.work / JOURNAL).unlink()
-            _sync(self.work)
+            sync_path(self.work)
             self._swap()
-            _sync(self.out.parent)
+            sync_path(self.out.parent)
 
     def _swap(self) -> None:
         try:
@@ -208,9 +292,10 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         self._close(sync=False)
+        self._close_journal()
         if self.work.exists() and not isinstance(error, RunError | KeyboardInterrupt):
             shutil.rmtree(self.work, ignore_errors=True)
-        self._release_lock()
+        self._lock.release()
 
     def _close(self, *, sync: bool) -> None:
         flusher, self._flusher = self._flusher, None
@@ -218,55 +303,20 @@ class OutputFolder:
             flusher.stop()
         try:
             if sync:
-                for descriptor in self._descriptors:
-                    os.fsync(descriptor)
-                if flusher is not None:
-                    flusher.check()
+                with self._doubting():
+                    for descriptor in self._descriptors:
+                        os.fsync(descriptor)
+                    if flusher is not None:
+                        flusher.check()
         finally:
             for descriptor in self._descriptors:
                 os.close(descriptor)
             self._descriptors.clear()
 
-    # The lock
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.jmerge-lock")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock for a moment, unless it is held already."""
-        held = self._lock is not None
-        self._take_lock()
-        try:
-            yield
-        finally:
-            if not held:
-                self._release_lock()
-
-    def _take_lock(self) -> None:
-        while self._lock is None:
-            with environment_errors(self._lock_path):
-                descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock_file(descriptor):
-                os.close(descriptor)
-                raise RunError(
-                    f"another jmerge is writing {self.out}; wait for it, or choose another --out"
-                )
-            # the holder before us may have deleted the file between our open and our lock
-            if self._lock_path.exists() and os.path.samestat(
-                os.fstat(descriptor), os.stat(self._lock_path)
-            ):
-                self._lock = descriptor
-            else:
-                os.close(descriptor)
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._lock_path.unlink()
-            os.close(self._lock)
-            self._lock = None
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
 
 def _is_vacant(folder: Path) -> bool:
@@ -289,76 +339,3 @@ def read_ledger(folder: Path) -> dict[str, Any] | None:
         return None
     files = ledger.get("files") if isinstance(ledger, dict) else None
     return ledger if isinstance(files, dict) else None
-
-
-@contextlib.contextmanager
-def environment_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `RunError` that names the path: the machine's fault, not the recipe's."""
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise RunError(
-            f"{path}: {reason}; free the cause and run the same command again"
-        ) from error
-
-
-def _first_line(journal: Path) -> dict[str, Any]:
-    try:
-        with journal.open(encoding="utf-8") as file:
-            value = json.loads(file.readline())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Reserve the whole file, so that a full disk is found now and writing does not have to grow it."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    os.ftruncate(descriptor, size)
-
-
-def _write_at(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        if hasattr(os, "pwrite"):
-            count = os.pwrite(descriptor, data, position)
-        else:  # Windows: one thread writes, so seek and write cannot be torn apart
-            os.lseek(descriptor, position, os.SEEK_SET)
-            count = os.write(descriptor, data)
-        data, position = data[count:], position + count
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk; a system that cannot sync folders is let off."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock_file(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -287,7 +287,7 @@ class Computer:
         """Read a piece once more."""
         if self._spare is None:
             self._spare = self._make_slot()
-        loaded = Loaded(Turn(work, what, closes=False), number, self._spare)
+        loaded = Loaded(Turn.whole(work, what, closes=False), number, self._spare)
         self._load(loaded)
         return loaded
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jmerge.ckpt.journal import Block
+
 
 class Started(NamedTuple):
     """Work begins."""
@@ -13,11 +15,27 @@ class Started(NamedTuple):
     write_bytes: int
 
 
+class Resumed(NamedTuple):
+    """An interrupted run goes on, before it starts: so much of its output was verified and stays."""
+
+    kept_bytes: int
+    left_bytes: int
+
+
 class Wrote(NamedTuple):
     """Part of a tensor is in its file."""
 
-    tensor: str
-    nbytes: int
+    block: Block
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's name."""
+        return self.block.tensor
+
+    @property
+    def nbytes(self) -> int:
+        """How much of it."""
+        return self.block.nbytes
 
 
 class Finished(NamedTuple):
@@ -27,5 +45,5 @@ class Finished(NamedTuple):
     crc32: int
 
 
-Event = Started | Wrote | Finished
+Event = Started | Resumed | Wrote | Finished
 Listener = Callable[[Event], None]

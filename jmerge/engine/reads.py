@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from jmerge.ckpt.safetensors import ALIGNMENT
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Fault, RunError
 
 HAS_PREADV = hasattr(os, "preadv")
+# What opening or reading says of a file that somebody took away; anything else is the machine's fault.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 def aligned_buffer(nbytes: int) -> np.ndarray:
@@ -29,13 +32,22 @@ class Files:
         self._lock = threading.RLock()
 
     def read(self, path: Path, start: int, buffer: np.ndarray) -> None:
-        """Fill the byte `buffer` from position `start` of the file; CheckpointError when the file ends first."""
+        """Fill the byte `buffer` from position `start` of the file.
+
+        Raises:
+          CheckpointError: the file ends first, or is gone.
+          RunError: the machine could not read it, which may pass.
+        """
         done = 0
         view = memoryview(buffer.data)
         while done < len(view):
             try:
                 count = self._read_some(path, start + done, view[done:])
             except OSError as error:
+                if error.errno not in GONE:
+                    raise RunError(
+                        f"{path}: {error.strerror or error}; free the cause and run the same command again"
+                    ) from error
                 raise CheckpointError(
                     Fault(f"cannot be read: {error.strerror or error}", file=str(path))
                 ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
+from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.compute import Computer
 from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.inputs import Inputs
@@ -85,19 +86,21 @@ def run(
     *,
     listeners: Sequence[Listener] = (),
     allow_nonfinite: bool = False,
+    kept: Mapping[str, Sequence[Block]] | None = None,
     scratch: Path | None = None,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
-    What methods read of remote models more than once is kept in a temporary file in `scratch`, by default where the
-    system keeps them.
+    kept: by tensor, the blocks that are written already and that `schedule` leaves out, see `resume.left_to_do`;
+    scratch: where a temporary file keeps what methods read of remote models more than once, by default where the
+    system keeps such files.
 
     Raises:
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
       CheckpointError: an input cannot be read, or a remote one was changed.
       RunError: a remote input could not be fetched.
     """
-    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite, scratch).run()
+    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite, kept or {}, scratch).run()
 
 
 class _Run:
@@ -108,6 +111,7 @@ class _Run:
         sink: Sink,
         listeners: tuple[Listener, ...],
         allow_nonfinite: bool,
+        kept: Mapping[str, Sequence[Block]],
         scratch: Path | None,
     ) -> None:
         self.plan = plan
@@ -127,9 +131,12 @@ class _Run:
         self.tally = Tally()
         self.error: BaseException | None = None
         self.outcome = Outcome({}, {})
+        self.blocks = {name: list(blocks) for name, blocks in kept.items()}  # written, by tensor
 
     def run(self) -> Outcome:
         self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
+        for name in self.blocks:
+            self._conclude(name)  # for good, if nothing of it is left to do
         for _ in range(SLOTS):
             self.free.put(self._make_slot())
         threads = [
@@ -175,7 +182,7 @@ class _Run:
 
     def _read_all(self) -> None:
         for turn in self.schedule.turns:
-            for number in range(len(turn.work.pieces)):
+            for number in turn.pieces:
                 loaded = Loaded(turn, number, self.free.get())
                 self._load(loaded)
                 self.loaded.put(loaded)
@@ -272,14 +279,13 @@ class _Run:
             else:
                 raw = np.asarray(made.piece.values).view(np.uint8)[:size]
                 suspicious = bool(np.asarray(made.piece.bits).any())
-            if suspicious:
-                self.tally.count(loaded, raw)
+            nonfinite = self.tally.count(loaded, raw) if suspicious else 0
             if step.written:
                 data = memoryview(raw)
                 self.sink.write(step.name, first, data)
-                crc = zlib_ng.crc32(data, self.outcome.crc32.get(step.name, 0))
-                self.outcome.crc32[step.name] = crc
-                self._tell(Wrote(step.name, size))
+                block = Block(step.name, first, first + size, zlib_ng.crc32(data), nonfinite)
+                self.blocks.setdefault(step.name, []).append(block)
+                self._tell(Wrote(block))
             if step.name in self.held:
                 if start == 0:
                     self.values[step.name] = np.empty(step.spec.nbytes, np.uint8)
@@ -294,9 +300,17 @@ class _Run:
         if step.name in self.held:
             self.held[step.name].set()
         if step.written:
+            self._conclude(step.name)
             self._tell(Finished(step.name, self.outcome.crc32[step.name]))
         for name in work.frees:
             del self.values[name]
+
+    def _conclude(self, tensor: str) -> None:
+        """Put down what the blocks of a tensor amount to."""
+        blocks = self.blocks[tensor]
+        self.outcome.crc32[tensor] = joined_crc32(blocks)
+        if count := sum(block.nonfinite for block in blocks):
+            self.outcome.nonfinite[tensor] = count
 
     def _compare(self, loaded: Loaded) -> None:
         """A copy of several inputs is only right when they are equal."""
@@ -309,10 +323,8 @@ class _Run:
                 raise NonFiniteError(Fault(message, where=step.name))
 
     def _judge(self, step: Step) -> None:
-        """Stop when a tensor that is complete holds NaN or infinity, or note how many."""
+        """Stop when a tensor that is complete holds NaN or infinity."""
         inputs, result = self.tally.take()
-        if result:
-            self.outcome.nonfinite[step.name] = result
         if self.allow_nonfinite or not (result or inputs):
             return
         message = (
@@ -340,14 +352,16 @@ class Tally:
         self._inputs: dict[int, int] = {}
         self._result = 0
 
-    def count(self, loaded: Loaded, raw: np.ndarray) -> None:
-        """Add those of a piece whose result is `raw`."""
+    def count(self, loaded: Loaded, raw: np.ndarray) -> int:
+        """Add those of a piece whose result is `raw`, and say how many the result has."""
         step = loaded.work.step
         for position, item in enumerate(step.inputs):
             found = count_nonfinite(loaded.raw(position), item.spec.dtype)
             if found:
                 self._inputs[position] = self._inputs.get(position, 0) + found
-        self._result += count_nonfinite(raw, step.spec.dtype)
+        result = count_nonfinite(raw, step.spec.dtype)
+        self._result += result
+        return result
 
     def take(self) -> tuple[dict[int, int], int]:
         """The counts by position of the input, and that of the result; begins anew."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
@@ -78,11 +78,17 @@ class Work(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One pass over one step's pieces."""
+    """One pass over pieces of one step."""
 
     work: Work
     what: Pass
     closes: bool  # with it the pass is done; one over a group goes on with the next step
+    pieces: Sequence[int]  # the numbers of those it goes over, rising; statistics need all
+
+    @classmethod
+    def whole(cls, work: Work, what: Pass, closes: bool) -> Turn:
+        """The pass over all pieces."""
+        return cls(work, what, closes, range(len(work.pieces)))
 
 
 class Schedule(NamedTuple):
@@ -117,14 +123,7 @@ def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECT
     another's result follows it. An intermediate result is freed after its last use.
     """
     order = _order(plan)
-    last_use: dict[str, str] = {}
-    for step in order:
-        for item in step.inputs:
-            if isinstance(item, Result):
-                last_use[item.step] = step.name
-    frees: dict[str, list[str]] = {}
-    for name, user in last_use.items():
-        frees.setdefault(user, []).append(name)
+    frees = freed_after(order)
     work = []
     places = _places(plan)
     for step in order:
@@ -132,8 +131,7 @@ def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECT
         row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
         place = places.get(step.name) or Place(0, 0, step.spec.size)
-        freed = tuple(frees.get(step.name, ()))
-        work.append(Work(step, pieces, _passes(step), freed, row, place, candidates))
+        work.append(Work(step, pieces, _passes(step), frees[step.name], row, place, candidates))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
     longest = max((each.padded(0) for each in work), default=0)
@@ -141,6 +139,17 @@ def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECT
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
     remote = any(is_remote(model.path) for model in plan.models)
     return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote)
+
+
+def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:
+    """The results that nothing needs any more after each of these steps, by its name."""
+    last_use = {
+        item.step: step.name for step in order for item in step.inputs if isinstance(item, Result)
+    }
+    frees: dict[str, tuple[str, ...]] = {step.name: () for step in order}
+    for name, user in last_use.items():
+        frees[user] += (name,)
+    return frees
 
 
 def _places(plan: Plan) -> dict[str, Place]:
@@ -177,34 +186,35 @@ def _turns(order: list[Work]) -> Iterator[Turn]:
             yield from _survey([members[number] for number in sorted(members)])
         *statistics, combine = work.passes
         if group and work.step.name in surveyed[group]:
-            statistics = [what for what in statistics if what.statistic > _last_of_group(work)]
-        own = [Turn(work, what, True) for what in statistics if what.scope == "tensor"]
+            statistics = [what for what in statistics if what.statistic > last_of_group(work)]
+        own = [Turn.whole(work, what, True) for what in statistics if what.scope == "tensor"]
         if not own or any(isinstance(item, Result) for item in work.step.inputs):
             yield from waiting  # which may make the results that this step needs
             yield from own
-            yield Turn(work, combine, True)
+            yield Turn.whole(work, combine, True)
             waiting = []
         else:
             yield from own
             yield from waiting
-            waiting = [Turn(work, combine, True)]
+            waiting = [Turn.whole(work, combine, True)]
     yield from waiting
 
 
-def _last_of_group(work: Work) -> int:
+def last_of_group(work: Work) -> int:
     """The last statistic that is taken over a step's whole group."""
     return max((what.statistic for what in work.passes if what.scope == "model"), default=-1)
 
 
 def _survey(members: list[Work]) -> Iterator[Turn]:
     """The passes over a group, and those over single tensors that they build on, which not every tensor needs."""
-    for statistic in range(_last_of_group(members[0]) + 1):
+    for statistic in range(last_of_group(members[0]) + 1):
         passes = [[w for w in work.passes[:-1] if w.statistic == statistic] for work in members]
         for number in range(max(map(len, passes))):
             for work, own in zip(members, passes, strict=True):
                 if number < len(own):
                     what = own[number]
-                    yield Turn(work, what, what.scope == "tensor" or work is members[-1])
+                    closes = what.scope == "tensor" or work is members[-1]
+                    yield Turn.whole(work, what, closes)
 
 
 def padded_length(elements: int) -> int:

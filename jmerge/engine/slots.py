@@ -44,8 +44,8 @@ class Loaded(NamedTuple):
 
     @property
     def last(self) -> bool:
-        """Whether it is the last piece of the tensor."""
-        return self.number == len(self.work.pieces) - 1
+        """Whether it is the last piece that the pass goes over."""
+        return self.number == self.turn.pieces[-1]
 
     @property
     def closes(self) -> bool:

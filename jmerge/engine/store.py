@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
-from jmerge.ckpt.writer import environment_errors
 from jmerge.errors import RunError
 
 IN_MEMORY = 1 << 28  # bytes of parts that are held in memory

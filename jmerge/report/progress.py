@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from jmerge.engine.events import Event, Started, Wrote
+from jmerge.engine.events import Event, Resumed, Started, Wrote
 from jmerge.report.show import size
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.total = self.done = 0
+        self.total = self.done = self.kept = 0
         self.began = self.spoke = time.monotonic()
         self.bar: Any = None
 
@@ -37,7 +37,10 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if self.quiet:
             return
-        if isinstance(event, Started):
+        if isinstance(event, Resumed):
+            self.done = self.kept = event.kept_bytes
+            print(_resumption(event), file=sys.stderr)
+        elif isinstance(event, Started):
             self.total = event.write_bytes
             self.began = self.spoke = time.monotonic()
             if sys.stderr.isatty():
@@ -48,7 +51,7 @@ class Progress:
                 self.bar.update(self.task, completed=self.done)
             elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
                 self.spoke = time.monotonic()
-                rate = self.done / (self.spoke - self.began)
+                rate = (self.done - self.kept) / (self.spoke - self.began)
                 left = (self.total - self.done) / rate
                 print(
                     f"{size(self.done)} of {size(self.total)} written, {size(int(rate))}/s, {left:.0f} s left",
@@ -74,5 +77,13 @@ class Progress:
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("merging", total=self.total)
+        self.task = self.bar.add_task("merging", total=self.total, completed=self.done)
         self.bar.start()
+
+
+def _resumption(event: Resumed) -> str:
+    """One line on what is left of an interrupted run."""
+    if event.kept_bytes == 0:
+        return "an interrupted run left nothing that could be verified; the merge begins anew"
+    kept, left = size(event.kept_bytes), size(event.left_bytes)
+    return f"resuming an interrupted run: {kept} verified and kept, {left} left to write"

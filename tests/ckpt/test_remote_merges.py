@@ -21,6 +21,7 @@ from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.engine import fetch, store
 from jmerge.engine.fetch import Fetcher
+from jmerge.engine.memory import need_of
 from jmerge.engine.store import FileStore
 from jmerge.errors import CheckpointError, RunError
 from jmerge.testing.tiny import write_llama
@@ -318,6 +319,6 @@ def test_memory_of_what_is_fetched_is_announced(
     web: FileServer, local: Path, tmp_path: Path
 ) -> None:
     plans = [jmerge.plan_recipe(recipe(tmp_path, where)) for where in (str(local), web.url)]
-    peaks = [jmerge.make_schedule(plan).peak_bytes() for plan in plans]
+    peaks = [need_of(jmerge.make_schedule(plan)).total for plan in plans]
     assert peaks[1] - peaks[0] == store.REMOTE_BYTES
     assert np.isclose(store.REMOTE_BYTES, store.IN_MEMORY + 16 * (1 << 22))

@@ -96,7 +96,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert found["model.safetensors"] == expected_bytes()
     assert set(read_header(tmp_path / "out" / "model.safetensors").extents) == set(SPECS)
     assert beside(tmp_path / "out") == set()
-    assert not made.discarded
+    assert not made.resumed
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
@@ -274,11 +274,11 @@ def test_what_a_fault_leaves_behind(error: BaseException, kept: bool, tmp_path: 
     assert beside(tmp_path / "out") == ({"out.jmerge-work"} if kept else set())
 
 
-def test_work_of_the_same_plan_is_begun_anew(tmp_path: Path) -> None:
+def test_work_of_the_same_plan_is_taken_over(tmp_path: Path) -> None:
     with pytest.raises(RunError), folder(tmp_path / "out") as first:
         first.create(FILES)
         raise RunError("killed")
-    assert build(tmp_path / "out").discarded
+    assert build(tmp_path / "out").resumed
     assert contents(tmp_path / "out")["model.safetensors"] == expected_bytes()
     assert beside(tmp_path / "out") == set()
 
@@ -374,7 +374,7 @@ def test_a_failing_disk_is_a_run_error(
             made.publish()
     assert str(made.work) in str(caught.value) and "run the same command again" in str(caught.value)
     assert not (tmp_path / "out").exists()
-    assert build(tmp_path / "out").discarded
+    assert build(tmp_path / "out").resumed
 
 
 @pytest.mark.parametrize("moment", ["before the last write", "after the last write"])

@@ -67,7 +67,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def test_a_fresh_folder(place: Path) -> None:
     merged = jmerge.merge(place / "x.yml", place / "out")
-    assert (merged.folder, merged.up_to_date, merged.restarted) == (place / "out", False, False)
+    assert (merged.folder, merged.up_to_date, merged.resumed_bytes) == (place / "out", False, None)
     assert left(place) == {"out"}
     assert set(contents(place / "out")) == PUBLISHED
     assert (place / "out" / "mergekit_config.yml").read_text() == (place / "x.yml").read_text()
@@ -333,7 +333,7 @@ def test_a_full_disk(
     assert "the disk is full" in line and "Traceback" not in line
     assert left(place) <= {"out.jmerge-work"}
     assert program(place) == 0
-    assert "began anew" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().err
     assert contents(place / "out") == want and left(place) == {"out"}
 
 
@@ -384,7 +384,7 @@ def test_ctrl_c(
     assert "interrupted" in capsys.readouterr().err
     assert left(place) <= {"out.jmerge-work"}
     assert program(place) == 0
-    assert "began anew" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().err
     assert contents(place / "out") == want and left(place) == {"out"}
 
 
