@@ -41,6 +41,8 @@ ENOUGH_CANDIDATES = (
     1 << 18
 )  # to look at a tensor once or twice; for that, pieces are made shorter first
 PROGRAMS = 2  # that run at once: the next is handed over while one computes
+OTHER_BYTES = 8_000_000  # Python's objects, the stacks of threads, what is counted in files' pages twice
+KEPT = 2  # the allocator keeps what programs free, in blocks that do not always fit the next
 
 
 class Need(NamedTuple):
@@ -52,6 +54,7 @@ class Need(NamedTuple):
     statistics: int  # samples, candidates, counts, ranks and partial sums on the host
     held: int  # results that other steps need
     fetched: int  # remote inputs, ahead of their use
+    other: int = OTHER_BYTES
 
     @property
     def total(self) -> int:
@@ -64,9 +67,9 @@ def need_of(schedule: Schedule) -> Need:
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
     programs: dict[Any, int] = {}
     return Need(
-        buffers=(SLOTS + again) * sum(schedule.buffers),
-        results=(SLOTS + 1) * max(map(_result_bytes, schedule.work), default=0),
-        programs=max((_program_bytes(work, programs) for work in schedule.work), default=0),
+        buffers=(SLOTS + 1 + again) * sum(schedule.buffers),
+        results=KEPT * (SLOTS + 1) * max(map(_result_bytes, schedule.work), default=0),
+        programs=KEPT * max((_program_bytes(work, programs) for work in schedule.work), default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
@@ -93,9 +96,13 @@ def fit(plan: Plan, budget: int | None) -> Schedule:
         each = max(map(_candidate_bytes, least.work), default=0)
         more = spare // each if each else MOST_COLLECTED
         candidates = min(LEAST_CANDIDATES + more, MOST_COLLECTED)
+        schedule = make_schedule(plan, piece, candidates)
+        while need_of(schedule).total > budget:  # samples grow with them too
+            candidates = candidates * 3 // 4
+            schedule = make_schedule(plan, piece, candidates)
         # with few candidates tensors are looked at often, with short pieces each look takes long
         speed = min(candidates, ENOUGH_CANDIDATES) * math.sqrt(piece)
-        found.append((speed, make_schedule(plan, piece, candidates)))
+        found.append((speed, schedule))
     if found:
         return max(found, key=lambda each: each[0])[1]
     worst = max(least.work, key=_own_bytes)
@@ -115,7 +122,8 @@ def _own_bytes(work: Work) -> int:
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
     programs = _program_bytes(work, {})
-    return SLOTS * reads + (SLOTS + 1) * _result_bytes(work) + programs + _statistics_bytes(work)
+    made = KEPT * ((SLOTS + 1) * _result_bytes(work) + programs)
+    return (SLOTS + 1) * reads + made + _statistics_bytes(work)
 
 
 def _result_bytes(work: Work) -> int:

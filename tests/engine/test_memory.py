@@ -68,7 +68,7 @@ def test_memory_grows_with_what_stays_together() -> None:
     rows = peak(plan_of(step))
     together = {**step.numbers, "nuslerp_row_wise": True}
     whole = peak(plan_of(dataclasses.replace(step, numbers=together)))
-    assert rows < 40 * 4 * PIECE, "rows are cut into pieces"
+    assert rows < 48 * 4 * PIECE, "rows are cut into pieces"
     # two inputs in each slot, a result in each and one more, and what the programs take
     assert whole > (4 * 2 + 5 + 1) * spec.nbytes
 
@@ -252,7 +252,7 @@ def test_no_more_is_taken_than_foretold(method: str, random_models: Path) -> Non
     recipes = [recipe_of(method, random_models / size) for size in ("large", "small")]
     grown, promised = taken(*recipes, 128 * MB)
     assert promised <= 128 * MB
-    assert grown <= promised + 8 * MB, "and a little for Python's own objects"
+    assert 0.2 * promised < grown <= promised + 4 * MB
 
 
 @pytest.mark.slow
