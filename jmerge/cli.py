@@ -67,11 +67,11 @@ Prints the JSON schema of recipes. Editors complete and check a recipe whose fir
 MERGEKIT_FLAGS = {
     "out-shard-size": "--shard_size",
     "random-seed": "--seed",
-    "cuda": "nothing: jmerge uses the devices JAX finds",
-    "device": "nothing: jmerge uses the devices JAX finds",
-    "multi-gpu": "nothing: jmerge uses the devices JAX finds",
-    "gpu-rich": "nothing: jmerge uses the devices JAX finds",
-    "read-to-gpu": "nothing: jmerge uses the devices JAX finds",
+    "cuda": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
+    "device": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
+    "multi-gpu": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
+    "gpu-rich": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
+    "read-to-gpu": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
     "low-cpu-memory": "--memory 500MB, or nothing: memory does not grow with the model",
     "lazy-unpickle": "nothing: weights are always read lazily",
     "lazy": "nothing: weights are always read lazily",
@@ -115,6 +115,12 @@ def define_flags() -> flags.FlagValues:
         "memory",
         None,
         "Most bytes to allocate above the process itself: 500MB, 2GiB, at least 64MB.",
+        **add,
+    )
+    flags.DEFINE_string(
+        "devices",
+        None,
+        "How many devices share the work, or platforms in order of preference: 8, gpu, gpu,cpu.",
         **add,
     )
     flags.DEFINE_bool(
@@ -247,6 +253,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             overwrite=values.overwrite,
             shard_size=values.shard_size,
             memory=values.memory,
+            devices=values.devices,
             allow_nonfinite=values.allow_nonfinite,
             listeners=(progress,),
             on_plan=announce,

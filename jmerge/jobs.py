@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,17 @@ import jaxlib.version
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
-from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
-from jmerge.engine.events import Event, Listener, Resumed, Wrote
+from jmerge.engine.attempts import run_within_memory
+from jmerge.engine.devices import DeviceMemoryError, choose_devices
+from jmerge.engine.events import Event, Listener, Wrote
 from jmerge.engine.memory import fit
-from jmerge.engine.resume import left_to_do
-from jmerge.engine.run import Outcome, run
-from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
+from jmerge.engine.run import Outcome
+from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
@@ -84,6 +85,7 @@ def merge(
     overwrite: bool = False,
     shard_size: int | str = "5GB",
     memory: int | str | None = None,
+    devices: int | str | None = None,
     allow_nonfinite: bool = False,
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
@@ -100,6 +102,7 @@ def merge(
       shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
       memory: most bytes to allocate above what the process takes already, a number of at least 64 million or text such
         as `500MB`; None: no limit is set, and pieces have the length that is fastest.
+      devices: which devices of this process share the work, see `engine.devices.choose_devices`.
       allow_nonfinite: go on when an input or a result holds NaN or infinity.
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
@@ -109,6 +112,7 @@ def merge(
       RunError: the machine's; the same command can be run again.
     """
     budget = None if memory is None else parse_size(memory, "--memory")
+    platforms = choose_devices(devices)
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
     files = tuple(
@@ -126,40 +130,38 @@ def merge(
     on_plan(plan)
     place = Path(out)
     _check_place(plan, place)
-    run_facts = {
-        RECIPE: hashlib.sha256(f"{plan.recipe}\0{seed}\0{most}".encode()).hexdigest(),
-        INPUTS: stamps,
-        PLATFORM: _platform(),
-    }
-    folder = OutputFolder(place, identity, overwrite, run_facts)
-    if folder.finished():
-        return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
-    schedule = fit(plan, budget)
-    with folder:
-        blocks = folder.create(files)
-        resumed = None
-        kept: dict[str, list[Block]] = {}
-        if blocks:
-            schedule, kept = left_to_do(schedule, blocks, allow_nonfinite=allow_nonfinite)
-        if folder.resumed:
-            resumed = sum(block.nbytes for each in kept.values() for block in each)
-            for listener in listeners:
-                listener(Resumed(resumed, plan.write_bytes - resumed))
+    for chosen in platforms:
+        run_facts = {
+            RECIPE: hashlib.sha256(f"{plan.recipe}\0{seed}\0{most}".encode()).hexdigest(),
+            INPUTS: stamps,
+            PLATFORM: _platform(chosen[0]),
+        }
+        folder = OutputFolder(place, identity, overwrite, run_facts)
+        if folder.finished():
+            return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
+        fit(plan, budget, len(chosen))  # refuses before anything is made
         try:
-            outcome = run(
-                plan,
-                schedule,
-                folder,
-                listeners=(_note_in(folder), *listeners),
-                allow_nonfinite=allow_nonfinite,
-                kept=kept,
-                scratch=folder.work,
-            )
-        except MemoryError as error:
-            raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
-        _write_companions(folder, plan, files, outcome, identity)
-        _check_stamps(stamps)
-        folder.publish()
+            with folder:
+                blocks = folder.create(files)
+                outcome, kept = run_within_memory(
+                    plan,
+                    folder,
+                    chosen,
+                    budget=budget,
+                    blocks=blocks,
+                    listeners=(_note_in(folder), *listeners),
+                    allow_nonfinite=allow_nonfinite,
+                    scratch=folder.work,
+                )
+                _write_companions(folder, plan, files, outcome, identity)
+                _check_stamps(stamps)
+                folder.publish()
+            break
+        except DeviceMemoryError:
+            if chosen is platforms[-1]:
+                raise
+            shutil.rmtree(folder.work)  # another platform rounds otherwise
+    resumed = kept if folder.resumed else None
     return Merged(folder=place, plan=plan, up_to_date=False, resumed_bytes=resumed)
 
 
@@ -211,9 +213,8 @@ def _note_in(folder: OutputFolder) -> Listener:
     return note
 
 
-def _platform() -> str:
+def _platform(device: jax.Device) -> str:
     """Where the arithmetic runs: another may round otherwise."""
-    device = jax.devices()[0]
     return f"{platform.system()} {platform.machine()} {device.platform} {device.device_kind}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -47,8 +47,9 @@ class Known:
 class Task:
     """What the computation of one step remembers from pass to pass."""
 
-    def __init__(self, work: Work, group: Known) -> None:
+    def __init__(self, work: Work, group: Known, platform: str) -> None:
         self.work = work
+        self.platform = platform  # of the devices
         self.key: KernelKey = kernel_key(work.step)
         self.method = None if work.step.method == COPY else find_method(work.step.method)
         self.own = Known()
@@ -87,7 +88,7 @@ class Task:
     @property
     def ranks_on_host(self) -> bool:
         """Whether ranks are found on the host, which is better at them than XLA on CPU."""
-        return self.key.compute == np.float32 and jax.default_backend() == "cpu"
+        return self.key.compute == np.float32 and self.platform == "cpu"
 
     @property
     def rank_view(self) -> tuple[int, ...]:
@@ -139,10 +140,13 @@ class Computer:
 
     def __init__(
         self,
+        devices: Sequence[jax.Device],
         load: Callable[[Loaded], None],
         make_slot: Callable[[], Slot],
         release: Callable[[Slot], None],
     ) -> None:
+        self._devices = devices  # which take the pieces in turns
+        self._fed = 0  # pieces so far
         self._load = load  # reads a piece
         self._make_slot = make_slot
         self._release = release  # takes back the slot of a piece of which no result is made
@@ -162,7 +166,9 @@ class Computer:
     def feed(self, loaded: Loaded) -> Piece | None:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
         task = self._task(loaded.work)
-        with task.key.precision():
+        device = self._devices[self._fed % len(self._devices)]
+        self._fed += 1
+        with task.key.precision(), jax.default_device(device):
             match loaded.turn.what.kind:
                 case "changes":
                     self._select(task, loaded)
@@ -193,7 +199,7 @@ class Computer:
         name, group = work.step.name, work.step.group
         if name not in self._tasks:
             known = self._groups.setdefault(group, Known()) if group else Known()
-            self._tasks[name] = Task(work, known)
+            self._tasks[name] = Task(work, known, self._devices[0].platform)
         return self._tasks[name]
 
     def _select(self, task: Task, loaded: Loaded) -> None:
@@ -276,9 +282,9 @@ class Computer:
         return task.method.statistics[what.statistic].keyword
 
     def _later(self, loaded: Loaded, finish: Callable[[], None]) -> None:
-        """Finish what was started before this; what was started now runs meanwhile, unless it was the last."""
+        """Finish what was started before on this device; what was started now runs meanwhile, unless it was the last."""
         self._started.append((loaded, finish))
-        while len(self._started) > (0 if loaded.last else 1):
+        while len(self._started) > (0 if loaded.last else len(self._devices)):
             before, finish = self._started.pop(0)
             finish()
             self._release(before.slot)

@@ -23,7 +23,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
 from jmerge.ckpt.source import Source
-from jmerge.engine.schedule import SLOTS, Schedule
+from jmerge.engine.schedule import Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store
 from jmerge.plan.steps import Read
 
@@ -73,7 +73,7 @@ class Fetcher:
         # The search for cuts ends with another look at pieces, when the reader may have gone on by all slots but one:
         # what was used for the last time is then held for as many reads more.
         looks_back = any(turn.what.kind == "cuts" for turn in schedule.turns)
-        self._lag = SLOTS * len(schedule.buffers) if looks_back else 0
+        self._lag = schedule.slots * len(schedule.buffers) if looks_back else 0
         self._over: deque[list[Part]] = deque()  # by read, what was used for the last time
         self._asked = 0  # parts given to the workers
         self._used = 0  # parts whose use has begun, and all before them

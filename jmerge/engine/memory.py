@@ -25,7 +25,7 @@ from jmerge.engine.kernel import (
     sums_kernel,
 )
 from jmerge.engine.radix import FEW
-from jmerge.engine.schedule import LENGTHS, SLOTS, Schedule, Work, make_schedule
+from jmerge.engine.schedule import LENGTHS, Schedule, Work, make_schedule
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.store import REMOTE_BYTES
 from jmerge.errors import Fault, PlanError
@@ -40,8 +40,10 @@ LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly 
 ENOUGH_CANDIDATES = (
     1 << 18
 )  # to look at a tensor once or twice; for that, pieces are made shorter first
-PROGRAMS = 2  # that run at once: the next is handed over while one computes
-OTHER_BYTES = 8_000_000  # Python's objects, the stacks of threads, what is counted in files' pages twice
+PROGRAMS = 2  # that run at once on a device: the next is handed over while one computes
+OTHER_BYTES = (
+    8_000_000  # Python's objects, the stacks of threads, what is counted in files' pages twice
+)
 KEPT = 2  # the allocator keeps what programs free, in blocks that do not always fit the next
 
 
@@ -64,66 +66,71 @@ class Need(NamedTuple):
 
 def need_of(schedule: Schedule) -> Need:
     """What a run of `schedule` allocates at most; compiles its programs."""
+    slots, devices = schedule.slots, schedule.devices
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
     programs: dict[Any, int] = {}
     return Need(
-        buffers=(SLOTS + 1 + again) * sum(schedule.buffers),
-        results=KEPT * (SLOTS + 1) * max(map(_result_bytes, schedule.work), default=0),
-        programs=KEPT * max((_program_bytes(work, programs) for work in schedule.work), default=0),
+        buffers=(slots + 1 + again) * sum(schedule.buffers),
+        results=KEPT * (slots + 1) * max(map(_result_bytes, schedule.work), default=0),
+        programs=KEPT
+        * devices
+        * max((_program_bytes(work, programs) for work in schedule.work), default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
     )
 
 
-def fit(plan: Plan, budget: int | None) -> Schedule:
+def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS[-1]) -> Schedule:
     """The schedule with the longest pieces that stays within `budget` bytes (None: without a limit).
+
+    devices: how many share the work; longest: the longest pieces that come into question, one of `LENGTHS`.
 
     Raises:
       PlanError: none does; says which tensor needs most, and the least budget that would do.
     """
     if budget is None:
-        return make_schedule(plan)
+        return make_schedule(plan, longest, devices=devices)
     if budget < LEAST_BUDGET:
         message = f"expected at least {_size(LEAST_BUDGET)}, found {_size(budget)}"
         raise PlanError(Fault(message, where="--memory"))
     found: list[tuple[float, Schedule]] = []
-    for piece in reversed(LENGTHS):
-        least = make_schedule(plan, piece, LEAST_CANDIDATES)
+    for piece in reversed(LENGTHS[: LENGTHS.index(longest) + 1]):
+        least = make_schedule(plan, piece, LEAST_CANDIDATES, devices)
         spare = budget - need_of(least).total
         if spare < 0:
             continue
         each = max(map(_candidate_bytes, least.work), default=0)
         more = spare // each if each else MOST_COLLECTED
         candidates = min(LEAST_CANDIDATES + more, MOST_COLLECTED)
-        schedule = make_schedule(plan, piece, candidates)
+        schedule = make_schedule(plan, piece, candidates, devices)
         while need_of(schedule).total > budget:  # samples grow with them too
             candidates = candidates * 3 // 4
-            schedule = make_schedule(plan, piece, candidates)
+            schedule = make_schedule(plan, piece, candidates, devices)
         # with few candidates tensors are looked at often, with short pieces each look takes long
         speed = min(candidates, ENOUGH_CANDIDATES) * math.sqrt(piece)
         found.append((speed, schedule))
     if found:
         return max(found, key=lambda each: each[0])[1]
-    worst = max(least.work, key=_own_bytes)
+    worst = max(least.work, key=lambda work: _own_bytes(work, least.slots))
     unit = "" if not worst.row else ", whose elements have to stay together"
     raise PlanError(
         Fault(
             f"{_size(budget)} do not do: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
-            f"{_size(_own_bytes(worst))}; with everything else at least {_size(need_of(least).total)}",
+            f"{_size(_own_bytes(worst, least.slots))}; with everything else at least {_size(need_of(least).total)}",
             where="--memory",
         )
     )
 
 
-def _own_bytes(work: Work) -> int:
+def _own_bytes(work: Work, slots: int) -> int:
     """What one step alone needs."""
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
     programs = _program_bytes(work, {})
-    made = KEPT * ((SLOTS + 1) * _result_bytes(work) + programs)
-    return (SLOTS + 1) * reads + made + _statistics_bytes(work)
+    made = KEPT * ((slots + 1) * _result_bytes(work) + programs)
+    return (slots + 1) * reads + made + _statistics_bytes(work)
 
 
 def _result_bytes(work: Work) -> int:
@@ -144,7 +151,7 @@ def _program_bytes(work: Work, known: dict[Any, int]) -> int:
     """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
     if is_plain_copy(work.step):
         return 0
-    task = Task(work, Known())
+    task = Task(work, Known(), jax.default_backend())
     kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
     key = task.key, work.padded(0), kinds
     if key not in known:

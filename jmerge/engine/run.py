@@ -13,17 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import jax
 import numpy as np
 from zlib_ng import zlib_ng
 
 from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.compute import Computer
+from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
-from jmerge.engine.schedule import SLOTS, Schedule, Work
+from jmerge.engine.schedule import Schedule, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, Slot, View
 from jmerge.errors import Fault, NonFiniteError
@@ -88,19 +90,25 @@ def run(
     allow_nonfinite: bool = False,
     kept: Mapping[str, Sequence[Block]] | None = None,
     scratch: Path | None = None,
+    devices: Sequence[jax.Device] = (),
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
     kept: by tensor, the blocks that are written already and that `schedule` leaves out, see `resume.left_to_do`;
     scratch: where a temporary file keeps what methods read of remote models more than once, by default where the
-    system keeps such files.
+    system keeps such files; devices: which share the work, by default the one that JAX prefers.
 
     Raises:
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
       CheckpointError: an input cannot be read, or a remote one was changed.
       RunError: a remote input could not be fetched.
+      DeviceMemoryError: a piece does not fit a device; shorter ones may.
     """
-    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite, kept or {}, scratch).run()
+    chosen = tuple(devices or jax.local_devices()[:1])
+    with device_memory_errors():
+        return _Run(
+            plan, schedule, sink, tuple(listeners), allow_nonfinite, kept or {}, scratch, chosen
+        ).run()
 
 
 class _Run:
@@ -113,7 +121,9 @@ class _Run:
         allow_nonfinite: bool,
         kept: Mapping[str, Sequence[Block]],
         scratch: Path | None,
+        devices: Sequence[jax.Device],
     ) -> None:
+        self.devices = devices
         self.plan = plan
         self.schedule = schedule
         self.sink = sink
@@ -123,9 +133,9 @@ class _Run:
         self.slots: list[Slot] = []
         self.stop = threading.Event()
         self.inputs = Inputs(plan, schedule, scratch, self.stop)
-        self.free = Channel(SLOTS, self.stop)
-        self.loaded = Channel(SLOTS, self.stop)
-        self.made = Channel(SLOTS, self.stop)
+        self.free = Channel(schedule.slots, self.stop)
+        self.loaded = Channel(schedule.slots, self.stop)
+        self.made = Channel(schedule.slots, self.stop)
         self.held = {name: threading.Event() for name in schedule.held}
         self.values: dict[str, np.ndarray] = {}  # of results that others need
         self.tally = Tally()
@@ -137,7 +147,7 @@ class _Run:
         self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
         for name in self.blocks:
             self._conclude(name)  # for good, if nothing of it is left to do
-        for _ in range(SLOTS):
+        for _ in range(self.schedule.slots):
             self.free.put(self._make_slot())
         threads = [
             threading.Thread(
@@ -253,7 +263,7 @@ class _Run:
 
     def _compute_all(self) -> None:
         again = partial(self._load, glance=True)  # of what a later pass reads too
-        computer = Computer(again, self._make_slot, self.free.put)
+        computer = Computer(self.devices, again, self._make_slot, self.free.put)
         try:
             while (loaded := self.loaded.get()) is not None:
                 if is_plain_copy(loaded.work.step):

@@ -22,8 +22,6 @@ PIECE = 1 << 20
 # The lengths kernels are compiled for; what is left of a tensor is padded to one of them. Pieces have one of them, a
 # smaller one where memory is short.
 LENGTHS = (PIECE >> 8, PIECE >> 5, PIECE >> 2, PIECE)
-# Pieces under way at once: one being read, two computed, one written.
-SLOTS = 4
 assert all(length % BLOCK == 0 for length in LENGTHS)
 
 Kind = Literal["changes", "sums", "cuts", "combine"]
@@ -100,6 +98,13 @@ class Schedule(NamedTuple):
     turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
     remote: bool = False  # some inputs are fetched
+    piece: int = PIECE  # elements of most pieces
+    devices: int = 1  # that share the work
+
+    @property
+    def slots(self) -> int:
+        """Pieces under way at once: one being read, two computed on every device, one written."""
+        return 2 + 2 * self.devices
 
     @property
     def held(self) -> frozenset[str]:
@@ -113,11 +118,13 @@ class Schedule(NamedTuple):
         return tuple(dict.fromkeys(kernel_key(step) for step in steps if not is_plain_copy(step)))
 
 
-def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECTED) -> Schedule:
+def make_schedule(
+    plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECTED, devices: int = 1
+) -> Schedule:
     """The order in which one process runs `plan`.
 
-    piece: elements of a piece, one of `LENGTHS`; candidates: most changes of a model that the search for a cut holds.
-    Neither changes a bit of the results; `memory.fit` finds those that stay within a budget.
+    piece: elements of a piece, one of `LENGTHS`; candidates: most changes of a model that the search for a cut holds;
+    devices: how many share the work. None of them changes a bit of the results; `memory.fit` finds those that stay within a budget.
 
     Steps go in the order their first input lies on disk, so that files are read front to back; a step that needs
     another's result follows it. An intermediate result is freed after its last use.
@@ -138,7 +145,7 @@ def make_schedule(plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECT
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
     remote = any(is_remote(model.path) for model in plan.models)
-    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote)
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices)
 
 
 def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:

@@ -1,0 +1,76 @@
+"""Which devices compute: a number of them, or platforms in the order of preference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from jmerge.errors import Fault, PlanError, RunError
+from jmerge.names import did_you_mean
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+class DeviceMemoryError(RunError):
+    """A piece does not fit the memory of a device."""
+
+
+@contextmanager
+def device_memory_errors() -> Iterator[None]:
+    """Turn what JAX says when memory runs out into a `DeviceMemoryError`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DeviceMemoryError(str(error).partition("\n")[0]) from error
+
+
+def choose_devices(text: str | int | None) -> list[list[jax.Device]]:
+    """The devices that share the work, by platform; the next platform is for when memory of the one before runs out.
+
+    Args:
+      text: how many devices of the platform that JAX prefers; or names of platforms with commas, whose devices of this
+        process all take part; None: all devices of the platform that JAX prefers. More CPU devices than one are made
+        as long as JAX has not been used in the process.
+
+    Raises:
+      PlanError: there is no such platform here, or not that many devices.
+    """
+    if text is None:
+        return [jax.local_devices()]
+    words = [word.strip() for word in str(text).split(",")]
+    if len(words) == 1 and words[0].lstrip("-").isdigit():
+        return [_so_many(int(words[0]))]
+    for word in words:
+        if word not in PLATFORMS:
+            message = f"expected a number or platforms such as gpu or gpu,cpu, found '{text}'"
+            raise PlanError(Fault(message + did_you_mean(word, PLATFORMS), where="--devices"))
+    return [_all_of(word) for word in dict.fromkeys(words)]
+
+
+def _so_many(count: int) -> list[jax.Device]:
+    if count < 1:
+        raise PlanError(Fault(f"expected at least 1, found {count}", where="--devices"))
+    try:
+        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        pass  # JAX runs already, with the devices it has
+    found = list(jax.local_devices())
+    if len(found) < count:
+        message = (
+            f"expected at most {len(found)}, the {found[0].platform} devices here, found {count}"
+        )
+        raise PlanError(Fault(message, where="--devices"))
+    return found[:count]
+
+
+def _all_of(platform: str) -> list[jax.Device]:
+    try:
+        return list(jax.local_devices(backend=platform))
+    except RuntimeError as error:
+        here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
+        message = f"there is no {platform} that JAX can use here; there is {here}"
+        raise PlanError(Fault(message, where="--devices")) from error
