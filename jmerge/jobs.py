@@ -39,6 +39,7 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
 from jmerge.report.ledger import ledger
 from jmerge.sizes import parse_size
+from jmerge.tracer import Span, Timings, Tracer
 from jmerge.version import VERSION
 
 
@@ -50,6 +51,7 @@ class Merged:
     plan: Plan
     up_to_date: bool  # it was there already, of the same recipe and inputs
     resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
+    timings: Timings | None  # where the time went; None: it was there already
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
@@ -87,6 +89,7 @@ def merge(
     allow_nonfinite: bool = False,
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_span: Callable[[Span], None] | None = None,
 ) -> Merged:
     """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
 
@@ -103,11 +106,13 @@ def merge(
       allow_nonfinite: go on when an input or a result holds NaN or infinity.
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
+      on_span: called with what every thread of the run did and waited for, by that thread; it must not raise.
 
     Raises:
       RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
       RunError: the machine's; the same command can be run again.
     """
+    tracer = Tracer(on_span)
     budget = None if memory is None else parse_size(memory, "--memory")
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
@@ -131,9 +136,9 @@ def merge(
         INPUTS: stamps,
         PLATFORM: _platform(),
     }
-    folder = OutputFolder(place, identity, overwrite, run_facts)
+    folder = OutputFolder(place, identity, overwrite, run_facts, tracer)
     if folder.finished():
-        return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
+        return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None)
     schedule = fit(plan, budget)
     with folder:
         blocks = folder.create(files)
@@ -154,13 +159,21 @@ def merge(
                 allow_nonfinite=allow_nonfinite,
                 kept=kept,
                 scratch=folder.work,
+                tracer=tracer,
             )
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
-        _write_companions(folder, plan, files, outcome, identity)
-        _check_stamps(stamps)
-        folder.publish()
-    return Merged(folder=place, plan=plan, up_to_date=False, resumed_bytes=resumed)
+        with tracer.span("publish"):
+            _write_companions(folder, plan, files, outcome, identity)
+            _check_stamps(stamps)
+            folder.publish()
+    return Merged(
+        folder=place,
+        plan=plan,
+        up_to_date=False,
+        resumed_bytes=resumed,
+        timings=tracer.timings(),
+    )
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
