@@ -13,16 +13,18 @@ def summary(timings: Timings) -> str:
     def rate(nbytes: int) -> str:
         return f"{size(nbytes)} at {size(int(nbytes / timings.running))}/s"
 
-    def share(stage: str) -> str:
-        return f"{stage} {getattr(timings, stage) / timings.running:.0%}"
-
-    stages = ["reading", "computing", "writing"]
-    bound = "starting up (after that busy: "
-    if timings.bound != "starting":
-        stages.remove(timings.bound)
-        bound = f"{share(timings.bound)} of the time after the start ("
+    busy = {
+        stage: f"{getattr(timings, stage) / timings.running:.0%}"
+        for stage in ("reading", "computing", "writing")
+    }
+    if timings.bound == "starting":
+        bound, since = "starting up", "after that busy: "
+    else:
+        bound = f"{timings.bound}, busy {busy.pop(timings.bound)} of the time after the start"
+        since = ""
+    others = ", ".join(f"{stage} {share}" for stage, share in busy.items())
     return (
-        f"{timings.seconds:.1f} s, {timings.starting:.1f} s of it to start: read {rate(timings.read_bytes)}, "
-        f"wrote {rate(timings.write_bytes)}\n"
-        f"bounded by {bound}{', '.join(map(share, stages))})"
+        f"{timings.seconds:.1f} s, {timings.starting:.1f} s of it to start: "
+        f"read {rate(timings.read_bytes)}, wrote {rate(timings.write_bytes)}\n"
+        f"bounded by {bound} ({since}{others})"
     )
