@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from jmerge.ckpt.disk import environment_errors
-from jmerge.errors import Fault, PlanError
+from jmerge.ckpt.disk import REASONS
+from jmerge.errors import Fault, PlanError, RunError
 from jmerge.tracer import STAGES, Span
 
 FIRST = '{"traceEvents":['
@@ -67,10 +67,10 @@ class Profile:
         self._thread.join()
         if self._error is None:
             return
+        reason = REASONS.get(self._error.errno or 0) or self._error.strerror
         if error is None:
-            with environment_errors(self.path):
-                raise self._error
-        print(f"warning: {self.path}: {self._error.strerror}; the trace is cut", file=sys.stderr)
+            raise RunError(f"{self.path}: {reason}; the merge is done, but its trace is not whole")
+        print(f"warning: {self.path}: {reason}; the trace is not whole", file=sys.stderr)
 
     def _write_all(self) -> None:
         try:
