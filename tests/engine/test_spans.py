@@ -242,7 +242,9 @@ def test_what_is_slow_bounds(
 def test_waiting_for_a_result_is_no_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = checkpoints(tmp_path, *({"x": np.ones(MANY * PIECE, np.float32)} for _ in range(2)))
+    """The reader has slots for all of the first step, and then nothing to do until its result is there."""
+    monkeypatch.setattr("test_spans.SLOW", 0.2)
+    models = checkpoints(tmp_path, *({"x": np.ones(3 * PIECE, np.float32)} for _ in range(2)))
     first = step("s0", [read(models, i, "x") for i in range(2)], written=False)
     last = step("last", [result(first), read(models, 1, "x")])
     plan = plan_of(models, first, last)
@@ -251,7 +253,7 @@ def test_waiting_for_a_result_is_no_reading(
     make_slow("kernels", monkeypatch)
     _, timings = watched(plan, schedule)
     assert timings.bound == "computing"
-    assert timings.reading < timings.computing / 2
+    assert timings.reading < timings.computing / 4
 
 
 @pytest.mark.parametrize(("slow", "bound"), [("start", "starting"), ("publish", "writing")])

@@ -250,6 +250,13 @@ def test_where_a_trace_cannot_be(
     assert {item: item.read_bytes() for item in place.rglob("*") if item.is_file()} == before
 
 
+def test_the_folder_to_be_made_may_have_another_name(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "link").symlink_to(place / "out")
+    with pytest.raises(PlanError, match="in the folder to be made"):
+        Profile("out/t.json", "link")
+
+
 def test_a_place_that_may_not_be_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a file that is there its own permission counts, else its folder's."""
     asked: list[str] = []
