@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from enginekit import Memory, checkpoints, plan_of, read, result, step, two_models, within
 
+import jmerge
 from jmerge.ckpt.writer import OutputFolder
 from jmerge.engine.compute import Computer
 from jmerge.engine.inputs import Inputs
@@ -302,3 +303,14 @@ def test_what_is_up_to_date_has_no_timings(tmp_path: Path) -> None:
     spans: list[Span] = []
     assert merge(recipe, tmp_path / "out", on_span=spans.append).timings is None
     assert spans == []
+
+
+def test_timings_of_a_plan_run_by_hand(tmp_path: Path) -> None:
+    """As those do who want arrays and no folder; a run without a tracer is the same run."""
+    plan = jmerge.plan_recipe(write_models(tmp_path, "linear"))
+    tracer = jmerge.Tracer()
+    sinks = [Memory(plan), Memory(plan)]
+    outcome = jmerge.run(plan, make_schedule(plan), sinks[0], tracer=tracer)
+    assert outcome == jmerge.run(plan, make_schedule(plan), sinks[1])
+    assert sinks[0].data == sinks[1].data
+    assert tracer.timings().write_bytes == plan.write_bytes
