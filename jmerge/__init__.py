@@ -25,6 +25,7 @@ _LAZY = {
     "build_plan": "jmerge.plan.build",
     "make_schedule": "jmerge.engine.schedule",
     "run": "jmerge.engine.run",
+    "Tracer": "jmerge.tracer",
     "Arrays": "jmerge.engine.sinks",
     "merge_trees": "jmerge.methods.trees",
     "methods": "jmerge.methods",

@@ -5,8 +5,10 @@ Flags live in a private `FlagValues` made when the program runs, so that importi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,6 +128,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool(
         "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
     )
+    flags.DEFINE_string(
+        "profile", None, "A file to make: what every thread did when, for ui.perfetto.dev.", **add
+    )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
     flags.DEFINE_bool("json", False, "plan, inspect: print JSON.", **add)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
@@ -236,16 +241,21 @@ def _paths(
 
 
 def _merge(words: list[str], values: flags.FlagValues) -> int:
+    began = time.perf_counter()
     config, out = _paths(words, values, ("config", "out"))
     from jmerge.jobs import merge
+    from jmerge.report.profile import Profile
     from jmerge.report.progress import Progress
     from jmerge.report.show import size
+    from jmerge.report.summary import summary
 
     def announce(plan: Any) -> None:
         if not values.quiet:
             warn(plan)
 
-    with Progress(quiet=values.quiet) as progress:
+    profile = None if values.profile is None else Profile(values.profile, out)
+    with Progress(quiet=values.quiet) as progress, profile or contextlib.nullcontext():
+        called = time.perf_counter()
         merged = merge(
             config,
             out,
@@ -257,11 +267,13 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             allow_nonfinite=values.allow_nonfinite,
             listeners=(progress,),
             on_plan=announce,
+            on_span=profile,
         )
     if values.quiet:
         return 0
     if merged.up_to_date:
-        print(f"{out} is up to date: same recipe, same inputs")
+        untold = "" if profile is None else f"; nothing was done that {profile.path} could tell"
+        print(f"{out} is up to date: same recipe, same inputs{untold}")
         return 0
     plan = merged.plan
     print(
@@ -271,6 +283,10 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     for output in plan.checkpoints:
         folder = os.path.join(out, output) if output else str(out)
         print(f"next: jmerge inspect {folder}, or from_pretrained({folder!r}) in transformers")
+    if profile is not None:
+        print(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
+    if merged.timings is not None:
+        print(summary(merged.timings.begun_earlier(called - began)))
     return 0
 
 

@@ -40,6 +40,7 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
 from jmerge.report.ledger import ledger
 from jmerge.sizes import parse_size
+from jmerge.tracer import Span, Timings, Tracer
 from jmerge.version import VERSION
 
 
@@ -51,6 +52,7 @@ class Merged:
     plan: Plan
     up_to_date: bool  # it was there already, of the same recipe and inputs
     resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
+    timings: Timings | None  # where the time went; None: it was there already
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
@@ -89,6 +91,7 @@ def merge(
     allow_nonfinite: bool = False,
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_span: Callable[[Span], None] | None = None,
 ) -> Merged:
     """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
 
@@ -106,11 +109,13 @@ def merge(
       allow_nonfinite: go on when an input or a result holds NaN or infinity.
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
+      on_span: called with what every thread of the run did and waited for, by that thread; it must not raise.
 
     Raises:
       RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
       RunError: the machine's; the same command can be run again.
     """
+    tracer = Tracer(on_span)
     budget = None if memory is None else parse_size(memory, "--memory")
     platforms = choose_devices(devices)
     plan = plan_recipe(recipe, seed=seed)
@@ -136,9 +141,11 @@ def merge(
             INPUTS: stamps,
             PLATFORM: _platform(chosen[0]),
         }
-        folder = OutputFolder(place, identity, overwrite, run_facts)
+        folder = OutputFolder(place, identity, overwrite, run_facts, tracer)
         if folder.finished():
-            return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
+            return Merged(
+                folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None
+            )
         fit(plan, budget, len(chosen))  # refuses before anything is made
         try:
             with folder:
@@ -149,20 +156,28 @@ def merge(
                     chosen,
                     budget=budget,
                     blocks=blocks,
+                    resumed=folder.resumed,
                     listeners=(_note_in(folder), *listeners),
                     allow_nonfinite=allow_nonfinite,
                     scratch=folder.work,
+                    tracer=tracer,
                 )
-                _write_companions(folder, plan, files, outcome, identity)
-                _check_stamps(stamps)
-                folder.publish()
+                with tracer.span("publish"):
+                    _write_companions(folder, plan, files, outcome, identity)
+                    _check_stamps(stamps)
+                    folder.publish()
             break
         except DeviceMemoryError:
             if chosen is platforms[-1]:
                 raise
             shutil.rmtree(folder.work)  # another platform rounds otherwise
-    resumed = kept if folder.resumed else None
-    return Merged(folder=place, plan=plan, up_to_date=False, resumed_bytes=resumed)
+    return Merged(
+        folder=place,
+        plan=plan,
+        up_to_date=False,
+        resumed_bytes=kept if folder.resumed else None,
+        timings=tracer.timings(),
+    )
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:

@@ -18,7 +18,7 @@ PACKAGE = Path(jmerge.__file__).parent
 
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "names", "version", "sizes", "process"),
+    ("errors", "names", "version", "sizes", "process", "tracer"),
     ("recipe",),
     ("ckpt",),
     ("arch",),
@@ -139,7 +139,7 @@ def test_no_torch_anywhere() -> None:
 PURE = ("numpy", "jax", "ml_dtypes")
 
 
-@pytest.mark.parametrize("low", ["errors", "names", "version", "sizes"])
+@pytest.mark.parametrize("low", ["errors", "names", "version", "sizes", "tracer"])
 def test_the_lowest_layer_is_pure_python(low: str) -> None:
     assert not [a for a in arrows() if a.file == low and a.target.split(".")[0] in PURE]
 

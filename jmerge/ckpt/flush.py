@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 
+from jmerge.tracer import Tracer
+
 SYNC_BYTES = 1 << 27  # written before the disk is set to work: waiting for it at the end costs time
 
 
 class Flusher:
     """A thread that brings written files to the disk while others are still being written."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
         self._wake = threading.Condition()
         self._dirty: dict[int, int] = {}  # descriptor -> bytes written since it was last synced
         self._stop = False
@@ -46,9 +49,10 @@ class Flusher:
                 descriptor = self._ready()
                 if self._stop or descriptor is None:
                     return
-                self._dirty[descriptor] = 0
+                count, self._dirty[descriptor] = self._dirty[descriptor], 0
             try:
-                getattr(os, "fdatasync", os.fsync)(descriptor)
+                with self._tracer.span("flush", None, count):
+                    getattr(os, "fdatasync", os.fsync)(descriptor)
             except OSError as error:
                 self._error = error
                 return

@@ -22,6 +22,7 @@ from jmerge.ckpt.leftover import refusal
 from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
 from jmerge.errors import PlanError, RunError
+from jmerge.tracer import Tracer
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
@@ -42,6 +43,7 @@ class OutputFolder:
         identity: dict[str, Any],
         overwrite: bool,
         run: Mapping[str, Any] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """A folder to be.
 
@@ -50,6 +52,7 @@ class OutputFolder:
           identity: what makes it what it is, and what its ledger says: the hash of the plan under `plan`, versions.
           overwrite: replace another result of ours in `out`, and another plan's work beside it.
           run: what else must be the same for an interrupted run to be resumed, see `leftover.refusal`.
+          tracer: is told when the disk is at work.
         """
         self.out = Path(os.path.realpath(out))
         if not self.out.name:
@@ -59,6 +62,7 @@ class OutputFolder:
         self.identity = identity
         self._header = {**identity, **(run or {})}  # of the journal
         self.overwrite = overwrite
+        self._tracer = tracer or Tracer()
         # tensor -> (descriptor, byte of its start, byte of its file's end)
         self._places: dict[str, tuple[int, int, int]] = {}
         self._descriptors: list[int] = []
@@ -181,7 +185,7 @@ class OutputFolder:
                 f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free some, or choose "
                 "another --out"
             )
-        self._flusher = Flusher()
+        self._flusher = Flusher(self._tracer)
         with environment_errors(self.work):
             for file in files:
                 flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)

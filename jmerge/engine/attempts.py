@@ -16,6 +16,7 @@ from jmerge.engine.run import Outcome, Sink, run
 from jmerge.engine.schedule import LENGTHS
 from jmerge.errors import RunError
 from jmerge.plan.steps import Plan
+from jmerge.tracer import Tracer
 
 
 def run_within_memory(
@@ -25,17 +26,21 @@ def run_within_memory(
     *,
     budget: int | None,
     blocks: Sequence[Block] = (),
+    resumed: bool = False,
     listeners: Sequence[Listener] = (),
     allow_nonfinite: bool = False,
     scratch: Path | None = None,
+    tracer: Tracer | None = None,
 ) -> tuple[Outcome, int]:
     """Make what is not among `blocks`, which are written already; also gives how many bytes of them were kept.
+
+    resumed: an interrupted run is gone on with, so listeners are told what is kept of it. The rest as for `run`.
 
     Raises what `run` and `memory.fit` do, and:
       DeviceMemoryError: the shortest pieces do not fit a device.
     """
     written = list(blocks)
-    resumed: int | None = None
+    found: int | None = None
     failure: DeviceMemoryError | None = None
     for longest in reversed(LENGTHS):
         schedule = fit(plan, budget, len(devices), longest)
@@ -43,11 +48,10 @@ def run_within_memory(
             continue  # which then is the longest
         rest, kept = left_to_do(schedule, written, allow_nonfinite=allow_nonfinite)
         written = [block for each in kept.values() for block in each]
-        if resumed is None:
-            resumed = sum(block.nbytes for block in written)
-            if blocks:
-                for listener in listeners:
-                    listener(Resumed(resumed, plan.write_bytes - resumed))
+        if found is None:
+            found = sum(block.nbytes for block in written)
+            for listener in listeners if resumed else ():
+                listener(Resumed(found, plan.write_bytes - found))
 
         def note(event: Event, written: list[Block] = written) -> None:
             if isinstance(event, Wrote):
@@ -63,15 +67,18 @@ def run_within_memory(
                 kept=kept,
                 scratch=scratch,
                 devices=devices,
+                tracer=tracer,
             )
         except DeviceMemoryError as error:
             failure = error
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
         else:
-            return outcome, resumed
+            return outcome, found
     needed = need_of(schedule).total // 10**6
+    here = devices[0].platform
+    other = "" if here == "cpu" else f", or let another platform go on: --devices {here},cpu"
     raise DeviceMemoryError(
-        f"the memory of {devices[0].platform} runs out even with the shortest pieces, which need {needed} MB: "
-        f"{failure}; free some, or let another platform go on: --devices {devices[0].platform},cpu"
+        f"the memory of {here} runs out even with the shortest pieces, which need {needed} MB: {failure}; "
+        f"free some{other}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from jmerge.engine.kernel import (
     keys_kernel,
     sums_kernel,
 )
+from jmerge.engine.pool import TracedPool
 from jmerge.engine.radix import Radix
 from jmerge.engine.schedule import Cutting, Pass, Turn, Work
 from jmerge.engine.selection import Selection
@@ -29,6 +30,7 @@ from jmerge.methods.ranks import ranks_on_host
 from jmerge.methods.reduce import BLOCK, add_blocks, block_pairs, block_tree, padded_blocks
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
+from jmerge.tracer import Tracer
 
 THREADS = 4  # for the host's part in the search for the cuts of several models
 
@@ -144,6 +146,7 @@ class Computer:
         load: Callable[[Loaded], None],
         make_slot: Callable[[], Slot],
         release: Callable[[Slot], None],
+        tracer: Tracer,
     ) -> None:
         self._devices = devices  # which take the pieces in turns
         self._fed = 0  # pieces so far
@@ -155,8 +158,8 @@ class Computer:
         self._groups: dict[str, Known] = {}
         self._started: list[tuple[Loaded, Callable[[], None]]] = []
         self._settling: Future[dict[Cutting, tuple[int, int]]] | None = None
-        self._pool = ThreadPoolExecutor(THREADS, "jmerge-select")
-        self._settler = ThreadPoolExecutor(1, "jmerge-settle")
+        self._pool = TracedPool(THREADS, "jmerge-select", tracer)
+        self._settler = TracedPool(1, "jmerge-settle", tracer)
 
     def close(self) -> None:
         """End its threads."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from zlib_ng import zlib_ng
 
-from jmerge.ckpt.dtypes import BITS, NUMPY, count_nonfinite
+from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
@@ -28,8 +27,10 @@ from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import Schedule, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, Slot, View
+from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
+from jmerge.tracer import OpenSpan, Tracer
 
 T = TypeVar("T")
 
@@ -91,12 +92,14 @@ def run(
     kept: Mapping[str, Sequence[Block]] | None = None,
     scratch: Path | None = None,
     devices: Sequence[jax.Device] = (),
+    tracer: Tracer | None = None,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
     kept: by tensor, the blocks that are written already and that `schedule` leaves out, see `resume.left_to_do`;
     scratch: where a temporary file keeps what methods read of remote models more than once, by default where the
-    system keeps such files; devices: which share the work, by default the one that JAX prefers.
+    system keeps such files; devices: which share the work, by default the one that JAX prefers; tracer: adds up where
+    the time goes, and tells spans.
 
     Raises:
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
@@ -105,9 +108,10 @@ def run(
       DeviceMemoryError: a piece does not fit a device; shorter ones may.
     """
     chosen = tuple(devices or jax.local_devices()[:1])
+    told, blocks, tracer = tuple(listeners), kept or {}, tracer or Tracer()
     with device_memory_errors():
         return _Run(
-            plan, schedule, sink, tuple(listeners), allow_nonfinite, kept or {}, scratch, chosen
+            plan, schedule, sink, told, allow_nonfinite, blocks, scratch, chosen, tracer
         ).run()
 
 
@@ -122,6 +126,7 @@ class _Run:
         kept: Mapping[str, Sequence[Block]],
         scratch: Path | None,
         devices: Sequence[jax.Device],
+        tracer: Tracer,
     ) -> None:
         self.devices = devices
         self.plan = plan
@@ -129,6 +134,7 @@ class _Run:
         self.sink = sink
         self.listeners = listeners
         self.allow_nonfinite = allow_nonfinite
+        self.tracer = tracer
         self.maps = Maps()
         self.slots: list[Slot] = []
         self.stop = threading.Event()
@@ -144,16 +150,15 @@ class _Run:
         self.blocks = {name: list(blocks) for name, blocks in kept.items()}  # written, by tensor
 
     def run(self) -> Outcome:
+        self.tracer.started()
         self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
         for name in self.blocks:
             self._conclude(name)  # for good, if nothing of it is left to do
         for _ in range(self.schedule.slots):
             self.free.put(self._make_slot())
         threads = [
-            threading.Thread(
-                target=self._guard, args=(part,), name=f"jmerge-{part.__name__}", daemon=True
-            )
-            for part in (self._read_all, self._write_all)
+            threading.Thread(target=self._guard, args=(part,), name=name, daemon=True)
+            for name, part in (("jmerge-read", self._read_all), ("jmerge-write", self._write_all))
         ]
         for thread in threads:
             thread.start()
@@ -193,10 +198,22 @@ class _Run:
     def _read_all(self) -> None:
         for turn in self.schedule.turns:
             for number in turn.pieces:
-                loaded = Loaded(turn, number, self.free.get())
-                self._load(loaded)
+                with self.tracer.span("wait"):
+                    loaded = Loaded(turn, number, self.free.get())
+                    for item in loaded.results:  # which is no reading
+                        self._wait_for(item)
+                with self._reading(loaded):
+                    self._load(loaded)
                 self.loaded.put(loaded)
         self.loaded.put(None)
+
+    def _load_again(self, loaded: Loaded) -> None:
+        """Load what a later pass reads too."""
+        with self._reading(loaded):
+            self._load(loaded, glance=True)
+
+    def _reading(self, loaded: Loaded) -> OpenSpan:
+        return self.tracer.span("read", loaded.where, loaded.read_bytes)
 
     def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
         self._empty(loaded.slot)
@@ -262,40 +279,52 @@ class _Run:
     # Computing
 
     def _compute_all(self) -> None:
-        again = partial(self._load, glance=True)  # of what a later pass reads too
-        computer = Computer(self.devices, again, self._make_slot, self.free.put)
+        computer = Computer(
+            self.devices, self._load_again, self._make_slot, self.free.put, self.tracer
+        )
         try:
-            while (loaded := self.loaded.get()) is not None:
+            while (loaded := self._next(self.loaded)) is not None:
                 if is_plain_copy(loaded.work.step):
                     self.made.put(Made(loaded, None))
-                elif (piece := computer.feed(loaded)) is not None:
+                    continue
+                with self.tracer.span("compute", loaded.where, loaded.read_bytes):
+                    piece = computer.feed(loaded)
+                if piece is not None:
                     self.made.put(Made(loaded, piece))
             self.made.put(None)
         finally:
             computer.close()
 
+    def _next(self, channel: Channel) -> Any:
+        with self.tracer.span("wait"):
+            return channel.get()
+
     # Writing
 
     def _write_all(self) -> None:
-        while (made := self.made.get()) is not None:
+        while (made := self._next(self.made)) is not None:
             loaded, step = made.loaded, made.loaded.work.step
             start, stop = loaded.work.pieces[loaded.number]
             bits = BITS[step.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
             if made.piece is None:
                 raw = loaded.raw(0)
-                self._compare(loaded)
                 suspicious = True
             else:
-                raw = np.asarray(made.piece.values).view(np.uint8)[:size]
-                suspicious = bool(np.asarray(made.piece.bits).any())
-            nonfinite = self.tally.count(loaded, raw) if suspicious else 0
+                with self.tracer.span("result", loaded.where, size):
+                    raw = np.asarray(made.piece.values).view(np.uint8)[:size]
+                    suspicious = bool(np.asarray(made.piece.bits).any())
+            with self.tracer.span("check", loaded.where, size):
+                if made.piece is None:
+                    self._compare(loaded)
+                nonfinite = self.tally.count(loaded, raw) if suspicious else 0
+                crc32 = zlib_ng.crc32(raw) if step.written else 0
             if step.written:
-                data = memoryview(raw)
-                self.sink.write(step.name, first, data)
-                block = Block(step.name, first, first + size, zlib_ng.crc32(data), nonfinite)
-                self.blocks.setdefault(step.name, []).append(block)
-                self._tell(Wrote(block))
+                with self.tracer.span("write", loaded.where, size):
+                    self.sink.write(step.name, first, memoryview(raw))
+                    block = Block(step.name, first, first + size, crc32, nonfinite)
+                    self.blocks.setdefault(step.name, []).append(block)
+                    self._tell(Wrote(block))
             if step.name in self.held:
                 if start == 0:
                     self.values[step.name] = np.empty(step.spec.nbytes, np.uint8)
@@ -353,28 +382,3 @@ class _Run:
         if isinstance(item, Read):
             return f"'{item.name}' in {self.plan.models[item.model].ref}"
         return f"'{item.step}'"
-
-
-class Tally:
-    """How many elements of one step's inputs and result are NaN or infinite."""
-
-    def __init__(self) -> None:
-        self._inputs: dict[int, int] = {}
-        self._result = 0
-
-    def count(self, loaded: Loaded, raw: np.ndarray) -> int:
-        """Add those of a piece whose result is `raw`, and say how many the result has."""
-        step = loaded.work.step
-        for position, item in enumerate(step.inputs):
-            found = count_nonfinite(loaded.raw(position), item.spec.dtype)
-            if found:
-                self._inputs[position] = self._inputs.get(position, 0) + found
-        result = count_nonfinite(raw, step.spec.dtype)
-        self._result += result
-        return result
-
-    def take(self) -> tuple[dict[int, int], int]:
-        """The counts by position of the input, and that of the result; begins anew."""
-        counts = self._inputs, self._result
-        self._inputs, self._result = {}, 0
-        return counts

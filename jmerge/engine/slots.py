@@ -10,6 +10,8 @@ from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.schedule import Turn, Work
+from jmerge.plan.steps import Read, Result
+from jmerge.tracer import Where
 
 
 class View(NamedTuple):
@@ -57,6 +59,24 @@ class Loaded(NamedTuple):
         """Its length."""
         start, stop = self.work.pieces[self.number]
         return stop - start
+
+    @property
+    def where(self) -> Where:
+        """What it is called in spans."""
+        return Where(self.work.step.name, self.turn.what.kind, self.number)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of its inputs that come from files."""
+        inputs = (self.work.step.inputs[position] for position in self.turn.what.inputs)
+        bits = sum(BITS[item.spec.dtype] for item in inputs if isinstance(item, Read))
+        return self.elements * bits // 8
+
+    @property
+    def results(self) -> list[Result]:
+        """Those of its inputs that other steps make."""
+        inputs = (self.work.step.inputs[position] for position in self.turn.what.inputs)
+        return [item for item in inputs if isinstance(item, Result)]
 
     def raw(self, position: int) -> np.ndarray:
         """The bytes of the piece of one input."""

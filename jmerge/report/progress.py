@@ -52,9 +52,9 @@ class Progress:
             elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
                 self.spoke = time.monotonic()
                 rate = (self.done - self.kept) / (self.spoke - self.began)
-                left = (self.total - self.done) / rate
+                left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
                 print(
-                    f"{size(self.done)} of {size(self.total)} written, {size(int(rate))}/s, {left:.0f} s left",
+                    f"{size(self.done)} of {size(self.total)} written, {size(int(rate))}/s{left}",
                     file=sys.stderr,
                 )
 

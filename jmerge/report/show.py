@@ -26,7 +26,6 @@ def totals(plan: Plan, schedule: Schedule, need: int) -> dict[str, Any]:
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
         "peak_bytes": need,
-        "process_bytes": resident_bytes(),
         "kernels": len(schedule.kernels),
         "unused_tensors": len(plan.unused),
     }
@@ -48,7 +47,7 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
         f"  config.json: {change.key}: {change.old} -> {change.new}" for change in plan.changes
     ]
     sums = totals(plan, schedule, need)
-    peak, process = sums["peak_bytes"], sums["process_bytes"]
+    peak, process = sums["peak_bytes"], resident_bytes()
     lines += ["", "models:", *legend, *changes, ""]
     lines += [
         f"{sums['tensors']} tensors; reads {size(sums['read_bytes'])}, writes {size(sums['write_bytes'])}",

@@ -261,8 +261,8 @@ def test_a_bucket_that_changes_meanwhile(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     monkeypatch.setattr(
-        "jmerge.jobs.make_schedule",
-        lambda plan: path.write_bytes(data) and jmerge.make_schedule(plan),
+        "jmerge.engine.attempts.fit",
+        lambda plan, *_: path.write_bytes(data) and jmerge.make_schedule(plan),
     )
     with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: was changed"):
         merged(tmp_path, "gs://bucket/org", "linear", "out")

@@ -149,7 +149,7 @@ def test_budgets_are_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "--memory: expected a size such as 5GB" in capsys.readouterr().err
     assert cli.main(["plan", str(tmp_path / "x.yml"), "--memory", "64MB", "--json"]) == 0
     sums = json.loads(capsys.readouterr().out)["totals"]
-    assert 0 < sums["peak_bytes"] < 64 * MB < sums["process_bytes"]
+    assert 0 < sums["peak_bytes"] < 64 * MB
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "slerp", "arcee_fusion", "della"])

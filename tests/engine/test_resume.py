@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +45,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cut_into(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr("jmerge.jobs.make_schedule", partial(make_schedule, piece=piece))
+    monkeypatch.setattr(
+        "jmerge.engine.attempts.fit", lambda plan, *_: make_schedule(plan, piece=piece)
+    )
 
 
 class Ran(NamedTuple):
