@@ -44,8 +44,8 @@ def run_within_memory(
     failure: DeviceMemoryError | None = None
     for longest in reversed(LENGTHS):
         schedule = fit(plan, budget, len(devices), longest)
-        if schedule.piece < longest:
-            continue  # which then is the longest
+        if LENGTHS[0] < longest > schedule.piece:
+            continue  # which is the longest then
         rest, kept = left_to_do(schedule, written, allow_nonfinite=allow_nonfinite)
         written = [block for each in kept.values() for block in each]
         if found is None:

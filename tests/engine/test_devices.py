@@ -33,7 +33,8 @@ import jmerge
 for recipe in sys.argv[1:]:
     found = []
     for count in (8, 1):
-        out = Path(recipe).with_suffix(f".{count}")
+        out = Path(recipe).parent / str(count) / Path(recipe).stem
+        out.parent.mkdir(exist_ok=True)
         used = set()
         jmerge.merge(recipe, out, devices=count)
         files = sorted(path for path in out.rglob("*") if path.is_file())

@@ -454,7 +454,7 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("jmerge.jobs._platform", lambda: "Plan9 mips", "under platform"),
+        ("jmerge.jobs._platform", lambda _: "Plan9 mips", "under platform"),
         ("jmerge.jobs.VERSION", "9.9", "under jmerge"),
         ("jax.__version__", "9.9", "under jax "),
         ("jaxlib.version.__version__", "9.9", "under jaxlib"),
