@@ -22,6 +22,7 @@ jmerge merges language model checkpoints by a recipe.
 
   jmerge --config RECIPE.yml --out FOLDER    merge
   jmerge RECIPE.yml FOLDER                   the same
+  jmerge --distributed RECIPE.yml FOLDER     the same on every host of a group, which share the work
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
   jmerge inspect MODEL [--json]              show what a checkpoint is made of
   jmerge methods [NAME]                      say what the merge methods do and take
@@ -119,6 +120,21 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_bool(
         "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Share the merge with the same command on other hosts; JAX finds them on TPU VMs, Slurm, Open MPI.",
+        **add,
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "--distributed elsewhere: HOST:PORT of process 0.", **add
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "--distributed elsewhere: how many processes.", **add
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
     flags.DEFINE_bool("json", False, "plan, inspect: print JSON.", **add)
@@ -236,10 +252,12 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.show import size
 
     def announce(plan: Any) -> None:
-        if not values.quiet:
+        if not quiet:
             warn(plan)
 
-    with Progress(quiet=values.quiet) as progress:
+    hosts = _meet(values)
+    quiet = values.quiet or not hosts.first
+    with hosts, Progress(quiet=quiet) as progress:
         merged = merge(
             config,
             out,
@@ -250,8 +268,9 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             allow_nonfinite=values.allow_nonfinite,
             listeners=(progress,),
             on_plan=announce,
+            hosts=hosts,
         )
-    if values.quiet:
+    if quiet:
         return 0
     if merged.up_to_date:
         print(f"{out} is up to date: same recipe, same inputs")
@@ -265,6 +284,28 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         folder = os.path.join(out, output) if output else str(out)
         print(f"next: jmerge inspect {folder}, or from_pretrained({folder!r}) in transformers")
     return 0
+
+
+def _meet(values: flags.FlagValues) -> Any:
+    """The hosts that share the merge."""
+    given = [
+        n for n in ("coordinator", "num_processes", "process_id") if values[n].value is not None
+    ]
+    if given and not values.distributed:
+        raise PlanError(Fault("does nothing without --distributed", where=f"--{given[0]}"))
+    if not values.distributed:
+        from jmerge.engine.hosts import Hosts
+
+        return Hosts()
+    from jmerge.engine.meeting import meet
+
+    return meet(values.coordinator, values.num_processes, values.process_id, _give_up)
+
+
+def _give_up(reason: str) -> None:
+    """End the process, of which some call does not return."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(RunError.exit_code)
 
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ import jaxlib.version
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
+from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
-from jmerge.engine.events import Event, Listener, Resumed, Wrote
+from jmerge.engine.events import Listener, Resumed
+from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
 from jmerge.engine.resume import left_to_do
-from jmerge.engine.run import Outcome, run
+from jmerge.engine.run import Outcome, StoppedError, run
+from jmerge.engine.together import Note, own_share, put_together
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
@@ -87,6 +91,7 @@ def merge(
     allow_nonfinite: bool = False,
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
+    hosts: Hosts | None = None,
 ) -> Merged:
     """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
 
@@ -103,11 +108,14 @@ def merge(
       allow_nonfinite: go on when an input or a result holds NaN or infinity.
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
+      hosts: the processes that share the work, see `jmerge.engine.meeting.meet`, each of which makes the same call; all
+        return once host 0 has published the folder. None: this one alone.
 
     Raises:
       RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
-      RunError: the machine's; the same command can be run again.
+      RunError: the machine's, or another host failed; the same command can be run again.
     """
+    hosts = hosts or Hosts()
     budget = None if memory is None else parse_size(memory, "--memory")
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
@@ -116,27 +124,43 @@ def merge(
         for output, specs in plan.checkpoints.items()
         for file in plan_files(specs, most, output)
     )
-    identity = {
+    versions = {
         "jmerge": VERSION,
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
-        "plan": _identity(plan, files),
     }
+    identity = {**versions, "plan": _identity(plan, files)}
     stamps = _stamps(plan)
     on_plan(plan)
     place = Path(out)
     _check_place(plan, place)
     run_facts = {
-        RECIPE: hashlib.sha256(f"{plan.recipe}\0{seed}\0{most}".encode()).hexdigest(),
+        RECIPE: _sha256(f"{plan.recipe}\0{seed}\0{most}"),
         INPUTS: stamps,
         PLATFORM: _platform(),
     }
+    facts = {
+        **versions,
+        PLATFORM: run_facts[PLATFORM],
+        "--seed": seed,
+        "--shard_size": most,
+        "--memory": budget,
+        "--overwrite": overwrite,
+        "--allow_nonfinite": allow_nonfinite,
+        RECIPE: _sha256(plan.recipe),
+        # not their times, which copies on the hosts' own disks do not share
+        INPUTS: {name: stamp[:2] for name, stamp in stamps.items()},
+        "plan": identity["plan"],  # last, as it differs whenever something else does
+    }
+    agree(hosts, facts)
     folder = OutputFolder(place, identity, overwrite, run_facts)
-    if folder.finished():
+    if hosts.hear(hosts.first and folder.finished()):
         return Merged(folder=place, plan=plan, up_to_date=True, resumed_bytes=None)
     schedule = fit(plan, budget)
-    with folder:
-        blocks = folder.create(files)
+    guest = None if hosts.first else GuestFolder(folder.work, hosts.number)
+    with guest or folder, hosts.telling():
+        found = folder.create(files) if hosts.first else []
+        blocks = [Block(*each) for each in hosts.hear(found)]
         resumed = None
         kept: dict[str, list[Block]] = {}
         if blocks:
@@ -145,21 +169,35 @@ def merge(
             resumed = sum(block.nbytes for each in kept.values() for block in each)
             for listener in listeners:
                 listener(Resumed(resumed, plan.write_bytes - resumed))
+        if hosts.count > 1:
+            schedule = own_share(schedule, files, hosts, folder, guest)
+        note = Note(guest or folder, hosts, listeners)
         try:
-            outcome = run(
+            run(
                 plan,
                 schedule,
-                folder,
-                listeners=(_note_in(folder), *listeners),
+                guest or folder,
+                listeners=(note, *listeners),
                 allow_nonfinite=allow_nonfinite,
                 kept=kept,
                 scratch=folder.work,
+                stop=hosts.alarm(),
             )
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
-        _write_companions(folder, plan, files, outcome, identity)
+        except (StoppedError, CancelledError):
+            hosts.check()
+            raise
         _check_stamps(stamps)
-        folder.publish()
+        if guest is not None:
+            guest.finish()
+        written = hosts.gather(note.blocks, note.tell_of_others)
+        if hosts.first:
+            outcome = put_together(plan.outputs, written, kept.values())
+            _write_companions(folder, plan, files, outcome, identity)
+            hosts.check()
+            folder.publish()
+        hosts.hear()
     return Merged(folder=place, plan=plan, up_to_date=False, resumed_bytes=resumed)
 
 
@@ -196,19 +234,11 @@ def _where_else(recipe: Recipe, path: Path) -> str:
 
 def _identity(plan: Plan, files: tuple[OutFile, ...]) -> str:
     """What makes two outputs the same: the plan, and how it is cut into files."""
-    return hashlib.sha256(
-        (plan.sha256() + "".join(file.name + str(file.size) for file in files)).encode()
-    ).hexdigest()
+    return _sha256(plan.sha256() + "".join(file.name + str(file.size) for file in files))
 
 
-def _note_in(folder: OutputFolder) -> Listener:
-    """A listener that puts what is written in the folder's journal."""
-
-    def note(event: Event) -> None:
-        if isinstance(event, Wrote):
-            folder.note(event.block)
-
-    return note
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _platform() -> str:

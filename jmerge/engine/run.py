@@ -54,7 +54,7 @@ class Made(NamedTuple):
 
 
 class StoppedError(Exception):
-    """Another thread failed; its error is the one to report."""
+    """Another thread failed, or another host; its error is the one to report."""
 
 
 class Channel:
@@ -88,19 +88,23 @@ def run(
     allow_nonfinite: bool = False,
     kept: Mapping[str, Sequence[Block]] | None = None,
     scratch: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
     kept: by tensor, the blocks that are written already and that `schedule` leaves out, see `resume.left_to_do`;
     scratch: where a temporary file keeps what methods read of remote models more than once, by default where the
-    system keeps such files.
+    system keeps such files; stop: when it is set, the run ends at once; set at the end of every run.
 
     Raises:
+      StoppedError: `stop` was set.
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
       CheckpointError: an input cannot be read, or a remote one was changed.
       RunError: a remote input could not be fetched.
     """
-    return _Run(plan, schedule, sink, tuple(listeners), allow_nonfinite, kept or {}, scratch).run()
+    stop = stop or threading.Event()
+    parts = tuple(listeners), allow_nonfinite, kept or {}, scratch, stop
+    return _Run(plan, schedule, sink, *parts).run()
 
 
 class _Run:
@@ -113,6 +117,7 @@ class _Run:
         allow_nonfinite: bool,
         kept: Mapping[str, Sequence[Block]],
         scratch: Path | None,
+        stop: threading.Event,
     ) -> None:
         self.plan = plan
         self.schedule = schedule
@@ -121,7 +126,7 @@ class _Run:
         self.allow_nonfinite = allow_nonfinite
         self.maps = Maps()
         self.slots: list[Slot] = []
-        self.stop = threading.Event()
+        self.stop = stop
         self.inputs = Inputs(plan, schedule, scratch, self.stop)
         self.free = Channel(SLOTS, self.stop)
         self.loaded = Channel(SLOTS, self.stop)
@@ -147,11 +152,14 @@ class _Run:
         ]
         for thread in threads:
             thread.start()
+        stopped: StoppedError | None = None
         try:
             self._compute_all()
             threads[1].join()
-        except StoppedError:
-            pass
+            if self.stop.is_set():
+                raise StoppedError
+        except StoppedError as error:
+            stopped = error
         finally:
             self.stop.set()
             for thread in threads:
@@ -162,6 +170,8 @@ class _Run:
             self.maps.close()
         if self.error is not None:
             raise self.error
+        if stopped is not None:
+            raise stopped
         self.inputs.check()
         return self.outcome
 
