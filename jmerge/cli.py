@@ -14,7 +14,7 @@ from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.names import did_you_mean
-from jmerge.process import finish, prepare
+from jmerge.process import leave, prepare
 from jmerge.version import VERSION
 
 USAGE = """\
@@ -171,9 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> None:
     """The console script."""
     prepare()
-    code = main()
-    finish()
-    sys.exit(code)
+    leave(main())
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:

@@ -158,7 +158,7 @@ class Hosts:
         with self._news:
             if self._failure or self._over.is_set():
                 return
-            self._failure = f"host {number} of 0 to {self.count - 1} {why}"
+            self._failure = f"host {number} (of 0-{self.count - 1}) {why}"
             for event in self._alarms:
                 event.set()
             self._news.notify_all()
@@ -183,8 +183,9 @@ class Hosts:
         again = "; start all hosts again with the same command to go on"
         why = f"died or lost its connection{again}"
         try:
-            for line in link.stream:
-                self._receive(number, json.loads(line))
+            with link.stream as lines:
+                for line in lines:
+                    self._receive(number, json.loads(line))
         except TimeoutError:
             why = f"gave no sign of life for {SILENCE_SECONDS:.0f} seconds{again}"
         except (OSError, ValueError):  # ended in the middle of a line
@@ -269,7 +270,7 @@ def _reason(error: BaseException) -> str:
         return "was interrupted"
     if isinstance(error, JmergeError):
         return f"failed: {error.faults[0]}" if error.faults else "failed"
-    return f"failed: {error or type(error).__name__}"
+    return f"failed: {str(error) or type(error).__name__}"
 
 
 def agree(hosts: Hosts, facts: Mapping[str, Any]) -> None:

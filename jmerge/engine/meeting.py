@@ -22,6 +22,7 @@ from jax._src import distributed
 
 from jmerge.engine.hosts import Hosts
 from jmerge.errors import Fault, PlanError, RunError
+from jmerge.process import STUCK
 
 MEETING_SECONDS = 120.0  # for all hosts to come
 JAX_SECONDS = 60  # that JAX waits longer: at its own limit it ends the process
@@ -99,7 +100,7 @@ def _meet(
         except Exception as error:
             errors.append(error)
 
-    thread = threading.Thread(target=body, name="jmerge-meeting", daemon=True)
+    thread = threading.Thread(target=body, name=STUCK, daemon=True)
     thread.start()
     while thread.is_alive() and time.monotonic() < until:
         thread.join(0.1)
@@ -117,7 +118,9 @@ def _meet(
         message = "JAX finds no cluster here; give --coordinator HOST:PORT, --num_processes and --process_id"
         raise PlanError(Fault(message, "--distributed")) from error
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    raise RunError(f"--distributed: the hosts could not meet: {reason}") from error
+    raise RunError(
+        f"--distributed: the hosts could not meet ({reason}); is the coordinator's port free on process 0?"
+    ) from error
 
 
 def _through_jax(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Met:
