@@ -32,9 +32,8 @@ from jmerge.engine import hosts, meeting
 from jmerge.engine.schedule import make_schedule
 from jmerge.engine.together import Note
 
-wait, mark, patience, piece = json.loads(sys.argv[1])
+wait, mark, patience, piece, meeting.MEETING_SECONDS = json.loads(sys.argv[1])
 hosts.PULSE_SECONDS, hosts.SILENCE_SECONDS, hosts.GRACE_SECONDS = 0.2, patience, 3.0
-meeting.MEETING_SECONDS = 20.0
 jmerge.engine.memory.make_schedule = partial(make_schedule, piece=piece)
 
 def stop():
@@ -122,6 +121,7 @@ class Running:
         absent: Sequence[int] = (),
         patience: float = 20.0,
         piece: int = PIECE,
+        meeting: float = 30.0,
         folder: Path,
     ) -> None:
         with socket.socket() as free:
@@ -135,7 +135,7 @@ class Running:
         for n in range(count):
             if n in absent:
                 continue
-            test = json.dumps([(waits or {}).get(n), str(self.marks[n]), patience, piece])
+            test = json.dumps([(waits or {}).get(n), str(self.marks[n]), patience, piece, meeting])
             group = [
                 f"--coordinator=127.0.0.1:{port}",
                 f"--num_processes={count}",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from enginekit import contents
-from hostskit import RECIPES, Ended, Running, write_models
+from hostskit import RECIPES, SIZES, Ended, Running, write_models
 
 import jmerge
 from jmerge.ckpt.writer import JOURNAL
@@ -164,9 +164,9 @@ def test_ctrl_c_on_one_host(number: int, place: Place) -> None:
 
 
 def test_a_peer_that_never_comes(place: Place) -> None:
-    group = place.start("linear", "one", 2, absent=[1])
+    group = place.start("linear", "one", 2, absent=[1], meeting=3.0)
     assert_stopped(
-        group.end(), "2 hosts did not meet at 127.0.0.1:", "within 20 seconds", "--process_id"
+        group.end(), "2 hosts did not meet at 127.0.0.1:", "within 3 seconds", "--process_id"
     )
     assert [p.name for p in place.folder.iterdir()] == []
 
@@ -217,8 +217,6 @@ def test_a_folder_that_is_not_shared(place: Place) -> None:
 @pytest.mark.parametrize("shards", SHARDS)
 def test_nan_on_one_host(shards: str, tmp_path: Path) -> None:
     place = Place(write_models(tmp_path / "models"), tmp_path)
-    from hostskit import SIZES
-
     tensors = llama_tensors(1, **SIZES)
     tensors["model.norm.weight"][3] = np.nan
     write_checkpoint(place.models / "a", tensors)
