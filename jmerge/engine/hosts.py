@@ -102,14 +102,16 @@ class Hosts:
         return value
 
     def _take(self, number: int, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        inbox = self._links[number].inbox
+        link = self._links[number]
         while True:
             with self._news:
-                if not inbox:
+                if not link.inbox:
                     self.check()
+                    if link.over:
+                        raise PeerError(f"host {number} (of 0-{self.count - 1}) ended too early")
                     self._news.wait(0.2)
-                if inbox:
-                    return inbox.popleft()
+                if link.inbox:
+                    return link.inbox.popleft()
             meanwhile()
 
     # Progress
@@ -158,14 +160,14 @@ class Hosts:
         with self._news:
             if self._failure or self._over.is_set():
                 return
+            if self.first:
+                self._tell(number, why)  # before this host can take note and part from the others
             self._failure = f"host {number} (of 0-{self.count - 1}) {why}"
             for event in self._alarms:
                 event.set()
             self._news.notify_all()
         if self._give_up is not None:
             threading.Thread(target=self._watch, args=(self._give_up,), daemon=True).start()
-        if self.first:
-            self._tell(number, why)
 
     def _watch(self, give_up: Callable[[str], None]) -> None:
         if not self._over.wait(GRACE_SECONDS):
@@ -192,6 +194,9 @@ class Hosts:
             pass
         if not link.parted:
             self._fail(number, why)
+        with self._news:
+            link.over = True
+            self._news.notify_all()
 
     def _receive(self, number: int, message: dict[str, Any]) -> None:
         link = self._links[number]
@@ -244,6 +249,7 @@ class _Link:
         self.stream = connection.makefile("rb")
         self.inbox: deque[Any] = deque()
         self.parted = False  # its end was announced
+        self.over = False  # nothing more will come
         self._connection = connection
         self._lock = threading.Lock()
 

@@ -120,6 +120,40 @@ def test_a_dead_host_stops_all_others(dead: int, groups: Any) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_failure_is_passed_on_before_host_0_parts(
+    groups: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the thread is that passes it on, and however quick host 0 to stop."""
+    tell = Hosts._tell
+
+    def slowly(host: Hosts, *args: Any) -> None:
+        time.sleep(0.5)
+        tell(host, *args)
+
+    monkeypatch.setattr(Hosts, "_tell", slowly)
+    group = groups(3)
+    group.kill(2)
+
+    def work(host: Hosts) -> None:
+        if host.number != 2:
+            with host:
+                host.hear() if host.number else host.gather(None)
+
+    for error in together(group, work)[:2]:
+        assert "host 2 (of 0-2) died or lost its connection" in str(error)
+
+
+def test_who_parts_too_early_is_not_waited_for(groups: Any) -> None:
+    def work(host: Hosts) -> None:
+        with host:
+            if host.number:
+                host.hear()
+
+    errors = together(groups(3), work)
+    assert errors[0] is None
+    assert {str(error) for error in errors[1:]} == {"host 0 (of 0-2) ended too early"}
+
+
 def test_silence_is_death(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(module, "PULSE_SECONDS", 60)
