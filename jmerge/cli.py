@@ -185,7 +185,7 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
     try:
         return list(values(["jmerge", *arguments], known_only=False)[1:])
     except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1])
+        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
         raise PlanError(Fault(f"is not a flag{hint}", where=f"--{error.flagname}")) from error
     except flags.Error as error:
         raise PlanError(str(error).replace("\n", " ")) from error

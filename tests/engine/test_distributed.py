@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,17 @@ def test_a_peer_that_never_comes(place: Place) -> None:
         group.end(), "2 hosts did not meet at 127.0.0.1:", "within 3 seconds", "--process_id"
     )
     assert [p.name for p in place.folder.iterdir()] == []
+
+
+def test_without_a_cluster_jax_finds_none(place: Place) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jmerge", *place.words("linear", "one"), "--distributed"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "error: --distributed: JAX finds no cluster here; give --coordinator HOST:PORT, "
+    assert line in done.stderr and "Traceback" not in done.stderr
 
 
 # Mistakes and failures of one host
