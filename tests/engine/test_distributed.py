@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,17 @@ def test_ctrl_c_on_one_host(number: int, place: Place) -> None:
     assert ended.pop(number).code == 130
     assert_stopped(ended, f"error: host {number} (of 0-1) was interrupted")
     assert place.made("linear", "one", 2) == want
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_waiting_for_the_others(place: Place) -> None:
+    group = place.start("linear", "one", 2, absent=[1])
+    time.sleep(4)
+    group.processes[0].send_signal(signal.SIGINT)
+    group.since = time.monotonic()
+    ended = group.end()[0]
+    assert ended.code == 130 and ended.seconds < 5
+    assert ended.errors.startswith("interrupted")
 
 
 def test_a_peer_that_never_comes(place: Place) -> None:
