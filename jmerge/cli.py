@@ -16,7 +16,7 @@ from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.names import did_you_mean
-from jmerge.process import finish, prepare
+from jmerge.process import leave, prepare
 from jmerge.version import VERSION
 
 USAGE = """\
@@ -24,6 +24,7 @@ jmerge merges language model checkpoints by a recipe.
 
   jmerge --config RECIPE.yml --out FOLDER    merge
   jmerge RECIPE.yml FOLDER                   the same
+  jmerge --distributed RECIPE.yml FOLDER     the same on every host of a group, which share the work
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
   jmerge inspect MODEL [--json]              show what a checkpoint is made of
   jmerge methods [NAME]                      say what the merge methods do and take
@@ -131,6 +132,21 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "profile", None, "A file to make: what every thread did when, for ui.perfetto.dev.", **add
     )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Share the merge with the same command on other hosts; JAX finds them on TPU VMs, Slurm, Open MPI.",
+        **add,
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "--distributed elsewhere: HOST:PORT of process 0.", **add
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "--distributed elsewhere: how many processes.", **add
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
+    )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
     flags.DEFINE_bool("json", False, "plan, inspect: print JSON.", **add)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
@@ -166,9 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> None:
     """The console script."""
     prepare()
-    code = main()
-    finish()
-    sys.exit(code)
+    leave(main())
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -182,7 +196,7 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
     try:
         return list(values(["jmerge", *arguments], known_only=False)[1:])
     except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1])
+        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
         raise PlanError(Fault(f"is not a flag{hint}", where=f"--{error.flagname}")) from error
     except flags.Error as error:
         raise PlanError(str(error).replace("\n", " ")) from error
@@ -250,11 +264,13 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.summary import summary
 
     def announce(plan: Any) -> None:
-        if not values.quiet:
+        if not quiet:
             warn(plan)
 
+    hosts = _meet(values)
+    quiet = values.quiet or not hosts.first
     profile = None if values.profile is None else Profile(values.profile, out)
-    with Progress(quiet=values.quiet) as progress, profile or contextlib.nullcontext():
+    with hosts, Progress(quiet=quiet) as progress, profile or contextlib.nullcontext():
         called = time.perf_counter()
         merged = merge(
             config,
@@ -268,8 +284,9 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             listeners=(progress,),
             on_plan=announce,
             on_span=profile,
+            hosts=hosts,
         )
-    if values.quiet:
+    if quiet:
         return 0
     if merged.up_to_date:
         untold = "" if profile is None else f"; nothing was done that {profile.path} could tell"
@@ -288,6 +305,28 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     if merged.timings is not None:
         print(summary(merged.timings.begun_earlier(called - began)))
     return 0
+
+
+def _meet(values: flags.FlagValues) -> Any:
+    """The hosts that share the merge."""
+    given = [
+        n for n in ("coordinator", "num_processes", "process_id") if values[n].value is not None
+    ]
+    if given and not values.distributed:
+        raise PlanError(Fault("does nothing without --distributed", where=f"--{given[0]}"))
+    if not values.distributed:
+        from jmerge.engine.hosts import Hosts
+
+        return Hosts()
+    from jmerge.engine.meeting import meet
+
+    return meet(values.coordinator, values.num_processes, values.process_id, _give_up)
+
+
+def _give_up(reason: str) -> None:
+    """End the process, of which some call does not return."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(RunError.exit_code)
 
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:

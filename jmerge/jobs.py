@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import jaxlib.version
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
+from jmerge.ckpt.guest import GuestFolder
+from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
@@ -25,9 +28,11 @@ from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
-from jmerge.engine.events import Event, Listener, Wrote
+from jmerge.engine.events import Listener
+from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
-from jmerge.engine.run import Outcome
+from jmerge.engine.run import Outcome, StoppedError
+from jmerge.engine.together import Note, Share, put_together
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
@@ -92,6 +97,7 @@ def merge(
     listeners: Sequence[Listener] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_span: Callable[[Span], None] | None = None,
+    hosts: Hosts | None = None,
 ) -> Merged:
     """Carry out the recipe file `recipe` and publish the merged checkpoint as the folder `out`.
 
@@ -110,12 +116,15 @@ def merge(
       listeners: called with every event of the run.
       on_plan: called with the plan before any weight is read.
       on_span: called with what every thread of the run did and waited for, by that thread; it must not raise.
+      hosts: the processes that share the work, see `jmerge.engine.meeting.meet`, each of which makes the same call; all
+        return once host 0 has published the folder. None: this one alone.
 
     Raises:
       RecipeError, CheckpointError, PlanError, NonFiniteError: the user's mistake; nothing is left behind.
-      RunError: the machine's; the same command can be run again.
+      RunError: the machine's, or another host failed; the same command can be run again.
     """
     tracer = Tracer(on_span)
+    hosts = hosts or Hosts()
     budget = None if memory is None else parse_size(memory, "--memory")
     platforms = choose_devices(devices)
     plan = plan_recipe(recipe, seed=seed)
@@ -125,50 +134,81 @@ def merge(
         for output, specs in plan.checkpoints.items()
         for file in plan_files(specs, most, output)
     )
-    identity = {
+    versions = {
         "jmerge": VERSION,
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
-        "plan": _identity(plan, files),
     }
+    identity = {**versions, "plan": _identity(plan, files)}
     stamps = _stamps(plan)
     on_plan(plan)
     place = Path(out)
     _check_place(plan, place)
+    facts = {
+        **versions,
+        PLATFORM: _platform(platforms[0][0]),
+        "--seed": seed,
+        "--shard_size": most,
+        "--memory": budget,
+        "--overwrite": overwrite,
+        "--allow_nonfinite": allow_nonfinite,
+        RECIPE: _sha256(plan.recipe),
+        # not their times, which copies on the hosts' own disks do not share
+        INPUTS: {name: stamp[:2] for name, stamp in stamps.items()},
+        "plan": identity["plan"],  # last, as it differs whenever something else does
+    }
+    agree(hosts, facts)
     for chosen in platforms:
         run_facts = {
-            RECIPE: hashlib.sha256(f"{plan.recipe}\0{seed}\0{most}".encode()).hexdigest(),
+            RECIPE: _sha256(f"{plan.recipe}\0{seed}\0{most}"),
             INPUTS: stamps,
             PLATFORM: _platform(chosen[0]),
         }
         folder = OutputFolder(place, identity, overwrite, run_facts, tracer)
-        if folder.finished():
+        if hosts.hear(hosts.first and folder.finished()):
             return Merged(
                 folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None
             )
         fit(plan, budget, len(chosen))  # refuses before anything is made
+        guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
         try:
-            with folder:
-                blocks = folder.create(files)
-                outcome, kept = run_within_memory(
-                    plan,
-                    folder,
-                    chosen,
-                    budget=budget,
-                    blocks=blocks,
-                    resumed=folder.resumed,
-                    listeners=(_note_in(folder), *listeners),
-                    allow_nonfinite=allow_nonfinite,
-                    scratch=folder.work,
-                    tracer=tracer,
-                )
+            with guest or folder, hosts.telling():
+                found = folder.create(files) if hosts.first else []
+                blocks = [Block(*each) for each in hosts.hear(found)]
+                share = Share(files, hosts, folder, guest)
+                note = Note(guest or folder, hosts, listeners)
+                try:
+                    written, kept = run_within_memory(
+                        plan,
+                        guest or folder,
+                        chosen,
+                        budget=budget,
+                        blocks=blocks,
+                        resumed=folder.resumed,
+                        share=share,
+                        listeners=(note, *listeners),
+                        allow_nonfinite=allow_nonfinite,
+                        scratch=folder.work,
+                        tracer=tracer,
+                        alarm=hosts.alarm,
+                    )
+                except (StoppedError, CancelledError):
+                    hosts.check()
+                    raise
+                _check_stamps(stamps)
                 with tracer.span("publish"):
-                    _write_companions(folder, plan, files, outcome, identity)
-                    _check_stamps(stamps)
-                    folder.publish()
+                    if guest is not None:
+                        guest.finish()
+                    made = hosts.gather(share.part_of(written), note.tell_of_others)
+                    if hosts.first:
+                        outcome = put_together(plan.outputs, made, written)
+                        _write_companions(folder, plan, files, outcome, identity)
+                        hosts.check()
+                        folder.publish()
+                    hosts.hear()
             break
         except DeviceMemoryError:
-            if chosen is platforms[-1]:
+            if chosen is platforms[-1] or hosts.count > 1:
                 raise
             shutil.rmtree(folder.work)  # another platform rounds otherwise
     return Merged(
@@ -213,19 +253,11 @@ def _where_else(recipe: Recipe, path: Path) -> str:
 
 def _identity(plan: Plan, files: tuple[OutFile, ...]) -> str:
     """What makes two outputs the same: the plan, and how it is cut into files."""
-    return hashlib.sha256(
-        (plan.sha256() + "".join(file.name + str(file.size) for file in files)).encode()
-    ).hexdigest()
+    return _sha256(plan.sha256() + "".join(file.name + str(file.size) for file in files))
 
 
-def _note_in(folder: OutputFolder) -> Listener:
-    """A listener that puts what is written in the folder's journal."""
-
-    def note(event: Event) -> None:
-        if isinstance(event, Wrote):
-            folder.note(event.block)
-
-    return note
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _platform(device: jax.Device) -> str:

@@ -169,6 +169,8 @@ def test_allow_nonfinite(place: Path) -> None:
         (["x.yml", "out", "--overwrit"], ["--overwrit", "did you mean 'overwrite'"]),
         (["x.yml", "out", "--shardsize=3"], ["--shardsize", "did you mean 'shard_size'"]),
         (["x.yml", "out", "--zzzzz"], ["--zzzzz: is not a flag"]),
+        (["x.yml", "out", "--process_id=0"], ["--process_id: does nothing without --distributed"]),
+        (["x.yml", "out", "--distributed", "--num_processes=0"], ["--num_processes", "found 0"]),
         (["x.yml", "out", "--seed", "one"], ["seed", "one"]),
         (["x.yml", "out", "--seed"], ["seed"]),
         (["x.yml", "out", "--quiet=maybe"], ["quiet", "maybe"]),

@@ -42,9 +42,21 @@ class Journal:
         lines = [json.dumps(header, sort_keys=True), *map(_line, blocks)]
         begun.write_bytes("".join(f"{line}\n" for line in lines).encode())
         os.replace(begun, path)
+        self._open(path, len(lines[0].encode()) + 1)
+
+    @classmethod
+    def join(cls, path: Path, header: Mapping[str, Any]) -> Journal | None:
+        """The journal that another process began at `path` with this header; None when there is none."""
+        if read_journal(path)[0] != header:
+            return None
+        journal = cls.__new__(cls)
+        journal._open(path, path.stat().st_size)
+        return journal
+
+    def _open(self, path: Path, header_bytes: int) -> None:
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags)
-        self._header_bytes = len(lines[0].encode()) + 1
+        self._header_bytes = header_bytes
 
     def add(self, block: Block) -> None:
         """Say that a block was written."""

@@ -7,26 +7,26 @@ it wrote is replaced only on request and only when nothing else has been put in 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from jmerge.ckpt.disk import allocate, allocated, environment_errors, read_at, sync_path, write_at
-from jmerge.ckpt.flush import Flusher
+from jmerge.ckpt.disk import allocated, environment_errors, sync_path
+from jmerge.ckpt.guest import journal_of, journals_of_guests
 from jmerge.ckpt.journal import Block, Journal, ledger_blocks, read_journal, verified
 from jmerge.ckpt.leftover import refusal
 from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
+from jmerge.ckpt.written import Written
 from jmerge.errors import PlanError, RunError
 from jmerge.tracer import Tracer
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
-READ_BYTES = 1 << 22  # at a time, when written blocks are read back
 BEGUN = JOURNAL + ".new"  # a journal that is not in its place yet
 
 
@@ -63,11 +63,7 @@ class OutputFolder:
         self._header = {**identity, **(run or {})}  # of the journal
         self.overwrite = overwrite
         self._tracer = tracer or Tracer()
-        # tensor -> (descriptor, byte of its start, byte of its file's end)
-        self._places: dict[str, tuple[int, int, int]] = {}
-        self._descriptors: list[int] = []
-        self._flusher: Flusher | None = None
-        self._journal: Journal | None = None
+        self._written: Written | None = None  # once the folder is entered
         self._claimed: list[Block] = []  # what the journal of an interrupted run says
         self._lock = Lock(self.out)
         self.resumed = False  # the work folder of an interrupted run of the same plan was there
@@ -132,7 +128,8 @@ class OutputFolder:
                 shutil.rmtree(self.work)
             self.work.mkdir(exist_ok=True)
             # anew, so that no line follows a torn one
-            self._journal = Journal(self.work / JOURNAL, self._header, self._claimed)
+            journal = Journal(self.work / JOURNAL, self._header, self._claimed)
+            self._written = Written(self.work, journal, self._tracer)
 
     def _take_over(self) -> bool:
         """Whether the work folder that is there can be resumed; not, when it is to be deleted.
@@ -160,7 +157,10 @@ class OutputFolder:
         if not self.work.is_dir():
             return None, []
         if (self.work / JOURNAL).is_file():
-            return read_journal(self.work / JOURNAL)
+            header, blocks = read_journal(self.work / JOURNAL)
+            for path in journals_of_guests(self.work):
+                blocks += read_journal(path)[1]
+            return header, blocks
         ledger = read_ledger(self.work)
         if ledger is not None:
             return {key: ledger.get(key) for key in self.identity}, ledger_blocks(ledger)
@@ -185,19 +185,30 @@ class OutputFolder:
                 f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free some, or choose "
                 "another --out"
             )
-        self._flusher = Flusher(self._tracer)
+        assert self._written is not None
         with environment_errors(self.work):
             for file in files:
-                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-                descriptor = os.open(self._place_for(file.name), flags, 0o644)
-                self._descriptors.append(descriptor)
-                if os.fstat(descriptor).st_size > file.size:
-                    os.ftruncate(descriptor, file.size)
-                allocate(descriptor, file.size)
-                write_at(descriptor, memoryview(file.header), 0)
-                for tensor, start in file.starts.items():
-                    self._places[tensor] = (descriptor, start, file.size)
-            return verified(self._claimed, self._read)
+                self._written.make(self._place_for(file.name), file)
+            return verified(self._claimed, self._written.read)
+
+    def admit(self, hosts: int, shared: Collection[OutFile]) -> str:
+        """Make ready for `hosts` processes to write in the files, `shared` being those that more than one does.
+
+        Returns:
+          A word that is in the journal of each, by which the others know that they see this folder.
+        """
+        assert self._written is not None
+        word = secrets.token_hex(8)
+        with environment_errors(self.work):
+            for number in range(1, hosts):
+                header = {"plan": self.identity["plan"], "word": word}
+                Journal(self.work / journal_of(number), header).close()
+            for file in shared:
+                self._written.open(self.work / file.name, file, shared=True)
+            if hosts > 1:  # headers first: another host may write to the page that a header ends on
+                self._written.sync()
+                sync_path(self.work)
+        return word
 
     def _clear(self, keep: set[str]) -> None:
         """Delete what an interrupted run left beside its weights: these are small, and written again."""
@@ -205,40 +216,15 @@ class OutputFolder:
             if name not in keep and name != JOURNAL:
                 (self.work / name).unlink()
 
-    def _read(self, tensor: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes [start, stop) of a tensor as they are in its file."""
-        descriptor, first, end = self._places.get(tensor, (-1, 0, 0))
-        if not 0 <= start <= stop <= end - first:
-            return
-        position = first + start
-        while data := read_at(descriptor, min(READ_BYTES, first + stop - position), position):
-            yield data
-            position += len(data)
-
     def write(self, tensor: str, start: int, data: memoryview) -> None:
         """Put `data` at byte `start` of a tensor."""
-        descriptor, first, _ = self._places[tensor]
-        with environment_errors(self.work):
-            write_at(descriptor, data, first + start)
-            if self._flusher is not None:
-                with self._doubting():
-                    self._flusher.wrote(descriptor, len(data))
+        assert self._written is not None
+        self._written.write(tensor, start, data)
 
     def note(self, block: Block) -> None:
         """Put a block that was written in the journal."""
-        assert self._journal is not None
-        with environment_errors(self.work):
-            self._journal.add(block)
-
-    @contextlib.contextmanager
-    def _doubting(self) -> Iterator[None]:
-        """When the disk refuses what was written, no block is believed: it may still be read, but from memory."""
-        try:
-            yield
-        except OSError:
-            if self._journal is not None:
-                self._journal.forget()
-            raise
+        assert self._written is not None
+        self._written.note(block)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -259,8 +245,14 @@ class OutputFolder:
     def sizes(self) -> dict[str, int]:
         """Bytes of every file so far, by name, the journal left out."""
         return {
-            name: (self.work / name).stat().st_size for name in _files(self.work) if name != JOURNAL
+            name: (self.work / name).stat().st_size
+            for name in _files(self.work)
+            if name not in self._journals()
         }
+
+    def _journals(self) -> list[str]:
+        """The names of all journals, that of this process first."""
+        return [JOURNAL, *(path.name for path in journals_of_guests(self.work))]
 
     def publish(self) -> None:
         """Bring everything to the disk and put the folder in its place.
@@ -269,12 +261,15 @@ class OutputFolder:
           RunError: the place is no longer as it was when the merge began; what is there stays.
         """
         with environment_errors(self.work):
-            self._close(sync=True)
-            with self._doubting():
+            assert self._written is not None
+            self._written.sync()
+            self._written.close()
+            with self._written.doubting():
                 for path in self.work.rglob("*"):
                     sync_path(path)
-            self._close_journal()
-            (self.work / JOURNAL).unlink()
+            self._written.close_journal()
+            for name in self._journals():
+                (self.work / name).unlink()
             sync_path(self.work)
             self._swap()
             sync_path(self.out.parent)
@@ -295,32 +290,12 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        self._close(sync=False)
-        self._close_journal()
+        if self._written is not None:
+            self._written.close()
+            self._written.close_journal()
         if self.work.exists() and not isinstance(error, RunError | KeyboardInterrupt):
             shutil.rmtree(self.work, ignore_errors=True)
         self._lock.release()
-
-    def _close(self, *, sync: bool) -> None:
-        flusher, self._flusher = self._flusher, None
-        if flusher is not None:
-            flusher.stop()
-        try:
-            if sync:
-                with self._doubting():
-                    for descriptor in self._descriptors:
-                        os.fsync(descriptor)
-                    if flusher is not None:
-                        flusher.check()
-        finally:
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-            self._descriptors.clear()
-
-    def _close_journal(self) -> None:
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close()
 
 
 def _is_vacant(folder: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,8 +13,8 @@ from jmerge.engine.devices import DeviceMemoryError
 from jmerge.engine.events import Event, Listener, Resumed, Wrote
 from jmerge.engine.memory import fit, need_of
 from jmerge.engine.resume import left_to_do
-from jmerge.engine.run import Outcome, Sink, run
-from jmerge.engine.schedule import LENGTHS
+from jmerge.engine.run import Sink, run
+from jmerge.engine.schedule import LENGTHS, Schedule
 from jmerge.errors import RunError
 from jmerge.plan.steps import Plan
 from jmerge.tracer import Tracer
@@ -27,14 +28,20 @@ def run_within_memory(
     budget: int | None,
     blocks: Sequence[Block] = (),
     resumed: bool = False,
+    share: Callable[[Schedule], Schedule] = lambda schedule: schedule,
     listeners: Sequence[Listener] = (),
     allow_nonfinite: bool = False,
     scratch: Path | None = None,
     tracer: Tracer | None = None,
-) -> tuple[Outcome, int]:
-    """Make what is not among `blocks`, which are written already; also gives how many bytes of them were kept.
+    alarm: Callable[[], threading.Event] = threading.Event,
+) -> tuple[list[Block], int]:
+    """Make what is not among `blocks`, which are written already.
 
-    resumed: an interrupted run is gone on with, so listeners are told what is kept of it. The rest as for `run`.
+    resumed: an interrupted run is gone on with, so listeners are told what is kept of it; share: the part of what is
+    left that this process makes; alarm: gives what stops a run when it is set. The rest as for `run`.
+
+    Returns:
+      The blocks that are written now, those kept among them, and how many bytes were kept.
 
     Raises what `run` and `memory.fit` do, and:
       DeviceMemoryError: the shortest pieces do not fit a device.
@@ -53,12 +60,14 @@ def run_within_memory(
             for listener in listeners if resumed else ():
                 listener(Resumed(found, plan.write_bytes - found))
 
+        rest = share(rest)
+
         def note(event: Event, written: list[Block] = written) -> None:
             if isinstance(event, Wrote):
                 written.append(event.block)
 
         try:
-            outcome = run(
+            run(
                 plan,
                 rest,
                 sink,
@@ -68,13 +77,14 @@ def run_within_memory(
                 scratch=scratch,
                 devices=devices,
                 tracer=tracer,
+                stop=alarm(),
             )
         except DeviceMemoryError as error:
             failure = error
         except MemoryError as error:
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
         else:
-            return outcome, found
+            return written, found
     needed = need_of(schedule).total // 10**6
     here = devices[0].platform
     other = "" if here == "cpu" else f", or let another platform go on: --devices {here},cpu"

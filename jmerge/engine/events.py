@@ -38,6 +38,12 @@ class Wrote(NamedTuple):
         return self.block.nbytes
 
 
+class WroteElsewhere(NamedTuple):
+    """Other hosts wrote so much more of the output."""
+
+    nbytes: int
+
+
 class Finished(NamedTuple):
     """A tensor is complete."""
 
@@ -45,5 +51,5 @@ class Finished(NamedTuple):
     crc32: int
 
 
-Event = Started | Resumed | Wrote | Finished
+Event = Started | Resumed | Wrote | WroteElsewhere | Finished
 Listener = Callable[[Event], None]

@@ -57,7 +57,7 @@ class Made(NamedTuple):
 
 
 class StoppedError(Exception):
-    """Another thread failed; its error is the one to report."""
+    """Another thread failed, or another host; its error is the one to report."""
 
 
 class Channel:
@@ -93,25 +93,27 @@ def run(
     scratch: Path | None = None,
     devices: Sequence[jax.Device] = (),
     tracer: Tracer | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Make every tensor of `plan` in the order of `schedule` and hand its bytes to `sink`.
 
     kept: by tensor, the blocks that are written already and that `schedule` leaves out, see `resume.left_to_do`;
     scratch: where a temporary file keeps what methods read of remote models more than once, by default where the
     system keeps such files; devices: which share the work, by default the one that JAX prefers; tracer: adds up where
-    the time goes, and tells spans.
+    the time goes, and tells spans; stop: when it is set, the run ends at once; set at the end of every run.
 
     Raises:
+      StoppedError: `stop` was set.
       NonFiniteError: an input holds NaN or infinity, or a result does not fit its dtype, unless allowed.
       CheckpointError: an input cannot be read, or a remote one was changed.
       RunError: a remote input could not be fetched.
       DeviceMemoryError: a piece does not fit a device; shorter ones may.
     """
     chosen = tuple(devices or jax.local_devices()[:1])
-    told, blocks, tracer = tuple(listeners), kept or {}, tracer or Tracer()
+    parts = tuple(listeners), allow_nonfinite, kept or {}, scratch
     with device_memory_errors():
         return _Run(
-            plan, schedule, sink, told, allow_nonfinite, blocks, scratch, chosen, tracer
+            plan, schedule, sink, *parts, chosen, tracer or Tracer(), stop or threading.Event()
         ).run()
 
 
@@ -127,6 +129,7 @@ class _Run:
         scratch: Path | None,
         devices: Sequence[jax.Device],
         tracer: Tracer,
+        stop: threading.Event,
     ) -> None:
         self.devices = devices
         self.plan = plan
@@ -137,7 +140,7 @@ class _Run:
         self.tracer = tracer
         self.maps = Maps()
         self.slots: list[Slot] = []
-        self.stop = threading.Event()
+        self.stop = stop
         self.inputs = Inputs(plan, schedule, scratch, self.stop)
         self.free = Channel(schedule.slots, self.stop)
         self.loaded = Channel(schedule.slots, self.stop)
@@ -162,11 +165,14 @@ class _Run:
         ]
         for thread in threads:
             thread.start()
+        stopped: StoppedError | None = None
         try:
             self._compute_all()
             threads[1].join()
-        except StoppedError:
-            pass
+            if self.stop.is_set():
+                raise StoppedError
+        except StoppedError as error:
+            stopped = error
         finally:
             self.stop.set()
             for thread in threads:
@@ -177,6 +183,8 @@ class _Run:
             self.maps.close()
         if self.error is not None:
             raise self.error
+        if stopped is not None:
+            raise stopped
         self.inputs.check()
         return self.outcome
 

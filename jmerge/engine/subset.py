@@ -39,14 +39,15 @@ def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedul
 
 def _left(schedule: Schedule, makes: Mapping[str, Sequence[int]]) -> Iterator[Turn]:
     """The turns that are left when only these pieces are made."""
-    groups = {work.step.group for work in schedule.work if makes[work.step.name]}
+    # of a part of a schedule, some steps are there for the statistics of their group alone
+    groups = {work.step.group for work in schedule.work if makes.get(work.step.name)}
     surveyed = {turn.work.step.name for turn in schedule.turns if turn.what.scope == "model"}
     for turn in schedule.turns:
         step = turn.work.step
         if _combines(turn):
             if makes[step.name]:
                 yield turn._replace(pieces=tuple(makes[step.name]))
-        elif makes[step.name]:
+        elif makes.get(step.name):
             yield turn
         elif step.group in groups and step.name in surveyed:
             if turn.what.statistic <= last_of_group(turn.work):

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from jmerge.engine.events import Event, Resumed, Started, Wrote
+from jmerge.engine.events import Event, Resumed, Started, Wrote, WroteElsewhere
 from jmerge.report.show import size
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -45,7 +45,7 @@ class Progress:
             self.began = self.spoke = time.monotonic()
             if sys.stderr.isatty():
                 self._start_bar()
-        elif isinstance(event, Wrote):
+        elif isinstance(event, Wrote | WroteElsewhere):
             self.done += event.nbytes
             if self.bar is not None:
                 self.bar.update(self.task, completed=self.done)

@@ -153,3 +153,20 @@ def test_a_part_of_a_part(tmp_path: Path) -> None:
     name = max(schedule.work, key=lambda work: len(work.pieces)).step.name
     part = subset(subset(schedule, {name: [0, 2, 3]}), {name: [1, 2, 3], "other": [0]})
     assert turns(part, "combine") == {name: [[2, 3]]}
+
+
+@pytest.mark.parametrize("method", OF_WHOLE_MODELS)
+def test_a_part_of_a_part_with_statistics_of_whole_models(method: str, tmp_path: Path) -> None:
+    """Steps that are there for their group's statistics alone stay for them, and only for them."""
+    plan = plan_for(tmp_path, method)
+    schedule = make_schedule(plan, piece=PIECE)
+    names = [work.step.name for work in schedule.work]
+    part = subset(schedule, {names[3]: [0], names[5]: [0]})
+    again = subset(part, {names[5]: [0]})
+    assert again == subset(schedule, {names[5]: [0]})
+    assert subset(part, {}).turns == ()
+    whole, sink = Memory(plan), Memory(plan)
+    within(lambda: run(plan, schedule, whole))
+    within(lambda: run(plan, again, sink))
+    start, stop = (4 * each for each in schedule.work[5].pieces[0])
+    assert sink.data[names[5]][start:stop] == whole.data[names[5]][start:stop]
