@@ -22,7 +22,6 @@ PIECE = 4096
 # and wait for what the test does.
 PROGRAM = """
 import json, sys, time
-from functools import partial
 from pathlib import Path
 from jmerge.process import leave, prepare
 prepare()

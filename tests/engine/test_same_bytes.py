@@ -16,13 +16,14 @@ from jmerge.engine.schedule import LENGTHS
 from jmerge.methods import REGISTRY
 
 MERGE = """
-import hashlib, json, sys
+import hashlib, json, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[3])])
 from pathlib import Path
 import jmerge
 import jmerge.engine.attempts as attempts
 from jmerge.engine.schedule import make_schedule
 
-place, settings, recipes = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+place, settings, recipes = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[4:]
 if (piece := settings.pop("piece", None)) is not None:
     attempts.fit = lambda plan, budget, devices, longest: make_schedule(plan, piece, 1 << 12, devices)
 found = {}
@@ -41,12 +42,11 @@ def merged(place: Path, recipes: list[str], cores: int, seed: str, **settings: A
     """The hashes of all files that a fresh process makes."""
     place.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", MERGE, str(place), json.dumps(settings), *recipes],
+        [sys.executable, "-c", MERGE, str(place), json.dumps(settings), str(cores), *recipes],
         capture_output=True,
         text=True,
         timeout=1200,
         env=os.environ | {"PYTHONHASHSEED": seed},
-        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
