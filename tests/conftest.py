@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from goldens import CONFORMANCE
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What a run compiles, here and in commands, it compiles once: it goes into a folder of this run, which the workers of
@@ -29,10 +30,6 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-CONFORMANCE = Path(
-    os.environ.get("JMERGE_CONFORMANCE", Path(__file__).parent / "data" / "conformance")
-)
 
 
 @pytest.fixture(scope="session")

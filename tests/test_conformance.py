@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import CONFORMANCE
+from goldens import CONFORMANCE
 
 import jmerge
 from jmerge import cli

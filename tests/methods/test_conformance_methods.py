@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import references
 import yaml
-from conftest import CONFORMANCE
+from goldens import CONFORMANCE
 
 import jmerge
 from jmerge.methods import REGISTRY

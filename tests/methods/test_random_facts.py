@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFORMANCE
+from goldens import CONFORMANCE
 
 from jmerge.methods import REGISTRY
 from jmerge.methods.random import make_key
