@@ -95,14 +95,11 @@ def is_plain_copy(step: Step) -> bool:
     return step.method == COPY or find_method(step.method).copies(step.numbers)
 
 
-@cache
-def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
-    """The jitted program (windows, skips, arguments of the method by name) -> Piece."""
+def combine(key: KernelKey) -> Callable[..., Piece]:
+    """The function (pieces, arguments of the method by name) -> Piece."""
 
-    def combine(
-        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
-    ) -> Piece:
-        wide = _widen(key, _cut_out(windows, skips))
+    def make(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> Piece:
+        wide = _widen(key, pieces)
         result = _apply(key, wide, arguments)
         if key.method != COPY and not find_method(key.method).carries_nan:
             # so that a look at the result is enough: zero times what is not finite is NaN
@@ -110,14 +107,21 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
         values = result.astype(NUMPY[key.output])
         return Piece(values.reshape(-1), _nonfinite(values.astype(key.compute)))
 
-    return jax.jit(combine)
+    return make
+
+
+@cache
+def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
+    """The jitted program (windows, skips, arguments) -> Piece."""
+    make = combine(key)
+    return jax.jit(lambda windows, skips, arguments: make(_cut_out(windows, skips), arguments))
 
 
 @cache
 def sums_kernel(key: KernelKey, statistic: int) -> Callable[..., jax.Array]:
     """The jitted program (windows, skips, arguments) -> pairs [sums, blocks, 2] of the statistic's terms by block, or
     of rows that stay together [sums, rows] what the terms say of each."""
-    terms = _terms(key, statistic)
+    terms = terms_of(key, statistic)
 
     def add(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
         flat = [each.reshape(-1) for each in terms(pieces, arguments)]
@@ -142,7 +146,7 @@ def sums_kernel(key: KernelKey, statistic: int) -> Callable[..., jax.Array]:
 @cache
 def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
     """The jitted program (windows, skips, arguments) -> each of the statistic's terms: unsigned keys [elements]."""
-    terms = _terms(key, statistic)
+    terms = terms_of(key, statistic)
 
     def keys(
         windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
@@ -152,7 +156,7 @@ def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]
     return jax.jit(keys)
 
 
-def _terms(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
+def terms_of(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
     """(pieces, arguments) -> the terms of one of the method's statistics, in the shape of the pieces' view."""
     function = find_method(key.method).statistics[statistic].terms
     assert function is not None
@@ -167,13 +171,8 @@ def _terms(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]
 
 @cache
 def magnitude_kernel() -> Callable[..., jax.Array]:
-    """The jitted program (base, model, factor) -> bits of the magnitudes of the model's change [elements] times a
-    factor, in whose dtype it computes."""
-
-    def magnitude(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
-        return _change_bits(base, model, factor)
-
-    return jax.jit(magnitude)
+    """The jitted program (base, model, factor) -> `change_bits` [elements]."""
+    return jax.jit(change_bits)
 
 
 @cache
@@ -190,7 +189,7 @@ def bracket_kernel() -> Callable[..., list[jax.Array]]:
         high: jax.Array,
     ) -> list[jax.Array]:
         base, *models = _cut_out(windows, skips)
-        bits = [_change_bits(base, model, factors[i]) for i, model in enumerate(models)]
+        bits = [change_bits(base, model, factors[i]) for i, model in enumerate(models)]
         return [
             (each >= low[i]).astype(jnp.uint8) + (each > high[i]).astype(jnp.uint8)
             for i, each in enumerate(bits)
@@ -199,7 +198,8 @@ def bracket_kernel() -> Callable[..., list[jax.Array]]:
     return jax.jit(bracket)
 
 
-def _change_bits(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
+def change_bits(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
+    """Bits of the magnitudes of a model's changes times a factor, in whose dtype they are computed."""
     return magnitude_keys(factor * (model.astype(factor.dtype) - base.astype(factor.dtype)))
 
 

@@ -8,7 +8,6 @@ libraries and its programs are not.
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
-from jmerge.engine.compute import THREADS, Known, Task
+from jmerge.engine.compute import THREADS
 from jmerge.engine.kernel import (
     bracket_kernel,
     combine_kernel,
@@ -25,9 +24,11 @@ from jmerge.engine.kernel import (
     sums_kernel,
 )
 from jmerge.engine.radix import FEW
-from jmerge.engine.schedule import LENGTHS, Schedule, Work, make_schedule
+from jmerge.engine.schedule import LENGTHS, ROW, Pass, Schedule, Work, make_schedule
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
+from jmerge.engine.small import Small, change_rows, combine_rows, key_rows, sum_rows
 from jmerge.engine.store import REMOTE_BYTES
+from jmerge.engine.task import Known, Task
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.cuts import make_cut
 from jmerge.methods.ranks import AT_ONCE
@@ -74,7 +75,7 @@ def need_of(schedule: Schedule) -> Need:
         results=KEPT * (slots + 1) * max(map(_result_bytes, schedule.work), default=0),
         programs=KEPT
         * devices
-        * max((_program_bytes(work, programs) for work in schedule.work), default=0),
+        * max((_program_bytes(work, schedule.rows, programs) for work in schedule.work), default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
@@ -112,23 +113,24 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
         found.append((speed, schedule))
     if found:
         return max(found, key=lambda each: each[0])[1]
-    worst = max(least.work, key=lambda work: _own_bytes(work, least.slots))
+    worst = max(least.work, key=lambda work: _own_bytes(work, least))
     unit = "" if not worst.row else ", whose elements have to stay together"
     raise PlanError(
         Fault(
             f"{_size(budget)} do not do: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
-            f"{_size(_own_bytes(worst, least.slots))}; with everything else at least {_size(need_of(least).total)}",
+            f"{_size(_own_bytes(worst, least))}; with everything else at least {_size(need_of(least).total)}",
             where="--memory",
         )
     )
 
 
-def _own_bytes(work: Work, slots: int) -> int:
+def _own_bytes(work: Work, schedule: Schedule) -> int:
     """What one step alone needs."""
+    slots = schedule.slots
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
-    programs = _program_bytes(work, {})
+    programs = _program_bytes(work, schedule.rows, {})
     made = KEPT * ((slots + 1) * _result_bytes(work) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
@@ -147,24 +149,49 @@ def _held_bytes(schedule: Schedule) -> int:
     return most
 
 
-def _program_bytes(work: Work, known: dict[Any, int]) -> int:
+def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
     """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
     if is_plain_copy(work.step):
         return 0
     task = Task(work, Known(), jax.default_backend())
     kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
-    key = task.key, work.padded(0), kinds
+    key = task.key, work.padded(0), kinds, work.small
     if key not in known:
         with task.key.precision():
-            known[key] = PROGRAMS * _compile(task)
+            known[key] = PROGRAMS * (_compile_rows(work, rows) if work.small else _compile(task))
     return known[key]
+
+
+def _compile_rows(work: Work, rows: int) -> int:
+    """Bytes of the largest program that a small tensor goes through, with others."""
+    small = Small([work], rows, jax.default_backend())
+    task, key = small.tasks[0], small.key
+    task.cuts = dict
+    inputs = [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]
+    most = 0
+    for what in dict.fromkeys(work.passes):
+        if what.kind == "changes":
+            assert work.step.base is not None
+            base, *models = (
+                inputs[work.step.base],
+                *map(inputs.__getitem__, work.step.model_positions),
+            )
+            factors = np.ones((rows, len(models)), key.compute)
+            most = max(most, _bytes_of(change_rows(), base, models, factors))
+        elif what.kind == "combine":
+            most = max(most, _bytes_of(combine_rows(key), inputs, small.arguments(), result=True))
+        else:
+            program: Any = sum_rows if what.kind == "sums" else key_rows
+            program = program(key, what.statistic)
+            most = max(most, _bytes_of(program, inputs, small.arguments()))
+            given = jax.eval_shape(program, inputs, small.arguments())
+            _pretend(task, what, given.shape[1] if what.kind == "sums" else 0)
+    return most
 
 
 def _compile(task: Task) -> int:
     """Bytes of the largest program of a step, with what it gives back to the host but for results."""
-    settled: Future[dict[Any, tuple[int, int]]] = Future()
-    settled.set_result({})
-    task.cuts = settled  # so that there are cuts of the right shape
+    task.cuts = dict  # so that there are cuts of the right shape
     work, most = task.work, 0
     for what in dict.fromkeys(work.passes):
         inputs = _windows(work, what.inputs)
@@ -187,17 +214,23 @@ def _compile(task: Task) -> int:
         assert task.method is not None
         kernel = (sums_kernel if what.kind == "sums" else keys_kernel)(task.key, what.statistic)
         most = max(most, _bytes_of(kernel, *inputs, arguments))
-        statistic = task.method.statistics[what.statistic]
-        if what.kind == "sums":
-            sums = jax.eval_shape(kernel, *inputs, arguments).shape[0]
-            task.own.found[statistic.keyword] = np.zeros(sums, task.key.compute)
-        else:
-            assert statistic.counts is not None
-            found = {name: np.asarray(value) for name, value in task.found.items()}
-            counts = statistic.counts(work.step.numbers, work.place.size, found)
-            cuts = sum(map(len, counts))
-            task.own.found[statistic.keyword] = make_cut([0] * cuts, [0] * cuts, task.key.word)
+        given = jax.eval_shape(kernel, *inputs, arguments)
+        _pretend(task, what, given.shape[0] if what.kind == "sums" else 0)
     return most
+
+
+def _pretend(task: Task, what: Pass, sums: int) -> None:
+    """Give a step a statistic of the right shape; sums: how many there are."""
+    assert task.method is not None
+    statistic = task.method.statistics[what.statistic]
+    if what.kind == "sums":
+        task.own.found[statistic.keyword] = np.zeros(sums, task.key.compute)
+        return
+    assert statistic.counts is not None
+    found = {name: np.asarray(value) for name, value in task.found.items()}
+    counts = statistic.counts(task.work.step.numbers, task.work.place.size, found)
+    cuts = sum(map(len, counts))
+    task.own.found[statistic.keyword] = make_cut([0] * cuts, [0] * cuts, task.key.word)
 
 
 def _windows(work: Work, positions: Any) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,15 +18,16 @@ from zlib_ng import zlib_ng
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
+from jmerge.engine.bundles import bundled
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
-from jmerge.engine.schedule import Schedule, Work
+from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
-from jmerge.engine.slots import Loaded, Slot, View
+from jmerge.engine.slots import Batch, Loaded, Slot, View, batch_of
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
@@ -50,9 +51,9 @@ class Outcome(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A piece of a result, perhaps still being computed."""
+    """A piece of a result, or the results of small tensors, perhaps still being computed."""
 
-    loaded: Loaded
+    loaded: Loaded | Batch
     piece: Piece | None  # None for a plain copy: the result is in the slot
 
 
@@ -204,23 +205,33 @@ class _Run:
     # Reading
 
     def _read_all(self) -> None:
-        for turn in self.schedule.turns:
-            for number in turn.pieces:
-                with self.tracer.span("wait"):
-                    loaded = Loaded(turn, number, self.free.get())
-                    for item in loaded.results:  # which is no reading
-                        self._wait_for(item)
-                with self._reading(loaded):
-                    self._load(loaded)
-                self.loaded.put(loaded)
+        for turn in bundled(self.schedule):
+            if isinstance(turn, Turn):
+                self._read_turn(turn)
+                continue
+            batch = batch_of(turn, self._next(self.free))
+            with self._reading(batch):
+                for row in batch.rows:
+                    self._load(row)
+            self.loaded.put(batch)
         self.loaded.put(None)
+
+    def _read_turn(self, turn: Turn) -> None:
+        for number in turn.pieces:
+            with self.tracer.span("wait"):
+                loaded = Loaded(turn, number, self.free.get())
+                for item in loaded.results:  # which is no reading
+                    self._wait_for(item)
+            with self._reading(loaded):
+                self._load(loaded)
+            self.loaded.put(loaded)
 
     def _load_again(self, loaded: Loaded) -> None:
         """Load what a later pass reads too."""
         with self._reading(loaded):
             self._load(loaded, glance=True)
 
-    def _reading(self, loaded: Loaded) -> OpenSpan:
+    def _reading(self, loaded: Loaded | Batch) -> OpenSpan:
         return self.tracer.span("read", loaded.where, loaded.read_bytes)
 
     def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
@@ -229,8 +240,9 @@ class _Run:
             for position in loaded.turn.what.inputs:
                 loaded.slot.samples[position] = self._sample(loaded.work, position)
         start, stop = loaded.work.pieces[loaded.number]
-        length = loaded.work.padded(loaded.number)
-        whole = stop - start == length or is_plain_copy(loaded.work.step)
+        length = ROW if loaded.work.small else loaded.work.padded(loaded.number)
+        # only these can lie where they are: others go on with zeros, or with the next row
+        whole = stop - start == length and not loaded.work.small or is_plain_copy(loaded.work.step)
         for position in loaded.turn.what.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
@@ -273,7 +285,7 @@ class _Run:
         return self.values[item.step]
 
     def _make_slot(self) -> Slot:
-        self.slots.append(Slot(self.schedule.buffers))
+        self.slots.append(Slot.of_sizes(self.schedule.buffers))
         return self.slots[-1]
 
     def _empty(self, slot: Slot) -> None:
@@ -292,11 +304,15 @@ class _Run:
         )
         try:
             while (loaded := self._next(self.loaded)) is not None:
-                if is_plain_copy(loaded.work.step):
+                if isinstance(loaded, Loaded) and is_plain_copy(loaded.work.step):
                     self.made.put(Made(loaded, None))
                     continue
                 with self.tracer.span("compute", loaded.where, loaded.read_bytes):
-                    piece = computer.feed(loaded)
+                    piece = (
+                        computer.feed_small(loaded, self.schedule.rows)
+                        if isinstance(loaded, Batch)
+                        else computer.feed(loaded)
+                    )
                 if piece is not None:
                     self.made.put(Made(loaded, piece))
             self.made.put(None)
@@ -311,35 +327,52 @@ class _Run:
 
     def _write_all(self) -> None:
         while (made := self._next(self.made)) is not None:
-            loaded, step = made.loaded, made.loaded.work.step
-            start, stop = loaded.work.pieces[loaded.number]
-            bits = BITS[step.spec.dtype]
-            first, size = start * bits // 8, (stop - start) * bits // 8
-            if made.piece is None:
-                raw = loaded.raw(0)
-                suspicious = True
-            else:
-                with self.tracer.span("result", loaded.where, size):
-                    raw = np.asarray(made.piece.values).view(np.uint8)[:size]
-                    suspicious = bool(np.asarray(made.piece.bits).any())
-            with self.tracer.span("check", loaded.where, size):
-                if made.piece is None:
-                    self._compare(loaded)
-                nonfinite = self.tally.count(loaded, raw) if suspicious else 0
-                crc32 = zlib_ng.crc32(raw) if step.written else 0
-            if step.written:
-                with self.tracer.span("write", loaded.where, size):
-                    self.sink.write(step.name, first, memoryview(raw))
-                    block = Block(step.name, first, first + size, crc32, nonfinite)
-                    self.blocks.setdefault(step.name, []).append(block)
-                    self._tell(Wrote(block))
-            if step.name in self.held:
-                if start == 0:
-                    self.values[step.name] = np.empty(step.spec.nbytes, np.uint8)
-                self.values[step.name][first : first + size] = raw
-            self.free.put(loaded.slot)
-            if loaded.last:
-                self._finish(loaded.work)
+            for loaded, raw, suspicious in self._results(made):
+                self._write(loaded, raw, suspicious)
+                if loaded.last:
+                    self._finish(loaded.work)
+            self.free.put(made.loaded.slot)
+
+    def _results(self, made: Made) -> Iterator[tuple[Loaded, np.ndarray, bool]]:
+        """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
+        if isinstance(made.loaded, Batch):
+            assert made.piece is not None
+            with self.tracer.span("result", made.loaded.where):
+                values = np.asarray(made.piece.values)
+                hit = np.asarray(made.piece.bits)
+            for row, loaded in enumerate(made.loaded.rows):
+                result = values[row, : loaded.elements].view(np.uint8)
+                yield loaded, result, bool(hit[row].any())
+            return
+        loaded = made.loaded
+        if made.piece is None:
+            yield loaded, loaded.raw(0), True
+            return
+        size = loaded.elements * BITS[loaded.work.step.spec.dtype] // 8
+        with self.tracer.span("result", loaded.where, size):
+            raw = np.asarray(made.piece.values).view(np.uint8)[:size]
+            suspicious = bool(np.asarray(made.piece.bits).any())
+        yield loaded, raw, suspicious
+
+    def _write(self, loaded: Loaded, raw: np.ndarray, suspicious: bool) -> None:
+        step = loaded.work.step
+        start, _ = loaded.work.pieces[loaded.number]
+        first = start * BITS[step.spec.dtype] // 8
+        with self.tracer.span("check", loaded.where, raw.size):
+            if is_plain_copy(step):
+                self._compare(loaded)
+            nonfinite = self.tally.count(loaded, raw) if suspicious else 0
+            crc32 = zlib_ng.crc32(raw) if step.written else 0
+        if step.written:
+            with self.tracer.span("write", loaded.where, raw.size):
+                self.sink.write(step.name, first, raw.data)
+                block = Block(step.name, first, first + raw.size, crc32, nonfinite)
+                self.blocks.setdefault(step.name, []).append(block)
+                self._tell(Wrote(block))
+        if step.name in self.held:
+            if start == 0:
+                self.values[step.name] = np.empty(step.spec.nbytes, np.uint8)
+            self.values[step.name][first : first + raw.size] = raw
 
     def _finish(self, work: Work) -> None:
         step = work.step

@@ -23,6 +23,10 @@ PIECE = 1 << 20
 # smaller one where memory is short.
 LENGTHS = (PIECE >> 8, PIECE >> 5, PIECE >> 2, PIECE)
 assert all(length % BLOCK == 0 for length in LENGTHS)
+# Tensors of at most so many elements, such as norms, go through a kernel many at a time, each as a row.
+ROW = 1 << 14
+MOST_ROWS = 64
+assert ROW % BLOCK == 0
 
 Kind = Literal["changes", "sums", "cuts", "combine"]
 
@@ -63,6 +67,7 @@ class Work(NamedTuple):
     row: int  # elements that stay together, see `kernel.view_of`; 0: no two have to
     place: Place  # in its group
     candidates: int  # most changes of a model that the search for a cut holds
+    small: bool  # it is made together with others, see `bundles`
 
     @property
     def whole_rows(self) -> bool:
@@ -107,6 +112,11 @@ class Schedule(NamedTuple):
         return 2 + 2 * self.devices
 
     @property
+    def rows(self) -> int:
+        """Small tensors that are made at once."""
+        return rows_of(self.piece)
+
+    @property
     def held(self) -> frozenset[str]:
         """The steps whose results others need, which are kept in memory meanwhile."""
         return frozenset(name for work in self.work for name in work.frees)
@@ -133,18 +143,23 @@ def make_schedule(
     frees = freed_after(order)
     work = []
     places = _places(plan)
+    remote = any(is_remote(model.path) for model in plan.models)
+    # what is fetched is fetched in the order of the files
+    rows = 0 if remote else rows_of(piece)
     for step in order:
         view = view_of(step)
         row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
         place = places.get(step.name) or Place(0, 0, step.spec.size)
-        work.append(Work(step, pieces, _passes(step), frees[step.name], row, place, candidates))
+        small = rows > 1 and view == (-1,) and _is_small(step)
+        work.append(
+            Work(step, pieces, _passes(step), frees[step.name], row, place, candidates, small)
+        )
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
-    longest = max((each.padded(0) for each in work), default=0)
+    longest = max((rows * ROW if each.small else each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    remote = any(is_remote(model.path) for model in plan.models)
     return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices)
 
 
@@ -222,6 +237,17 @@ def _survey(members: list[Work]) -> Iterator[Turn]:
                     what = own[number]
                     closes = what.scope == "tensor" or work is members[-1]
                     yield Turn.whole(work, what, closes)
+
+
+def rows_of(piece: int) -> int:
+    """How many small tensors have room in the memory for a piece of this length."""
+    return min(piece // ROW, MOST_ROWS)
+
+
+def _is_small(step: Step) -> bool:
+    """Whether a step can be made with others of its kind: its tensors are short and it depends on no other step."""
+    alone = not step.group and not any(isinstance(item, Result) for item in step.inputs)
+    return alone and 0 < step.spec.size <= ROW and not is_plain_copy(step)
 
 
 def padded_length(elements: int) -> int:

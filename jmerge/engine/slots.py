@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import Turn, Work
+from jmerge.engine.schedule import ROW, Turn, Work
 from jmerge.plan.steps import Read, Result
 from jmerge.tracer import Where
 
@@ -25,11 +26,16 @@ class View(NamedTuple):
 class Slot:
     """Read buffers for one piece of every input, and what is in them or stands for them."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.buffers = [aligned_buffer(size) for size in sizes]
+    def __init__(self, buffers: Sequence[np.ndarray]) -> None:
+        self.buffers = buffers  # bytes, aligned
         self.views: dict[int, View] = {}  # by position of the input
         # values of the inputs whose changes are selected, [runs, elements], with the first piece
         self.samples: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def of_sizes(cls, sizes: Sequence[int]) -> Slot:
+        """One with new buffers."""
+        return cls([aligned_buffer(size) for size in sizes])
 
 
 class Loaded(NamedTuple):
@@ -102,3 +108,41 @@ class Loaded(NamedTuple):
             arrays.append(around[:size].view(dtype))
             skips.append(skip // dtype.itemsize)
         return arrays, np.asarray(skips, np.int32)
+
+
+class Batch(NamedTuple):
+    """Small tensors in memory, each a row of the buffers."""
+
+    slot: Slot
+    rows: tuple[Loaded, ...]  # whose slots lie within it
+
+    @property
+    def where(self) -> Where:
+        """What it is called in spans: by its first tensor."""
+        return Where(self.rows[0].work.step.name, "small", 0)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the inputs of all rows that come from files."""
+        return sum(row.read_bytes for row in self.rows)
+
+    def arrays(self, rows: int) -> list[np.ndarray]:
+        """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, the last of them unused."""
+        found = []
+        for buffer, item in zip(self.slot.buffers, self.rows[0].work.step.inputs, strict=False):
+            dtype = NUMPY[item.spec.dtype]
+            found.append(buffer[: rows * ROW * dtype.itemsize].view(dtype).reshape(rows, ROW))
+        return found
+
+
+def batch_of(bundle: Sequence[Work], slot: Slot) -> Batch:
+    """A place for every one of some small tensors of one kind, still to be loaded."""
+    rows = []
+    for number, work in enumerate(bundle):
+        buffers = []
+        for buffer, item in zip(slot.buffers, work.step.inputs, strict=False):
+            size = ROW * BITS[item.spec.dtype] // 8
+            buffers.append(buffer[number * size : (number + 1) * size])
+        turn = Turn.whole(work, work.passes[-1], closes=True)
+        rows.append(Loaded(turn, 0, Slot(buffers)))
+    return Batch(slot, tuple(rows))

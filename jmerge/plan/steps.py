@@ -157,7 +157,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The whole plan as JSON; equal plans give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, indent=1)
+        return json.dumps(self, default=vars, sort_keys=True, ensure_ascii=False)
 
     def sha256(self) -> str:
         """The identity of the plan: same recipe, inputs, seed and version give the same one."""
