@@ -247,7 +247,9 @@ def rows_of(piece: int) -> int:
 def _is_small(step: Step) -> bool:
     """Whether a step can be made with others of its kind: its tensors are short and it depends on no other step."""
     alone = not step.group and not any(isinstance(item, Result) for item in step.inputs)
-    return alone and 0 < step.spec.size <= ROW and not is_plain_copy(step)
+    if not alone or not 0 < step.spec.size <= ROW or is_plain_copy(step):
+        return False
+    return step.method == COPY or find_method(step.method).batched
 
 
 def padded_length(elements: int) -> int:

@@ -183,14 +183,14 @@ def test_what_is_written_stays_when_pieces_shrink(
         write_checkpoint(
             tmp_path / model,
             {
-                "first": rng.standard_normal((LENGTHS[0],), np.float32),
+                "first": rng.standard_normal((LENGTHS[1],), np.float32),
                 "second": rng.standard_normal((LENGTHS[-1],), np.float32),
             },
         )
     recipe = write_recipe(tmp_path, "linear")
     tried = small_device(LENGTHS[2])
     jmerge.merge(recipe, tmp_path / "out")
-    assert tried.count(LENGTHS[0]) == 1 and tried.count(LENGTHS[2]) == 4
+    assert tried.count(LENGTHS[1]) == 1 and tried.count(LENGTHS[2]) == 4
 
 
 def test_memory_that_never_does_ends_the_run(
