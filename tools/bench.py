@@ -2,7 +2,7 @@
 
 Makes Llama-shaped checkpoints of a given size (seeded, written a tensor at a time, kept for the next run), then
 runs each recipe and the floor in turns and prints medians: wall seconds, the ratio to the floor, peak resident
-memory of the largest process, and bytes per second. A second program that takes `RECIPE FOLDER` can be timed too.
+memory of the largest process, and at how many bytes per second it did what the floor does. A second program that takes `RECIPE FOLDER` can be timed too.
 
     python tools/bench.py --folder /tmp/bench --size 1.1b --merges linear,slerp --repeats 5
 
@@ -47,17 +47,15 @@ SIZES = {
     "1.1b": (22, 2048, 5632, 256, 32000),
     "2.2b": (44, 2048, 5632, 256, 32000),
 }
+# models, and how the recipe goes on after its method
+ON_A_BASE = (4, "base_model: {m[0]}\nmodels:\n{others}")
 RECIPES = {
-    "linear": (2, "merge_method: linear\nmodels:\n{weighted}"),
-    "slerp": (
-        2,
-        "merge_method: slerp\nbase_model: {m[0]}\nmodels:\n{plain}parameters: {{t: 0.4}}\n",
-    ),
-    "task_arithmetic": (4, "merge_method: task_arithmetic\nbase_model: {m[0]}\nmodels:\n{others}"),
-    "ties": (4, "merge_method: ties\nbase_model: {m[0]}\nmodels:\n{others}"),
-    "dare_linear": (4, "merge_method: dare_linear\nbase_model: {m[0]}\nmodels:\n{others}"),
-    "dare_ties": (4, "merge_method: dare_ties\nbase_model: {m[0]}\nmodels:\n{others}"),
-    "passthrough": (1, "merge_method: passthrough\nmodels:\n{plain}"),
+    "linear": (2, "models:\n{weighted}"),
+    "passthrough": (2, "slices:\n{halves}"),
+    "slerp": (2, "base_model: {m[0]}\nmodels:\n{plain}parameters: {{t: 0.4}}\n"),
+    "nuslerp": (2, "models:\n{weighted}"),
+    **dict.fromkeys(("task_arithmetic", "ram", "model_stock", "sce"), ON_A_BASE),
+    **dict.fromkeys(("dare_linear", "dare_ties", "ties", "breadcrumbs", "della"), ON_A_BASE),
 }
 BASE, MODELS = "base", ("a", "b", "c")  # for methods
 
@@ -126,8 +124,8 @@ def make_model(folder: Path, size: str, seed: int) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_recipe(folder: Path, name: str, models: list[Path]) -> Path:
-    """The recipe called `name` on the first of these models."""
+def write_recipe(folder: Path, name: str, models: list[Path], layers: int) -> Path:
+    """The recipe called `name` on the first of these models; a passthrough stack has half the layers of each."""
     count, text = RECIPES[name]
     used = models[:count]
 
@@ -140,9 +138,13 @@ def write_recipe(folder: Path, name: str, models: list[Path]) -> Path:
         weighted=listing(used, weight),
         plain=listing(used, ""),
         others=listing(used[1:], weight),
+        halves="".join(
+            f"  - sources: [{{model: {path}, layer_range: [{i * layers // 2}, {(i + 1) * layers // 2}]}}]\n"
+            for i, path in enumerate(used[:2])
+        ),
     )
     path = folder / f"{name}.yml"
-    path.write_text(text + "dtype: bfloat16\n")
+    path.write_text(f"merge_method: {name}\n{text}dtype: bfloat16\n")
     return path
 
 
@@ -340,7 +342,7 @@ def main() -> None:
     print(f"{machine()}; models of {options.size}, bf16")
     out = options.folder / "out"
     for name in merges:
-        recipe = write_recipe(options.folder, name, models)
+        recipe = write_recipe(options.folder, name, models, SIZES[options.size][0])
         used = models[: RECIPES[name][0]]
         moved = sum(p.stat().st_size for m in used for p in m.glob("*.safetensors"))
         moved += sum(p.stat().st_size for p in used[0].glob("*.safetensors"))
