@@ -29,6 +29,7 @@ from jmerge.engine.kernel import (
 )
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
+from jmerge.engine.small import change_rows, combine_rows, key_rows, sum_rows
 from jmerge.jobs import merge, plan_recipe
 from jmerge.methods import Method, find_method
 from jmerge.methods.random import make_key
@@ -268,7 +269,8 @@ class Memory:
 
 def forget_kernels() -> None:
     """Make the engine compile its programs again; needed, too, when a method's function was replaced."""
-    for kernel in (combine_kernel, sums_kernel, keys_kernel, magnitude_kernel, bracket_kernel):
+    pieces = combine_kernel, sums_kernel, keys_kernel, magnitude_kernel, bracket_kernel
+    for kernel in (*pieces, combine_rows, sum_rows, key_rows, change_rows):
         kernel.cache_clear()
 
 
