@@ -17,6 +17,7 @@ import jax
 import jaxlib.version
 
 from jmerge.arch.ties import find_ties
+from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
@@ -143,7 +144,8 @@ def merge(
     stamps = _stamps(plan)
     on_plan(plan)
     place = Path(out)
-    _check_place(plan, place)
+    with environment_errors(place):
+        _check_place(plan, place)
     facts = {
         **versions,
         PLATFORM: _platform(platforms[0][0]),
@@ -169,7 +171,8 @@ def merge(
             return Merged(
                 folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None
             )
-        fit(plan, budget, len(chosen))  # refuses before anything is made
+        with jax.default_device(chosen[0]):
+            fit(plan, budget, len(chosen))  # refuses before anything is made
         guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
         try:
             with guest or folder, hosts.telling():

@@ -72,7 +72,11 @@ class OutputFolder:
 
     def finished(self) -> bool:
         """Whether the folder already holds exactly this plan's result; PlanError when it holds something else
-        that must not be replaced."""
+        that must not be replaced; RunError when it cannot be looked at."""
+        with environment_errors(self.out):
+            return self._finished()
+
+    def _finished(self) -> bool:
         if self.old.exists():
             with self._lock.held():
                 self._recover()

@@ -98,8 +98,11 @@ class Written:
                 flusher.check()
 
     def close(self) -> None:
-        """Let go of the weight files."""
-        self._end_flusher()
+        """Let go of the weight files; after a sync that failed, which nobody asked about yet, of their blocks too."""
+        flusher = self._end_flusher()
+        if flusher is not None:
+            with contextlib.suppress(OSError), self.doubting():
+                flusher.check()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()

@@ -21,7 +21,7 @@ from jmerge.engine.pool import TracedPool
 from jmerge.engine.radix import Radix
 from jmerge.engine.schedule import Cutting, Pass, Turn, Work
 from jmerge.engine.selection import Selection
-from jmerge.engine.slots import Batch, Loaded, Slot
+from jmerge.engine.slots import Loaded, LoadedBundle, Slot
 from jmerge.engine.small import Small
 from jmerge.engine.task import Known, Task
 from jmerge.methods.cuts import make_cut
@@ -82,13 +82,13 @@ class Computer:
                     return kernel(*inputs, self._arguments(task, loaded))
         return None
 
-    def feed_small(self, batch: Batch, rows: int) -> Piece:
+    def feed_small(self, bundle: LoadedBundle, rows: int) -> Piece:
         """The results of small tensors, see `Small`; rows: that programs are made for."""
         device = self._devices[self._fed % len(self._devices)]
         self._fed += 1
         with jax.default_device(device):
-            works = [row.work for row in batch.rows]
-            return Small(works, rows, device.platform).make(batch.arrays(rows))
+            works = [row.work for row in bundle.rows]
+            return Small(works, rows, device.platform).make(bundle.arrays(rows))
 
     def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
         """The keyword arguments of the method for a piece, with ranks: on CPU the host is better at them than XLA."""

@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
@@ -66,13 +67,15 @@ class Need(NamedTuple):
 
 
 def need_of(schedule: Schedule) -> Need:
-    """What a run of `schedule` allocates at most; compiles its programs."""
+    """What a run of `schedule` allocates at most; compiles its programs, for JAX's default device."""
     slots, devices = schedule.slots, schedule.devices
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
     programs: dict[Any, int] = {}
     return Need(
         buffers=(slots + 1 + again) * sum(schedule.buffers),
-        results=KEPT * (slots + 1) * max(map(_result_bytes, schedule.work), default=0),
+        results=KEPT
+        * (slots + 1)
+        * max((_result_bytes(work, schedule.rows) for work in schedule.work), default=0),
         programs=KEPT
         * devices
         * max((_program_bytes(work, schedule.rows, programs) for work in schedule.work), default=0),
@@ -131,12 +134,14 @@ def _own_bytes(work: Work, schedule: Schedule) -> int:
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
     programs = _program_bytes(work, schedule.rows, {})
-    made = KEPT * ((slots + 1) * _result_bytes(work) + programs)
+    made = KEPT * ((slots + 1) * _result_bytes(work, schedule.rows) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
 
-def _result_bytes(work: Work) -> int:
-    return work.padded(0) * BITS[work.step.spec.dtype] // 8
+def _result_bytes(work: Work, rows: int) -> int:
+    """Of one piece, or of all tensors of a bundle."""
+    elements = rows * ROW if work.small else work.padded(0)
+    return elements * BITS[work.step.spec.dtype] // 8
 
 
 def _held_bytes(schedule: Schedule) -> int:
@@ -153,18 +158,26 @@ def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
     """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
     if is_plain_copy(work.step):
         return 0
-    task = Task(work, Known(), jax.default_backend())
+    task = Task(work, Known(), _platform())
     kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
-    key = task.key, work.padded(0), kinds, work.small
+    key: Any = task.key, work.padded(0), kinds
+    if work.small:
+        key = task.key, frozenset((kind, statistic) for kind, statistic, _ in kinds)
     if key not in known:
         with task.key.precision():
             known[key] = PROGRAMS * (_compile_rows(work, rows) if work.small else _compile(task))
     return known[key]
 
 
+def _platform() -> str:
+    """Of the device that programs are compiled for."""
+    (device,) = jnp.zeros(()).devices()
+    return device.platform
+
+
 def _compile_rows(work: Work, rows: int) -> int:
     """Bytes of the largest program that a small tensor goes through, with others."""
-    small = Small([work], rows, jax.default_backend())
+    small = Small([work], rows, _platform())
     task, key = small.tasks[0], small.key
     task.cuts = dict
     inputs = [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]

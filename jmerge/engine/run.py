@@ -27,7 +27,7 @@ from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
-from jmerge.engine.slots import Batch, Loaded, Slot, View, batch_of
+from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 class Made(NamedTuple):
     """A piece of a result, or the results of small tensors, perhaps still being computed."""
 
-    loaded: Loaded | Batch
+    loaded: Loaded | LoadedBundle
     piece: Piece | None  # None for a plain copy: the result is in the slot
 
 
@@ -209,11 +209,11 @@ class _Run:
             if isinstance(turn, Turn):
                 self._read_turn(turn)
                 continue
-            batch = batch_of(turn, self._next(self.free))
-            with self._reading(batch):
-                for row in batch.rows:
+            bundle = bundle_in(turn, self._next(self.free))
+            with self._reading(bundle):
+                for row in bundle.rows:
                     self._load(row)
-            self.loaded.put(batch)
+            self.loaded.put(bundle)
         self.loaded.put(None)
 
     def _read_turn(self, turn: Turn) -> None:
@@ -231,7 +231,7 @@ class _Run:
         with self._reading(loaded):
             self._load(loaded, glance=True)
 
-    def _reading(self, loaded: Loaded | Batch) -> OpenSpan:
+    def _reading(self, loaded: Loaded | LoadedBundle) -> OpenSpan:
         return self.tracer.span("read", loaded.where, loaded.read_bytes)
 
     def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
@@ -242,7 +242,9 @@ class _Run:
         start, stop = loaded.work.pieces[loaded.number]
         length = ROW if loaded.work.small else loaded.work.padded(loaded.number)
         # only these can lie where they are: others go on with zeros, or with the next row
-        whole = stop - start == length and not loaded.work.small or is_plain_copy(loaded.work.step)
+        whole = (stop - start == length and not loaded.work.small) or is_plain_copy(
+            loaded.work.step
+        )
         for position in loaded.turn.what.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
@@ -310,7 +312,7 @@ class _Run:
                 with self.tracer.span("compute", loaded.where, loaded.read_bytes):
                     piece = (
                         computer.feed_small(loaded, self.schedule.rows)
-                        if isinstance(loaded, Batch)
+                        if isinstance(loaded, LoadedBundle)
                         else computer.feed(loaded)
                     )
                 if piece is not None:
@@ -335,7 +337,7 @@ class _Run:
 
     def _results(self, made: Made) -> Iterator[tuple[Loaded, np.ndarray, bool]]:
         """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
-        if isinstance(made.loaded, Batch):
+        if isinstance(made.loaded, LoadedBundle):
             assert made.piece is not None
             with self.tracer.span("result", made.loaded.where):
                 values = np.asarray(made.piece.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
@@ -98,8 +98,8 @@ class Schedule(NamedTuple):
     """What a run does, in order."""
 
     work: tuple[Work, ...]
-    # The passes of all steps in order. The statistics of a step come before the result of the step before it, so that
-    # what follows from them on the host is worked out meanwhile.
+    # The passes of all steps in order, but that small tensors are made first, see `bundles`. The statistics of a step
+    # come before the result of the step before it, so that what follows from them on the host is worked out meanwhile.
     turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
     remote: bool = False  # some inputs are fetched
@@ -144,14 +144,17 @@ def make_schedule(
     work = []
     places = _places(plan)
     remote = any(is_remote(model.path) for model in plan.models)
-    # what is fetched is fetched in the order of the files
+    # what is fetched comes in the order of the turns, which bundles would change
     rows = 0 if remote else rows_of(piece)
+    used = {name for names in frees.values() for name in names}
     for step in order:
         view = view_of(step)
         row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
+        small = rows > 1 and view == (-1,) and _is_small(step, used)
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
+        if small:
+            pieces = ((0, step.spec.size),)
         place = places.get(step.name) or Place(0, 0, step.spec.size)
-        small = rows > 1 and view == (-1,) and _is_small(step)
         work.append(
             Work(step, pieces, _passes(step), frees[step.name], row, place, candidates, small)
         )
@@ -244,12 +247,13 @@ def rows_of(piece: int) -> int:
     return min(piece // ROW, MOST_ROWS)
 
 
-def _is_small(step: Step) -> bool:
-    """Whether a step can be made with others of its kind: its tensors are short and it depends on no other step."""
-    alone = not step.group and not any(isinstance(item, Result) for item in step.inputs)
-    if not alone or not 0 < step.spec.size <= ROW or is_plain_copy(step):
+def _is_small(step: Step, used: Collection[str]) -> bool:
+    """Whether a step can be made with others of its kind: its tensors are short, and no other step depends on it, nor
+    it on another."""
+    apart = not step.group and not any(isinstance(item, Result) for item in step.inputs)
+    if not apart or step.name in used or not 0 < step.spec.size <= ROW or is_plain_copy(step):
         return False
-    return step.method == COPY or find_method(step.method).batched
+    return step.method == COPY or find_method(step.method).bundled
 
 
 def padded_length(elements: int) -> int:

@@ -110,8 +110,8 @@ class Loaded(NamedTuple):
         return arrays, np.asarray(skips, np.int32)
 
 
-class Batch(NamedTuple):
-    """Small tensors in memory, each a row of the buffers."""
+class LoadedBundle(NamedTuple):
+    """A bundle of small tensors in memory, each a row of the buffers."""
 
     slot: Slot
     rows: tuple[Loaded, ...]  # whose slots lie within it
@@ -127,16 +127,17 @@ class Batch(NamedTuple):
         return sum(row.read_bytes for row in self.rows)
 
     def arrays(self, rows: int) -> list[np.ndarray]:
-        """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, the last of them unused."""
+        """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, zeros after the last."""
         found = []
         for buffer, item in zip(self.slot.buffers, self.rows[0].work.step.inputs, strict=False):
             dtype = NUMPY[item.spec.dtype]
+            buffer[len(self.rows) * ROW * dtype.itemsize : rows * ROW * dtype.itemsize] = 0
             found.append(buffer[: rows * ROW * dtype.itemsize].view(dtype).reshape(rows, ROW))
         return found
 
 
-def batch_of(bundle: Sequence[Work], slot: Slot) -> Batch:
-    """A place for every one of some small tensors of one kind, still to be loaded."""
+def bundle_in(bundle: Sequence[Work], slot: Slot) -> LoadedBundle:
+    """A place in a slot for every tensor of a bundle, still to be loaded."""
     rows = []
     for number, work in enumerate(bundle):
         buffers = []
@@ -145,4 +146,4 @@ def batch_of(bundle: Sequence[Work], slot: Slot) -> Batch:
             buffers.append(buffer[number * size : (number + 1) * size])
         turn = Turn.whole(work, work.passes[-1], closes=True)
         rows.append(Loaded(turn, 0, Slot(buffers)))
-    return Batch(slot, tuple(rows))
+    return LoadedBundle(slot, tuple(rows))
