@@ -172,7 +172,7 @@ def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
 def _platform() -> str:
     """Of the device that programs are compiled for."""
     (device,) = jnp.zeros(()).devices()
-    return device.platform
+    return str(device.platform)
 
 
 def _compile_rows(work: Work, rows: int) -> int:

@@ -105,16 +105,12 @@ class Schedule(NamedTuple):
     remote: bool = False  # some inputs are fetched
     piece: int = PIECE  # elements of most pieces
     devices: int = 1  # that share the work
+    rows: int = 0  # small tensors that are made at once
 
     @property
     def slots(self) -> int:
         """Pieces under way at once: one being read, two computed on every device, one written."""
         return 2 + 2 * self.devices
-
-    @property
-    def rows(self) -> int:
-        """Small tensors that are made at once."""
-        return rows_of(self.piece)
 
     @property
     def held(self) -> frozenset[str]:
@@ -145,12 +141,12 @@ def make_schedule(
     places = _places(plan)
     remote = any(is_remote(model.path) for model in plan.models)
     # what is fetched comes in the order of the turns, which bundles would change
-    rows = 0 if remote else rows_of(piece)
+    room = 0 if remote else min(piece // ROW, MOST_ROWS)
     used = {name for names in frees.values() for name in names}
     for step in order:
         view = view_of(step)
         row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
-        small = rows > 1 and view == (-1,) and _is_small(step, used)
+        small = room > 1 and view == (-1,) and _is_small(step, used)
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
         if small:
             pieces = ((0, step.spec.size),)
@@ -160,10 +156,12 @@ def make_schedule(
         )
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
+    several = sum(each.small for each in work)
+    rows = min(room, 1 << max(several - 1, 1).bit_length()) if several else 0
     longest = max((rows * ROW if each.small else each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices)
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices, rows)
 
 
 def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:
@@ -240,11 +238,6 @@ def _survey(members: list[Work]) -> Iterator[Turn]:
                     what = own[number]
                     closes = what.scope == "tensor" or work is members[-1]
                     yield Turn.whole(work, what, closes)
-
-
-def rows_of(piece: int) -> int:
-    """How many small tensors have room in the memory for a piece of this length."""
-    return min(piece // ROW, MOST_ROWS)
 
 
 def _is_small(step: Step, used: Collection[str]) -> bool:

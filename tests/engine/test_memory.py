@@ -257,6 +257,20 @@ def test_no_more_is_taken_than_foretold(method: str, random_models: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_of_small_tensors_too(method: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for size, tensors in (("small", 3), ("large", 4000)):
+        for name in ("base", "a", "b", "c"):
+            drawn = {f"n{i}": rng.standard_normal(1 << 14, np.float32) for i in range(tensors)}
+            write_checkpoint(tmp_path / size / name, drawn)
+    recipes = [recipe_of(method, tmp_path / size) for size in ("large", "small")]
+    grown, promised = taken(*recipes, 128 * MB)
+    assert grown <= promised + 4 * MB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_memory_is_flat(method: str, tmp_path: Path) -> None:
     """Twice the model, or eight inputs for two: less than 32 MB more within a budget of 128 MB."""
