@@ -339,7 +339,7 @@ class _Run:
         """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
         if isinstance(made.loaded, LoadedBundle):
             assert made.piece is not None
-            with self.tracer.span("result", made.loaded.where):
+            with self.tracer.span("result", made.loaded.where, made.loaded.result_bytes):
                 values = np.asarray(made.piece.values)
                 hit = np.asarray(made.piece.bits)
             for row, loaded in enumerate(made.loaded.rows):

@@ -126,6 +126,11 @@ class LoadedBundle(NamedTuple):
         """Bytes of the inputs of all rows that come from files."""
         return sum(row.read_bytes for row in self.rows)
 
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of what is made of all rows."""
+        return sum(row.work.step.spec.nbytes for row in self.rows)
+
     def arrays(self, rows: int) -> list[np.ndarray]:
         """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, zeros after the last."""
         found = []

@@ -109,11 +109,10 @@ def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping
 
 
 def _slow(row: Row, law: str) -> list[pytest.MarkDecorator]:
-    """Conditions differ in a formula alone, so one of them is tried by the default suite; and so are bundles of few
-    methods, see `test_bundles`."""
-    return (
-        [pytest.mark.slow] if law == "bundles" or row.method.endswith("(task_arithmetic)") else []
-    )
+    """Conditions differ in a formula alone, so one of them, with LiNeS, is tried by the default suite; and so are
+    bundles of few methods, see `test_bundles`."""
+    conditioned = "(" in row.method and row.method != "equalize(lines(ties))"
+    return [pytest.mark.slow] if law == "bundles" or conditioned else []
 
 
 @pytest.mark.parametrize(
