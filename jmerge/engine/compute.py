@@ -215,6 +215,8 @@ def _tree(parts: list[np.ndarray]) -> np.ndarray:
     use on whole arrays."""
     pairs = np.concatenate(parts, axis=1)
     blocks = pairs.shape[1]
+    if blocks == 1:
+        return pairs
     padded = np.zeros(
         (pairs.shape[0], padded_blocks(blocks), 2), pairs.dtype
     )  # few lengths, few programs
