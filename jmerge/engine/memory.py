@@ -42,7 +42,6 @@ LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly 
 ENOUGH_CANDIDATES = (
     1 << 18
 )  # to look at a tensor once or twice; for that, pieces are made shorter first
-PROGRAMS = 2  # that run at once on a device: the next is handed over while one computes
 OTHER_BYTES = (
     8_000_000  # Python's objects, the stacks of threads, what is counted in files' pages twice
 )
@@ -68,7 +67,7 @@ class Need(NamedTuple):
 
 def need_of(schedule: Schedule) -> Need:
     """What a run of `schedule` allocates at most; compiles its programs, for JAX's default device."""
-    slots, devices = schedule.slots, schedule.devices
+    slots = schedule.slots
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
     programs: dict[Any, int] = {}
     return Need(
@@ -76,8 +75,9 @@ def need_of(schedule: Schedule) -> Need:
         results=KEPT
         * (slots + 1)
         * max((_result_bytes(work, schedule.rows) for work in schedule.work), default=0),
+        # every piece under way but the one that is read may be in a program
         programs=KEPT
-        * devices
+        * (slots - 1)
         * max((_program_bytes(work, schedule.rows, programs) for work in schedule.work), default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
@@ -133,7 +133,7 @@ def _own_bytes(work: Work, schedule: Schedule) -> int:
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
-    programs = _program_bytes(work, schedule.rows, {})
+    programs = (slots - 1) * _program_bytes(work, schedule.rows, {})
     made = KEPT * ((slots + 1) * _result_bytes(work, schedule.rows) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
@@ -155,7 +155,8 @@ def _held_bytes(schedule: Schedule) -> int:
 
 
 def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
-    """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
+    """What one of the programs of a step allocates at most beside inputs and result, by XLA's analysis of the longest
+    piece."""
     if is_plain_copy(work.step):
         return 0
     task = Task(work, Known(), _platform())
@@ -165,7 +166,7 @@ def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
         key = task.key, frozenset((kind, statistic) for kind, statistic, _ in kinds)
     if key not in known:
         with task.key.precision():
-            known[key] = PROGRAMS * (_compile_rows(work, rows) if work.small else _compile(task))
+            known[key] = _compile_rows(work, rows) if work.small else _compile(task)
     return known[key]
 
 
