@@ -192,7 +192,9 @@ def check_bundles(row: Row) -> None:
     """Small tensors merged many at a time are those merged one at a time, bit for bit, of many models too."""
     method = find_method(row.method)
     setting = next(each for each in settings(row) if each.first)
-    if method.of_model or not method.bundled or method.unit(setting.numbers) != "element":
+    defaults = {name: each.default for name, each in method.settable.items()}
+    whole = {**defaults, **setting.numbers}
+    if method.of_model or not method.bundled or method.unit(whole) != "element":
         return  # none is merged with others
     models = min(method.counts[1] or MANY, MANY)
     numbers = {
