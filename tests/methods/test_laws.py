@@ -109,10 +109,11 @@ def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping
 
 
 def _slow(row: Row, law: str) -> list[pytest.MarkDecorator]:
-    """Conditions differ in a formula alone, so one of them, with LiNeS, is tried by the default suite; and so are
-    bundles of few methods, see `test_bundles`."""
+    """Conditions differ in a formula alone, so one of them, with LiNeS, is tried by the default suite. So are bundles
+    of few methods, see `test_bundles`, and eager functions of few: the others are compared under `jit` alone."""
     conditioned = "(" in row.method and row.method != "equalize(lines(ties))"
-    return [pytest.mark.slow] if law == "bundles" or conditioned else []
+    rarely = law == "bundles" or (law == "jit" and row.method not in ("linear", "slerp", "ties"))
+    return [pytest.mark.slow] if rarely or conditioned else []
 
 
 @pytest.mark.parametrize(
