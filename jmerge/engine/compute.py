@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -43,8 +44,8 @@ class Computer:
         release: Callable[[Slot], None],
         tracer: Tracer,
     ) -> None:
-        self._devices = devices  # which take the pieces in turns
-        self._fed = 0  # pieces so far
+        self._devices = devices
+        self._turns = itertools.cycle(devices)  # in which they take the pieces
         self._load = load  # reads a piece
         self._make_slot = make_slot
         self._release = release  # takes back the slot of a piece of which no result is made
@@ -64,9 +65,7 @@ class Computer:
     def feed(self, loaded: Loaded) -> Piece | None:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
         task = self._task(loaded.work)
-        device = self._devices[self._fed % len(self._devices)]
-        self._fed += 1
-        with task.key.precision(), jax.default_device(device):
+        with task.key.precision(), jax.default_device(next(self._turns)):
             match loaded.turn.what.kind:
                 case "changes":
                     self._select(task, loaded)
@@ -84,9 +83,7 @@ class Computer:
 
     def feed_small(self, bundle: LoadedBundle, rows: int) -> Piece:
         """The results of small tensors, see `Small`; rows: that programs are made for."""
-        device = self._devices[self._fed % len(self._devices)]
-        self._fed += 1
-        with jax.default_device(device):
+        with jax.default_device(device := next(self._turns)):
             works = [row.work for row in bundle.rows]
             return Small(works, rows, device.platform).make(bundle.arrays(rows))
 

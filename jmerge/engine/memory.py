@@ -21,6 +21,7 @@ from jmerge.engine.kernel import (
     bracket_kernel,
     combine_kernel,
     is_plain_copy,
+    kernel_key,
     keys_kernel,
     sums_kernel,
 )
@@ -69,16 +70,15 @@ def need_of(schedule: Schedule) -> Need:
     """What a run of `schedule` allocates at most; compiles its programs, for JAX's default device."""
     slots = schedule.slots
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
-    programs: dict[Any, int] = {}
+    platform = _platform()
+    programs = (_program_bytes(work, schedule.rows, platform) for work in schedule.work)
     return Need(
         buffers=(slots + 1 + again) * sum(schedule.buffers),
         results=KEPT
         * (slots + 1)
         * max((_result_bytes(work, schedule.rows) for work in schedule.work), default=0),
         # every piece under way but the one that is read may be in a program
-        programs=KEPT
-        * (slots - 1)
-        * max((_program_bytes(work, schedule.rows, programs) for work in schedule.work), default=0),
+        programs=KEPT * (slots - 1) * max(programs, default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
@@ -133,7 +133,7 @@ def _own_bytes(work: Work, schedule: Schedule) -> int:
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
-    programs = (slots - 1) * _program_bytes(work, schedule.rows, {})
+    programs = (slots - 1) * _program_bytes(work, schedule.rows, _platform())
     made = KEPT * ((slots + 1) * _result_bytes(work, schedule.rows) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
@@ -145,7 +145,8 @@ def _result_bytes(work: Work, rows: int) -> int:
 
 
 def _held_bytes(schedule: Schedule) -> int:
-    sizes = {w.step.name: w.step.spec.nbytes for w in schedule.work if w.step.name in schedule.held}
+    held = schedule.held
+    sizes = {w.step.name: w.step.spec.nbytes for w in schedule.work if w.step.name in held}
     now = most = 0
     for work in schedule.work:
         now += sizes.get(work.step.name, 0)
@@ -154,20 +155,29 @@ def _held_bytes(schedule: Schedule) -> int:
     return most
 
 
-def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
+_known: dict[
+    Any, int
+] = {}  # bytes of programs: the same ones are asked about for every length that is tried
+
+
+def _program_bytes(work: Work, rows: int, platform: str) -> int:
     """What one of the programs of a step allocates at most beside inputs and result, by XLA's analysis of the longest
     piece."""
     if is_plain_copy(work.step):
         return 0
-    task = Task(work, Known(), _platform())
+    program = kernel_key(work.step)
     kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
-    key: Any = task.key, work.padded(0), kinds
+    key: Any = platform, program, work.padded(0), kinds
     if work.small:
-        key = task.key, frozenset((kind, statistic) for kind, statistic, _ in kinds)
-    if key not in known:
-        with task.key.precision():
-            known[key] = _compile_rows(work, rows) if work.small else _compile(task)
-    return known[key]
+        key = platform, program, rows, frozenset((kind, number) for kind, number, _ in kinds)
+    if key not in _known:
+        with program.precision():
+            _known[key] = (
+                _compile_rows(Small([work], rows, platform), rows)
+                if work.small
+                else _compile(Task(work, Known(), platform))
+            )
+    return _known[key]
 
 
 def _platform() -> str:
@@ -176,22 +186,18 @@ def _platform() -> str:
     return str(device.platform)
 
 
-def _compile_rows(work: Work, rows: int) -> int:
+def _compile_rows(small: Small, rows: int) -> int:
     """Bytes of the largest program that a small tensor goes through, with others."""
-    small = Small([work], rows, _platform())
-    task, key = small.tasks[0], small.key
-    task.cuts = dict
+    (task,), key = small.tasks, small.key
+    task.cuts, work = dict, task.work
     inputs = [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]
     most = 0
     for what in dict.fromkeys(work.passes):
         if what.kind == "changes":
             assert work.step.base is not None
-            base, *models = (
-                inputs[work.step.base],
-                *map(inputs.__getitem__, work.step.model_positions),
-            )
+            models = [inputs[position] for position in work.step.model_positions]
             factors = np.ones((rows, len(models)), key.compute)
-            most = max(most, _bytes_of(change_rows(), base, models, factors))
+            most = max(most, _bytes_of(change_rows(), inputs[work.step.base], models, factors))
         elif what.kind == "combine":
             most = max(most, _bytes_of(combine_rows(key), inputs, small.arguments(), result=True))
         else:
