@@ -28,11 +28,12 @@ from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
+from jmerge.engine.channel import StoppedError
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
 from jmerge.engine.events import Listener
 from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
-from jmerge.engine.run import Outcome, StoppedError
+from jmerge.engine.run import Outcome
 from jmerge.engine.together import Note, Share, put_together
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
 from jmerge.names import nearest

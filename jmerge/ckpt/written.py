@@ -118,3 +118,19 @@ class Written:
         if flusher is not None:
             flusher.stop()
         return flusher
+
+
+class WritesWeights:
+    """A folder in which this process writes weight files, once they are open."""
+
+    _written: Written | None = None
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of a tensor."""
+        assert self._written is not None
+        self._written.write(tensor, start, data)
+
+    def note(self, block: Block) -> None:
+        """Put a block that was written in the journal."""
+        assert self._written is not None
+        self._written.note(block)

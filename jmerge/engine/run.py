@@ -6,11 +6,10 @@ the piece made of it is written, so memory depends on the slots and not on the m
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from zlib_ng import zlib_ng
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.bundles import bundled
+from jmerge.engine.channel import Channel, StoppedError
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Started, Wrote
@@ -32,8 +32,6 @@ from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
 from jmerge.tracer import OpenSpan, Tracer
-
-T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -55,32 +53,6 @@ class Made(NamedTuple):
 
     loaded: Loaded | LoadedBundle
     piece: Piece | None  # None for a plain copy: the result is in the slot
-
-
-class StoppedError(Exception):
-    """Another thread failed, or another host; its error is the one to report."""
-
-
-class Channel:
-    """A bounded queue whose users wake up when the run stops."""
-
-    def __init__(self, size: int, stop: threading.Event) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(size)
-        self._stop = stop
-
-    def put(self, item: Any) -> None:
-        self._patiently(lambda: self._queue.put(item, timeout=0.05))
-
-    def get(self) -> Any:
-        return self._patiently(lambda: self._queue.get(timeout=0.05))
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        while not self._stop.is_set():
-            try:
-                return action()
-            except (queue.Full, queue.Empty):
-                continue
-        raise StoppedError
 
 
 def run(
