@@ -7,8 +7,13 @@ that is not one of these classes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+MAX_SHOWN = 2000  # letters of a part of a message
+# what no name holds, as it could not be shown or written
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Fault(NamedTuple):
@@ -21,7 +26,16 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return ": ".join(part for part in (place, self.where, self.message) if part)
+        return ": ".join(_shown(part) for part in (place, self.where, self.message) if part)
+
+
+def _shown(text: str) -> str:
+    """`text` as one line that a terminal does not obey, and of a length that can be read: it may quote a file."""
+    if len(text) > MAX_SHOWN:
+        text = f"{text[: MAX_SHOWN // 2]} ... {text[-MAX_SHOWN // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class JmergeError(ValueError):

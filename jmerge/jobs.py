@@ -18,7 +18,7 @@ import jaxlib.version
 
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.donor import check_donor_files, donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
@@ -237,7 +237,10 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
             recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
         ) from error
     try:
-        return open_checkpoint(source)
+        checkpoint = open_checkpoint(source)
+        if ref == recipe.models()[0]:
+            check_donor_files(source)
+        return checkpoint
     except CheckpointError as error:
         raise CheckpointError(
             *(recipe.fault(str(fault), where) for fault in error.faults)

@@ -9,6 +9,7 @@ transformers that can be built at tiny size; see BUILD.md.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,8 @@ Part = Literal["first", "layer", "last"]  # of the model, in the order a forward
 Config = Mapping[str, Any]
 KeyPath = tuple[str, ...]  # into config.json
 
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole dotted component that is a number
+# a whole dotted component that is a number, as programs write it
+NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,5})(?![^.])")
 
 # Config keys that count layers. Those that hold a stack's length are all rewritten with it.
 LAYER_KEYS = (
@@ -111,24 +113,25 @@ class Layout:
 def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
     """The structure of the checkpoint with these tensors and this config.json."""
     stacks = _with_keys(_find_stacks(specs, config), config)
-    located = {name: _locate(name, stacks) for name in specs}
+    by_prefix = {stack.prefix: stack for stack in stacks}
+    located = {name: _locate(name, by_prefix) for name in specs}
     loose = [name for name, (stack, _) in located.items() if stack is None]
     embeddings, heads, biases = _vocabulary(loose, specs, config)
     layered = _layered(stacks, specs)
     branches = _branches(layered, loose, embeddings, heads, config)
+    layered_prefixes = {stack.prefix for stack in layered}
     roles = {}
     for name, (stack, index) in located.items():
         buffer = is_buffer(name, specs[name])
         module = _module_of(name, branches)
-        if stack is not None and stack in layered:
+        if stack is not None and stack.prefix in layered_prefixes:
             template = f"{stack.prefix}.{{}}" + name[len(f"{stack.prefix}.{index}") :]
             template = template.removeprefix(".")
-            layer = stack.indices.index(index)
+            layer = index - stack.indices[0]
             roles[name] = Role(template, stack.prefix, layer, "layer", module, buffer)
         else:
             roles[name] = Role(name, None, None, _part(name, embeddings, heads), module, buffer)
     modules = tuple(dict.fromkeys(branches.values())) or ("default",)
-    by_prefix = {stack.prefix: stack for stack in stacks}
     return Layout(roles, by_prefix, modules, embeddings, heads, biases)
 
 
@@ -169,7 +172,7 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
     stacks = []
     for prefix, layers in groups.items():
         indices = sorted(layers)
-        if indices != list(range(indices[0], indices[-1] + 1)) or not any(
+        if indices[-1] - indices[0] + 1 != len(indices) or not any(
             t for s in layers.values() for t in s
         ):
             continue
@@ -259,13 +262,12 @@ def _same_side(prefix: str, path: KeyPath) -> bool:
     return all(side not in path[-1] or side in prefix for side in ("encoder", "decoder"))
 
 
-def _locate(name: str, stacks: list[Stack]) -> tuple[Stack | None, int]:
+def _locate(name: str, stacks: Mapping[str, Stack]) -> tuple[Stack | None, int]:
     """The stack and number of a tensor; (None, -1) for a loose one."""
     if found := NUMBER.search(name):
-        prefix = name[: found.start()].removesuffix(".")
-        for stack in stacks:
-            if stack.prefix == prefix and int(found[0]) in stack.indices:
-                return stack, int(found[0])
+        stack = stacks.get(name[: found.start()].removesuffix("."))
+        if stack is not None and stack.indices[0] <= int(found[0]) <= stack.indices[-1]:
+            return stack, int(found[0])
     return None, -1
 
 
@@ -273,7 +275,8 @@ def _vocabulary(
     loose: list[str], specs: Mapping[str, TensorSpec], config: Config
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Embeddings, heads and biases: the loose tensors with a row per token."""
-    sizes = {part.get("vocab_size") for _, part in config_dicts(config)} - {None}
+    told = [part.get("vocab_size") for _, part in config_dicts(config)]
+    sizes = {size for size in told if type(size) is int}
 
     def rows(name: str) -> int:
         return specs[name].shape[0] if specs[name].shape else -1
@@ -328,9 +331,8 @@ def _layered(stacks: list[Stack], specs: Mapping[str, TensorSpec]) -> list[Stack
     keyed = [stack for stack in stacks if stack.keys]
     if keyed or not stacks:
         return keyed
-    sizes = {
-        stack.prefix: sum(name.startswith(f"{stack.prefix}.") for name in specs) for stack in stacks
-    }
+    by_prefix = {stack.prefix: stack for stack in stacks}
+    sizes = Counter(stack.prefix for name in specs if (stack := _locate(name, by_prefix)[0]))
     return [max(stacks, key=lambda stack: (stack.depth > 1, sizes[stack.prefix]))]
 
 
@@ -356,7 +358,7 @@ def _branches(
     branches = {f"{common}{path[shared]}.": path[shared] for path in paths}
     home = _module_of(embeddings[0], branches) if embeddings else "default"
     for name in loose:
-        if not any(name.startswith(prefix) for prefix in branches):
+        if _branch_of(name, branches) is None:
             word = name.removeprefix(common).split(".")[0]
             prefix = f"{common}{word}." if name.startswith(common) else f"{name.split('.')[0]}."
             branches[prefix] = home if name in heads and home != "default" else word
@@ -365,7 +367,16 @@ def _branches(
 
 def _module_of(name: str, branches: Mapping[str, str]) -> str:
     """The module with the longest prefix of `name`."""
-    fitting = [prefix for prefix in branches if name.startswith(prefix)]
-    if fitting:
-        return branches[max(fitting, key=len)]
+    branch = _branch_of(name, branches)
+    if branch is not None:
+        return branches[branch]
     return name.split(".")[0] if branches else "default"
+
+
+def _branch_of(name: str, branches: Mapping[str, str]) -> str | None:
+    """The longest prefix of `name` in `branches`, all of which end with a dot."""
+    end = len(name)
+    while branches and (end := name.rfind(".", 0, end)) >= 0:
+        if name[: end + 1] in branches:
+            return name[: end + 1]
+    return None

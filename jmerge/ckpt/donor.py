@@ -33,3 +33,9 @@ PATTERNS = (
 def donor_files(source: Source) -> list[str]:
     """The names of the files of a model that go with its weights, in name order."""
     return [name for name in source.names() if any(fnmatch(name, each) for each in PATTERNS)]
+
+
+def check_donor_files(source: Source) -> None:
+    """CheckpointError when one of them cannot be taken over, so that this is known before anything is merged."""
+    for name in donor_files(source):
+        source.check_whole(name)

@@ -134,10 +134,11 @@ def _is_whole(folder: Path) -> bool:
     source = LocalSource(folder)
     try:
         weight_files(source)
-    except CheckpointError:
+        tokenizers = [name for name in source.names() if TOKENIZER.fullmatch(name)]
+        needed = ["config.json", *tokenizers]
+        return bool(tokenizers) and all(source.size(name) is not None for name in needed)
+    except CheckpointError:  # a link to what was deleted from the cache is one of the reasons
         return False
-    names = source.names()
-    return "config.json" in names and any(map(TOKENIZER.fullmatch, names))
 
 
 def _ask_hub(name: str, revision: str | None, label: str) -> ModelInfo:

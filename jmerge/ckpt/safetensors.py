@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, TensorSpec
+from jmerge.ckpt.jsontext import MAX_NAME, parse_object
 from jmerge.ckpt.source import LocalSource, Source
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CONTROL, CheckpointError, Fault
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+MAX_AXES = 64  # numpy's limit, so no tool reads more
+MAX_ELEMENTS = 2**63 - 1  # of a tensor, and the last byte of a file: what the system counts with
 FIRST_BYTES = (
     1 << 16
 )  # read at first: most headers are shorter, and a second request costs a remote file's latency
@@ -74,16 +78,18 @@ def header_of(source: Source, name: str) -> Header:
 def parse_header(path: str, text: bytes, data_start: int, file_size: int) -> dict[str, Extent]:
     """The extents a header's JSON describes, in the order they lie in the file; CheckpointError if it is wrong."""
     try:
-        entries = json.loads(text, object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"its header is not valid JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise _broken(path, "its header is not a JSON object")
-    entries.pop("__metadata__", None)
+        entries = parse_object(text)
+    except ValueError as error:
+        raise _broken(path, f"its header {error}") from error
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(path, "its header's __metadata__ is not a map from words to words")
     for name in entries:
-        if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise _broken(path, f"a tensor's name is not Unicode text: {name!r}")
-    extents = {name: _parse_entry(path, name, entry, data_start) for name, entry in entries.items()}
+        _check_name(path, name)
+    room = file_size - data_start
+    extents = {
+        name: _parse_entry(path, name, entry, data_start, room) for name, entry in entries.items()
+    }
     extents = dict(sorted(extents.items(), key=lambda item: (item[1].start, item[1].spec.nbytes)))
     position = data_start
     for name, extent in extents.items():
@@ -114,7 +120,17 @@ def encode_header(specs: dict[str, TensorSpec]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
+def _check_name(path: str, name: str) -> None:
+    """Refuse what is no name: nothing, no text, what a terminal would obey, more than any name has."""
+    if not name or len(name) > MAX_NAME:
+        found = f"one of {len(name):,} letters" if name else "an empty one"
+        raise _broken(path, f"a tensor's name has 1 to {MAX_NAME} letters, found {found}")
+    if CONTROL.search(name):
+        raise _broken(path, f"a tensor's name is not printable Unicode text: {name!r}")
+
+
+def _parse_entry(path: str, name: str, entry: Any, data_start: int, room: int) -> Extent:
+    """Where a tensor lies in the file, which has `room` bytes of data."""
     match entry:
         case {
             "dtype": str(dtype),
@@ -131,24 +147,30 @@ def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
         raise _broken(path, f"unknown dtype {dtype!r}", name)
     if isinstance(start, bool) or isinstance(stop, bool):
         raise _broken(path, "its data_offsets are not numbers", name)
-    if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-        raise _broken(path, f"shape {shape} is not a list of sizes", name)
+    if len(shape) > MAX_AXES:
+        raise _broken(path, f"its shape has {len(shape):,} axes, more than {MAX_AXES}", name)
+    if not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape):
+        raise _broken(path, "its shape is not a list of sizes", name)
+    if math.prod(n for n in shape if n) > MAX_ELEMENTS:  # of an empty one too: no array has it
+        message = f"shape {shape} is larger than any array, whatever its offsets"
+        raise _broken(path, message, name)
     spec = TensorSpec(dtype, tuple(shape))
     if spec.size * BITS[dtype] % 8:
         raise _broken(path, f"{spec} does not fill whole bytes", name)
-    if not 0 <= start <= stop or stop - start != spec.nbytes:
+    if not 0 <= start <= stop:  # not shown: they may have thousands of digits
+        raise _broken(path, "its data_offsets are not a range of bytes", name)
+    if stop > MAX_ELEMENTS:
+        raise _broken(path, "its data_offsets leave a gap that is larger than any file", name)
+    if stop - start != spec.nbytes:
         raise _broken(
             path, f"{spec} needs {spec.nbytes} bytes, its offsets give {stop - start}", name
         )
+    if stop > room:
+        message = (
+            f"its offsets end at byte {stop} of {room}: the header describes more than the file has"
+        )
+        raise _broken(path, f"{message}; truncated download?", name)
     return Extent(spec, data_start + start)
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice")
-    return entries
 
 
 def _broken(path: str, message: str, tensor: str = "") -> CheckpointError:

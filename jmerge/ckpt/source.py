@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from jmerge.errors import CheckpointError, Fault
+
+MAX_WHOLE_BYTES = 256_000_000  # of a file that is read at once; tokenizers have up to 40 MB
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -59,10 +62,22 @@ class Source(ABC):
         return ""
 
     def read(self, name: str) -> bytes:
-        """A whole small file."""
+        """A whole small file; CheckpointError when it is larger than any that goes with weights."""
+        if self.size_of(name) > MAX_WHOLE_BYTES:
+            raise self.broken(
+                name, f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
+            )
         buffer = np.empty(self.size_of(name), np.uint8)
         self.read_into(name, 0, buffer)
         return buffer.tobytes()
+
+    def check_whole(self, name: str) -> int:
+        """Bytes of a file that will be read at once; CheckpointError when it cannot be or is too large for that."""
+        size = self.size_of(name)
+        if size > MAX_WHOLE_BYTES:
+            message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
+            raise self.broken(name, message)
+        return size
 
     def size_of(self, name: str) -> int:
         """Bytes of a file that has to be there."""
@@ -89,11 +104,24 @@ class LocalSource(Source):
         self.revision = revision
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        # a link that leads nowhere is one, so that it is missed where it is needed
+        try:
+            return sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if path.is_file() or (path.is_symlink() and not path.is_dir())
+            )
+        except OSError as error:
+            message = f"cannot be listed: {error.strerror or error}"
+            raise CheckpointError(Fault(message, file=self.label)) from error
 
     def size(self, name: str) -> int | None:
         path = self.folder / name
-        return path.stat().st_size if path.is_file() else None
+        if path.is_file():
+            return self.size_of(name)
+        if path.is_symlink() and not path.is_dir():
+            raise self.broken(name, f"is a link to {os.readlink(path)}, where no file can be read")
+        return None
 
     def path(self, name: str) -> Path | None:
         return self.folder / name
@@ -103,9 +131,12 @@ class LocalSource(Source):
 
     def size_of(self, name: str) -> int:
         try:
-            return (self.folder / name).stat().st_size
+            found = (self.folder / name).stat()
         except OSError as error:
             raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise self.broken(name, "cannot be read: it is not a file")
+        return found.st_size
 
     def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
         try:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
+from jmerge.ckpt.jsontext import check_values, parse_object
 from jmerge.ckpt.source import Source
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CONTROL, CheckpointError, Fault
 
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "consolidated", "diffusion_pytorch_model")  # the first that exists wins
 PICKLES = (".bin", ".pt", ".pth")
-MAX_JSON_BYTES = 256_000_000
+MAX_INDEX_BYTES = 100_000_000  # as of headers; real ones have up to 20 MB
+MAX_JSON_BYTES = 100_000_000  # of config.json and tokenizers; the largest vocabularies have 35 MB
+MAX_FILES = 10_000  # each is looked up, on a server by a request; real models have up to 200
 
 
 def read_json_file(
@@ -22,15 +23,17 @@ def read_json_file(
     """The JSON object in a file, or `missing` when there is no such file; CheckpointError when it is not one."""
     if missing is not None and source.size(name) is None:
         return missing
-    if source.size_of(name) > MAX_JSON_BYTES:
-        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
+    index = name.endswith(INDEX_SUFFIX)
+    most = MAX_INDEX_BYTES if index else MAX_JSON_BYTES
+    if source.size_of(name) > most:
+        raise source.broken(name, f"is larger than {most:,} bytes")
     data = source.read(name)
     try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise source.broken(name, f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise source.broken(name, "is not a JSON object")
+        value = parse_object(data, tolerant=not index)
+        if not index:  # whose values are looked at one by one
+            check_values(value)
+    except ValueError as error:
+        raise source.broken(name, str(error)) from error
     return value
 
 
@@ -82,8 +85,11 @@ def weight_map(source: Source, names: list[str] | None, stem: str | None = None)
         ):
             raise source.broken(index, "has no valid 'weight_map'")
         for tensor, file in entries.items():
-            if file != Path(file).name or file in ("", ".", "..") or "\\" in file:
+            if file in ("", ".", "..") or "/" in file or "\\" in file or CONTROL.search(file):
                 raise source.broken(index, f"names a file outside the folder: {file!r}", tensor)
+        count = len(set(entries.values()))
+        if count > MAX_FILES:
+            raise source.broken(index, f"names {count:,} weight files, more than {MAX_FILES:,}")
         if names is None or set(entries.values()) == set(names):
             return entries
     return {}

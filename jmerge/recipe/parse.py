@@ -57,7 +57,8 @@ def load_recipe(path: str | FilePath) -> Recipe:
 def read_text(path: str | FilePath) -> str:
     """The text of a recipe file; RecipeError when there is none."""
     try:
-        raw = FilePath(path).read_bytes()
+        with FilePath(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(
             Fault(f"cannot be read: {error.strerror or error}", file=str(path))

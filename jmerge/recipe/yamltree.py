@@ -143,6 +143,7 @@ class _Reader:
     def merged_entries(self, node: yaml.MappingNode, path: Path) -> dict[str, Entry]:
         """The keys that a map gives to another, which may itself have them from a third."""
         self.enter(node, path)
+        self.count += len(node.value)  # each is copied
         try:
             return self.entries(node, path)
         finally:

@@ -1,0 +1,77 @@
+"""JSON of files that nobody vouches for, to plain values; what is ambiguous or absurd is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+MAX_DEPTH = 100  # of nesting: real files have up to ten, and copying a value takes two Python frames a level
+MAX_NAME = (
+    4096  # letters of a key: real ones have up to 200, and patterns are matched against all of them
+)
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def parse_object(data: bytes, *, tolerant: bool = False) -> dict[str, Any]:
+    """The JSON object that `data` is, UTF-8 without NaN, and with no key twice in a map.
+
+    Args:
+      data: the text.
+      tolerant: of what Python's writer and hands leave in config files: infinity (`Infinity`, which transformers
+        writes for time limits of Mamba layers), and a key that stands twice with the same value.
+
+    Raises:
+      ValueError: it is none; the message follows the name of the file.
+    """
+
+    def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            seen: dict[str, Any] = {}
+            for name, value in pairs:
+                if name in seen and not (tolerant and seen[name] == value):
+                    raise ValueError(f"the name {name!r} appears twice")
+                seen[name] = value
+        return entries
+
+    def constant(word: str) -> float:
+        if tolerant and word != "NaN":
+            return float(word)
+        raise ValueError(f"{word} is not a number of JSON")
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=no_repeats, parse_constant=constant
+        )
+    except RecursionError:
+        raise ValueError(f"is not valid JSON: nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError("is not a JSON object")
+    return value
+
+
+def check_values(value: dict[str, Any]) -> None:
+    """ValueError when something in `value` is nested deeper than `MAX_DEPTH`, has a key longer than `MAX_NAME`, or holds
+    text that cannot be written again (half of a surrogate pair). For maps whose values are not looked at one by one."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    if len(key) > MAX_NAME:
+                        raise ValueError(f"has a key of {len(key):,} letters: {key[:40]}...")
+                below += item
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not item.isascii() and SURROGATE.search(item):
+                raise ValueError(f"holds text that is not Unicode: {item[:40]!r}")
+        level = below
+    if level:
+        raise ValueError(f"is nested deeper than {MAX_DEPTH}")

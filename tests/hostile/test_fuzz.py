@@ -1,0 +1,238 @@
+"""Damaged and random headers, indexes and configs: a plan, or faults of one line each; never anything else.
+
+Each kind of file has a strategy that makes its bytes; one more kind is one more row of FILES.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostilekit import INDEX, header_file, plan_refused, split_file, two_models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jmerge.testing.tiny import llama_config
+
+NUMBERS = st.one_of(
+    st.integers(-3, 70),
+    st.sampled_from([2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**4000]),
+    st.sampled_from([-(2**63), -(10**4000)]),
+)
+WORDS = st.one_of(
+    st.sampled_from(
+        ["", "0", ".", "..", "../model.safetensors", "/etc/passwd", "model.safetensors", "a\nb", "\x1b[2J", "\0"]
+        + ["model.layers.0.w", "model.layers.999999999999.w", "layers.00.w", "layers.٣.w", "lm_head.weight", "{}.{}"]
+        + ["x" * 5000, "\ud800", "config", "F32", "BF16", "U8", "F4", "I64", "é", "__metadata__"]
+    ),
+    st.text(max_size=8),
+)  # fmt: skip
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    st.sampled_from([0.0, 1.5, float("nan"), float("inf"), -float("inf"), 1e308]),
+    WORDS,
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=4)),
+    max_leaves=8,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container in `value` with every key of it."""
+    found: list[tuple[Any, Any]] = []
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        keys = list(item) if isinstance(item, dict) else range(len(item))
+        for key in keys:
+            found.append((item, key))
+            if isinstance(item[key], dict | list):
+                todo.append(item[key])
+    return found
+
+
+@st.composite
+def damaged(draw: st.DrawFn, valid: dict[str, Any]) -> dict[str, Any]:
+    """`valid` with one to three changes somewhere in it: a value put in the place of another, renamed, dropped, moved."""
+    value = copy.deepcopy(valid)
+    for _ in range(draw(st.integers(1, 3))):
+        found = places(value)
+        if not found:
+            break
+        holder, key = found[draw(st.integers(0, len(found) - 1))]
+        action = draw(st.sampled_from(["set", "set", "drop", "add", "swap", "rename"]))
+        if action == "set":
+            holder[key] = draw(VALUES)
+        elif action == "drop":
+            del holder[key]
+        elif action == "swap":
+            other, at = found[draw(st.integers(0, len(found) - 1))]
+            holder[key] = copy.deepcopy(other[at])
+        elif isinstance(holder, list):
+            holder.append(draw(VALUES))
+        elif action == "add":
+            holder[draw(WORDS)] = draw(VALUES)
+        else:
+            holder[draw(WORDS)] = holder.pop(key)
+    return value
+
+
+def text_of(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+def cut(draw: st.DrawFn, data: bytes) -> bytes:
+    """`data` as it is, cut off, with bytes changed, or with a key of it twice."""
+    action = draw(st.sampled_from(["keep"] * 5 + ["end", "flip", "insert", "twice"]))
+    at = draw(st.integers(0, max(len(data) - 1, 0)))
+    if action == "end":
+        return data[:at]
+    if action == "flip":
+        return data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 1 :]
+    if action == "insert":
+        return data[:at] + draw(
+            st.sampled_from([b"[" * 3000, b'{"a":' * 3000, b"\xff", b"NaN", b"\0", b'"'])
+        )
+    if action == "twice" and data.startswith(b"{"):
+        return data[:-1] + b"," + data[1:]
+    return data  # fmt: skip
+
+
+class Bench:
+    """A folder with a valid model to damage, and the bytes of its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.recipe = two_models(folder)
+        self.bad = folder / "bad"
+        self.header, self.data = split_file(self.bad / "model.safetensors")
+        self.valid = (self.bad / "model.safetensors").read_bytes()
+        self.parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        self.config = llama_config(layers=1, hidden=4, inner=4, vocab=8)
+
+    def reset(self) -> None:
+        for path in self.bad.iterdir():
+            path.unlink()
+        (self.bad / "model.safetensors").write_bytes(self.valid)
+        (self.bad / "config.json").write_text(json.dumps(self.config))
+
+    def index(self) -> dict[str, Any]:
+        """A valid index, of two files, which are made."""
+        names = list(self.header)
+        names.remove("__metadata__")
+        halves = (names[: len(names) // 2], names[len(names) // 2 :])
+        entries = {}
+        for file, half in zip(self.parts, halves, strict=True):
+            header, data = {}, b""
+            for name in half:
+                start, stop = self.header[name]["data_offsets"]
+                header[name] = self.header[name] | {
+                    "data_offsets": [len(data), len(data) + stop - start]
+                }
+                data += self.data[start:stop]
+                entries[name] = file
+            header_file(self.bad / file, header, data)
+        (self.bad / "model.safetensors").unlink()
+        return {"metadata": {"total_size": len(self.data)}, "weight_map": entries}  # fmt: skip
+
+
+def random_header(draw: st.DrawFn, bench: Bench) -> None:
+    """Any bytes, or any header, in the place of the weights."""
+    length = draw(st.sampled_from([None, 0, 2, 100, 10**8, 10**8 + 1, 2**63, 2**64 - 1]))
+    text = draw(st.one_of(st.binary(max_size=64), VALUES.map(text_of)))
+    head = struct.pack("<Q", len(text) if length is None else length)
+    (bench.bad / "model.safetensors").write_bytes(head + text + draw(st.binary(max_size=16)))
+
+
+def damaged_header(draw: st.DrawFn, bench: Bench) -> None:
+    """The header of the model with some changes."""
+    text = cut(draw, text_of(draw(damaged(bench.header))))
+    data = bench.data if draw(st.booleans()) else cut(draw, bench.data)
+    header_file(bench.bad / "model.safetensors", text, data)
+
+
+def damaged_index(draw: st.DrawFn, bench: Bench) -> None:
+    """The index with some changes."""
+    (bench.bad / INDEX).write_bytes(cut(draw, text_of(draw(damaged(bench.index())))))
+
+
+def random_index(draw: st.DrawFn, bench: Bench) -> None:
+    """Any bytes, or any JSON, for an index."""
+    bench.index()
+    (bench.bad / INDEX).write_bytes(draw(st.one_of(st.binary(max_size=64), VALUES.map(text_of))))
+
+
+def damaged_config(draw: st.DrawFn, bench: Bench) -> None:
+    """config.json with some changes; of what a nested one may have, too."""
+    config = bench.config | {
+        "layer_types": ["full"],
+        "text_config": {"vocab_size": 8, "num_hidden_layers": 1},
+        "quantization_config": None,
+    }
+    (bench.bad / "config.json").write_bytes(cut(draw, text_of(draw(damaged(config)))))
+
+
+def random_config(draw: st.DrawFn, bench: Bench) -> None:
+    """Any bytes, or any JSON, for config.json."""
+    (bench.bad / "config.json").write_bytes(
+        draw(st.one_of(st.binary(max_size=64), VALUES.map(text_of)))
+    )
+
+
+Damage = Callable[[st.DrawFn, Bench], None]
+# Tokenizer files have their rows here once the planner reads them.
+FILES: dict[str, Damage] = {
+    "random header": random_header,
+    "damaged header": damaged_header,
+    "random index": random_index,
+    "damaged index": damaged_index,
+    "random config": random_config,
+    "damaged config": damaged_config,
+}
+
+
+def show(damage: Damage, examples: int) -> None:
+    """Plan that many damaged models."""
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name))
+
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.data())
+        def attempt(data: st.DataObject) -> None:
+            bench.reset()
+            damage(data.draw, bench)
+            plan_refused(bench.recipe)
+
+        attempt()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_damaged_file_gives_a_plan_or_faults(kind: str) -> None:
+    show(FILES[kind], 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILES)
+def test_ten_thousand_damaged_files(kind: str) -> None:
+    """Over all kinds together."""
+    show(FILES[kind], -(-10_000 // len(FILES)))
+
+
+def test_the_undamaged_model_gives_a_plan(tmp_path: Path) -> None:
+    """Else nothing behind the reader would be tried."""
+    assert plan_refused(two_models(tmp_path)) is None
