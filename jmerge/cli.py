@@ -27,11 +27,12 @@ jmerge merges language model checkpoints by a recipe.
   jmerge --distributed RECIPE.yml FOLDER     the same on every host of a group, which share the work
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
   jmerge inspect MODEL [--json]              show what a checkpoint is made of
+  jmerge verify DIR [--deep] [--json]        check a model folder: files, names, shapes, tokens; --deep: every byte
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
 
 jmerge COMMAND --help says more about a command.
-Exit codes: 0 done, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
+Exit codes: 0 done, 1 verify found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
 After 3, 130 or a kill the same command goes on where it was.
 
 Flags:"""
@@ -52,6 +53,16 @@ MODEL is a folder, org/name or org/name@revision on the Hugging Face Hub, or a U
 Prints what a checkpoint is made of, as jmerge understands it from tensor names, shapes and config.json: stacks of
 layers and the config keys that count them, embeddings, heads and whether they are tied, experts, modules, and
 parameters and bytes by part and by dtype.""",
+    "verify": """\
+jmerge verify DIR [--deep] [--json]
+
+DIR is a model folder, of jmerge or not; where models are named, a model of the Hub or a URL will do too.
+
+Checks that files can be read and fit their headers, the index names every tensor at its file, no tensor or weight file
+is there twice or left over, layers, shapes, dtypes and ties are as config.json says, and every token has a row; with
+jmerge's ledger, that files and tensors are those of the run. --deep reads every byte: NaN and infinity, the ledger's
+checksums, whether a tied head is the embedding. Exit code 0: no fault; 1: a fault. Every merge ends with the quick
+checks.""",
     "methods": """\
 jmerge methods [NAME ...]
 
@@ -148,7 +159,8 @@ def define_flags() -> flags.FlagValues:
         "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
-    flags.DEFINE_bool("json", False, "plan, inspect: print JSON.", **add)
+    flags.DEFINE_bool("json", False, "plan, inspect, verify: print JSON.", **add)
+    flags.DEFINE_bool("deep", False, "verify: read every byte.", **add)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
     flags.DEFINE_bool("version", False, "Show the version.", **add)
     return values
@@ -216,6 +228,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {
         "plan": _plan,
         "inspect": _inspect,
+        "verify": _verify,
         "methods": _methods,
         "schema": _schema,
     }
@@ -357,6 +370,18 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
     found = inspect_checkpoint(open_checkpoint(words[0]))
     print(json.dumps(found, indent=1) if values.json else inspect_text(found))
     return 0
+
+
+def _verify(words: list[str], values: flags.FlagValues) -> int:
+    if len(words) != 1:
+        raise PlanError(Fault("needs one folder: jmerge verify DIR", where="verify"))
+    from jmerge.ckpt.find import find_source
+    from jmerge.report.verify import verify_json, verify_text
+    from jmerge.verify.checks import verify
+
+    found = verify(find_source(words[0]), deep=values.deep)
+    print((verify_json if values.json else verify_text)(found))
+    return 0 if all(each.fine for each in found) else 1
 
 
 def _methods(words: list[str], values: flags.FlagValues) -> int:

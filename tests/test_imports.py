@@ -25,6 +25,7 @@ LAYERS = (
     ("methods",),
     ("plan",),
     ("engine",),
+    ("verify",),
     ("report",),
     ("jobs",),
     ("cli", "__main__"),

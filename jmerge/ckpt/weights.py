@@ -9,6 +9,7 @@ from jmerge.ckpt.jsontext import check_values, parse_object
 from jmerge.ckpt.source import Source
 from jmerge.errors import CONTROL, CheckpointError, Fault
 
+WEIGHTS = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "consolidated", "diffusion_pytorch_model")  # the first that exists wins
 PICKLES = (".bin", ".pt", ".pth")

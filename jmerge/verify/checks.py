@@ -1,0 +1,138 @@
+"""All checks of a model folder, and the report that they make together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jmerge.ckpt.source import LocalSource, Source
+from jmerge.ckpt.weights import WEIGHTS, read_json_file
+from jmerge.ckpt.writer import LEDGER
+from jmerge.errors import CheckpointError
+from jmerge.verify import files, structure, values
+from jmerge.verify.folder import Finding, Folder
+from jmerge.verify.values import Values, read_values
+
+# Checks of headers, names and small files.
+QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
+    "readable": files.readable,
+    "index": files.index,
+    "duplicates": files.duplicates,
+    "stale": files.stale,
+    "companions": files.companions,
+    "ledger": files.ledger,
+    "layers": structure.layers,
+    "shapes": structure.shapes,
+    "dtypes": structure.dtypes,
+    "ties": structure.ties,
+    "tokens": structure.tokens,
+}
+# Checks of all bytes.
+DEEP: Mapping[str, Callable[[Folder, Mapping[str, Values]], Iterator[Finding]]] = {
+    "nonfinite": values.nonfinite,
+    "checksums": values.checksums,
+    "same table": values.same_table,
+}
+# Where a check says something; elsewhere it is left out.
+APPLIES: Mapping[str, Callable[[Folder], bool]] = {
+    "index": lambda folder: bool(folder.index_files),
+    "ledger": lambda folder: folder.ledger is not None,
+    "checksums": lambda folder: folder.ledger is not None,
+    "same table": lambda folder: structure.tied_tables(folder) is not None,
+    "tokens": lambda folder: bool(folder.layout.embeddings),
+}
+# What the writer alone answers for; the rest may be so in the inputs too.
+WRITTEN = ("readable", "index", "duplicates", "stale", "ledger")
+
+
+class Checked(NamedTuple):
+    """A check that was made."""
+
+    name: str
+    doc: str  # what is so where it finds nothing
+    findings: tuple[Finding, ...]
+
+    @property
+    def faults(self) -> tuple[Finding, ...]:
+        """What is wrong; the rest is strange."""
+        return tuple(each for each in self.findings if not each.warning)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One model folder and what was found."""
+
+    folder: Folder
+    label: str  # where it is
+    checks: tuple[Checked, ...]
+
+    @property
+    def fine(self) -> bool:
+        """Whether there is no fault."""
+        return not any(each.faults for each in self.checks)
+
+
+def verify(
+    source: Source, *, deep: bool = False, tell: Callable[[int], None] = lambda nbytes: None
+) -> list[Verified]:
+    """The checks of the model in `source`, or of those in its folders where a ledger says that it holds several.
+
+    Args:
+      source: a folder, from `find_source`.
+      deep: read every byte too.
+      tell: called with the bytes of every part that is then read.
+
+    Raises:
+      CheckpointError, RunError: a file cannot be read although its header could.
+    """
+    return [_verified(folder, deep, tell) for folder in folders(source)]
+
+
+def folders(source: Source) -> list[Folder]:
+    """The models of a folder of ours, of which methods make one or several, or the one of another's."""
+    if not isinstance(source, LocalSource) or any(n.endswith(WEIGHTS) for n in source.names()):
+        return [Folder(source)]
+    try:
+        ledger = read_json_file(source, LEDGER, missing={})
+    except CheckpointError:  # told by `readable`
+        return [Folder(source)]
+    prefixes = set()
+    tensors = ledger.get("tensors")
+    for entry in tensors.values() if isinstance(tensors, dict) else ():
+        file = entry.get("file") if isinstance(entry, dict) else None
+        folder, slash, name = file.partition("/") if isinstance(file, str) else ("", "", "")
+        if (
+            slash
+            and "/" not in name
+            and folder not in (".", "..")
+            and (source.folder / folder).is_dir()
+        ):
+            prefixes.add(folder)
+    inner = [
+        Folder(LocalSource(source.folder / name), ledger, f"{name}/") for name in sorted(prefixes)
+    ]
+    return inner or [Folder(source)]
+
+
+def _verified(folder: Folder, deep: bool, tell: Callable[[int], None]) -> Verified:
+    applied = [name for name in QUICK if APPLIES.get(name, _always)(folder)]
+    # `readable` last, since the others try to read files too
+    made = {name: _checked(name, QUICK[name], QUICK[name](folder)) for name in reversed(applied)}
+    if deep:
+        found = read_values(folder, tell)
+        applied += [name for name in DEEP if APPLIES.get(name, _always)(folder)]
+        made |= {
+            name: _checked(name, check, check(folder, found))
+            for name, check in DEEP.items()
+            if name in applied
+        }
+    return Verified(folder, folder.source.label, tuple(made[name] for name in applied))
+
+
+def _always(folder: Folder) -> bool:
+    return True
+
+
+def _checked(name: str, check: Callable[..., Any], findings: Iterator[Finding]) -> Checked:
+    return Checked(name, (check.__doc__ or "").strip(), tuple(dict.fromkeys(findings)))

@@ -1,0 +1,241 @@
+"""Checks of tensors against config.json and tokenizer: layers, shapes, dtypes, ties, tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config, config_dicts
+from jmerge.ckpt.dtypes import CONFIG_NAMES, FLOATS
+from jmerge.ckpt.open import Checkpoint
+from jmerge.plan.holes import holes_of_its_own
+from jmerge.plan.views import build_views
+from jmerge.recipe.refs import ModelRef
+from jmerge.verify.folder import Finding, Folder
+
+HEADED = ("ForCausalLM", "LMHeadModel")  # how classes end that give a score to every token
+EXTRA_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # stored behind the others
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+# config keys of models whose embedding has another width than their layers
+OTHER_WIDTHS = ("embedding_size", "word_embed_proj_dim", "embed_dim", "d_embed", "emb_dim")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
+
+
+def layers(folder: Folder) -> Iterator[Finding]:
+    """There are as many layers as config.json says, each with what its kind has."""
+    if not folder.whole:
+        return
+    told = [
+        (".".join((*path, key)), part[key])
+        for path, part in config_dicts(folder.config)
+        for key in LAYER_KEYS
+        if type(part.get(key)) is int and part[key] > 1
+    ]
+    gaps = list(_gaps(folder, max((count for _, count in told), default=0)))
+    yield from gaps
+    stacks = folder.layout.stacks
+    sizes = Counter(role.stack for role in folder.layout.roles.values() if role.stack is not None)
+    prefix = max(sizes, key=lambda each: (stacks[each].depth > 1, sizes[each]), default=None)
+    if prefix is not None and not gaps and stacks[prefix].depth > 1 and not stacks[prefix].keys:
+        depth = stacks[prefix].depth
+        depths = {stack.depth for stack in stacks.values()}
+        extra = [
+            _number(part, key) for _, part in config_dicts(folder.config) for key in EXTRA_LAYERS
+        ]
+        unmatched = [
+            (key, count)
+            for key, count in told
+            if count not in depths and not any(n and count + n == depth for n in extra)
+        ]
+        if unmatched and len(unmatched) == len(told):
+            key, count = unmatched[0]
+            yield Finding(f"{key} is {count}; '{prefix}' has {depth} layers", "config.json")
+    yield from _holes(folder)
+
+
+def _gaps(folder: Folder, most: int) -> Iterator[Finding]:
+    """Layers of which there is nothing, between others or at the beginning."""
+    found: dict[str, set[int]] = {}
+    for name in folder.tensors:
+        if number := NUMBER.search(name):
+            found.setdefault(name[: number.start()], set()).add(int(number[0]))
+    for prefix, numbers in found.items():
+        missing = next((n for n in range(min(numbers), max(numbers)) if n not in numbers), None)
+        if missing is not None and max(numbers) < most and 2 * len(numbers) > most:
+            message = f"there is nothing of '{prefix}{missing}', between layers that are there"
+            yield Finding(message)
+
+
+def _holes(folder: Folder) -> Iterator[Finding]:
+    """Tensors that most layers of their kind have."""
+    ref = ModelRef(folder.source.label)
+    stored = SimpleNamespace(config=folder.config, index=folder.tensors)
+    checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
+    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False})
+    for prefix in folder.layout.stacks:
+        for hole in holes_of_its_own(views[ref], prefix):
+            message = f"is missing; {hole.having} other layers have it"
+            yield Finding(message, tensor=hole.name)
+
+
+def shapes(folder: Folder) -> Iterator[Finding]:
+    """Token tables have the rows and columns that config.json says, and a tensor has one shape in all layers."""
+    parts = [part for _, part in config_dicts(folder.config)]
+    rows = {part["vocab_size"] for part in parts if type(part.get("vocab_size")) is int}
+    widths = {part[key] for part in parts for key in WIDTHS if type(part.get(key)) is int}
+    if any(key in part for part in parts for key in OTHER_WIDTHS):
+        widths = set()
+    tables = (*folder.layout.embeddings, *folder.layout.heads)
+    for name in tables:
+        found = folder.tensors[name].spec.shape
+        if rows and found[0] not in rows:
+            yield Finding(f"has {found[0]} rows; vocab_size is {_listed(rows)}", tensor=name)
+        if widths and not any(size in widths for size in found[1:]):
+            yield Finding(
+                f"has {found[1]} columns; config.json says {_listed(widths)}", tensor=name
+            )
+    if not _per_layer(folder.config):
+        yield from _one_shape(folder)
+
+
+def _one_shape(folder: Folder) -> Iterator[Finding]:
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, role in folder.layout.roles.items():
+        if role.stack is not None and not role.buffer:
+            groups.setdefault(role.template, {})[name] = folder.tensors[name].spec.shape
+    for group in groups.values():
+        ((usual, count), *others) = Counter(group.values()).most_common()
+        # a few that differ from the rest; where many do, the model is made so
+        if others and len(group) >= 3 and count >= 0.75 * len(group) - 0.25:
+            for name, shape in group.items():
+                if shape != usual:
+                    message = f"has shape {list(shape)}, in {count} other layers {list(usual)}"
+                    yield Finding(message, tensor=name)
+
+
+def _per_layer(config: Config) -> bool:
+    """Whether config.json has lists with an entry for each layer, so that layers may differ."""
+    for _, part in config_dicts(config):
+        depths = {part[key] for key in LAYER_KEYS if type(part.get(key)) is int}
+        for value in part.values():
+            if isinstance(value, list) and len(value) in depths:
+                kinds = [each for each in value if isinstance(each, str | int | float)]
+                if len(kinds) < len(value) or len(set(kinds)) > 1:
+                    return True
+    return False
+
+
+def dtypes(folder: Folder) -> Iterator[Finding]:
+    """Most bytes have the dtype of config.json, to which transformers casts all when it loads the model."""
+    told = folder.config.get("dtype", folder.config.get("torch_dtype"))
+    if told not in CONFIG_NAMES.values() or "quantization_config" in folder.config:
+        return
+    sizes: Counter[str] = Counter()
+    for spec in folder.specs.values():
+        if spec.dtype in FLOATS:
+            sizes[spec.dtype] += spec.nbytes
+    if sizes:
+        (usual, nbytes) = sizes.most_common(1)[0]
+        if CONFIG_NAMES.get(usual) != told:
+            share = f"{nbytes / sizes.total():.0%} of the bytes are {usual}"
+            yield Finding(f"the dtype is {told}; {share}", "config.json")
+
+
+def ties(folder: Folder) -> Iterator[Finding]:
+    """There is a head where config.json does not tie it to the embedding."""
+    told = _ties_told(folder.config)
+    layout = folder.layout
+    classes = folder.config.get("architectures")
+    named = str(classes[0]) if isinstance(classes, list) and classes else ""
+    if told == {False} and layout.embeddings and not layout.heads and named.endswith(HEADED):
+        message = f"tie_word_embeddings is false; the weights have no head for {named}"
+        if folder.whole:
+            yield Finding(message, "config.json")
+    if told == {True} and layout.heads and layout.embeddings:
+        head, table = (
+            folder.tensors[layout.heads[0]].spec,
+            folder.tensors[layout.embeddings[0]].spec,
+        )
+        if head.shape != table.shape:
+            message = f"tie_word_embeddings is true; the head is {head}, the embedding {table}"
+            yield Finding(message, "config.json", layout.heads[0])
+
+
+def tied_tables(folder: Folder) -> tuple[str, str] | None:
+    """Head and embedding that config.json says are one, where both are stored in one shape and dtype."""
+    layout = folder.layout
+    if _ties_told(folder.config) != {True} or not layout.heads or not layout.embeddings:
+        return None
+    head, table = layout.heads[0], layout.embeddings[0]
+    same = folder.tensors[head].spec == folder.tensors[table].spec
+    return (head, table) if same else None
+
+
+def _ties_told(config: Config) -> set[bool]:
+    told = [part.get("tie_word_embeddings") for _, part in config_dicts(config)]
+    return {each for each in told if isinstance(each, bool)}
+
+
+def tokens(folder: Folder) -> Iterator[Finding]:
+    """Every token of the tokenizer, and every special id of the configs, has a row in the embedding."""
+    tables = folder.layout.embeddings
+    if not tables:
+        return
+    rows = max(folder.tensors[name].spec.shape[0] for name in tables)
+    for file, last in _last_ids(folder):
+        if last >= rows:
+            yield Finding(f"has token ids up to {last}; the embedding has {rows} rows", file)
+    configs = [part for _, part in config_dicts(folder.config) if "vocab_size" in part]
+    for file, parts in (
+        ("config.json", configs),
+        ("generation_config.json", [folder.json("generation_config.json") or {}]),
+    ):
+        for part in parts:
+            for key in IDS:
+                value = part.get(key)
+                for each in value if isinstance(value, list) else [value]:
+                    if type(each) is int and each >= rows:
+                        yield Finding(f"{key} is {each}; the embedding has {rows} rows", file)
+
+
+def _last_ids(folder: Folder) -> Iterator[tuple[str, int]]:
+    """The largest token id that each file of the tokenizer gives."""
+    for file in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
+        content = folder.json(file) or {}
+        ids: list[Any] = []
+        if file == "tokenizer.json":
+            model = content.get("model")
+            vocabulary = model.get("vocab") if isinstance(model, dict) else None
+            added = content.get("added_tokens")
+            if isinstance(vocabulary, dict):
+                ids += vocabulary.values()
+            elif isinstance(vocabulary, list):
+                ids.append(len(vocabulary) - 1)
+            ids += (
+                [each.get("id") for each in added if isinstance(each, dict)]
+                if isinstance(added, list)
+                else []
+            )
+        elif file == "tokenizer_config.json":
+            decoder = content.get("added_tokens_decoder")
+            if isinstance(decoder, dict):
+                ids += [int(key) for key in decoder if key.isdecimal() and len(key) < 10]
+        else:
+            ids += content.values()
+        numbers = [each for each in ids if type(each) is int]
+        if numbers:
+            yield file, max(numbers)
+    text = folder.text("vocab.txt")
+    if text is not None:
+        yield "vocab.txt", len(text.splitlines()) - 1
+
+
+def _number(part: Mapping[str, Any], key: str) -> int:
+    value = part.get(key)
+    return value if type(value) is int else 0
+
+
+def _listed(numbers: set[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))

@@ -1,0 +1,119 @@
+"""What only reading every byte shows: checksums, NaN and infinity, whether two tensors are one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from zlib_ng import zlib_ng
+
+from jmerge.ckpt.dtypes import count_nonfinite
+from jmerge.ckpt.journal import Block, joined_crc32
+from jmerge.engine.reads import Files, aligned_buffer
+from jmerge.verify.folder import Finding, Folder
+from jmerge.verify.structure import tied_tables
+
+PART_BYTES = 1 << 22  # read at a time by each thread; all memory there is beside the headers
+THREADS = min(8, os.cpu_count() or 1)  # crc32 and counting are faster than most disks
+
+
+class Values(NamedTuple):
+    """What there is to know of a tensor's bytes."""
+
+    crc32: int
+    nonfinite: int  # elements that are NaN or infinite
+
+
+def read_values(
+    folder: Folder, tell: Callable[[int], None] = lambda nbytes: None
+) -> dict[str, Values]:
+    """The values of every tensor, each byte read once, by several threads.
+
+    tell: called with the bytes of every part that was read, by any thread.
+
+    Raises:
+      CheckpointError, RunError: a file cannot be read although its header could.
+    """
+    parts = _parts(folder)
+    blocks: dict[str, list[Block]] = {name: [] for name in folder.tensors}
+    lock = threading.Lock()
+    files = Files()
+    stopped = threading.Event()
+
+    def work() -> None:
+        buffer = aligned_buffer(PART_BYTES)
+        while not stopped.is_set():
+            with lock:
+                part = next(parts, None)
+            if part is None:
+                return
+            name, start, stop = part
+            entry, raw = folder.tensors[name], buffer[: stop - start]
+            path = folder.source.path(entry.file)
+            if path is not None:
+                files.read(path, entry.start + start, raw)
+            else:
+                folder.source.read_into(entry.file, entry.start + start, raw)
+            nonfinite = count_nonfinite(raw, entry.spec.dtype)
+            block = Block(name, start, stop, zlib_ng.crc32(raw), nonfinite)
+            with lock:
+                blocks[name].append(block)
+                tell(raw.size)
+
+    try:
+        with ThreadPoolExecutor(THREADS, "jmerge-verify") as pool:
+            workers = [pool.submit(work) for _ in range(THREADS)]
+            try:
+                for each in workers:
+                    each.result()
+            finally:
+                stopped.set()
+    finally:
+        files.close()
+    return {
+        name: Values(joined_crc32(found), sum(block.nonfinite for block in found))
+        for name, found in blocks.items()
+    }
+
+
+def _parts(folder: Folder) -> Iterator[tuple[str, int, int]]:
+    """Ranges of every tensor, in the order they lie in the files; none is cut within an element."""
+    for name, entry in folder.tensors.items():
+        for start in range(0, entry.spec.nbytes, PART_BYTES):
+            yield name, start, min(start + PART_BYTES, entry.spec.nbytes)
+
+
+def nonfinite(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:
+    """No trained tensor holds NaN or infinity."""
+    for name, value in values.items():
+        if value.nonfinite:
+            entry = folder.tensors[name]
+            message = f"{value.nonfinite:,} of {entry.spec.size:,} elements are NaN or infinite"
+            yield Finding(message, entry.file, name, warning=folder.layout.roles[name].buffer)
+
+
+def checksums(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:
+    """Every tensor has the bytes that the run wrote, by the ledger's crc32."""
+    entries = (folder.ledger or {}).get("tensors")
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        own = name.removeprefix(folder.prefix)
+        told = entry.get("crc32") if isinstance(entry, dict) else None
+        if not name.startswith(folder.prefix) or own not in values or not isinstance(told, str):
+            continue
+        found = f"{values[own].crc32:08x}"
+        if found != told:
+            message = (
+                f"its crc32 is {found}, the ledger says {told}: the file was changed or damaged"
+            )
+            yield Finding(message, folder.tensors[own].file, own)
+
+
+def same_table(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:
+    """A head that config.json ties to the embedding has its bytes."""
+    pair = tied_tables(folder)
+    if pair is not None and values[pair[0]].crc32 != values[pair[1]].crc32:
+        message = f"tie_word_embeddings is true; {pair[0]} is not {pair[1]}, so one of them is lost on loading"
+        yield Finding(message, "config.json")
