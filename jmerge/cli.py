@@ -305,6 +305,8 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         untold = "" if profile is None else f"; nothing was done that {profile.path} could tell"
         print(f"{out} is up to date: same recipe, same inputs{untold}")
         return 0
+    for each in merged.strange:
+        print(f"warning: {each}", file=sys.stderr)
     plan = merged.plan
     print(
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"

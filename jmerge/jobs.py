@@ -26,6 +26,7 @@ from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
+from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
 from jmerge.engine.channel import StoppedError
@@ -35,7 +36,7 @@ from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
 from jmerge.engine.run import Outcome
 from jmerge.engine.together import Note, Share, put_together
-from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
+from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
@@ -48,6 +49,7 @@ from jmerge.report.card import model_card
 from jmerge.report.ledger import ledger
 from jmerge.sizes import parse_size
 from jmerge.tracer import Span, Timings, Tracer
+from jmerge.verify.checks import MISSING, READABLE, WRITTEN, verify
 from jmerge.version import VERSION
 
 
@@ -60,6 +62,9 @@ class Merged:
     up_to_date: bool  # it was there already, of the same recipe and inputs
     resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
     timings: Timings | None  # where the time went; None: it was there already
+    strange: tuple[
+        Fault, ...
+    ] = ()  # what `verify` says of the folder, which may be so in the inputs
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
@@ -174,6 +179,7 @@ def merge(
             )
         with jax.default_device(chosen[0]):
             fit(plan, budget, len(chosen))  # refuses before anything is made
+        strange: tuple[Fault, ...] = ()
         guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
         try:
             with guest or folder, hosts.telling():
@@ -207,6 +213,7 @@ def merge(
                     if hosts.first:
                         outcome = put_together(plan.outputs, made, written)
                         _write_companions(folder, plan, files, outcome, identity)
+                        strange = _verify(folder)
                         hosts.check()
                         folder.publish()
                     hosts.hear()
@@ -221,6 +228,7 @@ def merge(
         up_to_date=False,
         resumed_bytes=kept if folder.resumed else None,
         timings=tracer.timings(),
+        strange=strange,
     )
 
 
@@ -349,6 +357,32 @@ def _write_companions(
         folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
+
+
+def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
+    """Look at what was written as anybody would who loads it, before it gets its name: headers and small files only.
+
+    Returns:
+      What does not fit together and may be so in the inputs.
+
+    Raises:
+      RunError: what was written is not what the run wrote.
+    """
+    strange = []
+    for model in verify(LocalSource(folder.work)):
+        place = folder.out / Path(model.label).relative_to(folder.work)
+        taken_over = donor_files(model.folder.source)  # as it was, whatever is in it
+        for check in model.checks:
+            for each in check.faults:
+                fault = Fault(each.message, each.tensor, str(place / each.file))
+                if check.name in WRITTEN and (
+                    check.name != READABLE or each.file not in taken_over
+                ):
+                    message = f"{fault}; it was written otherwise: is the disk sound?"
+                    raise RunError(f"{message} Run the same command again")
+                if check.name != MISSING:
+                    strange.append(fault)
+    return tuple(strange)
 
 
 def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:

@@ -14,9 +14,10 @@ from jmerge.verify import files, structure, values
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.values import Values, read_values
 
+READABLE = "readable"
 # Checks of headers, names and small files.
 QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
-    "readable": files.readable,
+    READABLE: files.readable,
     "index": files.index,
     "duplicates": files.duplicates,
     "stale": files.stale,
@@ -43,7 +44,8 @@ APPLIES: Mapping[str, Callable[[Folder], bool]] = {
     "tokens": lambda folder: bool(folder.layout.embeddings),
 }
 # What the writer alone answers for; the rest may be so in the inputs too.
-WRITTEN = ("readable", "index", "duplicates", "stale", "ledger")
+MISSING = "companions"  # which a merge takes from its inputs as far as they have them
+WRITTEN = (READABLE, "index", "duplicates", "stale", "ledger")
 
 
 class Checked(NamedTuple):

@@ -140,7 +140,7 @@ def _entry(folder: Folder, name: str, entry: Any) -> Iterator[Finding]:
             "dtype": str(dtype),
             "shape": list(shape),
             "crc32": str(crc32),
-        } if dtype in BITS and all(type(size) is int for size in shape) and _is_hex(crc32):
+        } if dtype in BITS and all(type(size) is int for size in shape) and is_crc32(crc32):
             pass
         case _:
             yield Finding("its entry needs file, dtype, shape and crc32", LEDGER, name)
@@ -170,5 +170,6 @@ def _size(folder: Folder, name: str, told: Any) -> Iterator[Finding]:
         yield Finding(f"has {size:,} bytes, the ledger says {told}", name)
 
 
-def _is_hex(text: str) -> bool:
+def is_crc32(text: str) -> bool:
+    """Whether `text` is a checksum as the ledger writes it."""
     return len(text) == 8 and all(letter in "0123456789abcdef" for letter in text)

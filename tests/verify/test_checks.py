@@ -1,0 +1,367 @@
+"""Each check of `jmerge verify` fails for what it is about, alone; a sound folder passes all, with a ledger or without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jmerge
+from jmerge.ckpt.safetensors import encode_header
+from jmerge.ckpt.source import LocalSource
+from jmerge.ckpt.writer import LEDGER
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
+from jmerge.verify.checks import DEEP, QUICK, Verified, verify
+from jmerge.verify.values import PART_BYTES, THREADS, read_values
+
+INDEX = "model.safetensors.index.json"
+SIZES: dict[str, Any] = {"layers": 4, "hidden": 8, "vocab": 16}
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """A sound model of four layers in several files, with a tokenizer."""
+    write_checkpoint(folder, llama_tensors(seed, **SIZES), llama_config(**SIZES), shard_bytes=2000)
+    tokenizer = {"model": {"vocab": {f"t{i}": i for i in range(15)}}, "added_tokens": [{"id": 15}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 15]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merge of two such models, by jmerge, so with a ledger."""
+    folder = tmp_path_factory.mktemp("merged")
+    names = [write_model(folder / name, seed) for seed, name in enumerate("ab")]
+    models = "".join(f"- model: {name}\n  parameters: {{weight: 1}}\n" for name in names)
+    (folder / "x.yml").write_text(f"merge_method: linear\nmodels:\n{models}")
+    jmerge.merge(folder / "x.yml", folder / "out", shard_size=2000)
+    return folder / "out"
+
+
+def verified(folder: Path, deep: bool = True) -> Verified:
+    (found,) = verify(LocalSource(folder), deep=deep)
+    return found
+
+
+def faults(folder: Path, deep: bool = True) -> dict[str, list[str]]:
+    """Check -> the lines of its faults."""
+    found = verified(folder, deep)
+    return {
+        check.name: [f"{each.file}: {each.tensor}: {each.message}" for each in check.faults]
+        for check in found.checks
+        if check.faults
+    }
+
+
+def notes(folder: Path) -> dict[str, str]:
+    """Check -> its first warning."""
+    return {
+        check.name: check.findings[0].message
+        for check in verified(folder).checks
+        if check.findings and not check.faults
+    }
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda config: config.update(changes))
+
+
+def write_tensors(change: Callable[[dict[str, Any]], Any], **config: Any) -> Callable[[Path], None]:
+    """A damage: the whole model written anew, with other tensors and config."""
+
+    def damage(folder: Path) -> None:
+        for path in (*folder.glob("*.safetensors"), folder / INDEX):
+            path.unlink()
+        tensors = llama_tensors(0, **SIZES)
+        change(tensors)
+        write_checkpoint(folder, tensors, llama_config(**SIZES) | config)
+
+    return damage
+
+
+def first(folder: Path) -> Path:
+    return sorted(folder.glob("*.safetensors"))[0]
+
+
+def truncate(folder: Path) -> None:
+    path = first(folder)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def move_in_index(folder: Path) -> None:
+    def change(index: dict[str, Any]) -> None:
+        files = sorted(set(index["weight_map"].values()))
+        name = next(n for n, file in index["weight_map"].items() if file == files[0])
+        index["weight_map"][name] = files[1]
+
+    edit_json(folder / INDEX, change)
+
+
+def drop_from_index(folder: Path) -> None:
+    edit_json(folder / INDEX, lambda index: index["weight_map"].pop("model.norm.weight"))
+
+
+def add_shard(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        write_checkpoint(folder / "more", {"x": np.ones(2, np.float32)})
+        (folder / "more" / "model.safetensors").rename(folder / name)
+        shutil.rmtree(folder / "more")
+
+    return damage
+
+
+def same_tensor_in_two_shards(folder: Path) -> None:
+    write_tensors(lambda tensors: None)(folder)
+    tensors = llama_tensors(0, **SIZES)
+    (folder / "model.safetensors").unlink()
+    names = list(tensors)
+    halves = (names[:20], names[19:])
+    entries = {}
+    for number, half in enumerate(halves, 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        write_checkpoint(folder / "more", {name: tensors[name] for name in half})
+        (folder / "more" / "model.safetensors").rename(folder / file)
+        entries |= dict.fromkeys(half, file)
+    shutil.rmtree(folder / "more")
+    # either file would do for the index, so only the double is wrong
+    entries[names[19]] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps({"weight_map": entries}))
+
+
+def stale_index(folder: Path) -> None:
+    """A single file with an index of shards that are gone."""
+    write_tensors(lambda tensors: None)(folder)
+    entries = {name: "model-00001-of-00002.safetensors" for name in llama_tensors(0, **SIZES)}
+    (folder / INDEX).write_text(json.dumps({"weight_map": entries}))
+
+
+NAN = np.array([1, np.nan, np.inf, 1, 1, 1, 1, 1], np.float32)
+LAYER = "model.layers.2."
+
+# check -> damages that make it fail, and it alone
+DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
+    "readable": [
+        truncate,
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        lambda folder: (folder / "generation_config.json").write_bytes(b"\xff"),
+        lambda folder: (folder / "vocab.txt").write_bytes(b"\xff"),
+    ],
+    "index": [move_in_index, drop_from_index],
+    "duplicates": [same_tensor_in_two_shards],
+    "stale": [
+        add_shard("model.safetensors"), add_shard("model-00001-of-00099.safetensors"), stale_index,
+    ],
+    "companions": [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / INDEX).unlink(),
+        edit_config(auto_map={"AutoConfig": "configuration_x.X"}),
+    ],
+    "layers": [
+        edit_config(num_hidden_layers=5),
+        edit_config(num_hidden_layers=3),
+        write_tensors(lambda t: t.pop(f"{LAYER}mlp.up_proj.weight")),
+        write_tensors(lambda t: [t.pop(n) for n in list(t) if n.startswith(LAYER)]),
+    ],
+    "shapes": [
+        edit_config(hidden_size=9),
+        edit_config(vocab_size=15),
+        write_tensors(lambda t: t.update({f"{LAYER}mlp.up_proj.weight": np.ones((5, 8), np.float32)})),
+    ],
+    "dtypes": [edit_config(torch_dtype="bfloat16")],
+    "ties": [
+        write_tensors(lambda t: t.pop("lm_head.weight")),
+        write_tensors(lambda t: t.update({"lm_head.weight": np.ones((16, 4), np.float32)}),
+                      tie_word_embeddings=True, embedding_size=4),
+    ],
+    "tokens": [
+        lambda folder: edit_json(folder / "tokenizer.json", lambda t: t["added_tokens"].append({"id": 16})),
+        lambda folder: (folder / "vocab.json").write_text('{"a": 99}'),
+        lambda folder: (folder / "vocab.txt").write_text("a\n" * 17),
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"16": {}}}'),
+        edit_config(pad_token_id=16),
+        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, 16]}'),
+    ],
+    "nonfinite": [write_tensors(lambda t: t.update({"model.norm.weight": NAN}))],
+    "same table": [edit_config(tie_word_embeddings=True)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "damage"),
+    [(check, damage) for check, damages in DAMAGES.items() for damage in damages],
+)
+def test_a_check_fails_alone(check: str, damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    write_model(tmp_path)
+    assert faults(tmp_path) == {} == notes(tmp_path)
+    damage(tmp_path)
+    found = faults(tmp_path)
+    assert list(found) == [check], found
+
+
+def flip(folder: Path) -> None:
+    """Another sign of the last number of a file."""
+    path = first(folder)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x80
+    path.write_bytes(data)
+
+
+def edit_entry(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / LEDGER, lambda ledger: ledger["tensors"]["model.norm.weight"].update(changes)
+    )
+
+
+# of folders that jmerge made
+LEDGERED: dict[str, list[Callable[[Path], Any]]] = {
+    "checksums": [flip],
+    "stale": [add_shard("adapter.safetensors")],
+    "readable": [lambda folder: (folder / LEDGER).write_text("{")],
+    "ledger": [
+        lambda folder: (folder / "README.md").unlink(),
+        lambda folder: (folder / "README.md").write_text("other"),
+        lambda folder: edit_json(folder / LEDGER, lambda ledger: ledger["tensors"].pop("model.norm.weight")),
+        lambda folder: edit_json(folder / LEDGER, lambda ledger: ledger.pop("files")),
+        lambda folder: edit_json(folder / LEDGER, lambda ledger: ledger["files"].update({"../x": 1})),
+        lambda folder: edit_json(folder / LEDGER, lambda ledger: ledger["tensors"].update({"y": ledger["tensors"]["model.norm.weight"]})),
+        edit_entry(shape=[4, 2]),
+        edit_entry(dtype="F99"),
+        edit_entry(crc32="x"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "damage"),
+    [(check, damage) for check, damages in LEDGERED.items() for damage in damages],
+)
+def test_a_check_of_a_merged_folder_fails_alone(
+    check: str, damage: Callable[[Path], Any], merged: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(merged, tmp_path / "m")
+    assert faults(tmp_path / "m") == {} == notes(tmp_path / "m")
+    damage(tmp_path / "m")
+    found = faults(tmp_path / "m")
+    assert list(found) == [check], found
+
+
+def test_every_check_has_a_damage() -> None:
+    assert {*DAMAGES, *LEDGERED} == {*QUICK, *DEEP}
+
+
+def test_quick_checks_read_no_values(merged: Path, tmp_path: Path) -> None:
+    shutil.copytree(merged, tmp_path / "m")
+    flip(tmp_path / "m")
+    assert faults(tmp_path / "m", deep=False) == {}
+    assert "checksums" not in {check.name for check in verified(tmp_path / "m", False).checks}
+
+
+def test_checks_that_say_nothing_are_left_out(tmp_path: Path) -> None:
+    write_llama(tmp_path, 0)
+    names = {check.name for check in verified(tmp_path).checks}
+    assert names.isdisjoint({"index", "ledger", "checksums", "same table"})
+
+
+STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "stale": (add_shard("consolidated.safetensors"), "does not use it"),
+    "index": (lambda folder: edit_json(folder / INDEX, lambda i: i["metadata"].update(total_size=1)), "total_size"),
+    "companions": (lambda folder: (folder / "tokenizer.json").unlink(), "vocabulary"),
+    "nonfinite": (write_tensors(lambda t: t.update({"rotary_emb.inv_freq": NAN})), "infinite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", STRANGE)
+def test_what_is_strange_is_no_fault(check: str, tmp_path: Path) -> None:
+    damage, message = STRANGE[check]
+    damage(write_model(tmp_path))
+    assert faults(tmp_path) == {}
+    found = notes(tmp_path)
+    assert list(found) == [check] and message in found[check]
+
+
+SOUND: dict[str, Callable[[Path], Any]] = {
+    "a tied model": lambda folder: write_llama(folder, 0, tied=True),
+    "a stored head that is the embedding": lambda folder: write_checkpoint(
+        folder,
+        llama_tensors(0) | {"lm_head.weight": llama_tensors(0)["model.embed_tokens.weight"]},
+        llama_config(tied=True),
+    ),
+    "more rows than tokens": lambda folder: edit_json(
+        write_model(folder) / "tokenizer.json", lambda t: t.update(model={"vocab": {"a": 0}})
+    ),
+    "a list of token ids": lambda folder: (write_model(folder) / "config.json").write_text(
+        json.dumps(llama_config(**SIZES) | {"eos_token_id": [1, 2], "pad_token_id": -1})
+    ),
+    "code of another model": lambda folder: edit_config(
+        auto_map={"AutoConfig": "org/other--configuration_x.X", "AutoTokenizer": [None, None]}
+    )(write_model(folder)),
+    "pickles beside it": lambda folder: (write_model(folder) / "pytorch_model.bin").write_bytes(b"x"),
+    "layers of two kinds": lambda folder: write_checkpoint(
+        folder,
+        llama_tensors(0, **SIZES) | {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 8), np.float32)},
+        llama_config(**SIZES) | {"layer_types": ["x", "y", "y", "y"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_a_sound_folder_passes(case: str, tmp_path: Path) -> None:
+    SOUND[case](tmp_path)
+    assert faults(tmp_path) == {} == notes(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[], {}, {"model": 3}, {"model": {"vocab": 3}, "added_tokens": 4},
+                                     {"model": {"vocab": {"a": "x"}}, "added_tokens": [5, {"id": None}]}])  # fmt: skip
+def test_tokenizers_of_any_shape_break_nothing(content: Any, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert set(faults(tmp_path)) <= {"readable"}
+
+
+def test_several_models_of_one_merge(tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        write_model(tmp_path / name, seed)
+    (tmp_path / "x.yml").write_text(
+        f"merge_method: emr\nbase_model: {tmp_path}/base\n"
+        f"models:\n- model: {tmp_path}/a\n- model: {tmp_path}/b\n"
+    )
+    jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
+    found = verify(LocalSource(tmp_path / "out"), deep=True)
+    assert [Path(each.label).name for each in found] == ["a", "b"]
+    assert all(each.fine for each in found)
+    assert all("checksums" in {check.name for check in each.checks} for each in found)
+    flip(tmp_path / "out" / "b")
+    assert [each.fine for each in verify(LocalSource(tmp_path / "out"), deep=True)] == [True, False]
+
+
+def test_deep_reading_takes_a_few_buffers(tmp_path: Path) -> None:
+    """Of a tensor far larger than that."""
+    spec = jmerge.open_checkpoint(write_checkpoint(tmp_path, {"x": np.ones(4, np.float32)}))
+    size = 50 * PART_BYTES
+    head = encode_header({"x": spec.index["x"].spec._replace(shape=(size // 4,))})
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + size)
+    (found,) = verify(LocalSource(tmp_path))
+    told: list[int] = []
+    tracemalloc.start()
+    values = read_values(found.folder, told.append)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(told) == size
+    assert peak < (THREADS + 1) * PART_BYTES
+    assert values["x"].nonfinite == 0

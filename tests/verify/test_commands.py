@@ -1,0 +1,164 @@
+"""`jmerge verify` as a command, what a merge does with it, and folders made to break it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jmerge
+from jmerge import jobs
+from jmerge.ckpt.writer import LEDGER, OutputFolder
+from jmerge.cli import main
+from jmerge.errors import RunError
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
+
+NORM = "model.norm.weight"
+
+
+def recipe(folder: Path) -> Path:
+    """A recipe of two models in `folder`."""
+    models = "".join(f"- model: {write_llama(folder / n, s)}\n" for s, n in enumerate("ab"))
+    path = folder / "x.yml"
+    path.write_text(f"merge_method: linear\nmodels:\n{models}parameters: {{weight: 1}}\n")
+    return path
+
+
+def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_llama(tmp_path, 0)
+    assert main(["verify", str(tmp_path), "--deep"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tmp_path}: 21 tensors, ") and out.endswith("no fault found\n")
+    assert "nonfinite" in out and "FAULT" not in out
+
+
+def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {name: np.full_like(each, np.inf) for name, each in llama_tensors(0).items()}
+    write_checkpoint(tmp_path, tensors, llama_config() | {"torch_dtype": "float16"})
+    assert main(["verify", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "config.json: the dtype is float16; 100% of the bytes are F32\n" in out
+    assert out.endswith("1 fault found\n")
+    assert main(["verify", str(tmp_path), "--deep"]) == 1
+    out = capsys.readouterr().out
+    assert "and 16 more" in out and out.endswith("22 faults found\n")
+    assert f"{NORM}: 8 of 8 elements are NaN or infinite" in out
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_llama(tmp_path, 0)
+    (tmp_path / "adapter.safetensors").write_bytes(b"")
+    assert main(["verify", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fine"] is True
+    (model,) = found["models"]
+    assert (model["tensors"], model["files"], model["fine"]) == (21, 1, True)
+    (stale,) = [check for check in model["checks"] if check["findings"]]
+    assert stale["check"] == "stale" and stale["findings"][0]["level"] == "warning"
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["fine"] is False is found["models"][0]["fine"]
+    (finding,) = found["models"][0]["checks"][0]["findings"]
+    assert finding["file"] == "model.safetensors" and finding["level"] == "fault"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify"], "needs one folder"),
+        (["verify", "a", "b"], "needs one folder"),
+        (["verify", "gone"], "not a folder"),
+        (["verify", "a", "--deeep"], "did you mean 'deep'"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--help"]) == 0
+    assert "--deep" in capsys.readouterr().out
+
+
+def test_a_merge_of_sound_models_is_found_sound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(recipe(tmp_path)), str(tmp_path / "out")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 0
+    assert "checksums" in capsys.readouterr().out
+
+
+def test_a_merge_says_what_is_wrong_in_its_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    (tmp_path / "a" / "tokenizer.json").write_text('{"model": {"vocab": {"x": 16}}}')
+    assert main([str(path), str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    line = f"warning: {tmp_path / 'out' / 'tokenizer.json'}: has token ids up to 16; "
+    assert line + "the embedding has 16 rows\n" in err
+
+
+@pytest.mark.parametrize("damage", ["header", "index", "more", "less"])
+def test_a_merge_that_was_written_wrong_is_not_published(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same command makes it anew."""
+    path = recipe(tmp_path)
+    write = jobs._write_companions
+
+    def spoil(folder: OutputFolder, *rest: object) -> None:
+        write(folder, *rest)  # type: ignore[arg-type]
+        first = sorted(folder.work.glob("*.safetensors"))[0]
+        if damage == "header":
+            first.write_bytes(first.read_bytes().replace(b"F32", b"F3x"))
+        elif damage == "index":
+            index = folder.work / "model.safetensors.index.json"
+            index.write_text(index.read_text().replace(NORM, "model.norm.other"))
+        elif damage == "more":
+            (folder.work / "model.safetensors").write_bytes(first.read_bytes())
+        else:
+            (folder.work / "README.md").unlink()
+
+    monkeypatch.setattr(jobs, "_write_companions", spoil)
+    with pytest.raises(RunError, match="is the disk sound") as caught:
+        jmerge.merge(path, tmp_path / "out", shard_size=2000)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    monkeypatch.setattr(jobs, "_write_companions", write)
+    merged = jmerge.merge(path, tmp_path / "out", shard_size=2000)
+    assert merged.resumed_bytes is not None
+    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 0
+
+
+LEDGERS = [
+    "[]", "{}", "null", '{"files": []}', '{"files": {}, "tensors": []}', '{"files": {"a\\nb": 1}, "tensors": {}}',
+    '{"files": {"\\u0000": {}}, "tensors": {"x": 3}}', '{"files": {}, "tensors": {"x": {"file": "../../x/y"}}}',
+    '{"files": {}, "tensors": {"a/x": {"file": "a/model.safetensors", "crc32": 5}}}',
+    '{"files": {}, "tensors": {"x": {"file": "f", "dtype": "F32", "shape": [true, -1, 1e999], "crc32": "00000000"}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LEDGERS)
+def test_ledgers_made_to_break_it(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path, 0)
+    (tmp_path / LEDGER).write_text(text)
+    assert main(["verify", str(tmp_path), "--deep"]) == 1
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+
+
+def test_verifying_loads_no_jax(tmp_path: Path) -> None:
+    """A check of headers is quick."""
+    import subprocess
+
+    write_llama(tmp_path, 0)
+    code = f"from jmerge.cli import main; main(['verify', {str(tmp_path)!r}, '--deep'])"
+    code += "; import sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
