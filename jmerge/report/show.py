@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jmerge.engine.schedule import Schedule
 from jmerge.plan.steps import Plan, Read, Step
 from jmerge.process import resident_bytes
+
+if TYPE_CHECKING:  # it loads JAX, which takes a second, and words need none
+    from jmerge.engine.schedule import Schedule
 
 
 def plan_json(plan: Plan, schedule: Schedule, need: int) -> str:

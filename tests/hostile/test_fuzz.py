@@ -1,5 +1,7 @@
 """Damaged and random headers, indexes and configs: a plan, or faults of one line each; never anything else.
 
+`jmerge verify` of the same folders makes a report, whatever is in them.
+
 Each kind of file has a strategy that makes its bytes; one more kind is one more row of FILES.
 """
 
@@ -14,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostilekit import INDEX, header_file, plan_refused, split_file, two_models
+from hostilekit import INDEX, header_file, plan_refused, refused, split_file, two_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jmerge.ckpt.source import LocalSource
+from jmerge.ckpt.writer import LEDGER
+from jmerge.report.verify import verify_json, verify_text
 from jmerge.testing.tiny import llama_config
+from jmerge.verify.checks import verify
 
 NUMBERS = st.one_of(
     st.integers(-3, 70),
@@ -200,8 +206,51 @@ FILES: dict[str, Damage] = {
 }
 
 
-def show(damage: Damage, examples: int) -> None:
-    """Plan that many damaged models."""
+def damaged_ledger(draw: st.DrawFn, bench: Bench) -> None:
+    """jmerge's ledger of the model with some changes."""
+    tensors = {
+        name: {
+            "file": "model.safetensors",
+            "dtype": entry["dtype"],
+            "shape": entry["shape"],
+            "crc32": "0" * 8,
+        }
+        for name, entry in bench.header.items()
+        if name != "__metadata__"
+    }
+    ledger = {"files": {"model.safetensors": len(bench.valid)}, "tensors": tensors}
+    (bench.bad / LEDGER).write_bytes(cut(draw, text_of(draw(damaged(ledger)))))
+
+
+def damaged_tokenizer(draw: st.DrawFn, bench: Bench) -> None:
+    """What of tokenizer files verify reads, with some changes."""
+    tokenizer = {"model": {"vocab": {"a": 0, "b": 7}}, "added_tokens": [{"id": 2, "content": "c"}]}
+    (bench.bad / "tokenizer.json").write_bytes(cut(draw, text_of(draw(damaged(tokenizer)))))
+    config = {"added_tokens_decoder": {"1": {"content": "c"}}}
+    (bench.bad / "tokenizer_config.json").write_bytes(cut(draw, text_of(draw(damaged(config)))))
+
+
+VERIFIED = FILES | {"damaged ledger": damaged_ledger, "damaged tokenizer": damaged_tokenizer}
+
+
+def plan(bench: Bench) -> None:
+    plan_refused(bench.recipe)
+
+
+def look_over(bench: Bench) -> None:
+    """Verify the folder, as text and as JSON."""
+
+    def look() -> None:
+        found = verify(LocalSource(bench.bad), deep=True)
+        text = verify_text(found)
+        assert all(line.isprintable() for line in text.split("\n"))
+        json.loads(verify_json(found))
+
+    assert refused(look) is None
+
+
+def show(damage: Damage, act: Callable[[Bench], None], examples: int) -> None:
+    """Do something with that many damaged models."""
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
 
@@ -216,21 +265,33 @@ def show(damage: Damage, examples: int) -> None:
         def attempt(data: st.DataObject) -> None:
             bench.reset()
             damage(data.draw, bench)
-            plan_refused(bench.recipe)
+            act(bench)
 
         attempt()
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_damaged_file_gives_a_plan_or_faults(kind: str) -> None:
-    show(FILES[kind], 40)
+    show(FILES[kind], plan, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_ten_thousand_damaged_files(kind: str) -> None:
     """Over all kinds together."""
-    show(FILES[kind], -(-10_000 // len(FILES)))
+    show(FILES[kind], plan, -(-10_000 // len(FILES)))
+
+
+@pytest.mark.parametrize("kind", VERIFIED)
+def test_a_damaged_folder_gives_a_report(kind: str) -> None:
+    show(VERIFIED[kind], look_over, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", VERIFIED)
+def test_two_thousand_damaged_folders(kind: str) -> None:
+    """Over all kinds together."""
+    show(VERIFIED[kind], look_over, -(-2000 // len(VERIFIED)))
 
 
 def test_the_undamaged_model_gives_a_plan(tmp_path: Path) -> None:
