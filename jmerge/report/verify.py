@@ -58,7 +58,8 @@ def _lines(found: Verified) -> Iterator[str]:
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         state = "FAULT" if check.faults else "note" if check.findings else "ok"
-        yield f"  {check.name:<{width}}  {state:<5}  {' '.join(check.doc.split())}"
+        doc = "" if check.findings else " ".join(check.doc.split())
+        yield f"  {check.name:<{width}}  {state:<5}  {doc}".rstrip()
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
             yield f"    {Fault(finding.message, finding.tensor, finding.file)}"
