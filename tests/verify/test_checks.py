@@ -191,8 +191,6 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
         lambda folder: (folder / "vocab.json").write_text('{"a": 99}'),
         lambda folder: (folder / "vocab.txt").write_text("a\n" * 17),
         lambda folder: (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"16": {}}}'),
-        edit_config(pad_token_id=16),
-        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, 16]}'),
     ],
     "nonfinite": [write_tensors(lambda t: t.update({"model.norm.weight": NAN}))],
     "same table": [edit_config(tie_word_embeddings=True)],
@@ -276,6 +274,7 @@ def test_checks_that_say_nothing_are_left_out(tmp_path: Path) -> None:
 
 
 STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "tokens": (lambda folder: (edit_config(pad_token_id=16)(folder), (folder / "generation_config.json").write_text('{"eos_token_id": [1, 15]}')), "pad_token_id is 16"),
     "stale": (add_shard("consolidated.safetensors"), "does not use it"),
     "index": (lambda folder: edit_json(folder / INDEX, lambda i: i["metadata"].update(total_size=1)), "total_size"),
     "companions": (lambda folder: (folder / "tokenizer.json").unlink(), "vocabulary"),
