@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from jmerge.arch.families import MODULES
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.errors import CheckpointError, Fault
 
 Part = Literal["first", "layer", "last"]  # of the model, in the order a forward pass meets them
 Config = Mapping[str, Any]
@@ -38,6 +39,8 @@ LAYER_KEYS = (
 )
 # Names a newcomer's config may give the same count; believed only when none of the keys above fits.
 OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
+
+MAX_PAIRS = 50_000  # of a stack and a key that fits it, which are all compared; real models have up to a hundred
 
 EMBEDDING_MODULES = (
     "embed_tokens",
@@ -111,7 +114,8 @@ class Layout:
 
 
 def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
-    """The structure of the checkpoint with these tensors and this config.json."""
+    """The structure of the checkpoint with these tensors and this config.json; CheckpointError when there is far more
+    of either than any model has."""
     stacks = _with_keys(_find_stacks(specs, config), config)
     by_prefix = {stack.prefix: stack for stack in stacks}
     located = {name: _locate(name, by_prefix) for name in specs}
@@ -181,7 +185,8 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
                 stacks.append(Stack(prefix, (0,), ()))
             continue
         templates = set().union(*layers.values())
-        repeated = [t for t in templates if sum(t in layer for layer in layers.values()) >= 2]
+        counted = Counter(template for layer in layers.values() for template in layer)
+        repeated = [template for template, count in counted.items() if count >= 2]
         if len(repeated) < 0.3 * len(templates):
             continue
         if len(indices) not in counts:
@@ -212,17 +217,27 @@ def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
     """
     dicts = config_dicts(config)
     two_kinds = any(VISION.search(".".join(path)) for path, _ in dicts)
+    by_depth: dict[int, list[tuple[int, Stack]]] = {}
+    for i, stack in enumerate(stacks):
+        by_depth.setdefault(stack.depth, []).append((i, stack))
+    counts = [
+        (path, key, value)
+        for path, part in dicts
+        for key, value in part.items()
+        if type(value) is int and value in by_depth
+        if key in LAYER_KEYS or OTHER_LAYER_KEY.fullmatch(key)
+    ]
+    pairs = sum(len(by_depth[value]) for _, _, value in counts)
+    if pairs > MAX_PAIRS:
+        message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
+        raise CheckpointError(Fault(f"{message}; no model has so many"))
     candidates = []
-    for path, part in dicts:
-        for key, value in part.items():
-            usual = key in LAYER_KEYS
-            if type(value) is int and (usual or OTHER_LAYER_KEY.fullmatch(key)):
-                for i, stack in enumerate(stacks):
-                    score = _key_score(stack.prefix, (*path, key), two_kinds)
-                    if stack.depth == value and score is not None:
-                        candidates.append(
-                            (score - (not usual), -i, (*path, key), usual, stack.prefix)
-                        )
+    for path, key, value in counts:
+        usual = key in LAYER_KEYS
+        for i, stack in by_depth[value]:
+            score = _key_score(stack.prefix, (*path, key), two_kinds)
+            if score is not None:
+                candidates.append((score - (not usual), -i, (*path, key), usual, stack.prefix))
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     keys: dict[str, list[KeyPath]] = {}
     taken: dict[KeyPath, str] = {}

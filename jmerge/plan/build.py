@@ -9,7 +9,7 @@ from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import PlanError, raise_all
+from jmerge.errors import CheckpointError, PlanError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
@@ -66,13 +66,16 @@ def build_plan(
 
 
 def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Layout]:
-    """The structure of each checkpoint."""
-    return {
-        ref: infer_layout(
-            {name: entry.spec for name, entry in checkpoint.index.items()}, _config(ref, checkpoint)
-        )
-        for ref, checkpoint in checkpoints.items()
-    }
+    """The structure of each checkpoint; CheckpointError when one cannot be a model's."""
+    layouts = {}
+    for ref, checkpoint in checkpoints.items():
+        specs = {name: entry.spec for name, entry in checkpoint.index.items()}
+        try:
+            layouts[ref] = infer_layout(specs, _config(ref, checkpoint))
+        except CheckpointError as error:
+            faults = (fault._replace(file=str(checkpoint.path)) for fault in error.faults)
+            raise CheckpointError(*faults) from error
+    return layouts
 
 
 def untied(plan: Plan) -> tuple[dict[str, Any], tuple[Change, ...]]:

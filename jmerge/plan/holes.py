@@ -30,7 +30,7 @@ def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Ho
     It is none when no layer of the model has the template, or when config.json explains the difference.
     """
     stack = view.stacks.get(prefix)
-    having = [at for (name, at) in view.names if name == template and at is not None]
+    having = view.layers_with.get(template, [])
     if stack is None or not having:
         return None
     if config_explains(view.checkpoint.config, stack, layer, having):

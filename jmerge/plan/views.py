@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
@@ -39,6 +40,15 @@ class View:
     )  # (template, layer) -> its own name
     stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
     used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
+
+    @cached_property
+    def layers_with(self) -> dict[str, list[int]]:
+        """Template -> the layers that have it; asked for when `names` is complete."""
+        layers: dict[str, list[int]] = {}
+        for template, layer in self.names:
+            if layer is not None:
+                layers.setdefault(template, []).append(layer)
+        return layers
 
     def quantized(self) -> str | None:
         """Why its weights are not plain numbers, or None when they are."""

@@ -13,7 +13,7 @@ from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file, weight_files
 from jmerge.ckpt.writer import LEDGER
-from jmerge.errors import CheckpointError, RunError
+from jmerge.errors import CheckpointError
 
 SHARD = re.compile(rf"({'|'.join(STEMS)})(-\d+-of-\d+)?\.safetensors")
 
@@ -68,7 +68,11 @@ class Folder:
                     self.twice.append((name, file))
                 else:
                     self.tensors[name] = Entry(extent.spec, file, extent.start)
-        self.layout: Layout = infer_layout(self.specs, self.config)
+        self.layout = Layout({}, {}, (), (), (), ())
+        try:
+            self.layout = infer_layout(self.specs, self.config)
+        except CheckpointError as error:
+            self._unreadable("config.json", error)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -117,6 +121,5 @@ class Folder:
                 self.unreadable.append(Finding(fault.message, known, fault.where))
             return [name for name in self.names if SHARD.fullmatch(name)]
 
-    def _unreadable(self, name: str, error: CheckpointError | RunError) -> None:
-        faults = error.faults if isinstance(error, CheckpointError) else ()
-        self.unreadable += [Finding(fault.message, name, fault.where) for fault in faults]
+    def _unreadable(self, name: str, error: CheckpointError) -> None:
+        self.unreadable += [Finding(fault.message, name, fault.where) for fault in error.faults]

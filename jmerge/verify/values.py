@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
+from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.dtypes import count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.reads import Files, aligned_buffer
@@ -93,7 +94,7 @@ def nonfinite(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]
         if value.nonfinite:
             entry = folder.tensors[name]
             message = f"{value.nonfinite:,} of {entry.spec.size:,} elements are NaN or infinite"
-            yield Finding(message, entry.file, name, warning=folder.layout.roles[name].buffer)
+            yield Finding(message, entry.file, name, warning=is_buffer(name, entry.spec))
 
 
 def checksums(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:

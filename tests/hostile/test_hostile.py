@@ -201,6 +201,44 @@ def test_numbers_in_names_are_not_counted_up_to(names: list[str], tmp_path: Path
     assert plan_refused(recipe) is None
 
 
+def many_names(count: int) -> dict[str, tuple[list[str], list[str], dict[str, int]]]:
+    """Names of two models and their config, in which everything might be compared with everything."""
+    return {
+        "layers of alternating kinds": (
+            [f"layers.{i}.{'vw'[i % 2]}" for i in range(count)],
+            [f"layers.{i}.{'wv'[i % 2]}" for i in range(count)],
+            {"num_hidden_layers": count},
+        ),
+        "layers of as many kinds": (
+            [f"layers.{i}.{i}w" for i in range(count)],
+            [f"layers.{i}.{i}w" for i in range(count)],
+            {"num_hidden_layers": count},
+        ),
+        "keys of as many stacks": (
+            [f"a{i}.0.w" for i in range(count)],
+            [f"a{i}.0.w" for i in range(count)],
+            {f"num_{i}_layers": 1 for i in range(count)},
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", many_names(1))
+def test_names_are_not_compared_with_all_others(case: str, tmp_path: Path) -> None:
+    *models, config = many_names(3000)[case]
+    recipe = two_models(tmp_path)
+    for folder, names in zip(("bad", "good"), models, strict=True):
+        entries = {
+            name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
+            for i, name in enumerate(names)
+        }
+        header_file(tmp_path / folder / WEIGHTS, entries, bytes(4 * len(names)))
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    lines = plan_refused(recipe)
+    if case.startswith("keys"):
+        assert lines is not None and len(lines) == 1 and "no model has so many" in lines[0]
+        assert str(tmp_path / "bad") in lines[0]
+
+
 def test_links_out_of_the_folder_are_followed(tmp_path: Path) -> None:
     """So every file of the Hub's cache lies."""
     recipe = two_models(tmp_path)
