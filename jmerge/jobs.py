@@ -246,7 +246,8 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
         ) from error
     try:
         checkpoint = open_checkpoint(source)
-        if ref == recipe.models()[0]:
+        # of a remote one every file costs a request, and what they send is limited in any case
+        if ref == recipe.models()[0] and isinstance(source, LocalSource):
             check_donor_files(source)
         return checkpoint
     except CheckpointError as error:
