@@ -142,5 +142,5 @@ def _parse(line: bytes) -> Any:
     """The value of a line of JSON; None when it is not."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

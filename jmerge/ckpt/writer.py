@@ -307,7 +307,7 @@ def read_ledger(folder: Path) -> dict[str, Any] | None:
     """The ledger of a folder that jmerge wrote, or None."""
     try:
         ledger = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     files = ledger.get("files") if isinstance(ledger, dict) else None
     return ledger if isinstance(files, dict) else None

@@ -16,6 +16,8 @@ from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import MAX_AXES
 from jmerge.ckpt.source import MAX_WHOLE_BYTES
 from jmerge.ckpt.weights import MAX_FILES, MAX_INDEX_BYTES, MAX_JSON_BYTES
+from jmerge.ckpt.writer import LEDGER
+from jmerge.jobs import merge
 from jmerge.recipe.parse import MAX_BYTES
 from jmerge.testing.tiny import llama_config, write_checkpoint, write_llama
 
@@ -288,3 +290,11 @@ def test_a_line_shows_what_a_terminal_would_obey(tmp_path: Path) -> None:
     (tmp_path / "m\n\x1b[2J" / "config.json").write_text("{")
     lines = refused(lambda: open_checkpoint(tmp_path / "m\n\x1b[2J"))
     assert lines is not None and "m\\n\\x1b[2J" in lines[0]
+
+
+def test_a_deep_ledger_in_the_place_of_the_output(tmp_path: Path) -> None:
+    recipe = two_models(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LEDGER).write_text(deep(100_000))
+    lines = refused(lambda: merge(recipe, tmp_path / "out"))
+    assert lines is not None and "not written by jmerge" in lines[0]
