@@ -364,3 +364,21 @@ def test_deep_reading_takes_a_few_buffers(tmp_path: Path) -> None:
     assert sum(told) == size
     assert peak < (THREADS + 1) * PART_BYTES
     assert values["x"].nonfinite == 0
+
+
+FILES = ["config.json", "tokenizer.json", INDEX, "model-00001-of-00005.safetensors", LEDGER]
+
+
+@pytest.mark.parametrize("name", [*FILES, "generation_config.json", "vocab.txt"])
+@pytest.mark.parametrize("target", ["itself", "gone", "folder", "/dev/zero"])
+def test_links_to_no_file_are_told(name: str, target: str, merged: Path, tmp_path: Path) -> None:
+    shutil.copytree(merged, tmp_path / "m")
+    path = tmp_path / "m" / name
+    path.unlink(missing_ok=True)
+    (tmp_path / "m" / "folder").mkdir()
+    path.symlink_to(name if target == "itself" else target)
+    found = faults(tmp_path / "m")
+    if target == "folder":  # as if nothing were there
+        assert bool(found) == (name not in (LEDGER, "vocab.txt"))
+    else:
+        assert any(name in line for lines in found.values() for line in lines), found
