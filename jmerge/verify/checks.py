@@ -93,28 +93,24 @@ def verify(
 
 def folders(source: Source) -> list[Folder]:
     """The models of a folder of ours, of which methods make one or several, or the one of another's."""
-    if not isinstance(source, LocalSource) or any(n.endswith(WEIGHTS) for n in source.names()):
+    if not isinstance(source, LocalSource):
         return [Folder(source)]
     try:
         ledger = read_json_file(source, LEDGER, missing={})
     except CheckpointError:  # told by `readable`
         return [Folder(source)]
-    prefixes = set()
-    tensors = ledger.get("tensors")
+    prefixes, tensors = set(), ledger.get("tensors")
     for entry in tensors.values() if isinstance(tensors, dict) else ():
         file = entry.get("file") if isinstance(entry, dict) else None
-        folder, slash, name = file.partition("/") if isinstance(file, str) else ("", "", "")
-        if (
-            slash
-            and "/" not in name
-            and folder not in (".", "..")
-            and (source.folder / folder).is_dir()
-        ):
-            prefixes.add(folder)
-    inner = [
-        Folder(LocalSource(source.folder / name), ledger, f"{name}/") for name in sorted(prefixes)
-    ]
-    return inner or [Folder(source)]
+        name, slash, rest = file.partition("/") if isinstance(file, str) else ("", "", "")
+        if slash and "/" not in rest and name not in ("", ".", ".."):
+            prefixes.add(name)
+    there = sorted(name for name in prefixes if (source.folder / name).is_dir())
+    inner = [Folder(LocalSource(source.folder / name), ledger, f"{name}/") for name in there]
+    own = any(name.endswith(WEIGHTS) for name in source.names())
+    # the outer one, too, where it tells that an inner one is gone
+    outer = own or len(there) < max(len(prefixes), 1)
+    return [Folder(source), *inner] if outer else inner
 
 
 def _verified(folder: Folder, deep: bool, tell: Callable[[int], None]) -> Verified:

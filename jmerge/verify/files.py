@@ -123,7 +123,7 @@ def ledger(folder: Folder) -> Iterator[Finding]:
     named = {
         name.removeprefix(folder.prefix): entry
         for name, entry in tensors.items()
-        if name.startswith(folder.prefix)
+        if lies_in(entry, folder.prefix)
     }
     if not folder.whole:
         return
@@ -168,6 +168,14 @@ def _size(folder: Folder, name: str, told: Any) -> Iterator[Finding]:
         yield Finding("is gone; the ledger lists it", name)
     elif size != told and name not in {each.file for each in folder.unreadable}:
         yield Finding(f"has {size:,} bytes, the ledger says {told}", name)
+
+
+def lies_in(entry: Any, prefix: str) -> bool:
+    """Whether a tensor of the ledger is in the folder `prefix` (with a slash) of the output; one that is no entry is in
+    the outermost."""
+    file = entry.get("file") if isinstance(entry, dict) else None
+    folder, slash, _ = file.rpartition("/") if isinstance(file, str) else ("", "", "")
+    return folder + slash == prefix
 
 
 def is_crc32(text: str) -> bool:

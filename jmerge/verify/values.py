@@ -14,7 +14,7 @@ from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.dtypes import count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.reads import Files, aligned_buffer
-from jmerge.verify.files import is_crc32
+from jmerge.verify.files import is_crc32, lies_in
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.structure import tied_tables
 
@@ -103,7 +103,7 @@ def checksums(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         own = name.removeprefix(folder.prefix)
         told = entry.get("crc32") if isinstance(entry, dict) else None
-        if not name.startswith(folder.prefix) or own not in values:
+        if not lies_in(entry, folder.prefix) or own not in values:
             continue
         if not isinstance(told, str) or not is_crc32(told):
             continue  # told by `ledger`

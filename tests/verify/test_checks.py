@@ -345,6 +345,13 @@ def test_several_models_of_one_merge(tmp_path: Path) -> None:
     assert all("checksums" in {check.name for check in each.checks} for each in found)
     flip(tmp_path / "out" / "b")
     assert [each.fine for each in verify(LocalSource(tmp_path / "out"), deep=True)] == [True, False]
+    shutil.rmtree(tmp_path / "out" / "b")
+    (outer, a) = verify(LocalSource(tmp_path / "out"))
+    assert a.fine and not outer.fine
+    gone = [
+        each.file for check in outer.checks for each in check.faults if "is gone" in each.message
+    ]
+    assert "b/model.safetensors" in gone or "b/README.md" in gone
 
 
 def test_deep_reading_takes_a_few_buffers(tmp_path: Path) -> None:
