@@ -127,11 +127,11 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
 
 def _unknown_key(path: Path, value: Any) -> str:
     """What to say of a key that its map does not have."""
-    key, fields = str(path[-1]), list(_node_class(path[:-1]).model_fields)
+    key, fields = str(path[-1]), _node_class(path[:-1]).keys()
     if len(path) == 1 and key in OTHER_KINDS:
         return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe"
     message = "not a key that a recipe has here"
-    homes = [place for node, place in HOMES.items() if key in node.model_fields]
+    homes = [place for node, place in HOMES.items() if key in node.keys()]
     if homes and nearest(key, fields, likeness=0.9) is None:
         return f"{message}; it belongs {homes[0]}"
     hint = did_you_mean(key, fields, show=20)
@@ -219,6 +219,10 @@ def _canonical(
         parameters=parsed.parameters or {},
         condition=parsed.wrap.condition if parsed.wrap else None,
         lines=parsed.wrap.lines.model_dump() if parsed.wrap and parsed.wrap.lines else None,
+        only=parsed.only or (),
+        excluded=parsed.except_ or (),
+        otherwise=parsed.otherwise,
+        allow_conflicts=parsed.allow_conflicts or (),
         dtype=parsed.dtype,
         out_dtype=parsed.out_dtype,
         notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
@@ -236,13 +240,24 @@ def _module(
     if models:
         sources = [
             Source(
-                ref=m.model, layers=None, parameters=m.parameters or {}, path=(*path, "models", i)
+                ref=m.model,
+                layers=None,
+                parameters=m.parameters or {},
+                path=(*path, "models", i),
+                prefixes=m.map or {},
             )
             for i, m in enumerate(models)
         ]
         if base is not None and all(source.ref != base for source in sources):
             sources.append(
-                Source(ref=base, layers=None, parameters={}, path=("base_model",), listed=False)
+                Source(
+                    ref=base,
+                    layers=None,
+                    parameters={},
+                    path=("base_model",),
+                    prefixes={},
+                    listed=False,
+                )
             )
         out = [OutSlice(sources=tuple(sources), base=base, parameters={}, path=path)]
     else:
@@ -254,6 +269,7 @@ def _module(
                         layers=s.layer_range,
                         parameters=s.parameters or {},
                         path=(*path, "slices", i, "sources", j),
+                        prefixes=s.map or {},
                     )
                     for j, s in enumerate(entry.sources)
                 ),

@@ -21,6 +21,7 @@ class Source:
     layers: tuple[int, int] | None
     parameters: Parameters
     path: Path  # where it stands in the recipe
+    prefixes: Mapping[str, str]  # of its tensors' names -> of the output's; empty: they are alike
     listed: bool = True  # False for a base model that the recipe left out of `models`
 
     @property
@@ -69,6 +70,10 @@ class Recipe:
     lines: (
         Mapping[str, float | None] | None
     )  # alpha and beta, None: by itself; how merged changes grow with depth
+    only: tuple[str, ...]  # patterns of the tensors that are merged; empty: of all
+    excluded: tuple[str, ...]  # patterns of tensors that are not
+    otherwise: str | None  # whose bytes the others are: base, first; or error; None: not written
+    allow_conflicts: tuple[str, ...]  # fields of config.json in which models may differ
     dtype: str | None  # safetensors names
     out_dtype: str | None
     notes: tuple[Path, ...]  # keys that are known and have no effect
@@ -99,6 +104,11 @@ class Recipe:
         refs = [source.ref for _, out_slice in self.slices() for source in out_slice.sources]
         bases = [out_slice.base for _, out_slice in self.slices() if out_slice.base]
         return tuple(dict.fromkeys(([self.base] if self.base else []) + refs + bases))
+
+    def prefixes(self, ref: ModelRef) -> Mapping[str, str]:
+        """How names of the model `ref` begin -> how the output's do instead."""
+        found = (s.prefixes for _, out in self.slices() for s in out.sources if s.ref == ref)
+        return next((prefixes for prefixes in found if prefixes), {})
 
     def first_path(self, ref: ModelRef) -> Path:
         """Where the recipe names `ref` first."""

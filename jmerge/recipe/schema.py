@@ -66,6 +66,76 @@ LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range), WithJsonSc
 Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"type": "string"})]
 
 
+def _parse_prefixes(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}")
+    for prefix, instead in value.items():
+        if not isinstance(instead, str):
+            raise ValueError(
+                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}"
+            )
+    return dict(value)
+
+
+def _parse_words(value: Any) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not words:
+        raise ValueError(f"expected a list of words, found {value!r}")
+    for word in words:
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"expected a list of words, found {word!r} in it")
+    return tuple(words)
+
+
+def _parse_otherwise(value: Any) -> str:
+    if value not in OTHERWISE:
+        expected = ", ".join(OTHERWISE)
+        hint = did_you_mean(str(value), OTHERWISE)
+        raise ValueError(f"expected one of {expected}; found {value!r}{hint}")
+    return str(value)
+
+
+OTHERWISE = ("base", "first", "error")
+PREFIXES_SCHEMA = {
+    "description": "how the model's tensors are called in the output: beginnings of names, the longest that fits",
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {"type": "string"},
+}
+OTHERWISE_SCHEMA = {
+    "description": "what becomes of tensors that are not merged: the base's or the first model's bytes, or an error",
+    "enum": list(OTHERWISE),
+}
+
+
+def _words_schema(description: str) -> dict[str, Any]:
+    words = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    return {"description": description, "anyOf": [{"type": "string", "minLength": 1}, words]}
+
+
+Prefixes = Annotated[
+    dict[str, str], PlainValidator(_parse_prefixes), WithJsonSchema(PREFIXES_SCHEMA)
+]
+Otherwise = Annotated[str, PlainValidator(_parse_otherwise), WithJsonSchema(OTHERWISE_SCHEMA)]
+Only = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(_words_schema("patterns (*, ?, [ab]) of names: only these tensors are merged")),
+]
+Except = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(_words_schema("patterns (*, ?, [ab]) of names: these tensors are not merged")),
+]
+Fields = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(
+        _words_schema("fields of config.json in which models may differ, as the donor has them")
+    ),
+]
+
+
 class Node(BaseModel):
     """A map in a recipe; unknown keys are errors."""
 
@@ -73,12 +143,18 @@ class Node(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
     )
 
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Its keys as recipes write them."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
 
 class ModelEntry(Node):
     """One item of `models`."""
 
     model: Ref
     parameters: Parameters | None = None
+    map: Prefixes | None = None
 
 
 class SourceEntry(Node):
@@ -87,6 +163,7 @@ class SourceEntry(Node):
     model: Ref
     layer_range: LayerRange
     parameters: Parameters | None = None
+    map: Prefixes | None = None
 
 
 class SliceEntry(Node):
@@ -160,6 +237,10 @@ class RecipeFile(Node):
     base_model: Ref | None = None
     parameters: Parameters | None = None
     wrap: WrapEntry | None = None
+    only: Only | None = None
+    except_: Except | None = Field(None, alias="except")
+    otherwise: Otherwise | None = None
+    allow_conflicts: Fields | None = None
     dtype: Dtype = None
     out_dtype: Dtype = None
     tokenizer_source: Any = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from jmerge.engine.schedule import Schedule
-from jmerge.plan.steps import Plan, Read, Step
+from jmerge.plan.steps import COPY, Plan, Read, Step
 from jmerge.process import resident_bytes
 
 
@@ -57,6 +58,10 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
     together = {step.tensor for step in plan.steps if step.group}
     if together:
         lines.append(f"{len(together)} tensors are looked at together before any of them is merged")
+    copies = Counter(step.note for step in plan.steps if step.method == COPY)
+    if copies:
+        lines += [f"{copies.total()} tensors are copied:"]
+        lines += [f"  {count:>6}  {note}" for note, count in copies.items()]
     if plan.unused:
         reasons: dict[str, int] = {}
         for item in plan.unused:

@@ -94,7 +94,8 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
 
 TWO_NUMBERS = "expected [first, end], two layer numbers, found"
 TOP_KEYS = (
-    "known: merge_method, models, slices, modules, base_model, parameters, wrap, dtype, out_dtype, "
+    "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
+    "otherwise, allow_conflicts, dtype, out_dtype, "
     "tokenizer_source, tokenizer, chat_template, name"
 )
 INDENT = "; if it is a number of the method, indent it under 'parameters:'"
@@ -127,9 +128,9 @@ models:
 """,
         (
             "x.yml:4: models[0].weight: not a key that a recipe has here; "
-            f"known: model, parameters{INDENT}",
+            f"known: model, parameters, map{INDENT}",
             "x.yml:7: models[1].weight: not a key that a recipe has here; "
-            f"known: model, parameters{INDENT}",
+            f"known: model, parameters, map{INDENT}",
         ),
     ),
     "keys_in_slices_and_sources": Case(
