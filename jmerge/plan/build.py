@@ -110,7 +110,8 @@ class _Builder:
         prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
-        check_common(self.views, notes)
+        if not notes.faults:  # of a map, say
+            check_common(self.views, notes)
         self.donor_templates = {template for template, _ in self.donor.names}
         self.heads = Heads(self.views)
         self._check_models()

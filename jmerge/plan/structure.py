@@ -20,7 +20,7 @@ def check_common(views: Mapping[ModelRef, View], notes: Notes) -> None:
         if ref in sources and known and own and not known.keys() & own.keys():
             first, wanted = (next(iter(names)).replace("{}", "0", 1) for names in (own, known))
             message = f"no layer of {ref} is called like one of {donor.ref} ({first}, {wanted})"
-            rule = suggest(own, known)
+            rule = suggest([role.template for role in view.layout.roles.values()], known)
             hint = f"write '{rule}' beside the model" if rule else "their structures differ"
             notes.fault(f"{message}; {hint}", notes.recipe.first_path(ref))
 
