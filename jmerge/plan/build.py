@@ -15,6 +15,7 @@ from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
+from jmerge.plan.conflicts import check_conflicts
 from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
 from jmerge.plan.heads import Heads
@@ -133,6 +134,7 @@ class _Builder:
             self._make(target)
         self._copy_other_modules()
         self.findings.tell_faults()
+        check_conflicts(self.views, self.notes)
         self.coverage.tell(self.notes)
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
@@ -490,6 +492,10 @@ class _Builder:
     def _new_config(self) -> tuple[dict[str, Any], list[Change]]:
         config = _config(self.donor.ref, self.donor.checkpoint)
         changes: list[Change] = []
+        classes = self.donor.checkpoint.config.get("architectures")
+        if config.get("architectures") != classes:
+            why = "override_architecture of the recipe"
+            changes.append(Change("architectures", classes, config["architectures"], why))
         for prefix, layers in self.places.new_layers.items():
             config, new = set_depth(config, self.donor.stacks[prefix], layers)
             changes += new

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.methods.wrap import can_wrap
 from jmerge.names import did_you_mean, nearest
+from jmerge.plan.conflicts import check_allowed
 from jmerge.plan.coverage import check_otherwise
 from jmerge.plan.notes import Notes
 from jmerge.plan.rename import check_once
@@ -41,6 +42,7 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
             notes.fault(message, recipe.first_path(ref))
     check_once(recipe, notes)
     check_otherwise(recipe, notes)
+    check_allowed(recipe, notes)
     method = REGISTRY.get(recipe.method)
     if method is None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)

@@ -1254,6 +1254,8 @@ models:
         },
         warnings=(
             "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; only the base has it",
+            "x.yml:4: models[0].model: config.json differs from that of vis1, which the output has: "
+            "model_type llama (output: qwen2_vl)",
         ),
     ),
     "text_model_into_the_text_decoder": Case(
@@ -1281,6 +1283,8 @@ dtype: bfloat16
             "its 1 tensors are copied from vis1",
             "x.yml:3: modules: module 'vision_tower' is not in the recipe; "
             "its 7 tensors are copied from vis1",
+            "x.yml:8: modules.text_decoder.models[1].model: config.json differs from that of vis1, "
+            "which the output has: model_type llama (output: qwen2_vl)",
         ),
         changes=(TO_BF16,),
     ),
@@ -1301,6 +1305,8 @@ parameters: {weight: 0.5}
         warnings=(
             "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; "
             "merged from the others",
+            "x.yml:4: models[1].model: config.json differs from that of text, which the output has: "
+            "model_type qwen2_vl (output: llama)",
         ),
     ),
     "text_decoder_of_a_vision_model_stacked": Case(
