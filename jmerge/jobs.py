@@ -18,13 +18,14 @@ import jaxlib.version
 
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.donor import check_donor_files, donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
+from jmerge.ckpt.sentence import read_modules
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
@@ -78,6 +79,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     for ref in recipe.models():
         try:
             checkpoints[ref] = _open(recipe, ref)
+            if ref == recipe.models()[0]:
+                check_donor_files(checkpoints[ref].source, checkpoints[ref].modules)
         except CheckpointError as error:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
@@ -132,9 +135,7 @@ def merge(
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
     files = tuple(
-        file
-        for output, specs in plan.checkpoints.items()
-        for file in plan_files(specs, most, output)
+        file for place, specs in plan.folders.items() for file in plan_files(specs, most, place)
     )
     versions = {
         "jmerge": VERSION,
@@ -326,24 +327,27 @@ def _write_companions(
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
     changes = {}
     donor = source_of(plan.models[0].path)
-    for output, specs in plan.checkpoints.items():
+    companions = donor_files(donor, read_modules(donor) if plan.modules else ())
+    home = f"{plan.home}/" if plan.home else ""
+    for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for name in donor_files(donor):
+        for name in companions:
             folder.write_file(prefix + name, donor.read(name))
         config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
             config, made = untied(plan)
-        changes[f"{prefix}config.json"] = made
+        changes[f"{prefix}{home}config.json"] = made
         if config:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            folder.write_text(f"{prefix}config.json", text)
-        index = index_json(
-            tuple(f for f in files if f.starts.keys() <= specs.keys()), specs, VERSION
-        )
+            folder.write_text(f"{prefix}{home}config.json", text)
+        folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
+    for place, specs in plan.folders.items():
+        parts = tuple(file for file in files if file.starts.keys() <= specs.keys())
+        index = index_json(parts, specs, VERSION)
         if index is not None:
             text = json.dumps(index, indent=2) + "\n"
+            prefix = f"{place}/" if place else ""
             folder.write_text(f"{prefix}model.safetensors.index.json", text)
-        folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
 

@@ -24,6 +24,9 @@ ALIKE = (
     ("silu", "swish"),
     ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "gelu_pytorch_tanh"),
 )
+# Of modules of Sentence Transformers
+MODULE_SIZES = ("in_features", "out_features", "bias", "word_embedding_dimension", "dimension")
+POOLING = {"cls_token": "cls"}
 TOKEN_ID = re.compile(r"(\w+_)?token_(ids?|index)")
 
 
@@ -151,6 +154,9 @@ FIELDS = (
     Field(("spatial_merge_size",), _refused, PICTURE),
     Field(("vision_feature_layer",), _refused, PICTURE),
     Field(("vision_feature_select_strategy",), _refused, PICTURE),
+    Field(
+        ("pooling_mode",), _refused, "the weights were trained for another summary of the tokens"
+    ),
     # Told: where a model was trained, what its tokens are, how it is used
     Field(("model_type",), _told),
     Field(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), _told),
@@ -198,6 +204,37 @@ def _values(config: Config, home: KeyPath) -> dict[str, Value]:
         for name, key, value in (*_rope(part), *_plain(part)):
             found.setdefault(name, Value((*path, key), value))
     return found
+
+
+def module_differences(
+    own: Config, donor: Config, path: KeyPath, donor_path: KeyPath
+) -> Iterator[Difference]:
+    """Where a module of a Sentence Transformers model is told something else than the donor's; its paths name it."""
+    one, other = _told_of(own), _told_of(donor)
+    for name in [name for name in one if name in other]:
+        field = KNOWN.get(name) or Field((name,), _told)
+        verdict = field.compare(one[name], other[name])
+        if verdict != "same":
+            values = (
+                Value((*path, name), one[name]),
+                Value((*donor_path, name), other[name]),
+            )
+            yield Difference(field, *values, verdict)
+
+
+def _told_of(part: Config) -> dict[str, Any]:
+    """What a module is told, but for sizes, which shapes tell; how it pools in one word for each of its ways."""
+    told = {
+        key: value
+        for key, value in part.items()
+        if key not in MODULE_SIZES and not key.startswith("pooling_mode")
+    }
+    modes = [key for key, on in part.items() if key.startswith("pooling_mode_") and on is True]
+    ways = sorted(key.removeprefix("pooling_mode_").removesuffix("_tokens") for key in modes)
+    if "pooling_mode" in part:
+        named = part["pooling_mode"]
+        ways = sorted(map(str, named)) if isinstance(named, list) else [str(named)]
+    return told | ({"pooling_mode": [POOLING.get(way, way) for way in ways]} if ways else {})
 
 
 def _plain(part: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

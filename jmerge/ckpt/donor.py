@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 
+from jmerge.ckpt.sentence import Module, main_module
 from jmerge.ckpt.source import Source
+from jmerge.ckpt.weights import INDEX_SUFFIX, read_json_file
+from jmerge.errors import CheckpointError, Fault, raise_all
 
 PATTERNS = (
     "tokenizer.json",
@@ -26,10 +31,45 @@ PATTERNS = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "*.py",
 )
+# In the folders of modules of Sentence Transformers, besides: what they are told.
+MODULE_PATTERNS = ("*.json", "*.txt", "*.model")
+# Those that have to be JSON. tokenizer.json is read with the tokenizer.
+CHECKED = re.compile(r"(.*/)?(\w*config\w*|special_tokens_map|added_tokens)\.json")
 
 
-def donor_files(source: Source) -> list[str]:
-    """The names of the files of a model that go with its weights, in name order."""
-    return [name for name in source.names() if any(fnmatch(name, each) for each in PATTERNS)]
+def donor_files(source: Source, modules: Sequence[Module] = ()) -> list[str]:
+    """The files of a model that go with its weights, by their paths in its folder, in name order of each folder.
+
+    modules: of a Sentence Transformers model, whose folders have files of their own.
+    """
+    main = main_module(tuple(modules))
+    names = [name for name in source.names() if _fits(name, PATTERNS)]
+    for module in modules:
+        if module.folder:
+            found = source.names(module.folder)
+            wanted = [name for name in found if _fits(name, (*PATTERNS, *MODULE_PATTERNS))]
+            names += [module.prefix + name for name in wanted if not name.endswith(INDEX_SUFFIX)]
+    config = None if main is None else f"{main.prefix}config.json"  # which is written anew
+    return [name for name in names if name != config]
+
+
+def check_donor_files(source: Source, modules: Sequence[Module]) -> None:
+    """CheckpointError for each file that goes with a model's weights and is not the JSON that it should be."""
+    faults: list[Fault] = []
+    for name in donor_files(source, modules):
+        if CHECKED.fullmatch(name):
+            try:
+                read_json_file(source, name)
+            except CheckpointError as error:
+                faults += error.faults
+    raise_all(CheckpointError, faults)
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, each) for each in patterns)

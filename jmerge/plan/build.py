@@ -18,6 +18,7 @@ from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.conflicts import check_conflicts
 from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
+from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.notes import Notes
@@ -73,7 +74,9 @@ def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, 
     """The structure of each checkpoint."""
     return {
         ref: infer_layout(
-            {name: entry.spec for name, entry in checkpoint.index.items()}, _config(ref, checkpoint)
+            {name: entry.spec for name, entry in checkpoint.index.items()},
+            _config(ref, checkpoint),
+            checkpoint.folders,
         )
         for ref, checkpoint in checkpoints.items()
     }
@@ -147,18 +150,24 @@ class _Builder:
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()
         warnings = sorted(self.notes.warnings, key=lambda warning: (warning.file, warning.line))
+        made = for_each_model(grouped, self.method, self.recipe.first_slice)
+        home, folders = self.donor.checkpoint.home, self.donor.checkpoint.folders
+        if tied:
+            tied = (placed_name(tied[0], home, folders), placed_name(tied[1], home, folders))
         return Plan(
             version=VERSION,
             recipe=self.recipe.text,
             method=self.method.name,
             seed=self.seed,
             models=tuple(_input_model(view) for view in self.views.values()),
-            steps=tuple(for_each_model(grouped, self.method, self.recipe.first_slice)),
+            steps=tuple(into_folders(made, home, folders)),
             unused=unused,
             config=config,
             changes=tuple(changes),
             tied=tied,
             warnings=tuple(dict.fromkeys(map(str, warnings))),
+            home=home,
+            modules=tuple(module.kind for module in self.donor.checkpoint.modules),
         )
 
     def _check_models(self) -> None:
@@ -248,13 +257,20 @@ class _Builder:
         return None
 
     def _is_strange(self, target: Target, found: Found) -> bool:
-        """Whether only mapped models have a tensor, and the donor, whose config describes the output, nothing like it.
+        """Whether only mapped models have a tensor, and the donor, whose config describes the output, nothing like it;
+        or it is in the folder of a module, of which the donor has nothing like it.
 
         That is a fault but for buffers, which are left out, and heads, which untie the donor's.
         """
         sources, name = target.place.out_slice.sources, target.template.name
         having = {sources[i].ref: read for i, read in found}
-        if name in self.donor_templates or not all(self.views[ref].prefixes for ref in having):
+        inside = any(
+            name.startswith(f"{folder}/")
+            for ref in having
+            for folder in self.views[ref].checkpoint.folders
+        )
+        mapped = all(self.views[ref].prefixes for ref in having)
+        if name in self.donor_templates or not (mapped or inside):
             return False
         if target.template.buffer:
             for read in having.values():

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jmerge.arch.fields import KNOWN, REFUSABLE, TOKEN_ID, Difference, Value, differences
+from jmerge.arch.fields import (
+    KNOWN,
+    REFUSABLE,
+    TOKEN_ID,
+    Difference,
+    Value,
+    differences,
+    module_differences,
+)
 from jmerge.arch.infer import KeyPath, Stack
 from jmerge.names import did_you_mean, nearest
 from jmerge.plan.notes import Notes
@@ -67,6 +75,19 @@ def _differences(view: View, donor: View) -> Iterator[Difference]:
             if (each.own.path, each.donor.path) not in told:
                 told.add((each.own.path, each.donor.path))
                 yield each
+    if view.used:
+        yield from _of_modules(view, donor)
+
+
+def _of_modules(view: View, donor: View) -> Iterator[Difference]:
+    """Between the modules of two Sentence Transformers models, the first of a kind with the first, and so on."""
+    others = list(donor.checkpoint.modules)
+    for module in view.checkpoint.modules:
+        other = next((each for each in others if each.kind == module.kind), None)
+        if other is not None:
+            others.remove(other)
+            path, there = (filter(None, (each.folder,)) for each in (module, other))
+            yield from module_differences(module.config, other.config, (*path,), (*there,))
 
 
 def _homes(view: View, donor: View) -> dict[tuple[KeyPath, KeyPath], None]:

@@ -66,7 +66,8 @@ class Findings:
             spelt = f"{own} of {ref}" + (f", mapped to {name}," if own != name else "")
             more = f" (as are {len(found) - 1} more)" if len(found) > 1 else ""
             message = f"{spelt} is no tensor of {donor}{more}; map it to one, or leave it out"
-            path = (*self._notes.recipe.first_path(ref)[:-1], "map")
+            path = self._notes.recipe.first_path(ref)
+            path = (*path[:-1], "map") if self._views[ref].prefixes else path
             self._notes.fault(f"{message} with 'except: [{_pattern(name)}]'", path)
         for (absent, reason, path), names in self._refused.items():
             self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}", path)

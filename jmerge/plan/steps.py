@@ -63,6 +63,7 @@ class Step:
     output: str = (
         ""  # which of several checkpoints it belongs to; its name begins with that and a slash
     )
+    folder: str = ""  # where in the output it is written; its name begins with that and a slash
 
     @property
     def model_positions(self) -> tuple[int, ...]:
@@ -130,6 +131,8 @@ class Plan:
         tuple[str, str] | None
     )  # head and embedding that are written both; equal bytes would mean tied
     warnings: tuple[str, ...]
+    home: str = ""  # folder in a checkpoint where its config.json lies; mostly the checkpoint's own
+    modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -143,6 +146,15 @@ class Plan:
         for step in self.steps:
             if step.written:
                 found.setdefault(step.output, {})[step.name] = step.spec
+        return found
+
+    @property
+    def folders(self) -> dict[str, dict[str, TensorSpec]]:
+        """The tensors that are written, in order, by the folder they are written to."""
+        found: dict[str, dict[str, TensorSpec]] = {}
+        for step in self.steps:
+            if step.written:
+                found.setdefault(step.folder, {})[step.name] = step.spec
         return found
 
     @property

@@ -59,6 +59,7 @@ def for_each_model(steps: Sequence[Step], method: Method, out_slice: OutSlice) -
             step,
             name=f"{output}/{step.name}",
             output=output,
+            folder=output,
             numbers={**step.numbers, "task": float(task)} if step.numbers else {},
         )
         for task, output in enumerate(_output_names(out_slice, method))
