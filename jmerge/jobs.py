@@ -79,8 +79,6 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     for ref in recipe.models():
         try:
             checkpoints[ref] = _open(recipe, ref)
-            if ref == recipe.models()[0]:
-                check_donor_files(checkpoints[ref].source, checkpoints[ref].modules)
         except CheckpointError as error:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
@@ -238,7 +236,10 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
             recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
         ) from error
     try:
-        return open_checkpoint(source)
+        checkpoint = open_checkpoint(source)
+        if ref == recipe.models()[0]:
+            check_donor_files(source, checkpoint.modules)
+        return checkpoint
     except CheckpointError as error:
         raise CheckpointError(
             *(recipe.fault(str(fault), where) for fault in error.faults)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
@@ -39,8 +38,14 @@ PATTERNS = (
 )
 # In the folders of modules of Sentence Transformers, besides: what they are told.
 MODULE_PATTERNS = ("*.json", "*.txt", "*.model")
-# Those that have to be JSON. tokenizer.json is read with the tokenizer.
-CHECKED = re.compile(r"(.*/)?(\w*config\w*|special_tokens_map|added_tokens)\.json")
+# Those that are read before anything is merged, to see that they are JSON. Tokenizers see to their own.
+CHECKED = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "config_sentence_transformers.json",
+)
 
 
 def donor_files(source: Source, modules: Sequence[Module] = ()) -> list[str]:
@@ -59,15 +64,18 @@ def donor_files(source: Source, modules: Sequence[Module] = ()) -> list[str]:
     return [name for name in names if name != config]
 
 
-def check_donor_files(source: Source, modules: Sequence[Module]) -> None:
+def check_donor_files(source: Source, modules: Sequence[Module] = ()) -> None:
     """CheckpointError for each file that goes with a model's weights and is not the JSON that it should be."""
+    main = main_module(tuple(modules))
+    prefixes = dict.fromkeys(("", main.prefix if main else ""))
+    names = [prefix + name for prefix in prefixes for name in CHECKED]
+    sizes = source.map(source.size, names)
     faults: list[Fault] = []
-    for name in donor_files(source, modules):
-        if CHECKED.fullmatch(name):
-            try:
-                read_json_file(source, name)
-            except CheckpointError as error:
-                faults += error.faults
+    for name in [name for name, size in zip(names, sizes, strict=True) if size is not None]:
+        try:
+            read_json_file(source, name)
+        except CheckpointError as error:
+            faults += error.faults
     raise_all(CheckpointError, faults)
 
 
