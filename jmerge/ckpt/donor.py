@@ -38,9 +38,8 @@ PATTERNS = (
 )
 # In the folders of modules of Sentence Transformers, besides: what they are told.
 MODULE_PATTERNS = ("*.json", "*.txt", "*.model")
-# Those that are read before anything is merged, to see that they are JSON. Tokenizers see to their own.
+# Those that are read before anything is merged, to see that they are JSON; others are read for what they say.
 CHECKED = (
-    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",

@@ -49,6 +49,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
       files: its weight files in the order they are read.
       index: name -> `Entry`, in file order.
       config: the parsed config.json; empty when there is none.
+      generation: the parsed generation_config.json; empty when there is none.
       modules: of a Sentence Transformers model, whose config is the transformer's; else empty.
     """
 
@@ -57,11 +58,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
         source: Source,
         headers: dict[str, Header],
         config: dict[str, Any],
+        generation: dict[str, Any],
         modules: tuple[Module, ...] = (),
     ) -> None:
         self.source = source
         self.path = Path(source.label) if isinstance(source, LocalSource) else source.label
         self.config = config
+        self.generation = generation
         self.modules = modules
         main = main_module(modules)
         prefixes = {file: m.prefix for m in modules if m is not main for file in m.files}
@@ -160,8 +163,12 @@ def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
     main = main_module(modules)
     names = [name for module in modules for name in module.files] if main else weight_files(source)
     headers = dict(zip(names, source.map(lambda name: header_of(source, name), names), strict=True))
-    config = f"{main.prefix if main else ''}config.json"
-    checkpoint = Checkpoint(source, headers, read_json_file(source, config, missing={}), modules)
+    home = main.prefix if main else ""
+    config, generation = (
+        read_json_file(source, home + name, missing={})
+        for name in ("config.json", "generation_config.json")
+    )
+    checkpoint = Checkpoint(source, headers, config, generation, modules)
     for module in modules if main else [Module("", "", tuple(names), {})]:
         place, start = inside(source, module.folder), len(module.prefix)
         indexed = weight_map(place, [name[start:] for name in module.files]) if module.files else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jmerge.arch.fields import (
@@ -57,13 +57,24 @@ def check_conflicts(views: Mapping[ModelRef, View], notes: Notes) -> None:
                 message += f"with {donor.ref}'s: 'allow_conflicts: [{', '.join(refused)}]'"
                 notes.fault(message, recipe.first_path(ref))
             elif not (ranged and isinstance(each.own.value, list)):  # layers have moved
-                told.append(f"{_at(each.own)} {_show(each.own)} (output: {_show(each.donor)})")
-        if told:
-            message = f"config.json differs from that of {donor.ref}, which the output has: "
-            notes.warn(message + ", ".join(told), recipe.first_path(ref))
+                told.append(_briefly(each))
+        _tell("config.json", told, ref, donor, notes)
+        made = differences(views[ref].checkpoint.generation, (), donor.checkpoint.generation, ())
+        if views[ref].used:
+            _tell("generation_config.json", [_briefly(each) for each in made], ref, donor, notes)
     for i, name in enumerate(recipe.allow_conflicts):
         if name in REFUSABLE and REFUSABLE[name].name not in refused:
             notes.warn(f"has no effect: no model differs in '{name}'", _allowed_path(recipe, i))
+
+
+def _tell(file: str, told: Sequence[str], ref: ModelRef, donor: View, notes: Notes) -> None:
+    if told:
+        message = f"{file} differs from that of {donor.ref}, which the output has: "
+        notes.warn(message + ", ".join(told), notes.recipe.first_path(ref))
+
+
+def _briefly(each: Difference) -> str:
+    return f"{_at(each.own)} {_show(each.own)} (output: {_show(each.donor)})"
 
 
 def _differences(view: View, donor: View) -> Iterator[Difference]:

@@ -16,13 +16,13 @@ models:
   - {model: {b}, parameters: {weight: 1}}
 """
 CHECKED = (
-    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
 )
 CARRIED = (
     *CHECKED,
+    "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -57,13 +57,13 @@ def test_not_json(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str])
         assert error.startswith(f"error: x.yml:3: models[0].model: a/{file}: is not ")
 
 
-def test_config_is_not_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_config_is_not_json(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Of any model."""
     for seed, name in enumerate("ab"):
         write_llama(tmp_path / name, seed)
-        (tmp_path / name / "config.json").write_text("{'a': 1}")
+        (tmp_path / name / file).write_text("{'a': 1}")
     errors = refused(tmp_path, SOUP, capsys)
     assert [error.split(": is not")[0] for error in errors] == [
-        f"error: x.yml:{3 + i}: models[{i}].model: {name}/config.json"
-        for i, name in enumerate("ab")
+        f"error: x.yml:{3 + i}: models[{i}].model: {name}/{file}" for i, name in enumerate("ab")
     ]

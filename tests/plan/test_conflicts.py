@@ -39,6 +39,19 @@ def test_told(tmp_path: Path) -> None:
     ]
 
 
+def test_generation(tmp_path: Path) -> None:
+    """Tokens that end a text are told of generation_config.json too; how to sample is nobody's conflict."""
+    write(tmp_path, a={}, b={})
+    for name, ends in (("a", "[2]"), ("b", "[2, 7]")):
+        text = f'{{"eos_token_id": {ends}, "temperature": {len(ends)}}}'
+        (tmp_path / name / "generation_config.json").write_text(text)
+    made = run(tmp_path, SOUP)
+    assert [each.replace(f"{tmp_path}/", "") for each in made.ledger["warnings"]] == [
+        "x.yml:5: models[1].model: generation_config.json differs from that of a, which the output "
+        "has: eos_token_id [2, 7] (output: [2])"
+    ]
+
+
 def test_refused_and_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every conflict of every model at once, each with both values and the line that allows all of them, which works."""
     write(
