@@ -16,11 +16,11 @@ from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.conflicts import check_conflicts
-from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
+from jmerge.plan.kept import Kept
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
@@ -116,12 +116,8 @@ class _Builder:
         self.donor = next(iter(self.views.values()))
         if not notes.faults:  # of a map, say
             check_common(self.views, notes)
-        self.donor_templates = {template for template, _ in self.donor.names}
         self.heads = Heads(self.views)
         self._check_models()
-        self.coverage = Coverage(recipe)
-        # why tensors are not merged, by number of the model and name
-        self.left: dict[tuple[int, str], str] = {}
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
         self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
@@ -129,6 +125,7 @@ class _Builder:
         }
         self.steps: dict[str, Step] = {}
         self.findings = Findings(notes, self.views)
+        self.kept = Kept(recipe, self.views, self.heads, self.findings)
 
     def build(self) -> Plan:
         check_slices(self.recipe, self.method, self.notes)
@@ -138,7 +135,7 @@ class _Builder:
         self._copy_other_modules()
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
-        self.coverage.tell(self.notes)
+        self.kept.coverage.tell(self.notes)
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
@@ -205,12 +202,10 @@ class _Builder:
             message = f"two tensors of the output would be called {target.name}"
             self.notes.fault(message, place.out_slice.path)
             return
-        why = self.coverage.excluded(target.name)
-        if why is None and self._is_strange(target, found):
-            return
-        why = why or self._beside_map(target, found)
-        if why:
-            self._keep(target, found, why)
+        if not self.kept.is_merged(target, found):
+            step = self.kept.step(target, found)
+            if step is not None:
+                self._add(step)
             return
         self._check_holes(target, [i for i, _ in found])
         floating = [read.spec.dtype in FLOATS for _, read in found]
@@ -240,92 +235,6 @@ class _Builder:
             if name is not None:
                 found.append((i, _read(view, name)))
         return found
-
-    def _beside_map(self, target: Target, found: Found) -> str | None:
-        """Why a tensor is not merged that only one side of a map has; None when it is merged.
-
-        A model of another structure that is mapped into the donor has no vision tower, no decoder. Nothing is merged
-        then, where a method might multiply the donor's tensor by its weight.
-        """
-        sources = target.place.out_slice.sources
-        having = {sources[i].ref for i, _ in found}
-        lacking = [source for source in sources if source.ref not in having]
-        mapped = any(source.prefixes for source in lacking)
-        if having == {self.coverage.keeper(target.place.out_slice)} and lacking:
-            if mapped or self.recipe.otherwise:
-                return f"not in {', '.join(dict.fromkeys(str(s.ref) for s in lacking))}"
-        return None
-
-    def _is_strange(self, target: Target, found: Found) -> bool:
-        """Whether only mapped models have a tensor, and the donor, whose config describes the output, nothing like it;
-        or it is in the folder of a module, of which the donor has nothing like it.
-
-        That is a fault but for buffers, which are left out, and heads, which untie the donor's.
-        """
-        sources, name = target.place.out_slice.sources, target.template.name
-        having = {sources[i].ref: read for i, read in found}
-        inside = any(
-            name.startswith(f"{folder}/")
-            for ref in having
-            for folder in self.views[ref].checkpoint.folders
-        )
-        mapped = all(self.views[ref].prefixes for ref in having)
-        if name in self.donor_templates or not (mapped or inside):
-            return False
-        if target.template.buffer:
-            for read in having.values():
-                self.left[read.model, read.name] = f"a buffer that {self.donor.ref} does not have"
-        elif any(name in self.views[ref].heads for ref in having):
-            return False
-        else:
-            for ref, read in having.items():
-                self.findings.strange(ref, read.name, target.name)
-        return True
-
-    def _keep(self, target: Target, found: Found, why: str) -> None:
-        """A tensor that is not merged: the bytes of the base or the first model, as `otherwise` says."""
-        for _, read in found:
-            self.left[read.model, read.name] = f"{target.name} is not merged: {why}"
-        if self.recipe.otherwise == "error":
-            self.coverage.refuse(target.name, why)
-            return
-        out_slice = target.place.out_slice
-        keeper = self.coverage.keeper(out_slice)
-        kept = [read for i, read in found if out_slice.sources[i].ref == keeper]
-        if not kept:
-            self.coverage.absent(target.name, keeper, why)
-            return
-        read = kept[0]
-        view = self.views[keeper]
-        if read.name == self.heads.stand_in(view, target.template):
-            table = next(
-                template for (template, _), name in view.names.items() if name == read.name
-            )
-            if self.coverage.excluded(table):
-                return  # head and embedding are both as they were: one tensor
-        layer = target.place.layers[[s.ref for s in out_slice.sources].index(keeper)]
-        own = self.donor.names.get((target.template.name, layer))
-        self._add_kept(target.name, read, keeper, why, own)
-
-    def _add_kept(self, name: str, read: Read, keeper: ModelRef, why: str, own: str | None) -> None:
-        """Add the copy of a tensor that is not merged; `own` is its like in the donor, which config.json describes."""
-        shape = self.donor.checkpoint.index[own].spec.shape if own else read.spec.shape
-        if read.spec.shape != shape:
-            shapes = f"{list(read.spec.shape)} in {keeper} and {list(shape)} in {self.donor.ref}"
-            self.findings.mismatch(name, keeper, shapes)
-            return
-        self._add(
-            Step(
-                name=name,
-                spec=read.spec,
-                inputs=(read,),
-                base=None,
-                method=COPY,
-                numbers={},
-                t=0.0,
-                note=f"as in {keeper}: {why}",
-            )
-        )
 
     def _merge(self, target: Target, found: Found) -> None:
         place, sources = target.place, target.place.out_slice.sources
@@ -417,8 +326,8 @@ class _Builder:
             if role.module in self.places.modules:
                 continue
             why = f"module '{role.module}' is not in the recipe"
-            if self.coverage.stated:
-                self._keep_unmentioned(name, template, layer, self.coverage.excluded(name) or why)
+            if self.kept.coverage.stated:
+                self._keep_unmentioned(name, template, layer, why)
                 continue
             read = _read(self.donor, name)
             dtype = read.spec.dtype
@@ -444,14 +353,11 @@ class _Builder:
 
     def _keep_unmentioned(self, name: str, template: str, layer: int | None, why: str) -> None:
         """Copy a tensor of a module that the recipe does not mention as `otherwise` says."""
-        keeper = self.coverage.keeper(self.recipe.first_slice)
-        found = self.views[keeper].names.get((template, layer))
-        if self.recipe.otherwise == "error":
-            self.coverage.refuse(name, why)
-        elif found is None:
-            self.notes.fault(f"{name}: {why}, and {keeper} does not have it", ("otherwise",))
-        else:
-            self._add_kept(name, _read(self.views[keeper], found), keeper, why, name)
+        view = self.views[self.kept.coverage.keeper(self.recipe.first_slice)]
+        found = view.names.get((template, layer))
+        step = self.kept.unmentioned(name, _read(view, found) if found else None, view.ref, why)
+        if step is not None:
+            self._add(step)
 
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step
@@ -497,7 +403,7 @@ class _Builder:
         refused = bool(self.notes.faults)
         unused = []
         for view in self.views.values():
-            for item in account(view, self.recipe, self.places.modules, self.heads, self.left):
+            for item in account(view, self.recipe, self.places.modules, self.heads, self.kept.left):
                 if isinstance(item, Unused):
                     unused.append(item)
                 elif not refused:
