@@ -104,7 +104,8 @@ def _read_module(source: Source, entry: Any) -> Module:
             raise source.broken(MODULES, f"lists a module without path or type: {entry!r}")
     parts = Path(folder).parts
     if parts and (len(parts) > 1 or parts[0] in ("..", "/") or "\\" in folder):
-        raise source.broken(MODULES, f"names a folder outside the model's: {folder!r}")
+        raise source.broken(MODULES, f"names a folder that is not in the model's: {folder!r}")
+    folder = parts[0] if parts else ""
     if kind in BRANCHED:
         raise source.broken(MODULES, f"lists a {kind}, whose branches cannot be merged")
     place = inside(source, folder)

@@ -235,6 +235,18 @@ def test_otherwise_holds_for_modules_too(vision: Path, capsys: pytest.CaptureFix
     assert "visual.blocks.0.norm.weight and 1 more: module 'vision_tower' is not in" in error
 
 
+def test_a_module_that_its_keeper_lacks(vision: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`first` may be a model without the module: nothing would be left of it."""
+    write_llama(vision / "text", 2)
+    recipe = MODULES.replace("linear", "task_arithmetic").replace("{a}", "{text}")
+    recipe += "base_model: {a}\notherwise: first\n"
+    lines = refused(vision, recipe, capsys)
+    (error,) = [line for line in lines if line.startswith("error")]
+    assert error.startswith(
+        "error: x.yml:9: otherwise: visual.blocks.0.norm.weight and 1 more: not in text"
+    )
+
+
 def test_names_of_modules(vision: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Other words for a module do; two of them do not, and neither does a misspelling."""
     tower = "  visual:\n    models:\n      - {model: {b}, parameters: {weight: 1}}\n"

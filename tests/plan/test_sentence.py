@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from partialkit import account, refused, run
+from partialkit import account, refused, run, write
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertModel
 
@@ -335,6 +335,24 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "SentenceTransformer('" in out and "changed in config.json: torch_dtype\n" in out
 
 
+def test_a_static_embedding(tmp_path: Path) -> None:
+    """The first module with weights is the model, of whatever kind; here without any config.json."""
+    for seed, name in enumerate("ab"):
+        table = np.random.default_rng(seed).standard_normal((20, 8)).astype(np.float32)
+        write_checkpoint(tmp_path / name / "0_StaticEmbedding", {"embedding.weight": table})
+        (tmp_path / name / "0_StaticEmbedding" / "tokenizer.json").write_text("{}")
+        entries = [{"path": "0_StaticEmbedding/", "type": SENTENCE + "StaticEmbedding"}]
+        (tmp_path / name / "modules.json").write_text(json.dumps(entries))
+    jmerge.merge(write(tmp_path, SOUP), tmp_path / "out")
+    a, b = (
+        load_file(tmp_path / name / "0_StaticEmbedding" / "model.safetensors")["embedding.weight"]
+        for name in "ab"
+    )
+    made = load_file(tmp_path / "out" / "0_StaticEmbedding" / "model.safetensors")
+    np.testing.assert_allclose(made["embedding.weight"], (a + 3 * b) / 4, rtol=1e-6)
+    assert (tmp_path / "out" / "0_StaticEmbedding" / "tokenizer.json").exists()
+
+
 # Bad input
 
 BAD = {
@@ -343,8 +361,9 @@ BAD = {
         "{}": "modules.json: is not a list of modules",
         "[]": "modules.json: is not a list of modules",
         '[{"path": ""}]': "modules.json: lists a module without path or type",
-        '[{"path": "../x", "type": "m.Dense"}]': "names a folder outside the model's: '../x'",
-        '[{"path": "/x", "type": "m.Dense"}]': "names a folder outside the model's: '/x'",
+        '[{"path": "../x", "type": "m.Dense"}]': "names a folder that is not in the model's: '../x'",
+        '[{"path": "/x", "type": "m.Dense"}]': "names a folder that is not in the model's: '/x'",
+        '[{"path": "a/b", "type": "m.Dense"}]': "names a folder that is not in the model's: 'a/b'",
         '[{"path": "", "type": "m.Router"}]': "lists a Router, whose branches cannot be merged",
         '[{"path": "", "type": "m.Transformer"}, {"path": "4_Dense", "type": "m.Dense"}]': (
             "4_Dense: holds no model.safetensors"
