@@ -37,6 +37,7 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
         if ref.lora is not None:
             message = f"'{ref}': adapters cannot be applied yet; merge '{ref.lora}' into it first"
             notes.fault(message, recipe.first_path(ref))
+    _check_later_features(recipe, notes)
     method = REGISTRY.get(recipe.method)
     if method is None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
@@ -54,6 +55,21 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     for _, out_slice in recipe.slices():
         _check_base(method, out_slice, notes)
         _check_sources(out_slice, notes)
+
+
+def _check_later_features(recipe: Recipe, notes: Notes) -> None:
+    """Refuse what the grammar knows and plans cannot do yet."""
+    part = recipe.tokenizer
+    if part is not None and not part.keeps_base:
+        message = f"only 'base' can be built so far, found '{part.source}'"
+        if part.path == ("tokenizer",):
+            message = "only {source: base} can be built so far"
+        notes.fault(message, part.path)
+    if recipe.chat_template is not None:
+        notes.fault(
+            "a chat template cannot be set yet; remove the key to keep the base model's",
+            ("chat_template",),
+        )
 
 
 def base_position(method: Method, out_slice: OutSlice) -> int | None:

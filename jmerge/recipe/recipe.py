@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jmerge.errors import Fault
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.settings import Setting
+from jmerge.recipe.tokens import TokenizerPart
 from jmerge.recipe.yamltree import Document, Path, show_path
 
 Parameters = Mapping[str, Setting]
@@ -71,6 +72,8 @@ class Recipe:
     )  # alpha and beta, None: by itself; how merged changes grow with depth
     dtype: str | None  # safetensors names
     out_dtype: str | None
+    tokenizer: TokenizerPart | None  # None: the donor's files are copied
+    chat_template: str | None  # auto, the name of a built-in, or Jinja; None: the tokenizer's own
     notes: tuple[Path, ...]  # keys that are known and have no effect
 
     def fault(self, message: str, path: Path) -> Fault:
