@@ -37,7 +37,9 @@ def add(tokenizer: Tokenizer, tokens: Mapping[str, Added]) -> None:
 
     # in runs of a kind: every call builds the search for all of them anew
     for special, run in groupby(tokens.items(), lambda item: item[1].special):
-        each = [AddedToken(token, **{**flags._asdict(), "special": special}) for token, flags in run]
+        each = [
+            AddedToken(token, **{**flags._asdict(), "special": special}) for token, flags in run
+        ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(each)
 
 
