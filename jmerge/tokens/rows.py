@@ -62,10 +62,11 @@ class TokenRows:
         given = {int(fill[i]): filler for i, filler in self.fillers.items() if fill[i] != ABSENT}
         has[:, list(given)] = False
         holder, number = np.nonzero(has)
-        rows = [n for n in given if given[n].model != ABSENT]
-        numbers = np.concatenate([number, np.asarray(rows, np.intp)])
-        models = np.concatenate([chosen[holder], [given[n].model for n in rows]])
-        sources = np.concatenate([before[holder, ids[number]], [given[n].row for n in rows]])
+        terms = [(n, f.model, f.row) for n, f in given.items() if f.model != ABSENT]
+        more = np.asarray(terms, np.intp).reshape(-1, 3)
+        numbers = np.concatenate([number, more[:, 0]])
+        models = np.concatenate([chosen[holder], more[:, 1]])
+        sources = np.concatenate([before[holder, ids[number]], more[:, 2]])
         order = np.argsort(numbers, kind="stable")
         return TableRows(
             holders=tuple(holders),
@@ -118,6 +119,11 @@ class TableRows:
         zero = np.flatnonzero(np.diff(self.starts) == 0)
         ids = np.flatnonzero(self.fill != ABSENT)
         return ids[zero]
+
+    def copies(self, holder: int, table_rows: int) -> bool:
+        """Whether the holder at this position, whose table has so many rows, is seen just as it is."""
+        tokens = np.arange(self.named.size)
+        return self.rows == table_rows == tokens.size and np.array_equal(self.own[holder], tokens)
 
     @property
     def padding(self) -> int:
