@@ -93,17 +93,20 @@ def _misplaced(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> 
     """Added tokens that the library would give another id, were they not in the model's vocabulary as well.
 
     It gives a token that the model lacks the number of the model's tokens, or one more than the largest id of an added
-    token, whichever is more: not the wanted one where the model has ids beyond, or with gaps.
+    token that the model lacks too, whichever is more: not the wanted one where the model's ids have gaps.
     """
     inside: dict[str, int] = {}
     while True:
         count, size, largest = len(inside), len(vocab) + len(inside), -1
         for each in added:
             token, wanted = each["content"], each["id"]
-            if token not in vocab and token not in inside and wanted != max(size, largest + 1):
+            if token in vocab or token in inside:
+                continue
+            if wanted == max(size, largest + 1):
+                largest = wanted
+            else:
                 inside[token] = wanted
                 size += 1
-            largest = max(largest, wanted)
         if len(inside) == count:  # else the model is larger from the first token on
             return inside
 
