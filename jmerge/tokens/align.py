@@ -140,7 +140,7 @@ class _Aligner:
             added=(*united.added, *more),
             rows=rows,
             edits=edits,
-            special_ids=special_ids(tokens[donor]) if donor else {},
+            special_ids=special_ids(tokens[donor], wanted) if donor else {},
             notes=tuple(self.notes),
         )
 
@@ -161,8 +161,8 @@ class _Aligner:
     def note_ghosts(self, tokens: Sequence[ModelTokens], usable: Sequence[Vocabulary]) -> None:
         """Say which tokens have no row."""
         for ref, each, one, known in zip(self.refs, tokens, self.inputs, usable, strict=False):
-            ghosts = each.vocabulary.ids.keys() - known.ids.keys()
-            if ghosts:
+            if known is not each.vocabulary:
+                ghosts = each.vocabulary.ids.keys() - known.ids.keys()
                 ids = each.vocabulary.ids
                 names = sorted(ghosts, key=lambda token: (ids[token], token))
                 self.note(

@@ -118,4 +118,6 @@ def check_template(template: str, patience: float = PATIENCE) -> str | None:
     if "error" not in answer:
         return None
     problem = " ".join(str(answer["error"]).split())
-    return f"cannot be rendered: {problem}" if answer["compiled"] else f"does not compile: {problem}"
+    return (
+        f"cannot be rendered: {problem}" if answer["compiled"] else f"does not compile: {problem}"
+    )

@@ -9,13 +9,18 @@ from typing import Any
 from jmerge.arch.config import Change
 from jmerge.arch.infer import VISION, config_dicts
 from jmerge.tokens.model import NAMED, ModelTokens
+from jmerge.tokens.vocabulary import Vocabulary
 
 REASON = "the tokenizer is that of another model"
 
 
-def special_ids(tokens: ModelTokens) -> dict[str, int]:
-    """`bos_token_id` and the like of a tokenizer, of those special tokens that it names and has."""
-    return {f"{name}_id": tokens.vocabulary.ids[token] for name, token in tokens.specials.items()}
+def special_ids(tokens: ModelTokens, output: Vocabulary) -> dict[str, int]:
+    """`bos_token_id` and the like of a tokenizer, of the special tokens that it names and the output has."""
+    return {
+        f"{name}_id": output.ids[token]
+        for name, token in tokens.specials.items()
+        if token in output.ids
+    }
 
 
 def set_special_ids(

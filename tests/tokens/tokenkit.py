@@ -90,7 +90,8 @@ def metaspace_bpe(texts: tuple[str, ...] = ENGLISH, size: int = 110) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[UNK, BOS, EOS], show_progress=False
     )
-    made.train_from_iterator(texts, trainer)
+    # word by word, so that no piece holds two
+    made.train_from_iterator([word for text in texts for word in text.split()], trainer)
     return str(made.to_str())
 
 
