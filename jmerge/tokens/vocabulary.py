@@ -72,7 +72,11 @@ class Vocabulary:
 
 def vocabulary(ids: Mapping[str, int], added: Mapping[str, Added]) -> Vocabulary:
     """The vocabulary of these tokens, sorted; `added` may only hold tokens that have an id."""
-    order = sorted(ids, key=lambda token: (ids[token], token))
+    order = sorted(ids, key=ids.__getitem__)
+    if len(set(ids.values())) < len(
+        ids
+    ):  # rare, and then the order must not be that of a hash table
+        order = sorted(ids, key=lambda token: (ids[token], token))
     return Vocabulary(
         {token: ids[token] for token in order}, {t: added[t] for t in order if t in added}
     )
