@@ -199,6 +199,12 @@ class _Aligner:
                 f"{_several(list(united.ordinary))} that the base lacks become added tokens, which are found in a "
                 "text before the base's own; 'union_mode: bpe' keeps them ordinary"
             )
+        own = tokens[0].vocabulary
+        promoted = [t for t in united.vocabulary.added if t in own.ids and t not in own.added]
+        if promoted:
+            self.note(
+                f"of the base's ordinary tokens some become added ones, as another model has them: {_several(promoted)}"
+            )
         return united
 
     def check_bpe(self, tokens: Sequence[ModelTokens]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jmerge.errors import Fault, RecipeError
+from jmerge.errors import Fault, RecipeError, RunError
 from jmerge.recipe.recipe import Recipe
 from jmerge.tokens import trial
 from jmerge.tokens.templates import BUILT_IN
@@ -36,6 +37,7 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
 
     Raises:
       RecipeError: it does not compile, renders no dialogue, or does not end.
+      RunError: the system starts no process to try it in.
     """
     asked = recipe.chat_template
     if asked is None:
@@ -98,18 +100,27 @@ def dialogues() -> list[dict[str, Any]]:
 
 
 def check_template(template: str, patience: float = PATIENCE) -> str | None:
-    """What is wrong with a template, as the tail of a message; None when it renders a dialogue in good time."""
+    """What is wrong with a template, as the tail of a message; None when it renders a dialogue in good time.
+
+    Raises:
+      RunError: the system starts no process to try it in.
+    """
     task = json.dumps({"template": template, "dialogues": dialogues(), "most": MOST})
+    # jinja2 is found where this process finds it; -P: the program's own folder is no place to import from
+    places = {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     try:
-        # -P: the folder of the program is no place to import from; stderr would show a crash of the interpreter
         done = subprocess.run(
             [sys.executable, "-P", trial.__file__],
             input=task.encode("utf-8"),
             capture_output=True,
             timeout=patience,
+            env={**os.environ, **places},
         )
     except subprocess.TimeoutExpired:
         return f"does not end: a dialogue of a few words was not rendered in {patience:g} seconds"
+    except OSError as error:
+        message = f"no process can be started to try the chat template: {error.strerror or error}"
+        raise RunError(message) from error
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -80,7 +81,8 @@ def main() -> None:
     except ImportError:  # Windows
         pass
     else:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        with suppress(ValueError, OSError):  # a lower limit is set already, or the system has none
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         answer = render(task["template"], task["dialogues"], task["most"])
     except MemoryError:

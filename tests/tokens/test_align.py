@@ -360,6 +360,17 @@ def test_differing_flags_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_ordinary_tokens_of_the_base_that_become_added_are_said(tmp_path: Path) -> None:
+    """Since texts are then cut at them."""
+    other = kit.words("w", added={"S": {"special": True}})
+    found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), a=kit.words("w", "S"), b=other)
+    assert found.vocabulary.added == {"S": SPECIAL} and found.vocabulary.ids["S"] == 1
+    assert said(found) == [
+        "of the base's ordinary tokens some become added ones, as another model has them: the token 'S'"
+    ]
+    assert output(found).encode("wSw").tokens == ["w", "S", "w"]
+
+
 # A true union of merges
 
 
