@@ -154,7 +154,7 @@ def pieces_document(model: Pieces, config: Mapping[str, Any]) -> dict[str, Any]:
         "padding": None,
         "added_tokens": added,
         "normalizer": _sequence("normalizers", "Sequence", list(_normalizers(model))),
-        "pre_tokenizer": None if bpe else _metaspace(model),
+        "pre_tokenizer": None,  # sentencepiece cuts whole texts: pieces may hold spaces
         "post_processor": _template(model, config),
         "decoder": _sequence("decoders", "Sequence", list(_decoders(model))),
         "model": _bpe(model) if bpe else _unigram(model),
@@ -167,11 +167,6 @@ def _sequence(key: str, kind: str, items: list[dict[str, Any]]) -> dict[str, Any
     return {"type": kind, key: items}
 
 
-def _metaspace(model: Pieces) -> dict[str, Any]:
-    scheme = "always" if model.dummy_prefix else "never"
-    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True}
-
-
 def _normalizers(model: Pieces) -> Iterator[dict[str, Any]]:
     if model.charsmap:
         charsmap = base64.b64encode(model.charsmap).decode("ascii")
@@ -179,24 +174,18 @@ def _normalizers(model: Pieces) -> Iterator[dict[str, Any]]:
     if model.squeeze:
         yield {"type": "Strip", "strip_left": True, "strip_right": True}
         yield {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
-    if model.model_type == BPE:
-        if model.dummy_prefix:
-            yield {"type": "Prepend", "prepend": SPACE}
-        yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if model.dummy_prefix:
+        yield {"type": "Prepend", "prepend": SPACE}
+    yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 def _decoders(model: Pieces) -> Iterator[dict[str, Any]]:
-    if model.model_type == BPE:
-        yield {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-        if model.byte_fallback:
-            yield {"type": "ByteFallback"}
-        yield {"type": "Fuse"}
-        if model.dummy_prefix:
-            yield {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    else:
-        if model.byte_fallback:
-            yield {"type": "ByteFallback"}
-        yield _metaspace(model)
+    yield {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    if model.byte_fallback:
+        yield {"type": "ByteFallback"}
+    yield {"type": "Fuse"}
+    if model.dummy_prefix:
+        yield {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
 def _template(model: Pieces, config: Mapping[str, Any]) -> dict[str, Any] | None:
