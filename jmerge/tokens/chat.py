@@ -62,18 +62,20 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
 def most_frequent(templates: Sequence[str | None]) -> tuple[str | None, str]:
     """The template that most models have, white space around it aside, and why it is that one.
 
-    Of several equally frequent ones that of the first model, else the first in order.
+    It is given as the first of them has it, so that a model that keeps its own keeps its files. Of several equally frequent ones that of the first model, else the first in order.
     """
     counts: dict[str, int] = {}
+    texts: dict[str, str] = {}  # as the first model with it has it
     for template in templates:
-        if template is not None and template.strip():
-            counts[template.strip()] = counts.get(template.strip(), 0) + 1
+        if template is not None and (bare := template.strip()):
+            counts[bare] = counts.get(bare, 0) + 1
+            texts.setdefault(bare, template)
     if not counts:
         return None, "auto"
     most = max(counts.values())
-    best = [template for template, count in counts.items() if count == most]
+    best = [bare for bare, count in counts.items() if count == most]
     first = (templates[0] or "").strip()
-    chosen = first if first in best else best[0]
+    chosen = texts[first if first in best else best[0]]
     shown = "1 model" if most == 1 else f"{most} models"
     return chosen, f"auto: of {shown}"
 

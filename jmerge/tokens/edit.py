@@ -72,7 +72,8 @@ def edited(
     if isinstance(model["vocab"], dict):
         vocab.update(_misplaced(vocab, added))
     if vocab != before:
-        model["vocab"] = vocab if isinstance(model["vocab"], dict) else model["vocab"][: len(vocab)]
+        size = 1 + max(vocab.values(), default=-1)
+        model["vocab"] = vocab if isinstance(model["vocab"], dict) else model["vocab"][:size]
     more = list(merges)
     if "merges" in model and (more or vocab.keys() != before.keys()):
         model["merges"] = _merges(document, vocab, more)

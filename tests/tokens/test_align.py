@@ -158,6 +158,16 @@ def test_ghosts_of_every_kind(kind: str, tmp_path: Path) -> None:
     assert len(said(found)) == 1 and f"'a' has {size - 2} usable rows" in said(found)[0]
 
 
+@pytest.mark.parametrize("mode", ["added", "bpe"])
+def test_same_bytes(mode: str, tmp_path: Path) -> None:
+    """The library hands out tokens in another order at every call; nothing of it is left."""
+    recipe = kit.recipe_of("a", "b", tail=f"tokenizer: {{union_mode: {mode}}}")
+    models = {"a": BASE, "b": kit.trained("BPE", kit.FRENCH)}
+    one, two = (kit.aligned(tmp_path, recipe, **models) for _ in range(2))
+    assert one.edits == two.edits and one.ordinary == two.ordinary
+    assert one.rows.own.tobytes() == two.rows.own.tobytes()
+
+
 # Entries
 
 

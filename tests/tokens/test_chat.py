@@ -67,6 +67,7 @@ def test_most_frequent() -> None:
     """White space around is no difference, empty ones do not count; of equals the base's, else the first."""
     assert most_frequent([None, "", " \n"]) == (None, "auto")
     assert most_frequent(["a", "b", " b\n"]) == ("b", "auto: of 2 models")
+    assert most_frequent([" b\n", "b", "a"])[0] == " b\n"
     assert most_frequent(["c", "a", "b", "a", "b", "c"])[0] == "c"
     assert most_frequent([None, "a", "b"])[0] == "a"
     assert most_frequent(["c", "b", "a", "b", "a"])[0] == "b"

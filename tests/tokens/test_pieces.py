@@ -122,6 +122,22 @@ def test_white_space_rules() -> None:
         ]
         assert encode[0].encode("a a").tokens == ["a", "▁", "a"]
         assert encode[1].encode(" a   a ").tokens == ["▁", "a", "▁", "a"]
+        every = kit.sentencepiece(HEAD + letters, bpe=bpe)
+        made = library.load(json.dumps(pieces_document(parse_pieces(every), {})))
+        assert made.encode("  a").tokens == [
+            "▁",
+            "▁",
+            "▁",
+            "a",
+        ]  # one put before, two that were there
+        assert made.decode(made.encode("  a").ids) == "  a"
+
+
+def test_pieces_may_hold_spaces() -> None:
+    """Texts are cut as a whole, not word by word."""
+    pieces = [("▁", -9.0, NORMAL), ("a", -9.0, NORMAL), ("▁a▁a", -1.0, NORMAL)]
+    made = parse_pieces(kit.sentencepiece(HEAD + pieces, bpe=False))
+    assert library.load(json.dumps(pieces_document(made, {}))).encode("a a").tokens == ["▁a▁a"]
 
 
 BROKEN = [
