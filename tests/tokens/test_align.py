@@ -354,6 +354,8 @@ def test_special_ids_of_another_models_tokenizer(tmp_path: Path) -> None:
     recipe = kit.recipe_of("a", "b", tail="tokenizer_source: b")
     found = kit.aligned(tmp_path, recipe, a=WORDS, b=(files, 3))
     assert found.special_ids == {"eos_token_id": 2}
+    own = kit.aligned(tmp_path, kit.recipe_of("b", "a"), a=WORDS, b=(files, 4))
+    assert own.special_ids == {}
     assert said(found) == ["'b' has 3 usable rows; left out: the token '<pad>' with ids beyond"]
 
 

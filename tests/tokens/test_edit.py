@@ -114,6 +114,14 @@ def test_any_ids(inside: set[int], outside: set[int]) -> None:
     assert reread(edited(document, wanted)) == wanted
 
 
+def test_ids_that_a_file_has_wrong_are_corrected() -> None:
+    """An added token that says it has id 9, and has 3."""
+    document = json.loads(kit.words("a", "b", "c", added={"x": {}}))
+    document["added_tokens"][0]["id"] = 9
+    found = edited(document, reread(document).with_added({"y": PLAIN}))
+    assert [(each["content"], each["id"]) for each in found["added_tokens"]] == [("x", 3), ("y", 4)]
+
+
 def test_tokens_of_the_pipeline() -> None:
     """The unknown token and those of post-processors, nested ones too."""
     assert pipeline_tokens(json.loads(kit.trained("WordPiece"))) == ["<unk>", "<s>"]
