@@ -16,7 +16,7 @@ from jmerge.recipe.tokens import ModelToken, TokenEntry, TokenizerPart, Zero
 from jmerge.tokens.bpe import family, united_merges, why_not
 from jmerge.tokens.edit import Merge, pipeline_tokens
 from jmerge.tokens.files import FileEdits, vocabulary_edits
-from jmerge.tokens.model import ModelTokens
+from jmerge.tokens.model import TOKENIZER, ModelTokens
 from jmerge.tokens.rows import ABSENT, Filler, TokenRows, own_rows
 from jmerge.tokens.special import special_ids
 from jmerge.tokens.union import Union, unite
@@ -131,6 +131,10 @@ class _Aligner:
             self.fault(f"the tokenizer of '{self.models[donor]}' cannot be edited: {error}")
             raise_all(RecipeError, self.faults)
             raise
+        if edits.written and tokens[donor].file != TOKENIZER:
+            self.note(
+                f"'{self.models[donor]}' has no {TOKENIZER}; one is made from its {tokens[donor].file}"
+            )
         return Alignment(
             models=self.models,
             merged=len(self.refs),

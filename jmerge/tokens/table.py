@@ -58,6 +58,9 @@ def summary(alignment: Alignment) -> list[str]:
         lines.append(f"tokenizer of '{donor}' with {_count(joined, 'token')} more")
     else:
         lines.append(f"tokenizer of '{donor}' with fewer tokens or other flags")
+    if alignment.edits.left_out:
+        names = ", ".join(sorted(alignment.edits.left_out))
+        lines.append(f"files of '{donor}' that are left out, as they have other tokens: {names}")
     for h, ref in enumerate(alignment.models[: alignment.merged]):
         has = int((rows.own[h] != ABSENT).sum())
         if has < tokens:

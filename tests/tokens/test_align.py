@@ -168,6 +168,18 @@ def test_same_bytes(mode: str, tmp_path: Path) -> None:
     assert one.rows.own.tobytes() == two.rows.own.tobytes()
 
 
+def test_a_tokenizer_json_is_made_where_there_is_none(tmp_path: Path) -> None:
+    """Of pieces that get company; said, and the pieces stay beside it."""
+    head = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    files = {"tokenizer__model": kit.sentencepiece([*head, ("▁a", -1.0, 1)], bpe=True)}
+    other = kit.words("<unk>", added={"<x>": {"special": True}})
+    found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), a=(files, 4), b=other)
+    assert output(found).get_vocab() == {"<unk>": 0, "<s>": 1, "</s>": 2, "▁a": 3, "<x>": 4}
+    assert said(found) == ["'a' has no tokenizer.json; one is made from its tokenizer.model"]
+    same = kit.aligned(tmp_path, kit.recipe_of("a", "c"), a=(files, 4), c=(files, 4))
+    assert same.edits == NO_EDITS and said(same) == []
+
+
 # Entries
 
 

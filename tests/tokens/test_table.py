@@ -73,3 +73,12 @@ def test_summary_of_nothing_new(tmp_path: Path) -> None:
         "1 token in 1 row",
         "tokenizer of 'a' with fewer tokens or other flags",
     ]
+
+
+def test_summary_names_files_that_go(tmp_path: Path) -> None:
+    """They would have other tokens than tokenizer.json."""
+    files = {"tokenizer__json": kit.words("w0", "w1"), "vocab__txt": "w0", "x__tiktoken": ""}
+    found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), a=(files, 1), b=kit.words("w0"))
+    assert summary(found)[2] == (
+        "files of 'a' that are left out, as they have other tokens: vocab.txt, x.tiktoken"
+    )
