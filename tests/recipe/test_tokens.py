@@ -209,7 +209,13 @@ tokenizer:
     z: {source: {kind: model_token, model: org/z, token: r}}
 """
     )
-    found = parse_recipe(text).tokenizer
+    recipe = parse_recipe(text)
+    assert recipe.models() == (A, UNION)
+    where = ("tokenizer", "tokens", "y", "source", "model")
+    assert recipe.first_path(ModelRef("org/z")) == where
+    assert recipe.fault("x", where).line == 9
+    assert recipe.first_path(A) == ("models", 0, "model")
+    found = recipe.tokenizer
     assert list(found.refs()) == [
         (A, ("tokenizer", "source")),
         (UNION, ("tokenizer", "tokens", "x", "source")),
