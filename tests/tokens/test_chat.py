@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import tokenkit as kit
 
-from jmerge.errors import RecipeError
+from jmerge.errors import RecipeError, RunError
 from jmerge.tokens.chat import check_template, choose_template, most_frequent
 from jmerge.tokens.templates import BUILT_IN
 
@@ -61,6 +63,24 @@ def test_one_that_does_not_end() -> None:
     found = check_template(loop, patience=1.0)
     assert found == "does not end: a dialogue of a few words was not rendered in 1 seconds"
     assert time.monotonic() - start < 30
+
+
+def test_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none can be started the machine is at fault, not the template."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(
+        RunError, match="^no process can be started to try the chat template: No such file"
+    ):
+        check_template(FINE["plain"])
+
+
+def test_the_working_directory_is_no_place_to_import_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that happens to lie there is not run."""
+    (tmp_path / "jinja2.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert check_template(FINE["plain"]) is None
 
 
 def test_most_frequent() -> None:
