@@ -17,6 +17,7 @@ import jax
 import jaxlib.version
 
 from jmerge.arch.ties import find_ties
+from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import donor_files
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
@@ -27,11 +28,12 @@ from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
+from jmerge.engine.channel import StoppedError
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
 from jmerge.engine.events import Listener
 from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
-from jmerge.engine.run import Outcome, StoppedError
+from jmerge.engine.run import Outcome
 from jmerge.engine.together import Note, Share, put_together
 from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, raise_all
 from jmerge.names import nearest
@@ -143,7 +145,8 @@ def merge(
     stamps = _stamps(plan)
     on_plan(plan)
     place = Path(out)
-    _check_place(plan, place)
+    with environment_errors(place):
+        _check_place(plan, place)
     facts = {
         **versions,
         PLATFORM: _platform(platforms[0][0]),
@@ -169,7 +172,8 @@ def merge(
             return Merged(
                 folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None
             )
-        fit(plan, budget, len(chosen))  # refuses before anything is made
+        with jax.default_device(chosen[0]):
+            fit(plan, budget, len(chosen))  # refuses before anything is made
         guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
         try:
             with guest or folder, hosts.telling():

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 # Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
 # memory for the result of every kernel costs a page fault every 4 kB.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 1 << 25  # the most it takes
 # The name of a thread that is in a call of JAX which nothing interrupts: the end of the interpreter waits for it.
 STUCK = "jmerge-meeting"
@@ -35,6 +35,7 @@ def prepare() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
         mallopt(MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(TRIM_THRESHOLD, 4 * KEPT_BYTES)
+        mallopt(ARENA_MAX, 1)  # kept once, and not once for every thread
 
 
 def compile_cache() -> Path:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.journal import Block, Journal
+from jmerge.ckpt.journal import Journal
 from jmerge.ckpt.shards import OutFile
-from jmerge.ckpt.written import Written
+from jmerge.ckpt.written import WritesWeights, Written
 from jmerge.errors import RunError
 from jmerge.tracer import Tracer
 
@@ -23,14 +23,13 @@ def journals_of_guests(work: Path) -> list[Path]:
     return sorted(work.glob("journal-*.jsonl"))
 
 
-class GuestFolder:
+class GuestFolder(WritesWeights):
     """A part of a work folder on a file system that all hosts share; a context manager that leaves what is there."""
 
     def __init__(self, work: Path, host: int, tracer: Tracer | None = None) -> None:
         self.work = work
         self._tracer = tracer or Tracer()
         self._host = host
-        self._written: Written | None = None
 
     def open(
         self, word: str, plan: str, files: Sequence[OutFile], shared: Collection[OutFile]
@@ -51,16 +50,6 @@ class GuestFolder:
             self._written = Written(self.work, journal, self._tracer)
             for file in files:
                 self._written.open(self.work / file.name, file, shared=file in shared)
-
-    def write(self, tensor: str, start: int, data: memoryview) -> None:
-        """Put `data` at byte `start` of a tensor."""
-        assert self._written is not None
-        self._written.write(tensor, start, data)
-
-    def note(self, block: Block) -> None:
-        """Put a block that was written in the journal."""
-        assert self._written is not None
-        self._written.note(block)
 
     def finish(self) -> None:
         """Bring all that this process wrote to the disk and let go of it; RunError when that fails."""

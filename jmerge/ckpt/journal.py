@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,18 +111,19 @@ def verified(
 
     read: (tensor, start, stop) -> the bytes that are there, in parts; nothing for a range that no tensor has.
     """
-    kept: dict[str, list[Block]] = {}
+    kept: dict[str, list[Block]] = {}  # by their place
     for block in reversed(blocks):
         known = kept.setdefault(block.tensor, [])
-        if any(block.start < each.stop and each.start < block.stop for each in known):
+        place = bisect_left(known, block.stop, key=lambda each: each.start)
+        if place > 0 and block.start < known[place - 1].stop:
             continue
         crc32 = done = 0
         for part in read(block.tensor, block.start, block.stop):
             crc32 = zlib_ng.crc32(part, crc32)
             done += len(part)
         if done == block.nbytes and crc32 == block.crc32:
-            known.append(block)
-    return [block for known in reversed(kept.values()) for block in reversed(known)]
+            known.insert(place, block)
+    return [block for known in reversed(kept.values()) for block in known]
 
 
 def joined_crc32(blocks: Iterable[Block]) -> int:

@@ -35,7 +35,12 @@ class Lock:
         while self._descriptor is None:
             with environment_errors(self._path):
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock_file(descriptor):
+                try:
+                    free = _lock_file(descriptor)
+                except OSError:  # some network file systems have no locks
+                    os.close(descriptor)
+                    raise
+            if not free:
                 os.close(descriptor)
                 raise RunError(
                     f"another jmerge is writing {self._out}; wait for it, or choose another --out"

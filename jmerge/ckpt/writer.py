@@ -21,7 +21,7 @@ from jmerge.ckpt.journal import Block, Journal, ledger_blocks, read_journal, ver
 from jmerge.ckpt.leftover import refusal
 from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
-from jmerge.ckpt.written import Written
+from jmerge.ckpt.written import WritesWeights, Written
 from jmerge.errors import PlanError, RunError
 from jmerge.tracer import Tracer
 
@@ -30,7 +30,7 @@ JOURNAL = "journal.jsonl"
 BEGUN = JOURNAL + ".new"  # a journal that is not in its place yet
 
 
-class OutputFolder:
+class OutputFolder(WritesWeights):
     """A folder under construction; use as a context manager that holds the lock.
 
     Leaving it without `publish` keeps the work folder after a failure of the machine, so that the same command can
@@ -63,7 +63,6 @@ class OutputFolder:
         self._header = {**identity, **(run or {})}  # of the journal
         self.overwrite = overwrite
         self._tracer = tracer or Tracer()
-        self._written: Written | None = None  # once the folder is entered
         self._claimed: list[Block] = []  # what the journal of an interrupted run says
         self._lock = Lock(self.out)
         self.resumed = False  # the work folder of an interrupted run of the same plan was there
@@ -72,7 +71,11 @@ class OutputFolder:
 
     def finished(self) -> bool:
         """Whether the folder already holds exactly this plan's result; PlanError when it holds something else
-        that must not be replaced."""
+        that must not be replaced; RunError when it cannot be looked at."""
+        with environment_errors(self.out):
+            return self._finished()
+
+    def _finished(self) -> bool:
         if self.old.exists():
             with self._lock.held():
                 self._recover()
@@ -215,16 +218,6 @@ class OutputFolder:
         for name in _files(self.work):
             if name not in keep and name != JOURNAL:
                 (self.work / name).unlink()
-
-    def write(self, tensor: str, start: int, data: memoryview) -> None:
-        """Put `data` at byte `start` of a tensor."""
-        assert self._written is not None
-        self._written.write(tensor, start, data)
-
-    def note(self, block: Block) -> None:
-        """Put a block that was written in the journal."""
-        assert self._written is not None
-        self._written.note(block)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""

@@ -98,8 +98,11 @@ class Written:
                 flusher.check()
 
     def close(self) -> None:
-        """Let go of the weight files."""
-        self._end_flusher()
+        """Let go of the weight files; after a sync that failed, which nobody asked about yet, of their blocks too."""
+        flusher = self._end_flusher()
+        if flusher is not None:
+            with contextlib.suppress(OSError), self.doubting():
+                flusher.check()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
@@ -115,3 +118,19 @@ class Written:
         if flusher is not None:
             flusher.stop()
         return flusher
+
+
+class WritesWeights:
+    """A folder in which this process writes weight files, once they are open."""
+
+    _written: Written | None = None
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of a tensor."""
+        assert self._written is not None
+        self._written.write(tensor, start, data)
+
+    def note(self, block: Block) -> None:
+        """Put a block that was written in the journal."""
+        assert self._written is not None
+        self._written.note(block)

@@ -50,7 +50,8 @@ def run_within_memory(
     found: int | None = None
     failure: DeviceMemoryError | None = None
     for longest in reversed(LENGTHS):
-        schedule = fit(plan, budget, len(devices), longest)
+        with jax.default_device(devices[0]):
+            schedule = fit(plan, budget, len(devices), longest)
         if LENGTHS[0] < longest > schedule.piece:
             continue  # which is the longest then
         rest, kept = left_to_do(schedule, written, allow_nonfinite=allow_nonfinite)
@@ -85,7 +86,8 @@ def run_within_memory(
             raise RunError("out of memory; a smaller --memory makes smaller pieces") from error
         else:
             return written, found
-    needed = need_of(schedule).total // 10**6
+    with jax.default_device(devices[0]):
+        needed = need_of(schedule).total // 10**6
     here = devices[0].platform
     other = "" if here == "cpu" else f", or let another platform go on: --devices {here},cpu"
     raise DeviceMemoryError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -21,7 +22,7 @@ from jmerge.engine.pool import TracedPool
 from jmerge.engine.radix import Radix
 from jmerge.engine.schedule import Cutting, Pass, Turn, Work
 from jmerge.engine.selection import Selection
-from jmerge.engine.slots import Batch, Loaded, Slot
+from jmerge.engine.slots import Loaded, LoadedBundle, Slot
 from jmerge.engine.small import Small
 from jmerge.engine.task import Known, Task
 from jmerge.methods.cuts import make_cut
@@ -43,8 +44,8 @@ class Computer:
         release: Callable[[Slot], None],
         tracer: Tracer,
     ) -> None:
-        self._devices = devices  # which take the pieces in turns
-        self._fed = 0  # pieces so far
+        self._devices = devices
+        self._turns = itertools.cycle(devices)  # in which they take the pieces
         self._load = load  # reads a piece
         self._make_slot = make_slot
         self._release = release  # takes back the slot of a piece of which no result is made
@@ -64,9 +65,7 @@ class Computer:
     def feed(self, loaded: Loaded) -> Piece | None:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
         task = self._task(loaded.work)
-        device = self._devices[self._fed % len(self._devices)]
-        self._fed += 1
-        with task.key.precision(), jax.default_device(device):
+        with task.key.precision(), jax.default_device(next(self._turns)):
             match loaded.turn.what.kind:
                 case "changes":
                     self._select(task, loaded)
@@ -82,13 +81,11 @@ class Computer:
                     return kernel(*inputs, self._arguments(task, loaded))
         return None
 
-    def feed_small(self, batch: Batch, rows: int) -> Piece:
+    def feed_small(self, bundle: LoadedBundle, rows: int) -> Piece:
         """The results of small tensors, see `Small`; rows: that programs are made for."""
-        device = self._devices[self._fed % len(self._devices)]
-        self._fed += 1
-        with jax.default_device(device):
-            works = [row.work for row in batch.rows]
-            return Small(works, rows, device.platform).make(batch.arrays(rows))
+        with jax.default_device(device := next(self._turns)):
+            works = [row.work for row in bundle.rows]
+            return Small(works, rows, device.platform).make(bundle.arrays(rows))
 
     def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
         """The keyword arguments of the method for a piece, with ranks: on CPU the host is better at them than XLA."""
@@ -215,6 +212,8 @@ def _tree(parts: list[np.ndarray]) -> np.ndarray:
     use on whole arrays."""
     pairs = np.concatenate(parts, axis=1)
     blocks = pairs.shape[1]
+    if blocks == 1:
+        return pairs
     padded = np.zeros(
         (pairs.shape[0], padded_blocks(blocks), 2), pairs.dtype
     )  # few lengths, few programs

@@ -135,7 +135,8 @@ class Fetcher:
             if turn.what.selected:  # a sample of the whole is taken first
                 for item in remote:
                     yield item, item.start, item.start + item.spec.nbytes, True
-            for start, stop in turn.work.pieces:
+            for number in turn.pieces:
+                start, stop = turn.work.pieces[number]
                 for item in remote:
                     bits = BITS[item.spec.dtype]
                     yield item, item.start + start * bits // 8, item.start + stop * bits // 8, False

@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
@@ -20,6 +21,7 @@ from jmerge.engine.kernel import (
     bracket_kernel,
     combine_kernel,
     is_plain_copy,
+    kernel_key,
     keys_kernel,
     sums_kernel,
 )
@@ -41,7 +43,6 @@ LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly 
 ENOUGH_CANDIDATES = (
     1 << 18
 )  # to look at a tensor once or twice; for that, pieces are made shorter first
-PROGRAMS = 2  # that run at once on a device: the next is handed over while one computes
 OTHER_BYTES = (
     8_000_000  # Python's objects, the stacks of threads, what is counted in files' pages twice
 )
@@ -66,16 +67,18 @@ class Need(NamedTuple):
 
 
 def need_of(schedule: Schedule) -> Need:
-    """What a run of `schedule` allocates at most; compiles its programs."""
-    slots, devices = schedule.slots, schedule.devices
+    """What a run of `schedule` allocates at most; compiles its programs, for JAX's default device."""
+    slots = schedule.slots
     again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
-    programs: dict[Any, int] = {}
+    platform = _platform()
+    programs = (_program_bytes(work, schedule.rows, platform) for work in schedule.work)
     return Need(
         buffers=(slots + 1 + again) * sum(schedule.buffers),
-        results=KEPT * (slots + 1) * max(map(_result_bytes, schedule.work), default=0),
-        programs=KEPT
-        * devices
-        * max((_program_bytes(work, schedule.rows, programs) for work in schedule.work), default=0),
+        results=KEPT
+        * (slots + 1)
+        * max((_result_bytes(work, schedule.rows) for work in schedule.work), default=0),
+        # every piece under way but the one that is read may be in a program
+        programs=KEPT * (slots - 1) * max(programs, default=0),
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
@@ -130,17 +133,20 @@ def _own_bytes(work: Work, schedule: Schedule) -> int:
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
-    programs = _program_bytes(work, schedule.rows, {})
-    made = KEPT * ((slots + 1) * _result_bytes(work) + programs)
+    programs = (slots - 1) * _program_bytes(work, schedule.rows, _platform())
+    made = KEPT * ((slots + 1) * _result_bytes(work, schedule.rows) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
 
-def _result_bytes(work: Work) -> int:
-    return work.padded(0) * BITS[work.step.spec.dtype] // 8
+def _result_bytes(work: Work, rows: int) -> int:
+    """Of one piece, or of all tensors of a bundle."""
+    elements = rows * ROW if work.small else work.padded(0)
+    return elements * BITS[work.step.spec.dtype] // 8
 
 
 def _held_bytes(schedule: Schedule) -> int:
-    sizes = {w.step.name: w.step.spec.nbytes for w in schedule.work if w.step.name in schedule.held}
+    held = schedule.held
+    sizes = {w.step.name: w.step.spec.nbytes for w in schedule.work if w.step.name in held}
     now = most = 0
     for work in schedule.work:
         now += sizes.get(work.step.name, 0)
@@ -149,35 +155,49 @@ def _held_bytes(schedule: Schedule) -> int:
     return most
 
 
-def _program_bytes(work: Work, rows: int, known: dict[Any, int]) -> int:
-    """What the programs of a step allocate beside inputs and result, by XLA's analysis of the longest piece."""
+_known: dict[
+    Any, int
+] = {}  # bytes of programs: the same ones are asked about for every length that is tried
+
+
+def _program_bytes(work: Work, rows: int, platform: str) -> int:
+    """What one of the programs of a step allocates at most beside inputs and result, by XLA's analysis of the longest
+    piece."""
     if is_plain_copy(work.step):
         return 0
-    task = Task(work, Known(), jax.default_backend())
+    program = kernel_key(work.step)
     kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
-    key = task.key, work.padded(0), kinds, work.small
-    if key not in known:
-        with task.key.precision():
-            known[key] = PROGRAMS * (_compile_rows(work, rows) if work.small else _compile(task))
-    return known[key]
+    key: Any = platform, program, work.padded(0), kinds
+    if work.small:
+        key = platform, program, rows, frozenset((kind, number) for kind, number, _ in kinds)
+    if key not in _known:
+        with program.precision():
+            _known[key] = (
+                _compile_rows(Small([work], rows, platform), rows)
+                if work.small
+                else _compile(Task(work, Known(), platform))
+            )
+    return _known[key]
 
 
-def _compile_rows(work: Work, rows: int) -> int:
+def _platform() -> str:
+    """Of the device that programs are compiled for."""
+    (device,) = jnp.zeros(()).devices()
+    return str(device.platform)
+
+
+def _compile_rows(small: Small, rows: int) -> int:
     """Bytes of the largest program that a small tensor goes through, with others."""
-    small = Small([work], rows, jax.default_backend())
-    task, key = small.tasks[0], small.key
-    task.cuts = dict
+    (task,), key = small.tasks, small.key
+    task.cuts, work = dict, task.work
     inputs = [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]
     most = 0
     for what in dict.fromkeys(work.passes):
         if what.kind == "changes":
             assert work.step.base is not None
-            base, *models = (
-                inputs[work.step.base],
-                *map(inputs.__getitem__, work.step.model_positions),
-            )
+            models = [inputs[position] for position in work.step.model_positions]
             factors = np.ones((rows, len(models)), key.compute)
-            most = max(most, _bytes_of(change_rows(), base, models, factors))
+            most = max(most, _bytes_of(change_rows(), inputs[work.step.base], models, factors))
         elif what.kind == "combine":
             most = max(most, _bytes_of(combine_rows(key), inputs, small.arguments(), result=True))
         else:

@@ -6,11 +6,10 @@ the piece made of it is written, so memory depends on the slots and not on the m
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from zlib_ng import zlib_ng
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.bundles import bundled
+from jmerge.engine.channel import Channel, StoppedError
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Started, Wrote
@@ -27,13 +27,11 @@ from jmerge.engine.kernel import Piece, is_plain_copy
 from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
-from jmerge.engine.slots import Batch, Loaded, Slot, View, batch_of
+from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
 from jmerge.plan.steps import Plan, Read, Result, Step
 from jmerge.tracer import OpenSpan, Tracer
-
-T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -53,34 +51,8 @@ class Outcome(NamedTuple):
 class Made(NamedTuple):
     """A piece of a result, or the results of small tensors, perhaps still being computed."""
 
-    loaded: Loaded | Batch
+    loaded: Loaded | LoadedBundle
     piece: Piece | None  # None for a plain copy: the result is in the slot
-
-
-class StoppedError(Exception):
-    """Another thread failed, or another host; its error is the one to report."""
-
-
-class Channel:
-    """A bounded queue whose users wake up when the run stops."""
-
-    def __init__(self, size: int, stop: threading.Event) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(size)
-        self._stop = stop
-
-    def put(self, item: Any) -> None:
-        self._patiently(lambda: self._queue.put(item, timeout=0.05))
-
-    def get(self) -> Any:
-        return self._patiently(lambda: self._queue.get(timeout=0.05))
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        while not self._stop.is_set():
-            try:
-                return action()
-            except (queue.Full, queue.Empty):
-                continue
-        raise StoppedError
 
 
 def run(
@@ -209,11 +181,11 @@ class _Run:
             if isinstance(turn, Turn):
                 self._read_turn(turn)
                 continue
-            batch = batch_of(turn, self._next(self.free))
-            with self._reading(batch):
-                for row in batch.rows:
+            bundle = bundle_in(turn, self._next(self.free))
+            with self._reading(bundle):
+                for row in bundle.rows:
                     self._load(row)
-            self.loaded.put(batch)
+            self.loaded.put(bundle)
         self.loaded.put(None)
 
     def _read_turn(self, turn: Turn) -> None:
@@ -231,7 +203,7 @@ class _Run:
         with self._reading(loaded):
             self._load(loaded, glance=True)
 
-    def _reading(self, loaded: Loaded | Batch) -> OpenSpan:
+    def _reading(self, loaded: Loaded | LoadedBundle) -> OpenSpan:
         return self.tracer.span("read", loaded.where, loaded.read_bytes)
 
     def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
@@ -242,7 +214,9 @@ class _Run:
         start, stop = loaded.work.pieces[loaded.number]
         length = ROW if loaded.work.small else loaded.work.padded(loaded.number)
         # only these can lie where they are: others go on with zeros, or with the next row
-        whole = stop - start == length and not loaded.work.small or is_plain_copy(loaded.work.step)
+        whole = (stop - start == length and not loaded.work.small) or is_plain_copy(
+            loaded.work.step
+        )
         for position in loaded.turn.what.inputs:
             item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
@@ -310,7 +284,7 @@ class _Run:
                 with self.tracer.span("compute", loaded.where, loaded.read_bytes):
                     piece = (
                         computer.feed_small(loaded, self.schedule.rows)
-                        if isinstance(loaded, Batch)
+                        if isinstance(loaded, LoadedBundle)
                         else computer.feed(loaded)
                     )
                 if piece is not None:
@@ -335,9 +309,9 @@ class _Run:
 
     def _results(self, made: Made) -> Iterator[tuple[Loaded, np.ndarray, bool]]:
         """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
-        if isinstance(made.loaded, Batch):
+        if isinstance(made.loaded, LoadedBundle):
             assert made.piece is not None
-            with self.tracer.span("result", made.loaded.where):
+            with self.tracer.span("result", made.loaded.where, made.loaded.result_bytes):
                 values = np.asarray(made.piece.values)
                 hit = np.asarray(made.piece.bits)
             for row, loaded in enumerate(made.loaded.rows):

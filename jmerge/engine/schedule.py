@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jmerge.ckpt.dtypes import BITS
@@ -98,23 +98,19 @@ class Schedule(NamedTuple):
     """What a run does, in order."""
 
     work: tuple[Work, ...]
-    # The passes of all steps in order. The statistics of a step come before the result of the step before it, so that
-    # what follows from them on the host is worked out meanwhile.
+    # The passes of all steps in order, but that small tensors are made first, see `bundles`. The statistics of a step
+    # come before the result of the step before it, so that what follows from them on the host is worked out meanwhile.
     turns: tuple[Turn, ...]
     buffers: tuple[int, ...]  # bytes of the read buffers of one slot, by position of the input
     remote: bool = False  # some inputs are fetched
     piece: int = PIECE  # elements of most pieces
     devices: int = 1  # that share the work
+    rows: int = 0  # small tensors that are made at once
 
     @property
     def slots(self) -> int:
         """Pieces under way at once: one being read, two computed on every device, one written."""
         return 2 + 2 * self.devices
-
-    @property
-    def rows(self) -> int:
-        """Small tensors that are made at once."""
-        return rows_of(self.piece)
 
     @property
     def held(self) -> frozenset[str]:
@@ -144,23 +140,28 @@ def make_schedule(
     work = []
     places = _places(plan)
     remote = any(is_remote(model.path) for model in plan.models)
-    # what is fetched is fetched in the order of the files
-    rows = 0 if remote else rows_of(piece)
+    # what is fetched comes in the order of the turns, which bundles would change
+    room = 0 if remote else min(piece // ROW, MOST_ROWS)
+    used = {name for names in frees.values() for name in names}
     for step in order:
         view = view_of(step)
         row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
+        small = room > 1 and view == (-1,) and _is_small(step, used)
         pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
+        if small:
+            pieces = ((0, step.spec.size),)
         place = places.get(step.name) or Place(0, 0, step.spec.size)
-        small = rows > 1 and view == (-1,) and _is_small(step)
         work.append(
             Work(step, pieces, _passes(step), frees[step.name], row, place, candidates, small)
         )
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
+    several = sum(each.small for each in work)
+    rows = min(room, 1 << max(several - 1, 1).bit_length()) if several else 0
     longest = max((rows * ROW if each.small else each.padded(0) for each in work), default=0)
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
-    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices)
+    return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices, rows)
 
 
 def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:
@@ -239,17 +240,13 @@ def _survey(members: list[Work]) -> Iterator[Turn]:
                     yield Turn.whole(work, what, closes)
 
 
-def rows_of(piece: int) -> int:
-    """How many small tensors have room in the memory for a piece of this length."""
-    return min(piece // ROW, MOST_ROWS)
-
-
-def _is_small(step: Step) -> bool:
-    """Whether a step can be made with others of its kind: its tensors are short and it depends on no other step."""
-    alone = not step.group and not any(isinstance(item, Result) for item in step.inputs)
-    if not alone or not 0 < step.spec.size <= ROW or is_plain_copy(step):
+def _is_small(step: Step, used: Collection[str]) -> bool:
+    """Whether a step can be made with others of its kind: its tensors are short, and no other step depends on it, nor
+    it on another."""
+    apart = not step.group and not any(isinstance(item, Result) for item in step.inputs)
+    if not apart or step.name in used or not 0 < step.spec.size <= ROW or is_plain_copy(step):
         return False
-    return step.method == COPY or find_method(step.method).batched
+    return step.method == COPY or find_method(step.method).bundled
 
 
 def padded_length(elements: int) -> int:

@@ -110,8 +110,8 @@ class Loaded(NamedTuple):
         return arrays, np.asarray(skips, np.int32)
 
 
-class Batch(NamedTuple):
-    """Small tensors in memory, each a row of the buffers."""
+class LoadedBundle(NamedTuple):
+    """A bundle of small tensors in memory, each a row of the buffers."""
 
     slot: Slot
     rows: tuple[Loaded, ...]  # whose slots lie within it
@@ -126,17 +126,23 @@ class Batch(NamedTuple):
         """Bytes of the inputs of all rows that come from files."""
         return sum(row.read_bytes for row in self.rows)
 
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of what is made of all rows."""
+        return sum(row.work.step.spec.nbytes for row in self.rows)
+
     def arrays(self, rows: int) -> list[np.ndarray]:
-        """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, the last of them unused."""
+        """The inputs [rows, ROW], each in its dtype; as many rows as programs are made for, zeros after the last."""
         found = []
         for buffer, item in zip(self.slot.buffers, self.rows[0].work.step.inputs, strict=False):
             dtype = NUMPY[item.spec.dtype]
+            buffer[len(self.rows) * ROW * dtype.itemsize : rows * ROW * dtype.itemsize] = 0
             found.append(buffer[: rows * ROW * dtype.itemsize].view(dtype).reshape(rows, ROW))
         return found
 
 
-def batch_of(bundle: Sequence[Work], slot: Slot) -> Batch:
-    """A place for every one of some small tensors of one kind, still to be loaded."""
+def bundle_in(bundle: Sequence[Work], slot: Slot) -> LoadedBundle:
+    """A place in a slot for every tensor of a bundle, still to be loaded."""
     rows = []
     for number, work in enumerate(bundle):
         buffers = []
@@ -145,4 +151,4 @@ def batch_of(bundle: Sequence[Work], slot: Slot) -> Batch:
             buffers.append(buffer[number * size : (number + 1) * size])
         turn = Turn.whole(work, work.passes[-1], closes=True)
         rows.append(Loaded(turn, 0, Slot(buffers)))
-    return Batch(slot, tuple(rows))
+    return LoadedBundle(slot, tuple(rows))

@@ -75,7 +75,7 @@ class Small:
     def make(self, inputs: Sequence[Any]) -> Piece:
         """Their results [rows, ROW], of which as many count as a tensor has elements, with their bits [rows, LANES].
 
-        inputs: [rows, ROW] each, or what stands for such arrays.
+        inputs: [rows, ROW] each.
         """
         with self.key.precision():
             for number, statistic in enumerate(self.method.statistics if self.method else ()):
@@ -90,11 +90,14 @@ class Small:
             return combine_rows(self.key)(inputs, self.arguments())
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of all rows [rows, ...]; rows that are not used have those of the first."""
-        each = [task.on_host(0) for task in self.tasks]
+        """The keyword arguments of all rows [rows, ...]."""
+        found: dict[str, Any] = self._stacked([task.on_host(0) for task in self.tasks])
+        return found
+
+    def _stacked(self, each: list[Any]) -> Any:
+        """What every tensor has, for all rows; those that are not used have what the first has."""
         each += each[:1] * (self._rows - len(each))
-        stacked: dict[str, Any] = jax.tree.map(lambda *values: np.stack(values), *each)
-        return stacked
+        return jax.tree.map(lambda *values: np.stack(values), *each)
 
     def _find(self, number: int, inputs: Sequence[Any]) -> Any:
         """A statistic of every row."""
@@ -124,10 +127,9 @@ class Small:
         if any(selected):
             step = self.tasks[0].work.step
             assert step.base is not None
-            factors = [task.factors() for task in self.tasks]
-            factors += factors[:1] * (self._rows - len(factors))
+            factors = self._stacked([task.factors() for task in self.tasks])
             models = [inputs[position] for position in step.model_positions]
-            found = change_rows()(inputs[step.base], models, np.stack(factors))
+            found = change_rows()(inputs[step.base], models, factors)
             bits = dict(zip(step.model_positions, map(np.asarray, found), strict=True))
         for row, (task, cuttings) in enumerate(zip(self.tasks, selected, strict=True)):
             size = task.work.step.spec.size

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jmerge.methods.combine import sum_models
 from jmerge.methods.reduce import total
 
 
@@ -57,5 +58,8 @@ def root(squares: jax.Array) -> jax.Array:
 
 
 def product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """matrix [n, n] times vector [n], or two vectors' inner product, in full precision on every device."""
-    return jnp.dot(matrix, vector, precision="highest")
+    """matrix [n, n] times vector [n], or two vectors' inner product, in full precision on every device.
+
+    Added up left to right: a product of matrices is another program for many tensors at once than for one.
+    """
+    return sum_models([matrix[..., i] * vector[i] for i in range(vector.size)])

@@ -29,7 +29,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="models",
     models=(1, None),
     statistics=(Sums(gram_terms),),
-    batched=False,
+    bundled=False,
     check=_check,
     title="Karcher Mean",
     summary=(

@@ -136,7 +136,9 @@ def _pairs(terms: Sequence[jax.Array]) -> jax.Array:
 def _always(blocks: jax.Array) -> jax.Array:
     """True, which no compiler sees: of two numbers in a row one is even."""
     word = np.dtype(f"u{blocks.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(blocks.reshape(-1)[:1], word)
+    # sliced as it lies: of an array on several devices, flattening would gather all
+    first = jax.lax.slice(blocks, [0] * blocks.ndim, [min(size, 1) for size in blocks.shape])
+    bits = jax.lax.bitcast_convert_type(first, word)
     true: jax.Array = jnp.all((bits * (bits + 1)) & 1 == 0)
     return true
 

@@ -180,7 +180,7 @@ class Method:
     )
     # Whether small tensors may be merged many at a time, under `jax.vmap`. Not where the function computes so much from
     # its statistics that the compiler would contract other products into sums, and change the last bit.
-    batched: bool = True
+    bundled: bool = True
     # By what changes are multiplied before anything else, from the statistics found; see `methods.wrap`.
     factors: Callable[[Mapping[str, Any]], Any] | None = None
 
@@ -241,7 +241,7 @@ def merge_method(
     no_effect: tuple[str, ...] = (),
     carries_nan: bool = False,
     per_model_output: bool = False,
-    batched: bool = True,
+    bundled: bool = True,
     copies: Callable[[Numbers], bool] = lambda numbers: False,
     title: str = "",
     summary: str = "",
@@ -290,7 +290,7 @@ def merge_method(
             no_effect=no_effect,
             carries_nan=carries_nan,
             per_model_output=per_model_output,
-            batched=batched,
+            bundled=bundled,
             copies=copies,
             title=title or name,
             summary=summary,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmerge.ckpt.dtypes import NUMPY
-from jmerge.engine.schedule import PIECE
+from jmerge.engine.schedule import PIECE, ROW
 from jmerge.errors import NonFiniteError
 from jmerge.methods import find_method
 from jmerge.methods.reduce import BLOCK
@@ -76,6 +76,7 @@ SHORT: tuple[Shape, ...] = ((), (0,), (BLOCK - 1,))
 LONGEST: tuple[Shape, ...] = ((PIECE + BLOCK + 1,),)
 PIECES = (BLOCK, 2 * BLOCK, 3 * BLOCK)
 LONG_PIECES = (8 * BLOCK,)  # of the longest, which would be very many otherwise
+MANY = 8  # models
 
 
 # The laws
@@ -187,6 +188,31 @@ def check_chunks(row: Row) -> None:
                         assert_same_bytes(cut[name], whole[name])
 
 
+def check_bundles(row: Row) -> None:
+    """Small tensors merged many at a time are those merged one at a time, bit for bit, of many models too."""
+    method = find_method(row.method)
+    setting = next(each for each in settings(row) if each.first)
+    defaults = {name: each.default for name, each in method.settable.items()}
+    whole = {**defaults, **setting.numbers}
+    if method.of_model or not method.bundled or method.unit(whole) != "element":
+        return  # none is merged with others
+    models = min(method.counts[1] or MANY, MANY)
+    numbers = {
+        name: tuple(value[i % len(value)] for i in range(models))
+        if isinstance(value, tuple)
+        else value
+        for name, value in setting.numbers.items()
+    }
+    setting = setting._replace(numbers=numbers, models=models, base_at=0)
+    sizes = dict.fromkeys(np.geomspace(1, ROW, 48).astype(int).tolist())
+    tensors = {name_of((size,)): setting.draw((size,)) for size in sizes}
+    together = setting.streamed(row, tensors)
+    alone = setting.streamed(row, tensors, piece=BLOCK)
+    for name in tensors:
+        with about(setting, tensor=name):
+            assert_same_bytes(together[name], alone[name])
+
+
 def check_compiles(row: Row) -> None:
     """New numbers are new inputs of the same program: a second recipe with other numbers compiles nothing."""
     tried = False
@@ -269,6 +295,7 @@ LAWS: Mapping[str, Callable[[Row], None]] = {
     "reference": check_reference,
     "jit": check_jit,
     "chunks": check_chunks,
+    "bundles": check_bundles,
     "compiles": check_compiles,
     "finite": check_finite,
     "nonfinite": check_nonfinite,

@@ -20,8 +20,10 @@ from jmerge import cli
 from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.engine import fetch, store
+from jmerge.engine.events import Wrote
 from jmerge.engine.fetch import Fetcher
 from jmerge.engine.memory import need_of
+from jmerge.engine.schedule import make_schedule
 from jmerge.engine.store import FileStore
 from jmerge.errors import CheckpointError, RunError
 from jmerge.testing.tiny import write_llama
@@ -242,6 +244,37 @@ def test_an_interrupted_merge_ends_at_once(
     assert not list(tmp_path.rglob("jmerge-fetched-*"))
 
 
+def test_a_resumed_merge_fetches_what_is_left(
+    web: FileServer, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tensor that is half written, the other half."""
+    piece = 4096
+    monkeypatch.setattr(fetch, "PART_BYTES", 2 * piece)
+    monkeypatch.setattr(fetch, "AHEAD_BYTES", 1)
+    monkeypatch.setattr("jmerge.engine.attempts.fit", lambda plan, *_: make_schedule(plan, piece))
+    path = recipe(tmp_path, web.url)
+    before = web.total()
+    jmerge.merge(path, tmp_path / "want")
+    whole = web.total() - before
+    wrote = []
+
+    def stop(event: Any) -> None:
+        if isinstance(event, Wrote):
+            wrote.append(event.block)
+            if len(wrote) == 4:
+                raise RunError("the machine failed")
+
+    with pytest.raises(RunError, match="the machine failed"):
+        jmerge.merge(path, tmp_path / "out", listeners=(stop,))
+    assert {block.tensor for block in wrote} == {wrote[0].tensor}
+    before = web.total()
+    jmerge.merge(path, tmp_path / "out")
+    kept = 2 * sum(block.nbytes for block in wrote)
+    # the parts in which two pieces meet are needed still
+    assert whole - (web.total() - before) >= kept - 2 * 2 * piece
+    assert weights(tmp_path / "out") == weights(tmp_path / "want")
+
+
 def test_a_file_that_changes_meanwhile(
     web: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +352,6 @@ def test_memory_of_what_is_fetched_is_announced(
     web: FileServer, local: Path, tmp_path: Path
 ) -> None:
     plans = [jmerge.plan_recipe(recipe(tmp_path, where)) for where in (str(local), web.url)]
-    peaks = [need_of(jmerge.make_schedule(plan)).total for plan in plans]
-    assert peaks[1] - peaks[0] == store.REMOTE_BYTES
+    fetched = [need_of(jmerge.make_schedule(plan)).fetched for plan in plans]
+    assert fetched == [0, store.REMOTE_BYTES]
     assert np.isclose(store.REMOTE_BYTES, store.IN_MEMORY + 16 * (1 << 22))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.journal import Block, read_journal
 from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.shards import plan_files
 from jmerge.ckpt.writer import JOURNAL, LEDGER, OutputFolder, read_ledger
@@ -401,6 +402,45 @@ def test_a_sync_that_fails_meanwhile_is_not_forgotten(
         assert failed.wait(10)
         made.publish()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sync_that_fails_before_the_run_ends_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks the flusher any more, but the next run must not believe what can only be read from memory."""
+    failed = threading.Event()
+
+    def lose(descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 1)
+    monkeypatch.setattr(os, "fdatasync", lose)
+    with pytest.raises(KeyboardInterrupt), folder(tmp_path / "out") as made:
+        made.create(FILES)
+        made.write("a", 0, memoryview(DATA["a"]))
+        made.note(Block("a", 0, 100, 0))
+        assert failed.wait(10)
+        raise KeyboardInterrupt
+    assert read_journal(tmp_path / "out.jmerge-work" / JOURNAL)[1] == []
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(RunError, match=os.strerror(errno.ENOLCK)):
+        build(tmp_path / "out")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_place_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=os.strerror(errno.ENAMETOOLONG)):
+        folder(tmp_path / ("x" * 300)).finished()
 
 
 def test_a_disk_too_small_is_seen_before_anything_is_written(

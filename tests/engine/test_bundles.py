@@ -32,7 +32,6 @@ METHODS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "ties": (2, True, {"weight": WEIGHTS, "density": (0.3, 0.7)}),
     "dare_ties": (2, True, {"weight": WEIGHTS, "density": (0.3, 0.7)}),
     "breadcrumbs": (2, True, {"weight": WEIGHTS, "density": (0.6, 1.0), "gamma": (0.1, 0.0)}),
-    "arcee_fusion": (1, True, {}),
     "model_stock": (2, True, {}),
     "sce": (2, True, {"select_topk": 0.4}),
 }
@@ -89,8 +88,8 @@ def test_every_small_tensor_is_in_one_bundle(tmp_path: Path) -> None:
     schedule = make_schedule(plan_for(tmp_path, arrays))
     found = bundles(schedule)
     assert [len(names) for names in found] == [MOST_ROWS, MOST_ROWS, 3]
-    assert Counter(name for names in found for name in names) == Counter(norms(131)[0])
-    assert single(schedule) == ["large", "empty"]
+    assert Counter(name for names in found for name in names) == Counter(norms(131)[0].keys())
+    assert sorted(single(schedule)) == ["empty", "large"]
     last = bundled(schedule)[3:]
     assert all(isinstance(each, Turn) for each in last), "they come first: nothing waits for them"
 
@@ -120,8 +119,8 @@ def test_not_what_depends_on_another_or_on_the_whole_model(tmp_path: Path) -> No
     of_group = dataclasses.replace(step("member", pairs[1]), group="all")
     copied = step("copied", pairs[2][:1], "copy")
     schedule = make_schedule(plan_of(models, first, second, of_group, copied))
-    assert bundles(schedule) == [["first"]]
-    assert set(single(schedule)) == {"second", "member", "copied"}
+    assert bundles(schedule) == []
+    assert set(single(schedule)) == {"first", "second", "member", "copied"}
     sink, _ = carry_out(plan_of(models, first, second, of_group, copied))
     assert_same_bytes(sink["copied"], arrays[0]["n2"])
 
@@ -130,6 +129,27 @@ def test_short_pieces_leave_no_room(tmp_path: Path) -> None:
     plan = plan_for(tmp_path, norms(5))
     assert bundles(make_schedule(plan, ROW)) == []
     assert [len(names) for names in bundles(make_schedule(plan, 2 * ROW))] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, 0), (1, 2), (2, 2), (3, 4), (5, 8), (99, 64)])
+def test_few_tensors_take_little_room(count: int, rows: int, tmp_path: Path) -> None:
+    arrays = norms(count)
+    for model in arrays:
+        model["large"] = np.zeros(ROW + 1, np.float32)
+    assert make_schedule(plan_for(tmp_path, arrays)).rows == rows
+
+
+@pytest.mark.parametrize("piece", [2 * ROW, 8 * ROW, None])
+def test_the_longest_tensors_are_whole(piece: int | None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = (4097, ROW - 1, ROW, ROW + 1)
+    arrays = [{f"n{n}": rng.standard_normal(n, np.float32) for n in sizes} for _ in range(2)]
+    plan = plan_for(tmp_path, arrays)
+    sink, outcome = carry_out(plan, piece=piece)
+    alone, _ = carry_out(plan, piece=PIECE)
+    for name in arrays[0]:
+        assert_same_bytes(sink[name], alone[name])
+    assert outcome.crc32.keys() == arrays[0].keys()
 
 
 def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
@@ -141,8 +161,9 @@ def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
 # What comes of it
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("method", "dtype"), [*((name, "float32") for name in METHODS), ("ties", "float64")]
+)
 def test_the_same_bytes_as_one_at_a_time(method: str, dtype: str, made: list[int]) -> None:
     models, has_base, numbers = METHODS[method]
     rng = np.random.default_rng(1)
@@ -157,7 +178,7 @@ def test_the_same_bytes_as_one_at_a_time(method: str, dtype: str, made: list[int
     alone = streamed(method, tensors, numbers, piece=PIECE)
     assert not made
     for name in tensors:
-        assert_same_bytes(together[name], alone[name], name)
+        assert_same_bytes(together[name], alone[name])
 
 
 def test_each_tensor_has_its_own_numbers(tmp_path: Path) -> None:
@@ -213,4 +234,4 @@ def test_a_model_of_7_b_compiles_at_most_12_programs(tmp_path: Path, method: str
     with compilations() as found:
         jmerge.merge(recipe, tmp_path / "out")
     compiled = [event for event in found if "backend_compile" in event]
-    assert 2 <= len(compiled) <= 12, compiled
+    assert 2 <= len(compiled) <= 12, "\n".join(compiled)

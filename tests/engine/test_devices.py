@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jmerge.testing.tiny import write_checkpoint
 TOGETHER = """
 import hashlib, sys
 from pathlib import Path
+from types import SimpleNamespace
 import jax
 import jmerge
 
@@ -85,7 +87,8 @@ def test_every_device_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         seen.append(device)
         return original(device)
 
-    monkeypatch.setattr(compute.jax, "default_device", watched)
+    own = SimpleNamespace(**{**vars(jax), "default_device": watched})
+    monkeypatch.setattr(compute, "jax", own)
     write_models(tmp_path, LENGTHS[-1])
     jmerge.merge(write_recipe(tmp_path, "linear"), tmp_path / "out")
     assert len(seen) == 4 and set(seen) == set(jax.local_devices()[:1])

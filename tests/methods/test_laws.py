@@ -108,9 +108,12 @@ def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping
         LAWS[law](dataclasses.replace(ROWS[method], **changes))
 
 
-def _slow(row: Row) -> list[pytest.MarkDecorator]:
-    """Conditions differ in a formula alone, so one of them is tried by the default suite."""
-    return [pytest.mark.slow] if row.method.endswith("(task_arithmetic)") else []
+def _slow(row: Row, law: str) -> list[pytest.MarkDecorator]:
+    """Conditions differ in a formula alone, so one of them, with LiNeS, is tried by the default suite. So are bundles
+    of few methods, see `test_bundles`, and eager functions of few: the others are compared under `jit` alone."""
+    conditioned = "(" in row.method and row.method != "equalize(lines(ties))"
+    rarely = law == "bundles" or (law == "jit" and row.method not in ("linear", "slerp", "ties"))
+    return [pytest.mark.slow] if rarely or conditioned else []
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def _slow(row: Row) -> list[pytest.MarkDecorator]:
             row,
             law,
             id=f"{row.method}-{law}",
-            marks=[pytest.mark.xdist_group(row.method), *_slow(row)],
+            marks=[pytest.mark.xdist_group(row.method), *_slow(row, law)],
         )
         for row, law in cases(ROWS.values())
     ],

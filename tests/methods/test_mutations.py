@@ -130,6 +130,7 @@ BREAKS: dict[str, tuple[str, Change]] = {
         ),
     ),
     "chunks": ("linear", function(lambda x, **rest: mean(x, **rest) + jnp.mean(x))),
+    "bundles": ("linear", function(lambda x, **rest: mean(x, **rest) + jnp.mean(x))),
     "compiles": (
         "linear",
         lambda patch, _: patch.setattr(
