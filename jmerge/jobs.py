@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from jmerge.arch.config import Change
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.donor import donor_files, is_tokenizer_file
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
@@ -45,8 +46,9 @@ from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
-from jmerge.report.ledger import ledger
+from jmerge.report.ledger import TOKENS, ledger
 from jmerge.sizes import parse_size
+from jmerge.tokens.output import plan_tokens
 from jmerge.tracer import Span, Timings, Tracer
 from jmerge.version import VERSION
 
@@ -75,7 +77,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     check_recipe(recipe, notes)
     faults += notes.faults
     checkpoints = {}
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         try:
             checkpoints[ref] = _open(recipe, ref)
         except CheckpointError as error:
@@ -83,7 +86,13 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
     tied = find_ties(checkpoints, layouts)
-    return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
+    tokens, wrong = None, list[Fault]()
+    try:
+        tokens = plan_tokens(recipe, checkpoints, layouts)
+    except RecipeError as error:
+        wrong += error.faults  # told with what else is wrong
+    parts: dict[str, Any] = {"layouts": layouts, "tied": tied, "seed": seed}
+    return build_plan(recipe, checkpoints, **parts, tokens=tokens, faults=wrong)
 
 
 def merge(
@@ -324,12 +333,13 @@ def _write_companions(
     identity: dict[str, Any],
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
-    changes = {}
-    donor = source_of(plan.models[0].path)
+    changes: dict[str, Sequence[Change]] = {}
     for output, specs in plan.checkpoints.items():
         prefix = f"{output}/" if output else ""
-        for name in donor_files(donor):
-            folder.write_file(prefix + name, donor.read(name))
+        for name, data in _taken_over(plan):
+            folder.write_file(prefix + name, data)
+        for name, edits in plan.tokens.changes.items() if plan.tokens else ():
+            changes[prefix + name] = edits
         config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
             config, made = untied(plan)
@@ -344,8 +354,28 @@ def _write_companions(
             text = json.dumps(index, indent=2) + "\n"
             folder.write_text(f"{prefix}model.safetensors.index.json", text)
         folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
+    table = plan.tokens.table() if plan.tokens else None
+    if table is not None:
+        folder.write_text(TOKENS, table)
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
+
+
+def _taken_over(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """The files of models that come along, in name order: the donor's, but those of the tokenizer from the model whose
+    tokens the output has, as edited."""
+    donor = source_of(plan.models[0].path)
+    tokens = plan.tokens
+    if tokens is None:
+        for name in donor_files(donor):
+            yield name, donor.read(name)
+        return
+    owner = source_of(plan.models[tokens.donor].path)
+    found = {name: donor for name in donor_files(donor) if not is_tokenizer_file(name)}
+    found |= {name: owner for name in donor_files(owner) if is_tokenizer_file(name)}
+    for name in sorted({*found, *tokens.edits.written} - tokens.edits.left_out):
+        edited = tokens.edits.written.get(name)
+        yield name, found[name].read(name) if edited is None else edited
 
 
 def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from jmerge.ckpt.source import Source
 
-PATTERNS = (
+TOKENIZER_PATTERNS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -22,6 +22,10 @@ PATTERNS = (
     "normalizer.json",
     "chat_template.json",
     "chat_template.jinja",
+    "tokenization*.py",
+)
+PATTERNS = (
+    *TOKENIZER_PATTERNS,
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -33,3 +37,8 @@ PATTERNS = (
 def donor_files(source: Source) -> list[str]:
     """The names of the files of a model that go with its weights, in name order."""
     return [name for name in source.names() if any(fnmatch(name, each) for each in PATTERNS)]
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file says what the tokens are, so that it comes from the model whose tokens the output has."""
+    return any(fnmatch(name, each) for each in TOKENIZER_PATTERNS)

@@ -9,7 +9,7 @@ from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import PlanError, raise_all
+from jmerge.errors import Fault, PlanError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
@@ -22,15 +22,24 @@ from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
 from jmerge.plan.resolve import Input, Resolver
-from jmerge.plan.steps import COPY, InputFile, InputModel, Plan, Read, Step, Unused
+from jmerge.plan.steps import (
+    COPY,
+    Gathered,
+    InputFile,
+    InputModel,
+    Plan,
+    Read,
+    Step,
+    Unused,
+    reads_of,
+)
+from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.views import View, build_views
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.tokens.output import TokenPlan
 from jmerge.version import VERSION
-
-# The sources that have a tensor: position in the slice, where it lies.
-Found = list[tuple[int, Read]]
 
 
 def build_plan(
@@ -40,29 +49,42 @@ def build_plan(
     layouts: Mapping[ModelRef, Layout] | None = None,
     tied: Mapping[ModelRef, bool] | None = None,
     seed: int = 0,
+    tokens: TokenPlan | None = None,
+    faults: Sequence[Fault] = (),
 ) -> Plan:
     """The plan of `recipe` on these opened checkpoints.
 
     Args:
       recipe: from `load_recipe`.
-      checkpoints: an opened checkpoint for each of `recipe.models()`.
+      checkpoints: an opened checkpoint for each of `recipe.models()`, and for each model that only fills tokens.
       layouts: their structure, where it is known already; by default it is inferred.
       tied: models whose output head is their embedding; by default those that store no head.
       seed: of the random methods; recorded in the plan.
+      tokens: from `plan_tokens`, for a recipe with a tokenizer or a chat template.
+      faults: what is known to be wrong already, which is raised with what is found here.
 
     Raises:
       PlanError: the recipe does not suit its method or the models; holds every fault found.
     """
     notes = Notes(recipe)
+    notes.faults += faults
     check_recipe(recipe, notes)
-    raise_all(PlanError, notes.faults, notes.warnings)
-    checkpoints = {ref: checkpoints[ref] for ref in recipe.models()}
+    if len(notes.faults) > len(faults):
+        raise_all(PlanError, notes.faults, notes.warnings)
     layouts = layouts or infer_layouts(checkpoints)
-    layouts = {ref: layouts[ref] for ref in checkpoints}  # the donor first
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
+    models = recipe.models()  # the donor first
+    more = tokens.alignment.models[len(models) :] if tokens and tokens.alignment else ()
+    guests = [
+        View(ref, number, checkpoints[ref], layouts[ref], tied[ref])
+        for number, ref in enumerate(more, len(models))
+    ]
+    checkpoints = {ref: checkpoints[ref] for ref in models}
+    layouts = {ref: layouts[ref] for ref in models}
     method = find_method(recipe.wrapped_method)
-    return _Builder(recipe, method, checkpoints, layouts, tied, notes, seed).build()
+    builder = _Builder(recipe, method, checkpoints, layouts, tied, notes, seed, guests, tokens)
+    return builder.build()
 
 
 def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Layout]:
@@ -98,14 +120,23 @@ class _Builder:
         tied: Mapping[ModelRef, bool],
         notes: Notes,
         seed: int,
+        guests: Sequence[View],
+        tokens: TokenPlan | None,
     ) -> None:
         self.seed = seed
+        self.guests = guests
+        self.tokens = tokens
         self.recipe = recipe
         self.method = method
         self.notes = notes
         self.views, templates = build_views(checkpoints, layouts, tied)
         self.donor = next(iter(self.views.values()))
         self.heads = Heads(self.views)
+        before = len(notes.faults)
+        self.tables = None
+        if recipe.tokenizer is not None:
+            alignment = tokens.alignment if tokens else None
+            self.tables = Tables(recipe.tokenizer, self.views, guests, self.heads, alignment, notes)
         self._check_models()
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
@@ -114,10 +145,12 @@ class _Builder:
         }
         self.steps: dict[str, Step] = {}
         self.findings = Findings(notes, self.views)
+        check_slices(recipe, method, notes)
+        if len(notes.faults) > before:
+            raise_all(PlanError, notes.faults, notes.warnings)
 
     def build(self) -> Plan:
-        check_slices(self.recipe, self.method, self.notes)
-        raise_all(PlanError, self.notes.faults, self.notes.warnings)
+        """The plan."""
         for target in self.places.targets():
             self._make(target)
         self._copy_other_modules()
@@ -132,19 +165,22 @@ class _Builder:
         config, changes = self._new_config()
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()
+        self.notes.warnings += self.tokens.notes if self.tokens else ()
         warnings = sorted(self.notes.warnings, key=lambda warning: (warning.file, warning.line))
         return Plan(
             version=VERSION,
             recipe=self.recipe.text,
             method=self.method.name,
             seed=self.seed,
-            models=tuple(_input_model(view) for view in self.views.values()),
+            models=tuple(_input_model(view) for view in (*self.views.values(), *self.guests)),
             steps=tuple(for_each_model(grouped, self.method, self.recipe.first_slice)),
             unused=unused,
             config=config,
             changes=tuple(changes),
             tied=tied,
             warnings=tuple(dict.fromkeys(map(str, warnings))),
+            maps=tuple(self.tables.maps) if self.tables else (),
+            tokens=self.tokens,
         )
 
     def _check_models(self) -> None:
@@ -155,7 +191,8 @@ class _Builder:
             scopes += [source.parameters for source in out_slice.sources]
         copies = self.method.name == "passthrough" and not any("scale" in scope for scope in scopes)
         casts = bool(self.recipe.dtype or self.recipe.out_dtype)
-        for ref, view in self.views.items():
+        for view in (*self.views.values(), *self.guests):
+            ref = view.ref
             path = self.recipe.first_path(ref)
             if ref.revision is not None and view.checkpoint.source.revision is None:
                 message = (
@@ -190,8 +227,12 @@ class _Builder:
             kinds = ", ".join(f"{read.spec.dtype} in {sources[i].ref}" for i, read in found)
             message = f"{target.name} is a float in one model and not in another: {kinds}"
             self.notes.fault(message, place.out_slice.path)
-        elif self._same_shapes(target, found):
-            self._merge(target, found)
+            return
+        inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
+        if inputs is None:
+            return
+        if self._same_shapes(target, inputs):
+            self._merge(target, inputs)
         else:  # its numbers may be wrong too, and that is to be told together
             base = base_position(self.method, place.out_slice)
             self._numbers(target, [each for each in found if each[0] != base])
@@ -211,7 +252,7 @@ class _Builder:
                 found.append((i, _read(view, name)))
         return found
 
-    def _merge(self, target: Target, found: Found) -> None:
+    def _merge(self, target: Target, found: Inputs) -> None:
         place, sources = target.place, target.place.out_slice.sources
         base = base_position(self.method, place.out_slice)
         present = [i for i, _ in found]
@@ -234,7 +275,7 @@ class _Builder:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
         dtype = self.recipe.out_dtype or self.recipe.dtype
-        dtype = dtype or promote([read.spec.dtype for read in reads])
+        dtype = dtype or promote([reads_of(read)[0].spec.dtype for read in reads])
         numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
@@ -250,7 +291,7 @@ class _Builder:
             )
         )
 
-    def _numbers(self, target: Target, models: Found) -> dict[str, Any]:
+    def _numbers(self, target: Target, models: Inputs) -> dict[str, Any]:
         """The method's parameters for a tensor merged from these models (without the base)."""
         place = target.place
         inputs = [
@@ -299,14 +340,21 @@ class _Builder:
         for name, role in self.donor.layout.roles.items():
             if role.module not in self.places.modules:
                 read = _read(self.donor, name)
+                inputs: Inputs | None = [(0, read)]
+                if self.tables is not None and role.layer is None:
+                    template = next(t for t in self.places.templates if t.name == name)
+                    inputs = self.tables.inputs(name, template, [(0, read)])
+                if inputs is None:
+                    continue
+                ((_, item),) = inputs
                 dtype = read.spec.dtype
                 if dtype in FLOATS and not role.buffer:
                     dtype = self.recipe.out_dtype or self.recipe.dtype or dtype
                 self._add(
                     Step(
                         name=name,
-                        spec=TensorSpec(dtype, read.spec.shape),
-                        inputs=(read,),
+                        spec=TensorSpec(dtype, item.spec.shape),
+                        inputs=(item,),
                         base=None,
                         method=COPY,
                         numbers={},
@@ -324,10 +372,11 @@ class _Builder:
         self.steps[step.name] = step
         views = tuple(self.views.values())
         for item in step.inputs:
-            if isinstance(item, Read):
-                views[item.model].used[item.name] = None
+            for read in reads_of(item):
+                if read.model < len(views):
+                    views[read.model].used[read.name] = None
 
-    def _filtered_name(self, target: Target, read: Read) -> str:
+    def _filtered_name(self, target: Target, read: Read | Gathered) -> str:
         """What filters of per-model numbers see: the tensor's own name in that model, a stand-in's as a head."""
         view = tuple(self.views.values())[read.model]
         stands_in = self.heads.stand_in(view, target.template) == read.name
@@ -345,7 +394,7 @@ class _Builder:
                 if hole:
                     self.notes.fault(hole.message(view), source.model_path)
 
-    def _same_shapes(self, target: Target, found: Found) -> bool:
+    def _same_shapes(self, target: Target, found: Inputs) -> bool:
         """Whether all sources have one shape, that of the base or else of the first; differences are noted."""
         sources = target.place.out_slice.sources
         base = target.place.out_slice.base
@@ -370,6 +419,10 @@ class _Builder:
                 elif not refused:
                     message = f"{item} of {view.ref} would be lost; this is a bug in jmerge"
                     self.notes.fault(message, ())
+        for view in self.guests:
+            for name in view.layout.roles:
+                reason = "the model only fills tokens"
+                unused.append(Unused(model=view.number, name=name, reason=reason))
         return tuple(unused)
 
     def _new_config(self) -> tuple[dict[str, Any], list[Change]]:
@@ -382,7 +435,11 @@ class _Builder:
         for step in self.steps.values():
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
-        return config, changes + new
+        changes += new
+        if self.tables is not None:
+            config, new = self.tables.new_config(config)
+            changes += new
+        return config, changes
 
 
 def _read(view: View, name: str) -> Read:

@@ -33,11 +33,11 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     """Note the faults of a recipe that its method alone shows, and what has no effect."""
     for path in recipe.notes:
         notes.warn("has no effect", path)
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         if ref.lora is not None:
             message = f"'{ref}': adapters cannot be applied yet; merge '{ref.lora}' into it first"
             notes.fault(message, recipe.first_path(ref))
-    _check_later_features(recipe, notes)
     method = REGISTRY.get(recipe.method)
     if method is None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
@@ -55,21 +55,6 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     for _, out_slice in recipe.slices():
         _check_base(method, out_slice, notes)
         _check_sources(out_slice, notes)
-
-
-def _check_later_features(recipe: Recipe, notes: Notes) -> None:
-    """Refuse what the grammar knows and plans cannot do yet."""
-    part = recipe.tokenizer
-    if part is not None and not part.keeps_base:
-        message = f"only 'base' can be built so far, found '{part.source}'"
-        if part.path == ("tokenizer",):
-            message = "only {source: base} can be built so far"
-        notes.fault(message, part.path)
-    if recipe.chat_template is not None:
-        notes.fault(
-            "a chat template cannot be set yet; remove the key to keep the base model's",
-            ("chat_template",),
-        )
 
 
 def base_position(method: Method, out_slice: OutSlice) -> int | None:

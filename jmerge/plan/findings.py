@@ -45,8 +45,9 @@ class Findings:
             name, text = next(iter(shapes.items()))
             more = f" ({len(shapes)} tensors differ)" if len(shapes) > 1 else ""
             hint = "models of different sizes cannot be merged"
-            if set(shapes) <= tables:
-                hint = "the vocabularies differ; merge models with the same vocabulary"
+            if set(shapes) <= tables and self._notes.recipe.tokenizer is None:
+                hint = "the vocabularies differ; add 'tokenizer_source: union' for the tokens of all models, or "
+                hint += "'tokenizer_source: base' for those of the base"
             path = self._notes.recipe.first_path(ref)
             self._notes.fault(f"{name} is {text}{more}: {hint}", path)
         for (absent, reason, path), names in self._refused.items():

@@ -66,11 +66,6 @@ class TokenizerPart:
         """Where the recipe says where the vocabulary comes from."""
         return self.path if self.path == ("tokenizer_source",) else (*self.path, "source")
 
-    @property
-    def keeps_base(self) -> bool:
-        """Whether it asks for nothing but the base model's tokenizer."""
-        return self.source == BASE and not self.tokens and not self.pad_to_multiple_of
-
     def refs(self) -> Iterator[tuple[ModelRef, Path]]:
         """The models that have to be among those merged, and where they are named."""
         if isinstance(self.source, ModelRef):

@@ -12,6 +12,7 @@ import numpy as np
 from jmerge.tokens.vocabulary import Vocabulary
 
 ABSENT = -1
+ZEROS, MEAN, BLANK = -1, -2, -3  # instead of models, in `TableRows.origins`
 
 
 class Filler(NamedTuple):
@@ -130,6 +131,54 @@ class TableRows:
         """How many rows belong to no token."""
         return self.rows - int(self.named.sum())
 
+    def fills_of(self, holder: int) -> tuple[tuple[int, ...], bool]:
+        """The models whose rows the holder at this position gets, and whether means of several are among them."""
+        lacks = np.zeros(self.starts.size - 1, bool)
+        lacks[self.fill[self.named & (self.own[holder] == ABSENT)]] = True
+        counts = np.diff(self.starts)
+        models = np.unique(self.models[np.repeat(lacks, counts)])
+        return tuple(models.tolist()), bool(self.padding or (counts[lacks] > 1).any())
+
+    def origins(self, holder: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where rows [start, stop) of the holder at this position come from.
+
+        Returns:
+          int32 [stop - start]: the number of a model, ZEROS, MEAN of several rows, or BLANK for padding; int32 of the
+          same shape: the row of that model's table, or the number of the mean's fill.
+        """
+        models = np.full(stop - start, BLANK, np.int32)
+        sources = np.zeros(stop - start, np.int32)
+        named, own, fill = (each[start:stop] for each in (self.named, self.own[holder], self.fill))
+        mine = np.flatnonzero(named & (own != ABSENT))
+        models[mine], sources[mine] = self.holders[holder], own[mine]
+        others = np.flatnonzero(named & (own == ABSENT))
+        fills = fill[others]
+        first = self.starts[fills]
+        counts = self.starts[fills + 1] - first
+        several, one = counts > 1, counts == 1
+        models[others[counts == 0]] = ZEROS
+        models[others[several]], sources[others[several]] = MEAN, fills[several]
+        models[others[one]] = self.models[first[one]]
+        sources[others[one]] = self.sources[first[one]]
+        return models, sources
+
+    def plain(self) -> dict[str, object]:
+        """The same as lists for JSON: rows in runs of [first row, row of the model, how many]."""
+        own = [_runs(part) for part in self.own]
+        return {
+            "holders": list(self.holders),
+            "own": own,
+            "unnamed": np.flatnonzero(~self.named).tolist(),
+            "fill": _runs(self.fill),
+            "starts": self.starts.tolist(),
+            "models": self.models.tolist(),
+            "sources": self.sources.tolist(),
+            "rows": self.rows,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TableRows) and self.plain() == other.plain()
+
     def without(self, models: Collection[int]) -> TableRows:
         """The same where these models have no such table: what only they would fill is zeros."""
         keep = ~np.isin(self.models, list(models))
@@ -153,3 +202,15 @@ def own_rows(tokens: Sequence[str | None], vocabulary: Vocabulary, limit: int) -
     rows = np.asarray(found, np.int32)
     rows[rows >= limit] = ABSENT
     return rows
+
+
+def _runs(rows: np.ndarray) -> list[list[int]]:
+    """Numbers that are not ABSENT as runs of numbers that rise by one: [place of the first, the first, how many]."""
+    known = rows != ABSENT
+    begins = known.copy()
+    begins[1:] &= ~known[:-1] | (np.diff(rows) != 1)
+    ends = known.copy()
+    ends[:-1] &= ~known[1:] | (np.diff(rows) != 1)
+    first, last = np.flatnonzero(begins), np.flatnonzero(ends)
+    runs: list[list[int]] = np.stack([first, rows[first], last - first + 1], axis=1).tolist()
+    return runs
