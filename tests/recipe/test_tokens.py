@@ -221,7 +221,3 @@ tokenizer:
         (UNION, ("tokenizer", "tokens", "x", "source")),
     ]
     assert found.token_models() == (ModelRef("org/z"),)
-    assert not found.keeps_base
-    assert [parse_recipe(HEAD + t).tokenizer.keeps_base for t in (
-        "tokenizer_source: base", "tokenizer: {source: base}", "tokenizer: {source: base, pad_to_multiple_of: 4}",
-        "tokenizer: {source: base, tokens: {x: {}}}")] == [True, True, False, False]  # fmt: skip
