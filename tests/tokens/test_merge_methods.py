@@ -1,14 +1,10 @@
 """Gathered tables in the engine: every method gives the bytes it gives for tables that were permuted before, whatever
-the pieces, devices, hosts and budget, after an interruption, and of remote models."""
+the pieces, devices, hosts and budget, and after an interruption."""
 
 from __future__ import annotations
 
-import http.server
 import re
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,6 @@ from mergeplace import EMBED, HEAD
 import jmerge
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.engine.events import Wrote
-from jmerge.engine.fetch import Fetcher
 from jmerge.engine.memory import fit
 from jmerge.engine.run import run
 from jmerge.engine.schedule import LENGTHS, make_schedule
@@ -186,87 +181,6 @@ def test_the_plan_is_the_same_text_and_has_maps_once(models: Path, tmp_path: Pat
     recipe.write_text(other)
     changed = plan_recipe(recipe)
     assert changed != one and changed.maps != one.maps
-
-
-# Remote models
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves ranges of files, and counts bytes of weights."""
-
-    sent: list[int] = []
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def send_head(self) -> Any:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return None
-        size = path.stat().st_size
-        start, stop = 0, size
-        asked = self.headers.get("Range")
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
-            start, stop = int(first), min(int(last) + 1 if last else size, size)
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-        self.send_header("Content-Length", str(stop - start))
-        self.send_header("ETag", f'"{size}"')
-        self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(path.read_bytes()[start:stop])
-            if path.suffix == ".safetensors":
-                self.sent.append(stop - start)
-        return None
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        """Everything was written already."""
-
-
-@pytest.fixture
-def url(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    Quiet.sent.clear()
-    handler = partial(Quiet, directory=str(models))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.mark.parametrize("method", ["linear", "ties"])
-def test_remote_models(
-    method: str, url: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tables are fetched once, however often their rows are looked at, and let go of."""
-    monkeypatch.setattr("jmerge.engine.fetch.PART_BYTES", 1 << 14)
-    fetchers: list[Fetcher] = []
-    made = Fetcher.__init__
-
-    def init(self: Fetcher, *args: Any) -> None:
-        made(self, *args)
-        fetchers.append(self)
-
-    monkeypatch.setattr(Fetcher, "__init__", init)
-    local = recipe_of(method, models, tmp_path)
-    jmerge.merge(local, tmp_path / "local")
-    text = local.read_text().replace(str(models), url)
-    (tmp_path / "remote.yml").write_text(text)
-    plan_recipe(tmp_path / "remote.yml")
-    before = sum(Quiet.sent)  # headers, twice
-    jmerge.merge(tmp_path / "remote.yml", tmp_path / "out")
-    assert weights(tmp_path / "out") == weights(tmp_path / "local")
-    stored = sum(
-        entry.spec.nbytes
-        for name in NAMES
-        for entry in open_checkpoint(models / name).index.values()
-    )
-    assert stored <= sum(Quiet.sent) - before < stored + before + (1 << 16)
-    assert all(part.uses == 0 for part in fetchers[-1]._order)
 
 
 # Hosts
