@@ -220,6 +220,9 @@ class _Builder:
             self.notes.fault(message, place.out_slice.path)
             return
         self._check_holes(target, [i for i, _ in found])
+        inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
+        if inputs is None:
+            return
         floating = [read.spec.dtype in FLOATS for _, read in found]
         if target.template.buffer or not any(floating):
             self._copy(target, found, trained=all(floating))
@@ -227,8 +230,11 @@ class _Builder:
             kinds = ", ".join(f"{read.spec.dtype} in {sources[i].ref}" for i, read in found)
             message = f"{target.name} is a float in one model and not in another: {kinds}"
             self.notes.fault(message, place.out_slice.path)
-        else:
-            self._merge_alike(target, found)
+        elif self._same_shapes(target, inputs):
+            self._merge(target, inputs)
+        else:  # its numbers may be wrong too, and that is to be told together
+            base = base_position(self.method, place.out_slice)
+            self._numbers(target, [each for each in inputs if each[0] != base])
 
     def _find(self, target: Target) -> Found:
         """The sources that have the tensor."""
@@ -244,17 +250,6 @@ class _Builder:
             if name is not None:
                 found.append((i, _read(view, name)))
         return found
-
-    def _merge_alike(self, target: Target, found: Found) -> None:
-        """Merge a tensor if its sources have one shape, tables once their rows are those of the output."""
-        inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
-        if inputs is None:
-            return
-        if self._same_shapes(target, inputs):
-            self._merge(target, inputs)
-        else:  # its numbers may be wrong too, and that is to be told together
-            base = base_position(self.method, target.place.out_slice)
-            self._numbers(target, [each for each in inputs if each[0] != base])
 
     def _merge(self, target: Target, found: Inputs) -> None:
         place, sources = target.place, target.place.out_slice.sources
