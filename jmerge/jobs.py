@@ -48,7 +48,6 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
 from jmerge.sizes import parse_size
-from jmerge.tokens.output import plan_tokens
 from jmerge.tracer import Span, Timings, Tracer
 from jmerge.version import VERSION
 
@@ -86,13 +85,7 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
     tied = find_ties(checkpoints, layouts)
-    tokens, wrong = None, list[Fault]()
-    try:
-        tokens = plan_tokens(recipe, checkpoints, layouts)
-    except RecipeError as error:
-        wrong += error.faults  # told with what else is wrong
-    parts: dict[str, Any] = {"layouts": layouts, "tied": tied, "seed": seed}
-    return build_plan(recipe, checkpoints, **parts, tokens=tokens, faults=wrong)
+    return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 
 def merge(

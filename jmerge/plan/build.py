@@ -9,7 +9,7 @@ from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import Fault, PlanError, raise_all
+from jmerge.errors import PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
@@ -38,7 +38,7 @@ from jmerge.plan.views import View, build_views
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
-from jmerge.tokens.output import TokenPlan
+from jmerge.tokens.output import TokenPlan, plan_tokens
 from jmerge.version import VERSION
 
 
@@ -49,8 +49,6 @@ def build_plan(
     layouts: Mapping[ModelRef, Layout] | None = None,
     tied: Mapping[ModelRef, bool] | None = None,
     seed: int = 0,
-    tokens: TokenPlan | None = None,
-    faults: Sequence[Fault] = (),
 ) -> Plan:
     """The plan of `recipe` on these opened checkpoints.
 
@@ -60,26 +58,35 @@ def build_plan(
       layouts: their structure, where it is known already; by default it is inferred.
       tied: models whose output head is their embedding; by default those that store no head.
       seed: of the random methods; recorded in the plan.
-      tokens: from `plan_tokens`, for a recipe with a tokenizer or a chat template.
-      faults: what is known to be wrong already, which is raised with what is found here.
+
+    Reads the models' tokenizers when the recipe has a tokenizer or a chat template.
 
     Raises:
       PlanError: the recipe does not suit its method or the models; holds every fault found.
     """
     notes = Notes(recipe)
-    notes.faults += faults
     check_recipe(recipe, notes)
-    if len(notes.faults) > len(faults):
-        raise_all(PlanError, notes.faults, notes.warnings)
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in fill:
+        if ref not in checkpoints:
+            notes.fault(f"'{ref}' fills tokens, so it has to be opened too", recipe.first_path(ref))
+    raise_all(PlanError, notes.faults, notes.warnings)
     layouts = layouts or infer_layouts(checkpoints)
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
     models = recipe.models()  # the donor first
-    more = tokens.alignment.models[len(models) :] if tokens and tokens.alignment else ()
+    every = tuple(dict.fromkeys((*models, *fill)))  # as `Alignment.models`
     guests = [
         View(ref, number, checkpoints[ref], layouts[ref], tied[ref])
-        for number, ref in enumerate(more, len(models))
+        for number, ref in enumerate(every)
+        if ref not in models
     ]
+    tokens = None
+    try:
+        needed = {ref: checkpoints[ref] for ref in every}
+        tokens = plan_tokens(recipe, needed, layouts)
+    except RecipeError as error:
+        notes.faults += error.faults  # told with what else is wrong
     checkpoints = {ref: checkpoints[ref] for ref in models}
     layouts = {ref: layouts[ref] for ref in models}
     method = find_method(recipe.wrapped_method)

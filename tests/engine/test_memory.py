@@ -295,8 +295,8 @@ def test_memory_is_flat(method: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_token_tables_larger_than_the_budget(method: str, tmp_path: Path) -> None:
-    """A union of vocabularies in other orders, with means and padding: 300 MB a table within 96 MB, and no more than
-    twice the tables take for half of them."""
+    """A union of vocabularies in other orders, with means and padding: a table of 100 MB, 200 MB as it is merged,
+    takes less than 96 MB, and about as much as one of half its size."""
 
     def write(size: str, tokens: int) -> Path:
         for number, name in enumerate(("base", "a", "b", "c")):
@@ -320,9 +320,9 @@ def test_token_tables_larger_than_the_budget(method: str, tmp_path: Path) -> Non
         path.write_text(f"{path.read_text().rstrip()}\n{tail}")
         return path
 
-    small, half, whole = write("small", 100), write("half", 20_000), write("whole", 40_000)
+    small, half, whole = write("small", 100), write("half", 6_000), write("whole", 12_000)
     plan = plan_recipe(whole)
-    assert plan.steps[0].spec.nbytes > 280 * MB and len(plan.maps) == 1
+    assert plan.steps[0].spec.nbytes > 96 * MB and len(plan.maps) == 1
     found = []
     for recipe in (half, whole):
         grown, promised = taken(recipe, small, 96 * MB)
