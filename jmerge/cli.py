@@ -296,6 +296,8 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     print(
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
     )
+    for line in plan.tokens.summary if plan.tokens else ():
+        print(line)
     print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
     if plan.changes:
         print(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")

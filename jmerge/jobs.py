@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,17 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from jmerge.arch.config import Change
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import check_donor_files, donor_files
+from jmerge.ckpt.donor import check_donor_files, donor_files, is_tokenizer_file
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
-from jmerge.ckpt.sentence import read_modules
+from jmerge.ckpt.sentence import inside, main_module, read_modules
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
@@ -46,7 +47,7 @@ from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
-from jmerge.report.ledger import ledger
+from jmerge.report.ledger import TOKENS, ledger
 from jmerge.sizes import parse_size
 from jmerge.tracer import Span, Timings, Tracer
 from jmerge.version import VERSION
@@ -76,7 +77,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     check_recipe(recipe, notes)
     faults += notes.faults
     checkpoints = {}
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         try:
             checkpoints[ref] = _open(recipe, ref)
         except CheckpointError as error:
@@ -326,14 +328,14 @@ def _write_companions(
     identity: dict[str, Any],
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
-    changes = {}
-    donor = source_of(plan.models[0].path)
-    companions = donor_files(donor, read_modules(donor) if plan.modules else ())
+    changes: dict[str, Sequence[Change]] = {}
     home = f"{plan.home}/" if plan.home else ""
     for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for name in companions:
-            folder.write_file(prefix + name, donor.read(name))
+        for name, data in _taken_over(plan):
+            folder.write_file(prefix + name, data)
+        for name, edits in plan.tokens.changes.items() if plan.tokens else ():
+            changes[prefix + home + name] = edits
         config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
             config, made = untied(plan)
@@ -349,8 +351,37 @@ def _write_companions(
             text = json.dumps(index, indent=2) + "\n"
             prefix = f"{place}/" if place else ""
             folder.write_text(f"{prefix}model.safetensors.index.json", text)
+    table = plan.tokens.table() if plan.tokens else None
+    if table is not None:
+        folder.write_text(TOKENS, table)
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
+
+
+def _taken_over(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """The files of models that come along, in name order: the donor's, but those of the tokenizer from the model whose
+    tokens the output has, as edited."""
+    donor = source_of(plan.models[0].path)
+    names = donor_files(donor, read_modules(donor) if plan.modules else ())
+    tokens = plan.tokens
+    if tokens is None:
+        for name in names:
+            yield name, donor.read(name)
+        return
+    home = f"{plan.home}/" if plan.home else ""
+    owner = source_of(plan.models[tokens.donor].path)
+    main = main_module(read_modules(owner))
+    place = inside(owner, main.folder if main else "")
+    found = {name: (donor, name) for name in names if not is_tokenizer_file(name)}
+    found |= {home + name: (place, name) for name in donor_files(place) if is_tokenizer_file(name)}
+    written = {home + name: data for name, data in tokens.edits.written.items()}
+    left_out = {home + name for name in tokens.edits.left_out}
+    for name in sorted({*found, *written} - left_out):
+        if name in written:
+            yield name, written[name]
+        else:
+            source, own = found[name]
+            yield name, source.read(own)
 
 
 def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:

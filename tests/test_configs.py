@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jmerge
 from jmerge.ckpt.dtypes import TensorSpec
@@ -37,6 +38,7 @@ EXPECTED = {
     "modules-vision-language": (304, "linear", 32),
     "only-attention": (291, "ties copy", 32),
     "text-into-vision": (304, "slerp copy", 32),
+    "vocabularies": (291, "linear", 32),
 }
 # of Llama-2 7B, and of something that fits a test
 REAL = {"hidden": 4096, "inner": 11008, "vocab": 32000}
@@ -99,6 +101,22 @@ def write_headers(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def write_tokenizers(place: Path, vocab: int) -> None:
+    """A byte-level BPE for every model, of which `a` has two tokens of chats instead of two others."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: vocab - 2]
+    words = [*letters, *(f"w{i}" for i in range(vocab - 2 - len(letters)))]
+    for folder in place.iterdir():
+        last = ["<|im_start|>", "<|im_end|>"] if folder.name == "a" else ["x1", "x2"]
+        ids = {word: i for i, word in enumerate([*words, *last])}
+        made = Tokenizer(models.BPE(ids, []))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel()
+        if folder.name == "a":
+            made.add_special_tokens(last)
+        made.save(str(folder / "tokenizer.json"))
+        template = "{{ messages[0].content }} of " + folder.name
+        (folder / "chat_template.jinja").write_text(template)
+
+
 @pytest.fixture(params=sorted(EXPECTED))
 def recipe(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a recipe."""
@@ -115,6 +133,8 @@ def test_plans_at_real_size(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c", "base"):
         write_headers(tmp_path / "models" / name, *shapes_of(recipe, REAL, name))
+    if recipe == "vocabularies":
+        write_tokenizers(tmp_path / "models", REAL["vocab"])
     plan = plan_recipe(CONFIGS / f"{recipe}.yml")
     tensors, method, layers = EXPECTED[recipe]
     assert len(plan.outputs) == tensors
@@ -131,8 +151,13 @@ def test_runs_on_tiny_models(recipe: str, tmp_path: Path, monkeypatch: pytest.Mo
         shapes, config = shapes_of(recipe, TINY, name)
         tensors = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
         write_checkpoint(tmp_path / "models" / name, tensors, config)
+    if recipe == "vocabularies":
+        write_tokenizers(tmp_path / "models", TINY["vocab"])
     jmerge.merge(CONFIGS / f"{recipe}.yml", "out")
     merged = open_checkpoint("out")
+    if recipe == "vocabularies":
+        assert merged.config["vocab_size"] == 64
+        assert Path("out/chat_template.jinja").read_text().endswith("of base")
     assert len(merged) == EXPECTED[recipe][0]
     assert all(np.isfinite(merged[name].astype(np.float32)).all() for name in merged)
 

@@ -10,7 +10,7 @@ from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, read_json_file
 from jmerge.errors import CheckpointError, Fault, raise_all
 
-PATTERNS = (
+TOKENIZER_PATTERNS = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -26,6 +26,10 @@ PATTERNS = (
     "normalizer.json",
     "chat_template.json",
     "chat_template.jinja",
+    "tokenization*.py",
+)
+PATTERNS = (
+    *TOKENIZER_PATTERNS,
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -76,6 +80,11 @@ def check_donor_files(source: Source, modules: Sequence[Module] = ()) -> None:
         except CheckpointError as error:
             faults += error.faults
     raise_all(CheckpointError, faults)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file says what the tokens are, so that it comes from the model whose tokens the output has."""
+    return _fits(name.rpartition("/")[2], TOKENIZER_PATTERNS)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -93,6 +93,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return "" if main is None else main.folder
 
     @property
+    def main_source(self) -> Source:
+        """The files beside config.json."""
+        return inside(self.source, self.home)
+
+    @property
     def folders(self) -> tuple[str, ...]:
         """The folders inside its own that names of tensors begin with."""
         main = main_module(self.modules)

@@ -36,7 +36,8 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     """Note the faults of a recipe that its method alone shows, and what has no effect."""
     for path in recipe.notes:
         notes.warn("has no effect", path)
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         if ref.lora is not None:
             message = f"'{ref}': adapters cannot be applied yet; merge '{ref.lora}' into it first"
             notes.fault(message, recipe.first_path(ref))

@@ -40,7 +40,9 @@ def check_conflicts(views: Mapping[ModelRef, View], notes: Notes) -> None:
     donor, recipe = next(iter(views.values())), notes.recipe
     allowed = {REFUSABLE[name].name for name in recipe.allow_conflicts if name in REFUSABLE}
     found = {
-        ref: list(_differences(view, donor)) for ref, view in views.items() if view is not donor
+        ref: list(_differences(view, donor, recipe.tokenizer is not None))
+        for ref, view in views.items()
+        if view is not donor
     }
     refused = dict.fromkeys(
         each.field.name
@@ -60,7 +62,7 @@ def check_conflicts(views: Mapping[ModelRef, View], notes: Notes) -> None:
                 told.append(_briefly(each))
         _tell("config.json", told, ref, donor, notes)
         made = differences(views[ref].checkpoint.generation, (), donor.checkpoint.generation, ())
-        if views[ref].used:
+        if views[ref].used and recipe.tokenizer is None:
             _tell("generation_config.json", [_briefly(each) for each in made], ref, donor, notes)
     for i, name in enumerate(recipe.allow_conflicts):
         if name in REFUSABLE and REFUSABLE[name].name not in refused:
@@ -77,12 +79,14 @@ def _briefly(each: Difference) -> str:
     return f"{_at(each.own)} {_show(each.own)} (output: {_show(each.donor)})"
 
 
-def _differences(view: View, donor: View) -> Iterator[Difference]:
+def _differences(view: View, donor: View, aligned: bool) -> Iterator[Difference]:
     told: set[tuple[KeyPath, KeyPath]] = set()
     for home, donor_home in _homes(view, donor):
         for each in differences(view.checkpoint.config, home, donor.checkpoint.config, donor_home):
             if each.field.name == "model_type" and view.prefixes:
                 continue  # it is another structure, which is why it is mapped
+            if aligned and TOKEN_ID.fullmatch(each.field.name):
+                continue  # the tokenizer of the output says its own
             if (each.own.path, each.donor.path) not in told:
                 told.add((each.own.path, each.donor.path))
                 yield each

@@ -54,9 +54,13 @@ class Findings:
             name, text = next(iter(shapes.items()))
             more = f" ({len(shapes)} tensors differ)" if len(shapes) > 1 else ""
             hint = "models of different sizes cannot be merged"
-            if set(shapes) <= tables:
-                hint = "the vocabularies differ; merge models with the same vocabulary"
-            elif len(patterns := dict.fromkeys(map(_pattern, shapes))) <= FEW:
+            if set(shapes) <= tables and self._notes.recipe.tokenizer is None:
+                hint = "the vocabularies differ; add 'tokenizer_source: union' for the tokens of all models, or "
+                hint += "'tokenizer_source: base' for those of the base"
+            elif (
+                not set(shapes) <= tables
+                and len(patterns := dict.fromkeys(map(_pattern, shapes))) <= FEW
+            ):
                 hint = f"leave out what differs with 'except: [{', '.join(patterns)}]'"
             path = self._notes.recipe.first_path(ref)
             self._notes.fault(f"{name} is {text}{more}: {hint}", path)

@@ -15,7 +15,7 @@ from jmerge.recipe.recipe import OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
 
 # What stands beside the folders of several checkpoints.
-TAKEN = ("jmerge.lock.json", "journal.jsonl", "mergekit_config.yml")
+TAKEN = ("jmerge.lock.json", "jmerge.tokens.jsonl", "journal.jsonl", "mergekit_config.yml")
 
 
 def check_slices(recipe: Recipe, method: Method, notes: Notes) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jmerge.errors import Fault
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.settings import Setting
+from jmerge.recipe.tokens import ModelToken, TokenizerPart
 from jmerge.recipe.yamltree import Document, Path, show_path
 
 Parameters = Mapping[str, Setting]
@@ -76,6 +77,8 @@ class Recipe:
     allow_conflicts: tuple[str, ...]  # fields of config.json in which models may differ
     dtype: str | None  # safetensors names
     out_dtype: str | None
+    tokenizer: TokenizerPart | None  # None: the donor's files are copied
+    chat_template: str | None  # auto, the name of a built-in, or Jinja; None: the tokenizer's own
     notes: tuple[Path, ...]  # keys that are known and have no effect
 
     def fault(self, message: str, path: Path) -> Fault:
@@ -111,11 +114,19 @@ class Recipe:
         return next((prefixes for prefixes in found if prefixes), {})
 
     def first_path(self, ref: ModelRef) -> Path:
-        """Where the recipe names `ref` first."""
+        """Where the recipe names `ref` first, as a model of the merge or else as one whose row fills a token."""
         for _, out_slice in self.slices():
             for source in out_slice.sources:
                 if source.ref == ref and source.listed:
                     return (*source.path, "model")
         if ref == self.base:
             return ("base_model",)
-        return next((*s.path, "base_model") for _, s in self.slices() if s.base == ref)
+        for _, out_slice in self.slices():
+            if out_slice.base == ref:
+                return (*out_slice.path, "base_model")
+        entries = self.tokenizer.tokens if self.tokenizer else ()
+        return next(
+            (*entry.source_path, "model")
+            for entry in entries
+            if isinstance(entry.source, ModelToken) and entry.source.model == ref
+        )

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers import models as models_of_tokens
 
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.jobs import plan_recipe
@@ -147,6 +149,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(root / "fp8", quantised, config)
     write_llama(root / "some-org" / "Tiny-7B-Instruct-v0.2", 60, layers=2)
     write_llama(root / "some-org" / "tiny-zephyr-7b", 61, layers=2)
+    words = Tokenizer(models_of_tokens.WordLevel({f"w{i}": i for i in range(16)}, unk_token="w0"))
+    for place in root.rglob("config.json"):  # the vocabulary that all of them have
+        words.save(str(place.with_name("tokenizer.json")))
     return root
 
 
