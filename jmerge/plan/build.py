@@ -250,7 +250,7 @@ class _Builder:
         if not self.kept.is_merged(target, found):
             step = self.kept.step(target, found)
             if step is not None:
-                self._add_kept(step, target.template)
+                self._add_kept(step, target.template, found)
             return
         self._check_holes(target, [i for i, _ in found])
         inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
@@ -406,17 +406,17 @@ class _Builder:
             message += f"; its {count} tensors are copied from {self.donor.ref}"
             self.notes.warn(message, ("modules",))
 
-    def _add_kept(self, step: Step, template: Template) -> None:
-        """Add the copy of a tensor that is not merged; where it has a row for each token, with those of the output."""
+    def _add_kept(self, step: Step, template: Template, found: Found) -> None:
+        """Add the copy of a tensor that is not merged; where it has a row for each token, with those of the output,
+        which the other models that have it (`found`) may fill."""
         (read,) = step.inputs
         assert isinstance(read, Read)  # of one model, as it is
-        inputs = self.tables.inputs(step.name, template, [(0, read)]) if self.tables else None
+        alike = [each for each in found if each[1].spec.shape[1:] == read.spec.shape[1:]]
+        inputs = self.tables.inputs(step.name, template, alike) if self.tables else alike
         if inputs is not None:
-            ((_, item),) = inputs
+            item = inputs[[own for _, own in alike].index(read)][1]
             spec = TensorSpec(step.spec.dtype, item.spec.shape)
             self._add(dataclasses.replace(step, inputs=(item,), spec=spec))
-        elif self.tables is None:
-            self._add(step)
 
     def _keep_unmentioned(self, name: str, template: str, layer: int | None, why: str) -> None:
         """Copy a tensor of a module that the recipe does not mention as `otherwise` says."""
@@ -425,7 +425,9 @@ class _Builder:
         step = self.kept.unmentioned(name, _read(view, found) if found else None, view.ref, why)
         if step is not None:
             made = next(each for each in self.places.templates if each.name == template)
-            self._add_kept(step, made)
+            self._add_kept(
+                step, made, [(0, read) for read in step.inputs if isinstance(read, Read)]
+            )
 
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step
