@@ -84,7 +84,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
-    tied = find_ties(checkpoints, layouts)
+    merged = {ref: checkpoints[ref] for ref in recipe.models()}
+    tied = find_ties(merged, layouts)
     return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 
