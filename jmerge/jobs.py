@@ -84,8 +84,7 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
-    merged = {ref: checkpoints[ref] for ref in recipe.models()}
-    tied = find_ties(merged, layouts)
+    tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 
