@@ -85,7 +85,7 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
-    tied = find_ties(checkpoints, layouts)
+    tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 

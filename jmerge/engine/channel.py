@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class StoppedError(Exception):
@@ -15,22 +12,24 @@ class StoppedError(Exception):
 
 
 class Channel:
-    """A bounded queue whose users wake up when the run stops."""
+    """A queue whose users wake up when the run stops. What goes round is bounded by the slots there are."""
 
-    def __init__(self, size: int, stop: threading.Event) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(size)
+    def __init__(self, stop: threading.Event) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stop = stop
 
     def put(self, item: Any) -> None:
-        self._patiently(lambda: self._queue.put(item, timeout=0.05))
+        self._check()
+        self._queue.put(item)
 
     def get(self) -> Any:
-        return self._patiently(lambda: self._queue.get(timeout=0.05))
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        while not self._stop.is_set():
+        while True:
+            self._check()
             try:
-                return action()
-            except (queue.Full, queue.Empty):
+                return self._queue.get(timeout=0.05)
+            except queue.Empty:
                 continue
-        raise StoppedError
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise StoppedError

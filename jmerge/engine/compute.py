@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmerge.engine.kernel import (
@@ -31,6 +30,13 @@ from jmerge.methods.reduce import BLOCK, add_blocks, block_pairs, block_tree, pa
 from jmerge.tracer import Tracer
 
 THREADS = 4  # for the host's part in the search for the cuts of several models
+
+
+def tree_blocks(blocks: int) -> int:
+    """The number of blocks to which so many are padded."""
+    return next(
+        (few for few in (1, 1 << 5, 1 << 10, 1 << 15) if few >= blocks), padded_blocks(blocks)
+    )
 
 
 class Computer:
@@ -126,16 +132,21 @@ class Computer:
         if work.whole_rows:
             blocks = loaded.elements // work.row
         kernel = sums_kernel(task.key, what.statistic)
-        pairs = kernel(*loaded.windows(*what.inputs), self._arguments(task, loaded))
-        self._later(loaded, lambda: task.pairs.append(np.asarray(pairs)[:, :blocks]))
-        if loaded.last:
-            number = work.place.number if what.scope == "model" else 0
-            known.totals[number] = (_tree_of_rows if work.whole_rows else _tree)(task.pairs)
-            task.pairs = []
-        if loaded.closes:
-            totals = [known.totals[number] for number in sorted(known.totals)]
-            known.found[self._keyword(task, what)] = _add_up(_tree(totals))
-            known.totals = {}
+        part = kernel(*loaded.windows(*what.inputs), self._arguments(task, loaded))
+        self._later(loaded, lambda: task.pairs.append(np.asarray(part)[:, :blocks]))
+        if not loaded.last:
+            return
+        pairs = np.concatenate(task.pairs, axis=1)
+        task.pairs = []
+        if work.whole_rows:
+            pairs = _pairs_of_rows(pairs)
+        if what.scope == "model":
+            known.totals[work.place.number] = _tree(pairs)
+            if not loaded.closes:
+                return
+            totals, known.totals = known.totals, {}
+            pairs = np.concatenate([totals[number] for number in sorted(totals)], axis=1)
+        known.found[self._keyword(task, what)] = _add_blocks(_padded(pairs))
 
     def _count_keys(self, task: Task, loaded: Loaded) -> None:
         """Count the digits of the keys; after the last piece of a round, fix one of every bound."""
@@ -207,27 +218,19 @@ _block_pairs = jax.jit(block_pairs)
 _add_blocks = jax.jit(add_blocks)
 
 
-def _tree(parts: list[np.ndarray]) -> np.ndarray:
-    """The sum, as pairs [sums, 1, 2], of pairs [sums, blocks, 2] in parts, by the same compiled tree that the methods
-    use on whole arrays."""
-    pairs = np.concatenate(parts, axis=1)
+def _tree(pairs: np.ndarray) -> np.ndarray:
+    """The sum, as one pair [sums, 1, 2], of pairs [sums, blocks, 2], by the same tree that the methods use on whole
+    arrays."""
+    return pairs if pairs.shape[1] == 1 else np.asarray(_block_tree(_padded(pairs)))
+
+
+def _padded(pairs: np.ndarray) -> np.ndarray:
+    """Pairs [sums, blocks, 2] with zeros, which change no bit of their sum, up to one of few lengths: every length takes
+    a program."""
     blocks = pairs.shape[1]
-    if blocks == 1:
-        return pairs
-    padded = np.zeros(
-        (pairs.shape[0], padded_blocks(blocks), 2), pairs.dtype
-    )  # few lengths, few programs
-    padded[:, :blocks] = pairs
-    return np.asarray(_block_tree(jnp.asarray(padded)))
+    return np.pad(pairs, ((0, 0), (0, tree_blocks(blocks) - blocks), (0, 0)))
 
 
-def _tree_of_rows(parts: list[np.ndarray]) -> np.ndarray:
-    """The same of numbers [sums, rows] in parts."""
-    rows = np.concatenate(parts, axis=1)
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
-    return _tree([np.asarray(_block_pairs(list(padded)))])
-
-
-def _add_up(pairs: np.ndarray) -> jax.Array:
-    totals: jax.Array = _add_blocks(jnp.asarray(pairs))
-    return totals
+def _pairs_of_rows(rows: np.ndarray) -> np.ndarray:
+    """The pairs of blocks [sums, blocks, 2] of numbers [sums, rows]."""
+    return np.asarray(_block_pairs(list(np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK))))))

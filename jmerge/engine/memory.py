@@ -16,7 +16,7 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
-from jmerge.engine.compute import THREADS
+from jmerge.engine.compute import THREADS, tree_blocks
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
     bracket_kernel,
@@ -35,7 +35,7 @@ from jmerge.engine.task import Known, Task
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.cuts import make_cut
 from jmerge.methods.ranks import AT_ONCE
-from jmerge.methods.reduce import BLOCK, padded_blocks
+from jmerge.methods.reduce import BLOCK
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
 
@@ -319,7 +319,7 @@ def _statistics_bytes(work: Work) -> int:
     if sums:
         parts = step.spec.size // work.row if work.whole_rows else -(-step.spec.size // BLOCK)
         # gathered, put together, padded and handed over, for two sums a model at least
-        total += 4 * 2 * width * padded_blocks(parts) * max(3, 2 * models)
+        total += 4 * 2 * width * tree_blocks(parts) * max(3, 2 * models)
     if any(each.kind == "ranks" for each in find_method(step.method).statistics):
         # keys, ranks of two pieces, and what is sorted
         total += models * piece * 4 * 4 + THREADS * min(piece, AT_ONCE) * 8 * 4

@@ -7,30 +7,28 @@ the piece made of it is written, so memory depends on the slots and not on the m
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from zlib_ng import zlib_ng
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.bundles import bundled
 from jmerge.engine.channel import Channel, StoppedError
+from jmerge.engine.checking import Checked, Checker, Made
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Started, Wrote
 from jmerge.engine.inputs import Inputs
-from jmerge.engine.kernel import Piece, is_plain_copy
+from jmerge.engine.kernel import is_plain_copy
 from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
-from jmerge.engine.tally import Tally
-from jmerge.errors import Fault, NonFiniteError
-from jmerge.plan.steps import Item, Plan, Read, Result, Step
+from jmerge.plan.steps import Plan, Read, Result
 from jmerge.tracer import OpenSpan, Tracer
 
 
@@ -46,13 +44,6 @@ class Outcome(NamedTuple):
 
     crc32: dict[str, int]  # of every written tensor's bytes
     nonfinite: dict[str, int]  # tensor -> elements of it that are NaN or infinite, if any
-
-
-class Made(NamedTuple):
-    """A piece of a result, or the results of small tensors, perhaps still being computed."""
-
-    loaded: Loaded | LoadedBundle
-    piece: Piece | None  # None for a plain copy: the result is in the slot
 
 
 def run(
@@ -115,12 +106,11 @@ class _Run:
         self.slots: list[Slot] = []
         self.stop = stop
         self.inputs = Inputs(plan, schedule, scratch, self.stop)
-        self.free = Channel(schedule.slots, self.stop)
-        self.loaded = Channel(schedule.slots, self.stop)
-        self.made = Channel(schedule.slots, self.stop)
+        self.free = Channel(self.stop)
+        self.loaded = Channel(self.stop)
+        self.made = Channel(self.stop)
         self.held = {name: threading.Event() for name in schedule.held}
         self.values: dict[str, np.ndarray] = {}  # of results that others need
-        self.tally = Tally()
         self.error: BaseException | None = None
         self.outcome = Outcome({}, {})
         self.blocks = {name: list(blocks) for name, blocks in kept.items()}  # written, by tensor
@@ -134,14 +124,17 @@ class _Run:
             self.free.put(self._make_slot())
         threads = [
             threading.Thread(target=self._guard, args=(part,), name=name, daemon=True)
-            for name, part in (("jmerge-read", self._read_all), ("jmerge-write", self._write_all))
+            for name, part in (
+                ("jmerge-read", self._read_all),
+                ("jmerge-write", self._write_all),
+            )
         ]
         for thread in threads:
             thread.start()
         stopped: StoppedError | None = None
         try:
             self._compute_all()
-            threads[1].join()
+            threads[-1].join()
             if self.stop.is_set():
                 raise StoppedError
         except StoppedError as error:
@@ -271,6 +264,7 @@ class _Run:
                 self.maps.release(view.around)
         slot.views.clear()
         slot.samples.clear()
+        slot.made = None
 
     # Computing
 
@@ -302,43 +296,22 @@ class _Run:
     # Writing
 
     def _write_all(self) -> None:
+        checker = Checker(self.plan, self.allow_nonfinite, self.tracer)
         while (made := self._next(self.made)) is not None:
-            for loaded, raw, suspicious in self._results(made):
-                self._write(loaded, raw, suspicious)
-                if loaded.last:
-                    self._finish(loaded.work)
-            self.free.put(made.loaded.slot)
+            slot = made.loaded.slot
+            # Freeing an array of JAX waits for the interpreter's lock: that is left to whoever loads the slot next.
+            slot.made = made.piece
+            for checked in checker.check(made):
+                self._write(checked)
+                if checked.loaded.last:
+                    self._finish(checked.loaded.work)
+            self.free.put(slot)
 
-    def _results(self, made: Made) -> Iterator[tuple[Loaded, np.ndarray, bool]]:
-        """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
-        if isinstance(made.loaded, LoadedBundle):
-            assert made.piece is not None
-            with self.tracer.span("result", made.loaded.where, made.loaded.result_bytes):
-                values = np.asarray(made.piece.values)
-                hit = np.asarray(made.piece.bits)
-            for row, loaded in enumerate(made.loaded.rows):
-                result = values[row, : loaded.elements].view(np.uint8)
-                yield loaded, result, bool(hit[row].any())
-            return
-        loaded = made.loaded
-        if made.piece is None:
-            yield loaded, loaded.raw(0), True
-            return
-        size = loaded.elements * BITS[loaded.work.step.spec.dtype] // 8
-        with self.tracer.span("result", loaded.where, size):
-            raw = np.asarray(made.piece.values).view(np.uint8)[:size]
-            suspicious = bool(np.asarray(made.piece.bits).any())
-        yield loaded, raw, suspicious
-
-    def _write(self, loaded: Loaded, raw: np.ndarray, suspicious: bool) -> None:
+    def _write(self, checked: Checked) -> None:
+        loaded, raw, crc32, nonfinite = checked
         step = loaded.work.step
         start, _ = loaded.work.pieces[loaded.number]
         first = start * BITS[step.spec.dtype] // 8
-        with self.tracer.span("check", loaded.where, raw.size):
-            if is_plain_copy(step):
-                self._compare(loaded)
-            nonfinite = self.tally.count(loaded, raw) if suspicious else 0
-            crc32 = zlib_ng.crc32(raw) if step.written else 0
         if step.written:
             with self.tracer.span("write", loaded.where, raw.size):
                 self.sink.write(step.name, first, raw.data)
@@ -352,7 +325,6 @@ class _Run:
 
     def _finish(self, work: Work) -> None:
         step = work.step
-        self._judge(step)
         if step.name in self.held:
             self.held[step.name].set()
         if step.written:
@@ -367,35 +339,3 @@ class _Run:
         self.outcome.crc32[tensor] = joined_crc32(blocks)
         if count := sum(block.nonfinite for block in blocks):
             self.outcome.nonfinite[tensor] = count
-
-    def _compare(self, loaded: Loaded) -> None:
-        """A copy of several inputs is only right when they are equal."""
-        step = loaded.work.step
-        first, *others = step.inputs
-        for position, item in enumerate(others, 1):
-            if not np.array_equal(loaded.raw(position), loaded.raw(0)):
-                message = f"differs between {self._owner(first)} and {self._owner(item)}"
-                message += "; it is not floating point, so it cannot be merged"
-                raise NonFiniteError(Fault(message, where=step.name))
-
-    def _judge(self, step: Step) -> None:
-        """Stop when a tensor that is complete holds NaN or infinity."""
-        inputs, result = self.tally.take()
-        if self.allow_nonfinite or not (result or inputs):
-            return
-        message = (
-            f"{result} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype"
-        )
-        if inputs:
-            position, count = next(iter(inputs.items()))
-            message = (
-                f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
-            )
-        raise NonFiniteError(
-            Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
-        )
-
-    def _owner(self, item: Item) -> str:
-        if isinstance(item, Result):
-            return f"'{item.step}'"
-        return f"'{item.name}' in {self.plan.models[item.model].ref}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Slot:
         self.views: dict[int, View] = {}  # by position of the input
         # values of the inputs whose changes are selected, [runs, elements], with the first piece
         self.samples: dict[int, np.ndarray] = {}
+        self.made: Any = None  # of its contents, while that may still be in use
 
     @classmethod
     def of_sizes(cls, sizes: Sequence[int]) -> Slot:

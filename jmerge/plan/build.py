@@ -83,7 +83,7 @@ def build_plan(
     models = recipe.models()  # the donor first
     every = tuple(dict.fromkeys((*models, *fill)))  # as `Alignment.models`
     guests = [
-        View(ref, number, checkpoints[ref], layouts[ref], tied[ref], {})
+        View(ref, number, checkpoints[ref], layouts[ref], not layouts[ref].heads, {})
         for number, ref in enumerate(every)
         if ref not in models
     ]

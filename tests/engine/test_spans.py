@@ -207,7 +207,7 @@ def make_slow(stage: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr("jmerge.engine.compute.combine_kernel", late_kernel)
     elif stage == "checks":
         crc32 = slowly(lambda data: 0)
-        patch.setattr("jmerge.engine.run.zlib_ng.crc32", crc32)
+        patch.setattr("jmerge.engine.checking.zlib_ng.crc32", crc32)
     else:
         patch.setattr(Memory, "write", slowly(Memory.write))
 

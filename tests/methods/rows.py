@@ -6,7 +6,7 @@ from functools import partial
 
 import references
 
-from jmerge.testing.laws import Row
+from jmerge.testing.examples import Row
 
 NO_DELTA = "it takes whole models, not changes from a base"
 ONE_MODEL = "it takes one model (besides the base), so there is nothing to reorder"

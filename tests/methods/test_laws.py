@@ -15,7 +15,8 @@ from rows import ROWS
 
 from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
 from jmerge.methods.combine import weighted_sum
-from jmerge.testing.laws import LAWS, Row, cases
+from jmerge.testing.examples import Row
+from jmerge.testing.laws import LAWS, cases
 from jmerge.testing.ways import forget_kernels
 
 

@@ -12,7 +12,7 @@ from rows import ROWS
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.methods import REGISTRY
 from jmerge.methods.reduce import BLOCK
-from jmerge.testing.laws import Row, settings, wanted_of
+from jmerge.testing.examples import Row, settings, wanted_of
 from jmerge.testing.ways import TENSOR, by_hand, keys_of
 
 # With the first numbers of their rows these round nothing, in any dtype; arithmetic in 16 bits may choose other elements.

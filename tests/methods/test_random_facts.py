@@ -14,7 +14,7 @@ from goldens import CONFORMANCE
 
 from jmerge.methods import REGISTRY
 from jmerge.methods.random import make_key
-from jmerge.testing.laws import draw
+from jmerge.testing.examples import draw
 from jmerge.testing.ways import by_hand
 
 FACTS: dict[str, Any] = json.loads((CONFORMANCE / "methods_f32.json").read_text())

@@ -315,3 +315,34 @@ def test_only_sentencepiece_files(place: Place) -> None:
     assert kept.config["vocab_size"] == 5 and not (place.out / "tokenizer.json").exists()
     before = (place.folder / "base" / "tokenizer.model").read_bytes()
     assert (place.out / "tokenizer.model").read_bytes() == before
+
+
+def test_a_token_beyond_one_model_s_rows_that_another_has(place: Place) -> None:
+    """It is the other's, with that model's row for both."""
+    text = kit.with_tokens(kit.words("a", "b"), "<x>")
+    base = place.model("base", text, rows=2)
+    other = place.model("other", text)
+    made = place.run(place.linear("base", "other", tail="tokenizer_source: union"))
+    wanted = np.concatenate([base[EMBED], other[EMBED][2:]]) + 2 * other[EMBED]
+    np.testing.assert_array_equal(np.asarray(made[EMBED]), wanted)
+
+
+def test_tables_that_are_not_of_tokens_stay(place: Place) -> None:
+    """Positions and patches with as many rows as there are tokens."""
+    names = ("model.embed_positions.weight", "vision_model.patch_embed.weight")
+    drawn = {name: np.arange(24, dtype=np.float32).reshape(3, 8) for name in names}
+    for name, words in {"base": "abc", "other": "cba"}.items():
+        place.model(name, kit.words(*words), tensors=drawn)
+    made = place.run(place.linear("base", "other", tail="tokenizer_source: base"))
+    for name in names:
+        np.testing.assert_array_equal(np.asarray(made[name]), 3 * drawn[name])
+
+
+def test_without_a_base_the_first_model_is_it(place: Place) -> None:
+    """Its ids, its files, its rows first; the same in every run."""
+    for name, words in {"one": "ab", "two": "cba"}.items():
+        place.model(name, kit.words(*words))
+    recipe = place.linear("one", "two", tail="tokenizer_source: union")
+    recipe.write_text(recipe.read_text().replace(f"base_model: {place.folder}/one\n", ""))
+    place.run(recipe)
+    assert [line["token"] for line in place.table()] == ["a", "b", "c"]

@@ -1,0 +1,108 @@
+"""From pieces that kernels make to bytes that may be written: waits for them, adds them up, stops at NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from zlib_ng import zlib_ng
+
+from jmerge.ckpt.dtypes import BITS
+from jmerge.engine.kernel import Piece
+from jmerge.engine.slots import Loaded, LoadedBundle
+from jmerge.engine.tally import Tally
+from jmerge.errors import Fault, NonFiniteError
+from jmerge.plan.steps import Item, Plan, Result, Step
+from jmerge.tracer import Tracer
+
+
+class Made(NamedTuple):
+    """A piece of a result, or the results of small tensors, perhaps still being computed."""
+
+    loaded: Loaded | LoadedBundle
+    piece: Piece | None  # None for a plain copy: the result is in the slot
+
+
+class Checked(NamedTuple):
+    """The bytes of a piece of a result."""
+
+    loaded: Loaded
+    raw: np.ndarray
+    crc32: int  # 0 when it is not written
+    nonfinite: int  # elements of it that are NaN or infinite
+
+
+class Checker:
+    """Checks pieces in the order in which they are made."""
+
+    def __init__(self, plan: Plan, allow_nonfinite: bool, tracer: Tracer) -> None:
+        self._plan = plan
+        self._allow_nonfinite = allow_nonfinite
+        self._tracer = tracer
+        self._tally = Tally()
+
+    def check(self, made: Made) -> Iterator[Checked]:
+        """What was made; NonFiniteError when a tensor that is complete holds NaN or infinity, or cannot be copied."""
+        for loaded, raw, suspicious in self._results(made):
+            step = loaded.work.step
+            with self._tracer.span("check", loaded.where, raw.size):
+                if made.piece is None:
+                    self._compare(loaded)
+                nonfinite = self._tally.count(loaded, raw) if suspicious else 0
+                crc32 = zlib_ng.crc32(raw) if step.written else 0
+            if loaded.last:
+                self._judge(step)
+            yield Checked(loaded, raw, crc32, nonfinite)
+
+    def _results(self, made: Made) -> Iterator[tuple[Loaded, np.ndarray, bool]]:
+        """The bytes of every result, and whether there may be NaN or infinity in its inputs or in it."""
+        loaded, piece = made
+        if isinstance(loaded, LoadedBundle):
+            assert piece is not None
+            with self._tracer.span("result", loaded.where, loaded.result_bytes):
+                values = np.asarray(piece.values)
+                hit = np.asarray(piece.bits)
+            for row, small in enumerate(loaded.rows):
+                result = values[row, : small.elements].view(np.uint8)
+                yield small, result, bool(hit[row].any())
+        elif piece is None:
+            yield loaded, loaded.raw(0), True
+        else:
+            size = loaded.elements * BITS[loaded.work.step.spec.dtype] // 8
+            with self._tracer.span("result", loaded.where, size):
+                raw = np.asarray(piece.values).view(np.uint8)[:size]
+                suspicious = bool(np.asarray(piece.bits).any())
+            yield loaded, raw, suspicious
+
+    def _compare(self, loaded: Loaded) -> None:
+        """A copy of several inputs is only right when they are equal."""
+        step = loaded.work.step
+        first, *others = step.inputs
+        for position, item in enumerate(others, 1):
+            if not np.array_equal(loaded.raw(position), loaded.raw(0)):
+                message = f"differs between {self._owner(first)} and {self._owner(item)}"
+                message += "; it is not floating point, so it cannot be merged"
+                raise NonFiniteError(Fault(message, where=step.name))
+
+    def _judge(self, step: Step) -> None:
+        """Stop when a tensor that is complete holds NaN or infinity."""
+        inputs, result = self._tally.take()
+        if self._allow_nonfinite or not (result or inputs):
+            return
+        message = (
+            f"{result} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype"
+        )
+        if inputs:
+            position, count = next(iter(inputs.items()))
+            message = (
+                f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
+            )
+        raise NonFiniteError(
+            Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
+        )
+
+    def _owner(self, item: Item) -> str:
+        if isinstance(item, Result):
+            return f"'{item.step}'"
+        return f"'{item.name}' in {self._plan.models[item.model].ref}"
