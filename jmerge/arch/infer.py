@@ -8,8 +8,9 @@ transformers that can be built at tiny size; see BUILD.md.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,8 +109,15 @@ class Layout:
         return max(stacks, key=lambda stack: (bool(stack.keys), stack.depth), default=None)
 
 
-def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
-    """The structure of the checkpoint with these tensors and this config.json."""
+def infer_layout(
+    specs: Mapping[str, TensorSpec], config: Config, folders: Sequence[str] = ()
+) -> Layout:
+    """The structure of the checkpoint with these tensors and this config.json.
+
+    folders: tensors whose names begin with one of them come after the model that config.json describes.
+    """
+    if folders:
+        return _with_folders(specs, config, folders)
     stacks = _with_keys(_find_stacks(specs, config), config)
     located = {name: _locate(name, stacks) for name in specs}
     loose = [name for name, (stack, _) in located.items() if stack is None]
@@ -130,6 +138,25 @@ def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
     modules = tuple(dict.fromkeys(branches.values())) or ("default",)
     by_prefix = {stack.prefix: stack for stack in stacks}
     return Layout(roles, by_prefix, modules, embeddings, heads, biases)
+
+
+def _with_folders(
+    specs: Mapping[str, TensorSpec], config: Config, folders: Sequence[str]
+) -> Layout:
+    """The layout of what is in none of the folders; the rest is loose, a module of its own where there are several."""
+    home = {name: folder for name in specs for folder in folders if name.startswith(f"{folder}/")}
+    inner = infer_layout({name: spec for name, spec in specs.items() if name not in home}, config)
+    single = inner.modules == ("default",)
+    roles = {
+        name: inner.roles[name]
+        if name not in home
+        else Role(
+            name, module="default" if single else home[name], buffer=is_buffer(name, specs[name])
+        )
+        for name in specs
+    }
+    modules = inner.modules if single else (*inner.modules, *folders)
+    return dataclasses.replace(inner, roles=roles, modules=modules)
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:

@@ -31,8 +31,9 @@ class Source(ABC):
     revision: str | None = None
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """The files directly in the folder, in name order; where nothing lists them, those of the known names."""
+    def names(self, folder: str = "") -> list[str]:
+        """The files directly in the folder, or in `folder` in it without its name, in name order; where nothing lists
+        them, those of the known names."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -88,8 +89,11 @@ class LocalSource(Source):
         self.label = str(folder)
         self.revision = revision
 
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+    def names(self, folder: str = "") -> list[str]:
+        place = self.folder / folder
+        if not place.is_dir():
+            return []
+        return sorted(path.name for path in place.iterdir() if path.is_file())
 
     def size(self, name: str) -> int | None:
         path = self.folder / name

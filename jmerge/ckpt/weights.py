@@ -22,16 +22,20 @@ def read_json_file(
     """The JSON object in a file, or `missing` when there is no such file; CheckpointError when it is not one."""
     if missing is not None and source.size(name) is None:
         return missing
-    if source.size_of(name) > MAX_JSON_BYTES:
-        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
-    data = source.read(name)
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise source.broken(name, f"is not valid JSON: {error}") from error
+    value = read_json(source, name)
     if not isinstance(value, dict):
         raise source.broken(name, "is not a JSON object")
     return value
+
+
+def read_json(source: Source, name: str) -> Any:
+    """What a JSON file says; CheckpointError when it is none."""
+    if source.size_of(name) > MAX_JSON_BYTES:
+        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(source.read(name).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise source.broken(name, f"is not valid JSON: {error}") from error
 
 
 def weight_files(source: Source) -> list[str]:
