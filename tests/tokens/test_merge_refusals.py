@@ -216,3 +216,20 @@ def test_a_model_that_is_not_there(place: Place) -> None:
     recipe.write_text(recipe.read_text().replace("{far}", str(place.folder / "far")))
     (line,) = refused(place, recipe)
     assert line.startswith("7: tokenizer.tokens.x.source.model: ") and "is not a folder" in line
+
+
+def test_a_nan_in_a_table_is_told(place: Place) -> None:
+    """With the model and tensor it came from; nothing is left."""
+    table = np.zeros((4, 8), np.float32)
+    table[3, 2] = np.nan
+    place.model("sick", kit.words(*"cbad"), tensors={HEAD: table})
+    recipe = place.linear("base", "sick", tail="tokenizer_source: union")
+    before = sorted(place.folder.rglob("*"))
+    said = Said(str(recipe), str(place.folder / "out"))
+    assert said.code == 2 and len(said.errors) == 1
+    base, sick = place.folder / "base", place.folder / "sick"
+    wanted = (
+        f"error: {HEAD}: 1 elements of '{HEAD}' in {base} (where tokens are filled from {sick})"
+    )
+    assert said.errors[0].startswith(f"{wanted} are NaN or infinite")
+    assert sorted(place.folder.rglob("*")) == before
