@@ -11,7 +11,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
@@ -193,7 +192,8 @@ def _program_bytes(work: Work, rows: int, platform: str) -> int:
 
 def _platform() -> str:
     """Of the device that programs are compiled for."""
-    (device,) = jnp.zeros(()).devices()
+    # zeros of NumPy's: for JAX's own it would compile a program
+    (device,) = jax.device_put(np.zeros(())).devices()
     return str(device.platform)
 
 
