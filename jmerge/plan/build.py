@@ -16,7 +16,7 @@ from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
-from jmerge.plan.conflicts import check_conflicts
+from jmerge.plan.conflicts import check_conflicts, check_tokens
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
@@ -176,6 +176,7 @@ class _Builder:
         self._copy_other_modules()
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
+        check_tokens(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()

@@ -20,6 +20,7 @@ from jmerge.plan.notes import Notes
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.tokens.agree import disagreement
 
 
 def check_allowed(recipe: Recipe, notes: Notes) -> None:
@@ -67,6 +68,23 @@ def check_conflicts(views: Mapping[ModelRef, View], notes: Notes) -> None:
     for i, name in enumerate(recipe.allow_conflicts):
         if name in REFUSABLE and REFUSABLE[name].name not in refused:
             notes.warn(f"has no effect: no model differs in '{name}'", _allowed_path(recipe, i))
+
+
+def check_tokens(views: Mapping[ModelRef, View], notes: Notes) -> None:
+    """Models whose tables are merged row by row mean the same tokens by the rows, or that is told."""
+    donor, recipe = next(iter(views.values())), notes.recipe
+    for ref, view in views.items():
+        tables = (*view.layout.embeddings, *view.layout.heads)
+        if view is donor or recipe.tokenizer is not None or not view.used.keys() & set(tables):
+            continue
+        rows = view.checkpoint.index[tables[0]].spec.shape[0]
+        source, there = view.checkpoint.main_source, donor.checkpoint.main_source
+        found = disagreement(source, there, rows)
+        if found is not None:
+            message = (
+                f"{found}; rows of different tokens are merged, unless the recipe aligns them: "
+            )
+            notes.warn(message + "'tokenizer_source: base' or 'union'", recipe.first_path(ref))
 
 
 def _tell(file: str, told: Sequence[str], ref: ModelRef, donor: View, notes: Notes) -> None:
