@@ -40,6 +40,8 @@ PATTERNS = (
     "sentence_*_config.json",
     "*.py",
 )
+# Chat templates that are asked for by name, beside the one that is used else.
+MORE_TEMPLATES = "additional_chat_templates"
 # In the folders of modules of Sentence Transformers, besides: what they are told.
 MODULE_PATTERNS = ("*.json", "*.txt", "*.model")
 # Those that are read before anything is merged, to see that they are JSON; others are read for what they say.
@@ -58,6 +60,8 @@ def donor_files(source: Source, modules: Sequence[Module] = ()) -> list[str]:
     """
     main = main_module(tuple(modules))
     names = [name for name in source.names() if _fits(name, PATTERNS)]
+    if "chat_template.jinja" in names:
+        names += [f"{MORE_TEMPLATES}/{name}" for name in source.names(MORE_TEMPLATES)]
     for module in modules:
         if module.folder:
             found = source.names(module.folder)
@@ -84,7 +88,8 @@ def check_donor_files(source: Source, modules: Sequence[Module] = ()) -> None:
 
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file says what the tokens are, so that it comes from the model whose tokens the output has."""
-    return _fits(name.rpartition("/")[2], TOKENIZER_PATTERNS)
+    folder, _, file = name.rpartition("/")
+    return folder.endswith(MORE_TEMPLATES) or _fits(file, TOKENIZER_PATTERNS)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -26,6 +26,8 @@ CARRIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/rag.jinja",
 )
 
 
@@ -34,6 +36,7 @@ def test_carried(tmp_path: Path, tail: str) -> None:
     """Also by a recipe that merges only a part."""
     for seed, name in enumerate("ab"):
         write_llama(tmp_path / name, seed)
+        (tmp_path / name / "additional_chat_templates").mkdir()
         for file in CARRIED:
             (tmp_path / name / file).write_text(f'{{ "of":  "{name}" }}')
     (tmp_path / "a" / "optimizer.json").write_text("{}")
