@@ -41,7 +41,7 @@ from jmerge.plan.steps import (
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.views import Template, View, build_views
-from jmerge.plan.vocabularies import check_table_sizes, tell_other_tokens
+from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
@@ -188,6 +188,7 @@ class _Builder:
         if not self.steps:
             raise PlanError(self.recipe.fault("makes no tensor at all", ()))
         tell_other_tokens(self.views, self.notes)
+        tell_other_templates(self.views, self.tokens.donor if self.tokens else 0, self.notes)
         config, changes = self._new_config()
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()

@@ -1,4 +1,4 @@
-"""Where the recipe does not say whose tokens the output has: models that have others than the donor."""
+"""Where the recipe does not say whose tokens or chat template the output has: models that have others than the donor."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jmerge.tokens.model import (
     SPECIAL_MAP,
     TOKENIZER,
     UNREADABLE,
+    read_template,
     read_tokens,
 )
 
@@ -77,6 +78,31 @@ def tell_other_tokens(views: Mapping[ModelRef, View], notes: Notes) -> None:
                 f"{', '.join(shown)}{more}; add 'tokenizer_source: union' to merge token by token",
                 path,
             )
+
+
+def tell_other_templates(views: Mapping[ModelRef, View], number: int, notes: Notes) -> None:
+    """Warn of merged models with another chat template than the model of this number, whose the output has."""
+    if notes.recipe.chat_template is not None:
+        return
+    donor = list(views.values())[number]
+    found: dict[ModelRef, str] = {}
+    for view in views.values():
+        try:
+            found[view.ref] = (read_template(view.checkpoint.main_source) or "").strip()
+        except CheckpointError as error:
+            fault = " ".join(map(str, error.faults))
+            message = f"its chat template could not be compared: {fault}"
+            notes.warn(message, notes.recipe.first_path(view.ref))
+    kept = found.get(donor.ref)
+    others = [ref for ref, own in found.items() if own and own != kept and views[ref].used]
+    if kept is None or not others:
+        return
+    if kept:
+        message = f"the output has the chat template of {donor.ref}; another comes with "
+    else:
+        message = f"the output has no chat template, as {donor.ref} has none; one comes with "
+    message += ", ".join(map(str, others)) + " ('chat_template: auto' takes that of most models)"
+    notes.warn(message, notes.recipe.first_path(others[0]))
 
 
 def _tables(view: View) -> set[str]:

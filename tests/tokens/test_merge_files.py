@@ -279,3 +279,24 @@ def test_template_and_tokenizer(place: Place) -> None:
     assert "<|eot_id|>" in text
     config = place.json("tokenizer_config.json")
     assert config["chat_template"] == text and config["eos_token"] == "<|end|>"
+
+
+def test_other_templates_are_told_without_a_key(place: Place) -> None:
+    """The output has one of them, which the other models were not taught."""
+    words = kit.words(*"abc")
+    place.model("one", words, files={"chat_template__jinja": "{{ messages[0].content }}\n"})
+    place.model("two", words, files={"chat_template__jinja": "{{ messages[0].content }}"})
+    place.model("three", words, files={"chat_template__jinja": "{{ messages }}, please"})
+    place.model("plain", words)
+    place.run(place.linear("one", "two", "plain", tail=""))
+    assert not place.said.warnings
+    place.run(place.linear("one", "three", tail=""))
+    (line,) = place.said.warnings
+    assert "x.yml:6: models[1].model: the output has the chat template of " in line
+    assert "/one; another comes with " in line and "'chat_template: auto' takes" in line
+    place.run(place.linear("plain", "one", "two", tail="tokenizer_source: union"))
+    (line,) = place.said.warnings
+    assert "x.yml:6: " in line and "/one, " in line and "/two (" in line
+    assert "/plain has none; one comes with " in line
+    place.run(place.linear("plain", "one", "two", tail="chat_template: auto"))
+    assert not place.said.warnings
