@@ -16,7 +16,7 @@ from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
-from jmerge.plan.conflicts import check_conflicts
+from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
@@ -190,6 +190,8 @@ class _Builder:
         tell_other_tokens(self.views, self.notes)
         tell_other_templates(self.views, self.tokens.donor if self.tokens else 0, self.notes)
         config, changes = self._new_config()
+        if self.tokens and self.tokens.alignment:
+            tell_special_tokens(self.views, self.tokens, config, self.notes)
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()
         self.notes.warnings += self.tokens.notes if self.tokens else ()

@@ -300,3 +300,25 @@ def test_other_templates_are_told_without_a_key(place: Place) -> None:
     assert "/plain has none; one comes with " in line
     place.run(place.linear("plain", "one", "two", tail="chat_template: auto"))
     assert not place.said.warnings
+
+
+def test_special_tokens_that_others_use_are_told(place: Place) -> None:
+    """A fine-tune that ends its turns otherwise: told by the token, as the id may be another in the output."""
+    ends = kit.trained("BPE", kit.FRENCH)
+    place.model("base", kit.trained("BPE"), config={"eos_token_id": 2, "pad_token_id": None})
+    place.model("same", kit.words("</s>", "<s>"), config={"eos_token_id": 0, "bos_token_id": 1})
+    own = {"eos_token_id": 319, "bos_token_id": 1, "pad_token_id": 319}
+    files = {"generation_config__json": {"eos_token_id": [319, 2]}}
+    place.model("chat", kit.with_tokens(ends, "<|end|>", special=True), config=own, files=files)
+    (place.folder / "base" / "generation_config.json").write_text('{"eos_token_id": 2}')
+    recipe = place.linear("base", "same", "chat", tail="tokenizer_source: union")
+    place.run(recipe)
+    lines = [each for each in place.said.warnings if "special tokens" in each]
+    assert [line.partition("x.yml:")[2] for line in lines] == [
+        "7: models[2].model: uses special tokens in another way than the output: "
+        "eos_token_id <|end|> (output: </s>), eos_token_id ['<|end|>', '</s>'] (output: </s>)"
+    ]
+    place.run(place.linear("base", "same", "chat", tail="tokenizer_source: base"))
+    assert any("eos_token_id 319 (output: </s>)" in each for each in place.said.warnings)
+    place.run(place.linear("base", "chat", tail=f"tokenizer_source: {place.folder / 'chat'}"))
+    assert not any("special tokens" in each for each in place.said.warnings)
