@@ -322,3 +322,15 @@ def test_special_tokens_that_others_use_are_told(place: Place) -> None:
     assert any("eos_token_id 319 (output: </s>)" in each for each in place.said.warnings)
     place.run(place.linear("base", "chat", tail=f"tokenizer_source: {place.folder / 'chat'}"))
     assert not any("special tokens" in each for each in place.said.warnings)
+
+
+def test_companions_that_hold_something_else(place: Place) -> None:
+    """Values of another kind than their keys have say nothing, as to loaders."""
+    words = kit.words(*"abc")
+    config = {"additional_special_tokens": 3, "eos_token": 5, "chat_template": ["{{ messages }}"]}
+    place.model("odd", words, files={"tokenizer_config__json": config})
+    place.model("more", kit.words(*"abcd"))
+    place.run(place.linear("odd", "more", tail="tokenizer_source: union\nchat_template: chatml"))
+    made = place.json("tokenizer_config.json")
+    assert made["additional_special_tokens"] == 3 and made["eos_token"] == 5
+    assert [each["name"] for each in made["chat_template"]] == ["default"]
