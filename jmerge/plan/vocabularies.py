@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from jmerge.ckpt.source import Source
+from jmerge.ckpt.weights import read_json_file
 from jmerge.errors import CheckpointError
 from jmerge.plan.findings import OTHER_VOCABULARY
 from jmerge.plan.notes import Notes
@@ -15,6 +16,8 @@ from jmerge.tokens.inputs import table_rows, token_tables
 from jmerge.tokens.model import (
     ADDED,
     CONFIG,
+    LISTED,
+    NAMED,
     PIECES,
     SPECIAL_MAP,
     TOKENIZER,
@@ -24,7 +27,7 @@ from jmerge.tokens.model import (
 )
 
 SHOWN = 3  # ids that a message names
-FILES = (TOKENIZER, CONFIG, SPECIAL_MAP, ADDED, "vocab.json", "merges.txt", "vocab.txt")
+FILES = (TOKENIZER, SPECIAL_MAP, ADDED, "vocab.json", "merges.txt", "vocab.txt")
 
 
 def check_table_sizes(steps: Iterable[Step], views: Mapping[ModelRef, View], notes: Notes) -> None:
@@ -121,14 +124,17 @@ def _tokens(view: View) -> dict[int, str]:
 
 
 def _same_files(one: Source, other: Source) -> bool:
-    """Whether two models have the same files that say what their tokens are, byte for byte, which is found fast."""
+    """Whether the files of two models that say what their tokens are do not differ, which is found fast."""
     names = [
         {n for n in each.names() if n in FILES or PIECES.fullmatch(n) or UNREADABLE.fullmatch(n)}
         for each in (one, other)
     ]
-    return names[0] == names[1] and all(
-        one.size(name) == other.size(name) and one.read(name) == other.read(name)
-        for name in names[0]
+    if names[0] != names[1] or any(one.size(name) != other.size(name) for name in names[0]):
+        return False
+    said = [read_json_file(each, CONFIG, missing={}) for each in (one, other)]
+    keys = (*NAMED, *LISTED, "added_tokens_decoder")  # the rest is not about tokens
+    return all(said[0].get(key) == said[1].get(key) for key in keys) and all(
+        one.read(name) == other.read(name) for name in names[0]
     )
 
 

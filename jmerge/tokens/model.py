@@ -164,8 +164,8 @@ def special_tokens(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield content_of(values[name]), values[name]
     for name in LISTED:
         items = values.get(name)
-        listed = items.values() if isinstance(items, dict) else items
-        for item in listed if isinstance(items, dict | list) else ():
+        items = list(items.values()) if isinstance(items, dict) else items
+        for item in items if isinstance(items, list) else ():
             if content_of(item):
                 yield content_of(item), item
 
