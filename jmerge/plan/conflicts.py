@@ -85,14 +85,13 @@ def tell_special_tokens(
     alignment = tokens.alignment
     assert alignment is not None  # only told where tokens are aligned
     made = tokens.edits.written.get(GENERATION)
-    donor = next(iter(views.values()))
+    donor, chosen = (list(views.values())[i] for i in (0, alignment.donor))
     generation = donor.checkpoint.generation if made is None else json.loads(made)
     words = alignment.vocabulary.by_id()
     output = {i: word for i, word in enumerate(words) if word is not None}
     for ref, view in views.items():
-        chosen = view.number == alignment.donor
         left = alignment.donor != 0 and ref == notes.recipe.first_slice.base  # for the other's
-        if chosen or left or not view.used:
+        if view is chosen or left or not view.used:
             continue
         ids = alignment.rows.own[view.number]
         own = {int(row): output[i] for i, row in enumerate(ids) if row != ABSENT and i in output}
@@ -100,9 +99,12 @@ def tell_special_tokens(
         for path, there in _homes(view, donor):
             parts = view.checkpoint.config, path, config, there
             told |= dict.fromkeys(_special(*parts, own, output))
-        told |= dict.fromkeys(_special(view.checkpoint.generation, (), generation, (), own, output))
+        for each in _special(view.checkpoint.generation, (), generation, (), own, output):
+            told[f"in {GENERATION} {each}"] = None
         if told:
-            message = "uses special tokens in another way than the output: "
+            message = (
+                f"its special tokens differ from those of {chosen.ref}, which the output has: "
+            )
             notes.warn(message + ", ".join(told), notes.recipe.first_path(ref))
 
 
