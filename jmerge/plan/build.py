@@ -16,7 +16,7 @@ from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
-from jmerge.plan.conflicts import check_conflicts, check_tokens
+from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
@@ -41,6 +41,7 @@ from jmerge.plan.steps import (
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.views import Template, View, build_views
+from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
@@ -65,7 +66,8 @@ def build_plan(
       tied: models whose output head is their embedding; by default those that store no head.
       seed: of the random methods; recorded in the plan.
 
-    Reads the models' tokenizers when the recipe has a tokenizer or a chat template.
+    Reads the models' tokenizers: for the recipe's `tokenizer` and `chat_template`, and without them to warn of others
+    than the output's.
 
     Raises:
       PlanError: the recipe does not suit its method or the models; holds every fault found.
@@ -176,16 +178,20 @@ class _Builder:
         self._copy_other_modules()
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
-        check_tokens(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
         unused = self._account()
+        check_table_sizes(self.steps.values(), self.views, self.notes)
         raise_all(PlanError, self.notes.faults, self.notes.warnings)
         if not self.steps:
             raise PlanError(self.recipe.fault("makes no tensor at all", ()))
+        tell_other_tokens(self.views, self.notes)
+        tell_other_templates(self.views, self.tokens.donor if self.tokens else 0, self.notes)
         config, changes = self._new_config()
+        if self.tokens and self.tokens.alignment:
+            tell_special_tokens(self.views, self.tokens, config, self.notes)
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()
         self.notes.warnings += self.tokens.notes if self.tokens else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ from jmerge.plan.notes import Notes
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
-from jmerge.tokens.agree import disagreement
+from jmerge.tokens.output import GENERATION, TokenPlan
+from jmerge.tokens.rows import ABSENT
 
 
 def check_allowed(recipe: Recipe, notes: Notes) -> None:
@@ -70,21 +72,70 @@ def check_conflicts(views: Mapping[ModelRef, View], notes: Notes) -> None:
             notes.warn(f"has no effect: no model differs in '{name}'", _allowed_path(recipe, i))
 
 
-def check_tokens(views: Mapping[ModelRef, View], notes: Notes) -> None:
-    """Models whose tables are merged row by row mean the same tokens by the rows, or that is told."""
-    donor, recipe = next(iter(views.values())), notes.recipe
+def tell_special_tokens(
+    views: Mapping[ModelRef, View], tokens: TokenPlan, config: Mapping[str, Any], notes: Notes
+) -> None:
+    """Warn of models whose texts end, begin or are padded with other tokens than the output's say: by the tokens, as
+    ids are each model's own.
+
+    Args:
+      tokens: those of the output.
+      config: its config.json.
+    """
+    alignment = tokens.alignment
+    assert alignment is not None  # only told where tokens are aligned
+    made = tokens.edits.written.get(GENERATION)
+    donor, chosen = (list(views.values())[i] for i in (0, alignment.donor))
+    generation = donor.checkpoint.generation if made is None else json.loads(made)
+    words = alignment.vocabulary.by_id()
+    output = {i: word for i, word in enumerate(words) if word is not None}
     for ref, view in views.items():
-        tables = (*view.layout.embeddings, *view.layout.heads)
-        if view is donor or recipe.tokenizer is not None or not view.used.keys() & set(tables):
+        left = alignment.donor != 0 and ref == notes.recipe.first_slice.base  # for the other's
+        if view is chosen or left or not view.used:
             continue
-        rows = view.checkpoint.index[tables[0]].spec.shape[0]
-        source, there = view.checkpoint.main_source, donor.checkpoint.main_source
-        found = disagreement(source, there, rows)
-        if found is not None:
+        ids = alignment.rows.own[view.number]
+        own = {int(row): output[i] for i, row in enumerate(ids) if row != ABSENT and i in output}
+        told: dict[str, None] = {}
+        for path, there in _homes(view, donor):
+            parts = view.checkpoint.config, path, config, there
+            told |= dict.fromkeys(_special(*parts, own, output))
+        for each in _special(view.checkpoint.generation, (), generation, (), own, output):
+            told[f"in {GENERATION} {each}"] = None
+        if told:
             message = (
-                f"{found}; rows of different tokens are merged, unless the recipe aligns them: "
+                f"its special tokens differ from those of {chosen.ref}, which the output has: "
             )
-            notes.warn(message + "'tokenizer_source: base' or 'union'", recipe.first_path(ref))
+            notes.warn(message + ", ".join(told), notes.recipe.first_path(ref))
+
+
+def _special(
+    own: Mapping[str, Any],
+    home: KeyPath,
+    output: Mapping[str, Any],
+    output_home: KeyPath,
+    own_words: Mapping[int, str],
+    words: Mapping[int, str],
+) -> Iterator[str]:
+    """What two configs say otherwise of special tokens that both name."""
+    named = _by_token(own, own_words), home, _by_token(output, words), output_home
+    for each in differences(*named):
+        values = each.own.value, each.donor.value
+        if TOKEN_ID.fullmatch(each.field.name) and None not in values:
+            yield _briefly(each)
+
+
+def _by_token(config: Mapping[str, Any], words: Mapping[int, str]) -> dict[str, Any]:
+    """A config whose ids of special tokens are the tokens; a token that the output lacks keeps its id."""
+    made: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = _by_token(value, words)
+        elif TOKEN_ID.fullmatch(key):
+            ids = value if isinstance(value, list) else [value]
+            found = [words.get(i, i) if isinstance(i, int) else i for i in ids]
+            value = found[0] if len(found) == 1 else found
+        made[key] = value
+    return made
 
 
 def _tell(file: str, told: Sequence[str], ref: ModelRef, donor: View, notes: Notes) -> None:
@@ -104,7 +155,7 @@ def _differences(view: View, donor: View, aligned: bool) -> Iterator[Difference]
             if each.field.name == "model_type" and view.prefixes:
                 continue  # it is another structure, which is why it is mapped
             if aligned and TOKEN_ID.fullmatch(each.field.name):
-                continue  # the tokenizer of the output says its own
+                continue  # `tell_special_tokens` compares the tokens
             if (each.own.path, each.donor.path) not in told:
                 told.add((each.own.path, each.donor.path))
                 yield each

@@ -13,6 +13,11 @@ FEW = (
     3  # tensors of a layer or around them that may differ in shape before it is the models that do
 )
 
+OTHER_VOCABULARY = (
+    "the vocabularies differ; add 'tokenizer_source: union' for the tokens of all models, or "
+    "'tokenizer_source: base' for those of the base"
+)
+
 
 class Findings:
     """Collects them tensor by tensor; `tell` makes faults and warnings of them."""
@@ -55,8 +60,7 @@ class Findings:
             more = f" ({len(shapes)} tensors differ)" if len(shapes) > 1 else ""
             hint = "models of different sizes cannot be merged"
             if set(shapes) <= tables and self._notes.recipe.tokenizer is None:
-                hint = "the vocabularies differ; add 'tokenizer_source: union' for the tokens of all models, or "
-                hint += "'tokenizer_source: base' for those of the base"
+                hint = OTHER_VOCABULARY
             elif (
                 not set(shapes) <= tables
                 and len(patterns := dict.fromkeys(map(_pattern, shapes))) <= FEW

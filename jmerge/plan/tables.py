@@ -186,7 +186,7 @@ class Tables:
         empty = np.setdiff1d(rows.empty, asked)
         if empty.size:
             token = alignment.vocabulary.by_id()[int(empty[0])]
-            more = f" and {empty.size - 1:,} more tokens" if empty.size > 1 else ""
+            more = f" and {empty.size - 1:,} more" if empty.size > 1 else ""
             message = f"no model that {name} is made of has a row for '{token}'{more}: zeros"
             self.notes.warn(message, self.part.source_path)
 

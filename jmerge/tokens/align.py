@@ -199,10 +199,11 @@ class _Aligner:
             message = f"'{self.refs[number]}' has other flags for {_several(names)}; those of an earlier model are kept"
             self.note(message)
         if united.ordinary and not bpe:
-            self.note(
-                f"{_several(list(united.ordinary))} that the base lacks become added tokens, which are found in a "
-                "text before the base's own; 'union_mode: bpe' keeps them ordinary"
-            )
+            message = f"{_several(list(united.ordinary))} that the base lacks become added tokens, which are found in a "
+            message += "text before the base's own"
+            if not self.why_not_bpe(tokens):
+                message += "; 'union_mode: bpe' keeps them ordinary"
+            self.note(message)
         own = tokens[0].vocabulary
         promoted = [t for t in united.vocabulary.added if t in own.ids and t not in own.added]
         if promoted:
@@ -213,15 +214,21 @@ class _Aligner:
 
     def check_bpe(self, tokens: Sequence[ModelTokens]) -> None:
         """Refuse to unite merges that mean different things."""
-        path = (*self.part.path, "union_mode")
+        for message in self.why_not_bpe(tokens):
+            self.fault(message, (*self.part.path, "union_mode"))
+
+    def why_not_bpe(self, tokens: Sequence[ModelTokens]) -> list[str]:
+        """Whose merges cannot be united, and why."""
+        found = []
         kinds = [family(each.document) for each in tokens]
         for ref, each, kind in zip(self.refs, tokens, kinds, strict=True):
             if kind is None or kind != kinds[0]:
                 shown = f"{kind} {each.kind}" if kind else each.kind
                 message = f"bpe needs a byte-level or sentencepiece BPE of one kind in all models; '{ref}' has {shown}"
-                self.fault(message if kinds[0] is None else f"{message}, the base {kinds[0]}", path)
+                found.append(message if kinds[0] is None else f"{message}, the base {kinds[0]}")
             elif reason := why_not(tokens[0].document, each.document):
-                self.fault(f"bpe cannot unite the merges of '{ref}': {reason}", path)
+                found.append(f"bpe cannot unite the merges of '{ref}': {reason}")
+        return found
 
     def rows(self, wanted: Vocabulary, usable: Sequence[Vocabulary]) -> TokenRows:
         """Which rows make which tokens."""

@@ -99,7 +99,8 @@ def template_edits(donor: ModelTokens | None, edits: FileEdits, template: str) -
         config = json.loads(written[CONFIG]) if CONFIG in written else dict(donor.config)
         before = config.get("chat_template")
         if isinstance(before, list):
-            others = [each for each in before if each.get("name") != "default"]
+            named = [each for each in before if isinstance(each, dict)]
+            others = [each for each in named if each.get("name") != "default"]
             config["chat_template"] = [{"name": "default", "template": template}, *others]
         else:
             config["chat_template"] = template

@@ -164,7 +164,8 @@ def special_tokens(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield content_of(values[name]), values[name]
     for name in LISTED:
         items = values.get(name)
-        for item in items.values() if isinstance(items, dict) else items or ():
+        items = list(items.values()) if isinstance(items, dict) else items
+        for item in items if isinstance(items, list) else ():
             if content_of(item):
                 yield content_of(item), item
 

@@ -279,3 +279,60 @@ def test_template_and_tokenizer(place: Place) -> None:
     assert "<|eot_id|>" in text
     config = place.json("tokenizer_config.json")
     assert config["chat_template"] == text and config["eos_token"] == "<|end|>"
+
+
+def test_other_templates_are_told_without_a_key(place: Place) -> None:
+    """The output has one of them, which the other models were not taught."""
+    words = kit.words(*"abc")
+    place.model("one", words, files={"chat_template__jinja": "{{ messages[0].content }}\n"})
+    place.model("two", words, files={"chat_template__jinja": "{{ messages[0].content }}"})
+    place.model("three", words, files={"chat_template__jinja": "{{ messages }}, please"})
+    place.model("plain", words)
+    place.run(place.linear("one", "two", "plain", tail=""))
+    assert not place.said.warnings
+    place.run(place.linear("one", "three", tail=""))
+    (line,) = place.said.warnings
+    assert "x.yml:6: models[1].model: the output has the chat template of " in line
+    assert "/one; another comes with " in line and "'chat_template: auto' takes" in line
+    place.run(place.linear("plain", "one", "two", tail="tokenizer_source: union"))
+    (line,) = place.said.warnings
+    assert "x.yml:6: " in line and "/one, " in line and "/two (" in line
+    assert "/plain has none; one comes with " in line
+    place.run(place.linear("plain", "one", "two", tail="chat_template: auto"))
+    assert not place.said.warnings
+
+
+def test_special_tokens_that_others_use_are_told(place: Place) -> None:
+    """A fine-tune that ends its turns otherwise: told by the token, as the id may be another in the output."""
+    ends = kit.trained("BPE", kit.FRENCH)
+    place.model("base", kit.trained("BPE"), config={"eos_token_id": 2, "pad_token_id": None})
+    place.model("same", kit.words("</s>", "<s>"), config={"eos_token_id": 0, "bos_token_id": 1})
+    own = {"eos_token_id": 319, "bos_token_id": 1, "pad_token_id": 319}
+    files = {"generation_config__json": {"eos_token_id": [319, 2]}}
+    place.model("chat", kit.with_tokens(ends, "<|end|>", special=True), config=own, files=files)
+    (place.folder / "base" / "generation_config.json").write_text('{"eos_token_id": 2}')
+    recipe = place.linear("base", "same", "chat", tail="tokenizer_source: union")
+    place.run(recipe)
+    lines = [each for each in place.said.warnings if "special tokens" in each]
+    (line,) = (each.partition("x.yml:")[2] for each in lines)
+    assert line.replace(f"{place.folder}/", "") == (
+        "7: models[2].model: its special tokens differ from those of base, which the output has: "
+        "eos_token_id <|end|> (output: </s>), "
+        "in generation_config.json eos_token_id ['<|end|>', '</s>'] (output: </s>)"
+    )
+    place.run(place.linear("base", "same", "chat", tail="tokenizer_source: base"))
+    assert any("eos_token_id 319 (output: </s>)" in each for each in place.said.warnings)
+    place.run(place.linear("base", "chat", tail=f"tokenizer_source: {place.folder / 'chat'}"))
+    assert not any("special tokens" in each for each in place.said.warnings)
+
+
+def test_companions_that_hold_something_else(place: Place) -> None:
+    """Values of another kind than their keys have say nothing, as to loaders."""
+    words = kit.words(*"abc")
+    config = {"additional_special_tokens": 3, "eos_token": 5, "chat_template": ["{{ messages }}"]}
+    place.model("odd", words, files={"tokenizer_config__json": config})
+    place.model("more", kit.words(*"abcd"))
+    place.run(place.linear("odd", "more", tail="tokenizer_source: union\nchat_template: chatml"))
+    made = place.json("tokenizer_config.json")
+    assert made["additional_special_tokens"] == 3 and made["eos_token"] == 5
+    assert [each["name"] for each in made["chat_template"]] == ["default"]

@@ -233,3 +233,20 @@ def test_a_nan_in_a_table_is_told(place: Place) -> None:
     )
     assert said.errors[0].startswith(f"{wanted} are NaN or infinite")
     assert sorted(place.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("order", [("base", "other"), ("other", "base")])
+def test_a_stack_of_models_with_other_vocabularies(order: tuple[str, str], place: Place) -> None:
+    """Its embedding would be of the first model and its head of the last, so that no config.json describes both."""
+    first, last = order
+    text = f"""merge_method: passthrough
+slices:
+- sources: [{{model: '{{{first}}}', layer_range: [0, 1]}}]
+- sources: [{{model: '{{{last}}}', layer_range: [0, 2]}}]
+"""
+    rows = {"base": 3, "other": 4}
+    (line,) = refused(place, place.recipe(text))
+    assert line.startswith(f"4: slices[1].sources[0].model: {HEAD} has {rows[last]} rows in ")
+    assert f"/{last}, {rows[first]} in " in line and "add 'tokenizer_source: union'" in line
+    made = place.run(place.recipe(text + "tokenizer_source: union\n"))
+    assert made[EMBED].shape == made[HEAD].shape == (4, 8)

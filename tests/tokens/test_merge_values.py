@@ -346,3 +346,26 @@ def test_without_a_base_the_first_model_is_it(place: Place) -> None:
     recipe.write_text(recipe.read_text().replace(f"base_model: {place.folder}/one\n", ""))
     place.run(recipe)
     assert [line["token"] for line in place.table()] == ["a", "b", "c"]
+
+
+def test_rows_that_are_other_tokens_are_told_without_a_tokenizer_key(place: Place) -> None:
+    """Tables of one size can be merged row by row, but then the rows of different tokens are mixed."""
+    place.model("base", kit.words(*"uabcd"), rows=6)
+    place.model("same", kit.words(*"uabcd"), rows=6)
+    place.model("moved", kit.words(*"ubacde"))
+    place.model("none", rows=6)
+    place.run(place.linear("base", "same", "none", tail=""))
+    assert not place.said.warnings
+    place.run(place.linear("base", "moved", tail=""))
+    (line,) = place.said.warnings
+    assert "x.yml:6: models[1].model: 3 ids stand for another token than in " in line
+    assert "1 is 'b' (output: 'a'), 2 is 'a' (output: 'b'), 5 is 'e' (output: none); add" in line
+    assert "'tokenizer_source: union'" in line
+    place.run(place.linear("base", "moved", tail="tokenizer_source: union"))
+    assert not any("stand for" in each for each in place.said.warnings)
+    place.run(place.linear("base", "moved", tail="only: ['*.self_attn.*']"))  # no row is mixed
+    assert not place.said.warnings
+    (place.folder / "moved" / "tokenizer.json").write_text("{")
+    place.run(place.linear("base", "moved", tail=""))  # it is not the output's
+    (line,) = place.said.warnings
+    assert "its tokens could not be compared with those of " in line and "tokenizer.json" in line
