@@ -80,11 +80,11 @@ class Tables:
         assert self.alignment is not None  # nothing is planned without
         rows, before = self.alignment.rows.rows, self._first_rows()
         config, changes = set_vocabulary_size(config, rows, before)
-        ids = self.alignment.special_ids
-        if not ids:
+        if not self.alignment.donor:
             return config, changes
         owner = self.views[self.alignment.donor].checkpoint.config
-        config, more = set_special_ids(config, ids, owner)
+        ids, moved = self.alignment.special_ids, self.alignment.moved
+        config, more = set_special_ids(config, ids, owner, moved)
         return config, changes + more
 
     def _first_rows(self) -> int:

@@ -18,7 +18,7 @@ from jmerge.tokens.edit import Merge, pipeline_tokens
 from jmerge.tokens.files import FileEdits, vocabulary_edits
 from jmerge.tokens.model import TOKENIZER, ModelTokens
 from jmerge.tokens.rows import ABSENT, Filler, TokenRows, own_rows
-from jmerge.tokens.special import special_ids
+from jmerge.tokens.special import moved_ids, special_ids
 from jmerge.tokens.union import Union, unite
 from jmerge.tokens.vocabulary import PLAIN, Vocabulary
 
@@ -52,6 +52,7 @@ class Alignment:
       rows: which rows make which.
       edits: how the donor's tokenizer files change; none where its tokens are those of the output.
       special_ids: `bos_token_id` and the like where the tokenizer is not the base's; else empty, as nothing changes.
+      moved: the output's id of each token of the base, by the base's id; empty where the tokenizer is the base's.
       notes: what the user may not expect, at its line.
     """
 
@@ -64,6 +65,7 @@ class Alignment:
     rows: TokenRows = field(repr=False)
     edits: FileEdits = field(repr=False)
     special_ids: Mapping[str, int]
+    moved: Mapping[int, int] = field(repr=False)
     notes: tuple[Fault, ...]
 
 
@@ -145,6 +147,7 @@ class _Aligner:
             rows=rows,
             edits=edits,
             special_ids=special_ids(tokens[donor], wanted) if donor else {},
+            moved=moved_ids(tokens[0], wanted) if donor else {},
             notes=tuple(self.notes),
         )
 

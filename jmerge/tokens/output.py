@@ -113,7 +113,7 @@ class _Planner:
             notes += more
         raise_all(RecipeError, self.faults)
         changes: dict[str, tuple[Change, ...]] = {}
-        if alignment is not None and alignment.special_ids:
+        if alignment is not None and alignment.donor:
             made, data = self.edit_generation(alignment)
             if made:
                 changes[GENERATION] = made
@@ -167,7 +167,7 @@ class _Planner:
         )
         if not before:
             return (), b""
-        config, changes = set_special_ids(before, alignment.special_ids, own)
+        config, changes = set_special_ids(before, alignment.special_ids, own, alignment.moved)
         return tuple(changes), (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
     def blame(self, ref: ModelRef, error: CheckpointError) -> None:

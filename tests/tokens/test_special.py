@@ -12,6 +12,7 @@ from jmerge.arch.config import Change
 from jmerge.tokens.special import REASON, set_special_ids, special_ids
 
 IDS = {"bos_token_id": 5, "eos_token_id": 7}
+MOVED = {1: 6, 2: 3}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # the donor's file, that of the tokenizer's model, the outcome
@@ -30,6 +31,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "what_it_has_not": ({"pad_token_id": 2}, {}, {"pad_token_id": None}),
     "what_only_it_has": ({}, {"pad_token_id": 8, "y": 1}, {"pad_token_id": 8}),
     "nothing": ({"x": 1}, {}, {"x": 1}),
+    "other_tokens_stay_what_they_are": (
+        {
+            "image_token_id": 1,
+            "begin_suppress_token_ids": [1, 4],
+            "image_token_index": 4,
+            "token_id": None,
+        },
+        {"image_token_id": 8},
+        {
+            "image_token_id": 6,
+            "begin_suppress_token_ids": [6, 4],
+            "image_token_index": 4,
+            "token_id": None,
+        },
+    ),
     "in_parts": (
         {"text_config": {"eos_token_id": 2}, "vision_config": {"eos_token_id": 2}},
         {"text_config": {"eos_token_id": [7, 8]}},
@@ -43,7 +59,7 @@ def test_set(case: str) -> None:
     """Names decide, lists come whole from the tokenizer's model; the donor's file is not touched."""
     config, own, wanted = CASES[case]
     before = repr(config)
-    found, changes = set_special_ids(config, IDS, own)
+    found, changes = set_special_ids(config, IDS, own, MOVED)
     assert found == wanted and repr(config) == before
     assert bool(changes) == (wanted != config)
     assert {change.reason for change in changes} <= {REASON}
@@ -51,7 +67,7 @@ def test_set(case: str) -> None:
 
 def test_changes_say_where() -> None:
     """With the whole key."""
-    _, changes = set_special_ids({"text_config": {"bos_token_id": 1}}, IDS, {})
+    _, changes = set_special_ids({"text_config": {"bos_token_id": 1}}, IDS, {}, {})
     assert changes == [Change("text_config.bos_token_id", 1, 5, REASON)]
 
 
