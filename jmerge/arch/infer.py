@@ -320,7 +320,8 @@ def _vocabulary(
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})
-    heads = [n for n in found if n not in inputs and not _is_classifier(n)]
+    # a patch of a picture may have as many rows as there are tokens
+    heads = [n for n in found if n not in inputs and not _is_classifier(n) and not VISION.search(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
         n for n in loose if len(specs[n].shape) == 1 and rows(n) in lengths and n.endswith("bias")
