@@ -16,6 +16,7 @@ from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting
 from jmerge.recipe.tokens import (
     BASE,
     KINDS,
+    MOST_PADDED,
     TEMPLATES,
     UNION,
     UNION_MODES,
@@ -271,6 +272,7 @@ MULTIPLE_SCHEMA = {
     "description": "rows of the embedding are rounded up to a multiple of it",
     "type": ["integer", "string", "null"],
     "minimum": 1,
+    "maximum": MOST_PADDED,
 }
 UNION_MODE_SCHEMA = {
     "description": "what ordinary tokens that the base lacks become: added tokens, or tokens with merges (bpe)",

@@ -14,6 +14,9 @@ from jmerge.recipe.yamltree import Path
 UNION, BASE = "union", "base"
 UNION_MODES = ("added", "bpe")
 KINDS = ("zero", "model_token")
+MOST_PADDED = (
+    1 << 20
+)  # rows, more than any vocabulary has: a table of more would be a slip of the pen
 TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # those that `tokens.templates` has
 
 VocabularySource = ModelRef | Literal["union", "base"]
@@ -143,8 +146,8 @@ def parse_multiple(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected a number of rows, found {value!r}")
     number = int(convert(value, "int"))
-    if number < 1:
-        raise ValueError(f"expected a number of at least 1, found {number}")
+    if not 1 <= number <= MOST_PADDED:
+        raise ValueError(f"expected a number from 1 to {MOST_PADDED:,}, found {number}")
     return number
 
 

@@ -118,7 +118,7 @@ tokenizer:
     n: {source: {kind: model_token, model: org/a, token_id: 1.5}}
     "": {source: {kind: zero}}
 """: (
-        "6: tokenizer.pad_to_multiple_of: expected a number of at least 1, found 0",
+        "6: tokenizer.pad_to_multiple_of: expected a number from 1 to 1,048,576, found 0",
         "7: tokenizer.union_mode: expected added or bpe, found 'bp'; did you mean 'bpe'?",
         "9: tokenizer.tokens.a.source: 'org/b' is not a model of this merge; did you mean 'org/a'?",
         "10: tokenizer.tokens.b.source: kind: expected zero or model_token, found 'zeros'; did you mean 'zero'?",
@@ -159,6 +159,7 @@ WRONG_FOR_EDITORS = [
     "tokenizer: base",
     "tokenizer: {sorce: base}",
     "tokenizer: {pad_to_multiple_of: 0}",
+    "tokenizer: {pad_to_multiple_of: 100000000000}",
     "tokenizer: {union_mode: bp}",
     "tokenizer: {tokens: {a: {source: {kind: zeros}}}}",
     "tokenizer: {tokens: {a: {source: {kind: model_token, model: org/a}}}}",
