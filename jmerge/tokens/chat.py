@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ SHORT = 20  # characters; MergeKit refuses shorter templates
 PATIENCE = 10.0  # seconds that rendering a few words may take
 MOST = 1_000_000  # characters that it may make of them
 BOS, EOS = "<s>", "</s>"
+MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 
 class Chosen(NamedTuple):
@@ -27,6 +29,7 @@ class Chosen(NamedTuple):
     template: str | None  # None: the tokenizer keeps its own
     reason: str  # in a few words, such as `auto: of 2 models`
     notes: tuple[Fault, ...]
+    marks: tuple[str, ...] = ()  # that it writes and that look like tokens, such as <|im_start|>
 
 
 def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
@@ -50,13 +53,15 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
     else:
         found = BUILT_IN.get(asked, asked)
         reason = f"the built-in {asked}" if asked in BUILT_IN else "the text in the recipe"
-    if problem := check_template(found):
-        raise RecipeError(recipe.fault(f"the chat template ({reason}) {problem}", PATH))
+    try:
+        text = try_template(found)
+    except ValueError as error:
+        raise RecipeError(recipe.fault(f"the chat template ({reason}) {error}", PATH)) from error
     notes = []
     if len(found) < SHORT:
         message = f"'{found}' is very short for a chat template; MergeKit refuses it"
         notes.append(recipe.fault(" ".join(message.split()), PATH))
-    return Chosen(found, reason, tuple(notes))
+    return Chosen(found, reason, tuple(notes), tuple(dict.fromkeys(MARK.findall(text))))
 
 
 def most_frequent(templates: Sequence[str | None]) -> tuple[str | None, str]:
@@ -101,10 +106,11 @@ def dialogues() -> list[dict[str, Any]]:
     ]
 
 
-def check_template(template: str, patience: float = PATIENCE) -> str | None:
-    """What is wrong with a template, as the tail of a message; None when it renders a dialogue in good time.
+def try_template(template: str, patience: float = PATIENCE) -> str:
+    """What a template makes of a dialogue.
 
     Raises:
+      ValueError: it renders none, or not in good time; the message is the tail of one.
       RunError: the system starts no process to try it in.
     """
     task = json.dumps({"template": template, "dialogues": dialogues(), "most": MOST})
@@ -119,7 +125,10 @@ def check_template(template: str, patience: float = PATIENCE) -> str | None:
             env={**os.environ, **places},
         )
     except subprocess.TimeoutExpired:
-        return f"does not end: a dialogue of a few words was not rendered in {patience:g} seconds"
+        message = (
+            f"does not end: a dialogue of a few words was not rendered in {patience:g} seconds"
+        )
+        raise ValueError(message) from None
     except OSError as error:
         message = f"no process can be started to try the chat template: {error.strerror or error}"
         raise RunError(message) from error
@@ -127,10 +136,10 @@ def check_template(template: str, patience: float = PATIENCE) -> str | None:
         answer = json.loads(done.stdout)
     except ValueError:
         last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        return f"cannot be rendered: {last[0] if last else f'exit code {done.returncode}'}"
+        why = last[0] if last else f"exit code {done.returncode}"
+        raise ValueError(f"cannot be rendered: {why}") from None
     if "error" not in answer:
-        return None
+        return str(answer["text"])
     problem = " ".join(str(answer["error"]).split())
-    return (
-        f"cannot be rendered: {problem}" if answer["compiled"] else f"does not compile: {problem}"
-    )
+    what = "cannot be rendered" if answer["compiled"] else "does not compile"
+    raise ValueError(f"{what}: {problem}")

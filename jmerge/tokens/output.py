@@ -14,12 +14,14 @@ from jmerge.errors import CheckpointError, Fault, RecipeError, raise_all
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.align import Alignment, Input, align
-from jmerge.tokens.chat import choose_template
+from jmerge.tokens.chat import PATH as TEMPLATE_PATH
+from jmerge.tokens.chat import Chosen, choose_template
 from jmerge.tokens.files import NO_EDITS, FileEdits, template_edits
 from jmerge.tokens.inputs import read_input
 from jmerge.tokens.model import ModelTokens, read_tokens
 from jmerge.tokens.special import set_special_ids
 from jmerge.tokens.table import summary, table_lines
+from jmerge.tokens.vocabulary import Vocabulary
 
 GENERATION = "generation_config.json"
 
@@ -109,7 +111,7 @@ class _Planner:
         notes = alignment.notes if alignment else ()
         template = ""
         if self.recipe.chat_template is not None:
-            edits, template, more = self.choose_template(donor, edits)
+            edits, template, more = self.choose_template(donor, edits, alignment)
             notes += more
         raise_all(RecipeError, self.faults)
         changes: dict[str, tuple[Change, ...]] = {}
@@ -138,7 +140,7 @@ class _Planner:
             return None
 
     def choose_template(
-        self, donor: int, edits: FileEdits
+        self, donor: int, edits: FileEdits, alignment: Alignment | None
     ) -> tuple[FileEdits, str, tuple[Fault, ...]]:
         """The edits with the chat template, what it is, and what there is to say."""
         asked = self.refs if self.recipe.chat_template == "auto" else (self.refs[donor],)
@@ -158,7 +160,18 @@ class _Planner:
             return edits, "", ()
         if chosen.template is not None and not self.faults:
             edits = template_edits(found[donor], edits, chosen.template)
-        return edits, chosen.reason, chosen.notes
+        own = found[donor]
+        known = alignment.vocabulary if alignment else own.vocabulary if own else None
+        return edits, chosen.reason, chosen.notes + self.strange_marks(chosen, known)
+
+    def strange_marks(self, chosen: Chosen, known: Vocabulary | None) -> tuple[Fault, ...]:
+        """What to say of marks that the template writes and that are no tokens: a model sees them in pieces."""
+        strange = [mark for mark in chosen.marks if known is not None and mark not in known.ids]
+        if not strange:
+            return ()
+        message = f"writes {', '.join(strange)}, for which the output has no token"
+        hint = "name them under 'tokenizer: tokens:', or take another template"
+        return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
 
     def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
         """generation_config.json with the ids of the tokenizer's special tokens."""

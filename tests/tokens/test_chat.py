@@ -11,7 +11,7 @@ import pytest
 import tokenkit as kit
 
 from jmerge.errors import RecipeError, RunError
-from jmerge.tokens.chat import check_template, choose_template, most_frequent
+from jmerge.tokens.chat import choose_template, most_frequent, try_template
 from jmerge.tokens.templates import BUILT_IN
 
 FINE = {
@@ -30,7 +30,7 @@ FINE = {
 @pytest.mark.parametrize("name", FINE)
 def test_fine(name: str) -> None:
     """A template that renders any dialogue passes."""
-    assert check_template(FINE[name]) is None
+    assert isinstance(try_template(FINE[name]), str)
 
 
 BAD = {
@@ -51,17 +51,17 @@ BAD = {
 def test_bad(name: str) -> None:
     """One line says why."""
     text, message = BAD[name]
-    found = check_template(text)
-    assert found is not None and "\n" not in found
-    assert re.match(message, found), found
+    with pytest.raises(ValueError, match=message) as caught:
+        try_template(text)
+    assert "\n" not in str(caught.value) and re.match(message, str(caught.value))
 
 
 def test_one_that_does_not_end() -> None:
     """It is stopped, whatever it does meanwhile."""
     start = time.monotonic()
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    found = check_template(loop, patience=1.0)
-    assert found == "does not end: a dialogue of a few words was not rendered in 1 seconds"
+    with pytest.raises(ValueError, match="^does not end: .* was not rendered in 1 seconds$"):
+        try_template(loop, patience=1.0)
     assert time.monotonic() - start < 30
 
 
@@ -71,7 +71,7 @@ def test_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         RunError, match="^no process can be started to try the chat template: No such file"
     ):
-        check_template(FINE["plain"])
+        try_template(FINE["plain"])
 
 
 def test_the_working_directory_is_no_place_to_import_from(
@@ -80,7 +80,7 @@ def test_the_working_directory_is_no_place_to_import_from(
     """A file that happens to lie there is not run."""
     (tmp_path / "jinja2.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    assert check_template(FINE["plain"]) is None
+    assert try_template(FINE["plain"])
 
 
 def test_most_frequent() -> None:
@@ -103,20 +103,23 @@ TEXT = "{{ messages[0]['content'] }}"
 
 def test_choose() -> None:
     """None, auto, a name, a text."""
-    assert choose("dtype: float32") == (None, "as it is", ())
-    assert choose("chat_template: auto", None, TEXT) == (TEXT, "auto: of 1 model", ())
-    assert choose("chat_template: chatml") == (BUILT_IN["chatml"], "the built-in chatml", ())
-    assert choose(f'chat_template: "{TEXT}"') == (TEXT, "the text in the recipe", ())
+    assert choose("dtype: float32") == (None, "as it is", (), ())
+    assert choose("chat_template: auto", None, TEXT) == (TEXT, "auto: of 1 model", (), ())
+    assert choose("chat_template: chatml") == (
+        *(BUILT_IN["chatml"], "the built-in chatml", ()),
+        ("<|im_start|>", "<|im_end|>"),
+    )
+    assert choose(f'chat_template: "{TEXT}"') == (TEXT, "the text in the recipe", (), ())
 
 
 def test_choose_notes() -> None:
     """Where nothing is found, and where MergeKit would refuse."""
-    template, _, notes = choose("chat_template: auto")
+    template, _, notes, _ = choose("chat_template: auto")
     assert template is None
     assert [str(n) for n in notes] == [
         "x.yml:6: chat_template: no model has a chat template, so the output has none"
     ]
-    template, _, notes = choose('chat_template: "{{ messages }}"')
+    template, _, notes, _ = choose('chat_template: "{{ messages }}"')
     assert template == "{{ messages }}"
     assert [n.message for n in notes] == [
         "'{{ messages }}' is very short for a chat template; MergeKit refuses it"
@@ -138,6 +141,6 @@ def test_a_long_text_is_no_file_name() -> None:
     """Nothing looks for a file of that name, however long it is."""
     text = "{{ messages[0]['content'] }}" + "x" * 5000
     found = choose(f'chat_template: "{text}"')
-    assert found == (text, "the text in the recipe", ())
+    assert found == (text, "the text in the recipe", (), ())
     with pytest.raises(RecipeError, match="is not a chat template, whose text has a '{'"):
         choose("chat_template: ../chatml")

@@ -240,6 +240,10 @@ def test_a_built_in_template(place: Place) -> None:
     assert place.json("tokenizer_config.json") == {**CONFIG, "chat_template": text}
     for name in ("tokenizer.json", "generation_config.json", "vocab.json"):
         assert (place.out / name).read_bytes() == (place.folder / "base" / name).read_bytes()
+    (line,) = [each for each in place.said.warnings if "for which" in each]
+    assert (
+        "x.yml:7: chat_template: writes <|im_start|>, <|im_end|>, for which the output has" in line
+    )
     assert "chat template: the built-in chatml" in place.said.out
     assert place.json("jmerge.lock.json")["tokens"] == ["chat template: the built-in chatml"]
     assert not (place.out / "jmerge.tokens.jsonl").exists()
