@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.kept import Kept
+from jmerge.plan.models import check_models, input_model, read_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
@@ -30,8 +30,6 @@ from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.steps import (
     COPY,
     Gathered,
-    InputFile,
-    InputModel,
     Plan,
     Read,
     Step,
@@ -40,7 +38,8 @@ from jmerge.plan.steps import (
 )
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
-from jmerge.plan.views import Template, View, build_views
+from jmerge.plan.unmentioned import Unmentioned
+from jmerge.plan.views import View, build_views
 from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
@@ -158,7 +157,7 @@ class _Builder:
         if recipe.tokenizer is not None:
             alignment = tokens.alignment if tokens else None
             self.tables = Tables(recipe.tokenizer, self.views, guests, self.heads, alignment, notes)
-        self._check_models()
+        check_models((*self.views.values(), *guests), recipe, method, notes)
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
         self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
@@ -175,7 +174,9 @@ class _Builder:
         """The plan."""
         for target in self.places.targets():
             self._make(target)
-        self._copy_other_modules()
+        unmentioned = Unmentioned(self.views, self.places, self.kept, self.tables, self.notes)
+        for step in unmentioned.steps():
+            self._add(step)
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
@@ -205,7 +206,7 @@ class _Builder:
             recipe=self.recipe.text,
             method=self.method.name,
             seed=self.seed,
-            models=tuple(_input_model(view) for view in (*self.views.values(), *self.guests)),
+            models=tuple(input_model(view) for view in (*self.views.values(), *self.guests)),
             steps=tuple(into_folders(made, home, folders)),
             unused=unused,
             config=config,
@@ -217,30 +218,6 @@ class _Builder:
             maps=tuple(self.tables.maps) if self.tables else (),
             tokens=self.tokens,
         )
-
-    def _check_models(self) -> None:
-        """Refuse quantised weights, but for copying them as they are."""
-        scopes = [self.recipe.parameters]
-        for module, out_slice in self.recipe.slices():
-            scopes += [module.parameters, out_slice.parameters]
-            scopes += [source.parameters for source in out_slice.sources]
-        copies = self.method.name == "passthrough" and not any("scale" in scope for scope in scopes)
-        casts = bool(self.recipe.dtype or self.recipe.out_dtype)
-        for view in (*self.views.values(), *self.guests):
-            ref = view.ref
-            path = self.recipe.first_path(ref)
-            if ref.revision is not None and view.checkpoint.source.revision is None:
-                message = (
-                    f"'{ref.path}' has no revision '{ref.revision}': only models of the Hub have"
-                )
-                self.notes.fault(f"{message}; write the path alone", path)
-            reason = view.quantized()
-            if reason and not copies:
-                hint = "merge the unquantised model (only plain passthrough can copy it)"
-                self.notes.fault(f"'{ref}': {reason}; {hint}", path)
-            elif reason and casts:
-                hint = "remove dtype and out_dtype to copy its tensors as they are"
-                self.notes.fault(f"'{ref}': {reason}; {hint}", path)
 
     # The steps
 
@@ -256,8 +233,10 @@ class _Builder:
             return
         if not self.kept.is_merged(target, found):
             step = self.kept.step(target, found)
+            if step is not None and self.tables is not None:
+                step = self.tables.kept(step, target.template, found)
             if step is not None:
-                self._add_kept(step, target.template, found)
+                self._add(step)
             return
         self._check_holes(target, [i for i, _ in found])
         inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
@@ -288,7 +267,7 @@ class _Builder:
             elif self.heads.tied_away(view, name):
                 name = None
             if name is not None:
-                found.append((i, _read(view, name)))
+                found.append((i, read_of(view, name)))
         return found
 
     def _merge(self, target: Target, found: Inputs) -> None:
@@ -373,69 +352,6 @@ class _Builder:
             )
         )
 
-    def _copy_other_modules(self) -> None:
-        """Copy the donor's modules that the recipe does not mention: a model without them would not load."""
-        skipped: dict[str, int] = {}
-        for (template, layer), name in self.donor.names.items():
-            role = self.donor.layout.roles[name]
-            if role.module in self.places.modules:
-                continue
-            why = f"module '{role.module}' is not in the recipe"
-            if self.kept.coverage.stated:
-                self._keep_unmentioned(name, template, layer, why)
-                continue
-            read = _read(self.donor, name)
-            inputs: Inputs | None = [(0, read)]
-            if self.tables is not None and role.layer is None:
-                made = next(t for t in self.places.templates if t.name == template)
-                inputs = self.tables.inputs(name, made, [(0, read)])
-            if inputs is None:
-                continue
-            ((_, item),) = inputs
-            dtype = read.spec.dtype
-            if dtype in FLOATS and not role.buffer:
-                dtype = self.recipe.out_dtype or self.recipe.dtype or dtype
-            self._add(
-                Step(
-                    name=name,
-                    spec=TensorSpec(dtype, item.spec.shape),
-                    inputs=(item,),
-                    base=None,
-                    method=COPY,
-                    numbers={},
-                    t=0.0,
-                    note=why,
-                )
-            )
-            skipped[role.module] = skipped.get(role.module, 0) + 1
-        for module, count in skipped.items():
-            message = f"module '{module}' is not in the recipe"
-            message += f"; its {count} tensors are copied from {self.donor.ref}"
-            self.notes.warn(message, ("modules",))
-
-    def _add_kept(self, step: Step, template: Template, found: Found) -> None:
-        """Add the copy of a tensor that is not merged; where it has a row for each token, with those of the output,
-        which the other models that have it (`found`) may fill."""
-        (read,) = step.inputs
-        assert isinstance(read, Read)  # of one model, as it is
-        alike = [each for each in found if each[1].spec.shape[1:] == read.spec.shape[1:]]
-        inputs = self.tables.inputs(step.name, template, alike) if self.tables else alike
-        if inputs is not None:
-            item = inputs[[own for _, own in alike].index(read)][1]
-            spec = TensorSpec(step.spec.dtype, item.spec.shape)
-            self._add(dataclasses.replace(step, inputs=(item,), spec=spec))
-
-    def _keep_unmentioned(self, name: str, template: str, layer: int | None, why: str) -> None:
-        """Copy a tensor of a module that the recipe does not mention as `otherwise` says."""
-        view = self.views[self.kept.coverage.keeper(self.recipe.first_slice)]
-        found = view.names.get((template, layer))
-        step = self.kept.unmentioned(name, _read(view, found) if found else None, view.ref, why)
-        if step is not None:
-            made = next(each for each in self.places.templates if each.name == template)
-            self._add_kept(
-                step, made, [(0, read) for read in step.inputs if isinstance(read, Read)]
-            )
-
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step
         views = tuple(self.views.values())
@@ -512,16 +428,3 @@ class _Builder:
             config, new = self.tables.new_config(config)
             changes += new
         return config, changes
-
-
-def _read(view: View, name: str) -> Read:
-    entry = view.checkpoint.index[name]
-    return Read(model=view.number, name=name, file=entry.file, start=entry.start, spec=entry.spec)
-
-
-def _input_model(view: View) -> InputModel:
-    files = tuple(
-        InputFile(name=file.name, size=file.size, header_sha256=file.sha256)
-        for file in view.checkpoint.files
-    )
-    return InputModel(ref=str(view.ref), path=str(view.checkpoint.path), files=files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jmerge.arch.config import Change, set_vocabulary_size, vocabulary_keys
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.plan.heads import Heads
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import Gathered, Read
+from jmerge.plan.steps import Gathered, Read, Step
 from jmerge.plan.views import Template, View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.tokens import TokenizerPart
@@ -74,6 +75,19 @@ class Tables:
         items = self._gathered(self.alignment, name, template, reads)
         places = [i for i, _ in found]
         return None if items is None else list(zip(places, items, strict=True))
+
+    def kept(self, step: Step, template: Template, found: Found) -> Step | None:
+        """The copy of a tensor that is not merged; where it has a row for each token, with those of the output, which
+        the other models that have it (`found`) may fill. None where that is impossible, which is noted."""
+        (read,) = step.inputs
+        assert isinstance(read, Read)  # of one model, as it is
+        alike = [each for each in found if each[1].spec.shape[1:] == read.spec.shape[1:]]
+        inputs = self.inputs(step.name, template, alike)
+        if inputs is None:
+            return None
+        item = inputs[[own for _, own in alike].index(read)][1]
+        spec = TensorSpec(step.spec.dtype, item.spec.shape)
+        return dataclasses.replace(step, inputs=(item,), spec=spec)
 
     def new_config(self, config: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
         """config.json of the output with its number of tokens and the ids of its special ones, and what changed."""
