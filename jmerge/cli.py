@@ -311,10 +311,17 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     print(
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
     )
+    for line in plan.tokens.summary if plan.tokens else ():
+        print(line)
     print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
+    if plan.changes:
+        print(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")
     for output in plan.checkpoints:
         folder = os.path.join(out, output) if output else str(out)
-        print(f"next: jmerge inspect {folder}, or from_pretrained({folder!r}) in transformers")
+        loads = f"from_pretrained({folder!r}) in transformers"
+        if plan.modules:
+            loads = f"SentenceTransformer({folder!r})"
+        print(f"next: jmerge inspect {folder}, or {loads}")
     if profile is not None:
         print(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
     if merged.timings is not None:

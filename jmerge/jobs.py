@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,17 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from jmerge.arch.config import Change
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import check_donor_files, donor_files
+from jmerge.ckpt.donor import check_donor_files, donor_files, is_tokenizer_file
 from jmerge.ckpt.find import find_source, is_remote, source_of
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
+from jmerge.ckpt.sentence import inside, main_module, read_modules
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
@@ -46,7 +48,7 @@ from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
-from jmerge.report.ledger import ledger
+from jmerge.report.ledger import TOKENS, ledger
 from jmerge.sizes import parse_size
 from jmerge.tracer import Span, Timings, Tracer
 from jmerge.verify.checks import MISSING, READABLE, WRITTEN, verify
@@ -80,14 +82,15 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     check_recipe(recipe, notes)
     faults += notes.faults
     checkpoints = {}
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         try:
             checkpoints[ref] = _open(recipe, ref)
         except CheckpointError as error:
             faults += error.faults
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
-    tied = find_ties(checkpoints, layouts)
+    tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
 
 
@@ -137,9 +140,7 @@ def merge(
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
     files = tuple(
-        file
-        for output, specs in plan.checkpoints.items()
-        for file in plan_files(specs, most, output)
+        file for place, specs in plan.folders.items() for file in plan_files(specs, most, place)
     )
     versions = {
         "jmerge": VERSION,
@@ -246,9 +247,8 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
         ) from error
     try:
         checkpoint = open_checkpoint(source)
-        # of a remote one every file costs a request, and what they send is limited in any case
-        if ref == recipe.models()[0] and isinstance(source, LocalSource):
-            check_donor_files(source)
+        if ref == recipe.models()[0]:
+            check_donor_files(source, checkpoint.modules)
         return checkpoint
     except CheckpointError as error:
         raise CheckpointError(
@@ -336,26 +336,32 @@ def _write_companions(
     identity: dict[str, Any],
 ) -> None:
     """Everything beside the weights: of each checkpoint the donor's files, config, index and card; recipe and ledger."""
-    changes = {}
-    donor = source_of(plan.models[0].path)
-    for output, specs in plan.checkpoints.items():
+    changes: dict[str, Sequence[Change]] = {}
+    home = f"{plan.home}/" if plan.home else ""
+    for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for name in donor_files(donor):
-            folder.write_file(prefix + name, donor.read(name))
+        for name, data in _taken_over(plan):
+            folder.write_file(prefix + name, data)
+        for name, edits in plan.tokens.changes.items() if plan.tokens else ():
+            changes[prefix + home + name] = edits
         config, made = dict(plan.config), plan.changes
         if plan.tied and not _equal(plan, outcome, *(prefix + name for name in plan.tied)):
             config, made = untied(plan)
-        changes[f"{prefix}config.json"] = made
+        changes[f"{prefix}{home}config.json"] = made
         if config:
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            folder.write_text(f"{prefix}config.json", text)
-        index = index_json(
-            tuple(f for f in files if f.starts.keys() <= specs.keys()), specs, VERSION
-        )
+            folder.write_text(f"{prefix}{home}config.json", text)
+        folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
+    for place, specs in plan.folders.items():
+        parts = tuple(file for file in files if file.starts.keys() <= specs.keys())
+        index = index_json(parts, specs, VERSION)
         if index is not None:
             text = json.dumps(index, indent=2) + "\n"
+            prefix = f"{place}/" if place else ""
             folder.write_text(f"{prefix}model.safetensors.index.json", text)
-        folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
+    table = plan.tokens.table() if plan.tokens else None
+    if table is not None:
+        folder.write_text(TOKENS, table)
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
 
@@ -372,7 +378,8 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
     strange = []
     for model in verify(LocalSource(folder.work)):
         place = folder.out / Path(model.label).relative_to(folder.work)
-        taken_over = donor_files(model.folder.source)  # as it was, whatever is in it
+        source, modules = model.folder.source, model.folder.modules
+        taken_over = donor_files(source, modules)  # as it was, whatever is in it
         for check in model.checks:
             for each in check.faults:
                 fault = Fault(each.message, each.tensor, str(place / each.file))
@@ -384,6 +391,32 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
                 if check.name != MISSING:
                     strange.append(fault)
     return tuple(strange)
+
+
+def _taken_over(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """The files of models that come along, in name order: the donor's, but those of the tokenizer from the model whose
+    tokens the output has, as edited."""
+    donor = source_of(plan.models[0].path)
+    names = donor_files(donor, read_modules(donor) if plan.modules else ())
+    tokens = plan.tokens
+    if tokens is None:
+        for name in names:
+            yield name, donor.read(name)
+        return
+    home = f"{plan.home}/" if plan.home else ""
+    owner = source_of(plan.models[tokens.donor].path)
+    main = main_module(read_modules(owner))
+    place = inside(owner, main.folder if main else "")
+    found = {name: (donor, name) for name in names if not is_tokenizer_file(name)}
+    found |= {home + name: (place, name) for name in donor_files(place) if is_tokenizer_file(name)}
+    written = {home + name: data for name, data in tokens.edits.written.items()}
+    left_out = {home + name for name in tokens.edits.left_out}
+    for name in sorted({*found, *written} - left_out):
+        if name in written:
+            yield name, written[name]
+        else:
+            source, own = found[name]
+            yield name, source.read(own)
 
 
 def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:

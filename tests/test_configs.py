@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jmerge
 from jmerge.ckpt.dtypes import TensorSpec
@@ -25,7 +26,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yml"))
 LAYERS = 32
 
-# recipe -> tensors of the result, method of most of them, layers of the result
+# recipe -> tensors of the result, methods, layers of the result
 EXPECTED = {
     "soup": (291, "linear", 32),
     "slerp-gradient": (291, "slerp", 32),
@@ -35,6 +36,9 @@ EXPECTED = {
     "frankenmerge-44": (399, "passthrough", 44),
     "partial-slices": (291, "slerp", 32),
     "modules-vision-language": (304, "linear", 32),
+    "only-attention": (291, "ties copy", 32),
+    "text-into-vision": (304, "slerp copy", 32),
+    "vocabularies": (291, "linear", 32),
 }
 # of Llama-2 7B, and of something that fits a test
 REAL = {"hidden": 4096, "inner": 11008, "vocab": 32000}
@@ -56,9 +60,9 @@ def vision_names(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(
-    recipe: str, sizes: dict[str, int]
+    recipe: str, sizes: dict[str, int], model: str
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """Names and shapes of the models a recipe merges, and their config."""
+    """Names and shapes of a model that a recipe merges, and its config."""
     small = llama_tensors(0, layers=LAYERS, **TINY)
     kv = {
         TINY["hidden"]: sizes["hidden"],
@@ -74,6 +78,16 @@ def shapes_of(
             "architectures": ["Qwen2VLForConditionalGeneration"],
             "vision_config": {"depth": 2},
         }
+    if recipe == "text-into-vision" and model == "a":
+        shapes = {
+            name.replace("model.", "model.language_model."): shape for name, shape in shapes.items()
+        }
+        tower = vision_names(sizes["hidden"] // 4)
+        shapes |= {f"model.{name}": shape for name, shape in tower.items()}
+        config |= {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "vision_config": {"depth": 2},
+        }
     return shapes, config
 
 
@@ -85,6 +99,22 @@ def write_headers(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict
             out.write(file.header)
             out.truncate(file.size)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_tokenizers(place: Path, vocab: int) -> None:
+    """A byte-level BPE for every model, of which `a` has two tokens of chats instead of two others."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: vocab - 2]
+    words = [*letters, *(f"w{i}" for i in range(vocab - 2 - len(letters)))]
+    for folder in place.iterdir():
+        last = ["<|im_start|>", "<|im_end|>"] if folder.name == "a" else ["x1", "x2"]
+        ids = {word: i for i, word in enumerate([*words, *last])}
+        made = Tokenizer(models.BPE(ids, []))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel()
+        if folder.name == "a":
+            made.add_special_tokens(last)
+        made.save(str(folder / "tokenizer.json"))
+        template = "{{ messages[0].content }} of " + folder.name
+        (folder / "chat_template.jinja").write_text(template)
 
 
 @pytest.fixture(params=sorted(EXPECTED))
@@ -102,11 +132,13 @@ def test_plans_at_real_size(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
     """The plan has the tensors, the method and the depth that the recipe promises."""
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c", "base"):
-        write_headers(tmp_path / "models" / name, *shapes_of(recipe, REAL))
+        write_headers(tmp_path / "models" / name, *shapes_of(recipe, REAL, name))
+    if recipe == "vocabularies":
+        write_tokenizers(tmp_path / "models", REAL["vocab"])
     plan = plan_recipe(CONFIGS / f"{recipe}.yml")
     tensors, method, layers = EXPECTED[recipe]
     assert len(plan.outputs) == tensors
-    assert {step.method for step in plan.steps} == {method}
+    assert {step.method for step in plan.steps} == set(method.split())
     assert plan.config["num_hidden_layers"] == layers
     assert need_of(jmerge.make_schedule(plan)).total < 2.5 * 10**9
 
@@ -114,13 +146,18 @@ def test_plans_at_real_size(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_runs_on_tiny_models(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The merge of tiny models of the same names is written and can be opened; no value is NaN."""
     monkeypatch.chdir(tmp_path)
-    shapes, config = shapes_of(recipe, TINY)
     for seed, name in enumerate(("base", "a", "b", "c")):
         rng = np.random.default_rng(seed)
+        shapes, config = shapes_of(recipe, TINY, name)
         tensors = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
         write_checkpoint(tmp_path / "models" / name, tensors, config)
+    if recipe == "vocabularies":
+        write_tokenizers(tmp_path / "models", TINY["vocab"])
     jmerge.merge(CONFIGS / f"{recipe}.yml", "out")
     merged = open_checkpoint("out")
+    if recipe == "vocabularies":
+        assert merged.config["vocab_size"] == 64
+        assert Path("out/chat_template.jinja").read_text().endswith("of base")
     assert len(merged) == EXPECTED[recipe][0]
     assert all(np.isfinite(merged[name].astype(np.float32)).all() for name in merged)
 
@@ -145,6 +182,10 @@ def test_the_schema_file_is_the_schema() -> None:
         {"merge_method": "linear", "slices": [{"sources": [{"model": "a", "layer_range": [0]}]}]},
         {"merge_method": "linear", "parameters": {"weight": {"valeu": 1}}},
         {"merge_method": "linear", "dtype": "bf17"},
+        {"merge_method": "linear", "otherwise": "bas"},
+        {"merge_method": "linear", "only": []},
+        {"merge_method": "linear", "allow_conflicts": [5]},
+        {"merge_method": "linear", "models": [{"model": "a", "map": {"model.": 5}}]},
     ],
 )
 def test_the_schema_refuses(wrong: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ LAYERS = (
     ("recipe",),
     ("ckpt",),
     ("arch",),
+    ("tokens",),
     ("methods",),
     ("plan",),
     ("engine",),
@@ -157,6 +158,7 @@ def test_only_some_parts_import_jax() -> None:
 HEAVY = (
     *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic"),
     *("numpy", "ml_dtypes", "yaml", "rich", "absl"),
+    *("tokenizers", "jinja2", "google.protobuf"),
     *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore"),
 )
 
@@ -180,6 +182,10 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
         ("import jmerge.cli", {"absl"}),
         ("from jmerge import open_checkpoint", {"numpy", "ml_dtypes"}),
         (
+            "import jmerge.tokens.align, jmerge.tokens.chat, jmerge.tokens.pieces",
+            {"numpy", "ml_dtypes", "yaml", "pydantic"},
+        ),
+        (
             "from jmerge import load_recipe",
             {"numpy", "ml_dtypes", "yaml", "pydantic"},
         ),
@@ -191,3 +197,6 @@ def test_what_an_import_costs(code: str, allowed: set[str], tmp_path: Path) -> N
 
 def test_the_measure_sees_what_is_loaded(tmp_path: Path) -> None:
     assert {"jax", "numpy", "pydantic", "yaml"} <= loaded_by("from jmerge import merge", tmp_path)
+    code = "from jmerge.tokens import library, pieces; pieces.message_class(); library.load('{}')"
+    code = f"try:\n    {code}\nexcept ValueError:\n    pass"
+    assert {"tokenizers", "google.protobuf"} <= loaded_by(code, tmp_path)

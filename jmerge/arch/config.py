@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jmerge.arch.infer import Config, KeyPath, Stack, config_dicts
+from jmerge.arch.infer import VISION, Config, KeyPath, Stack, config_dicts
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Lists of layer numbers (not one entry per layer): renumbered.
@@ -146,6 +146,39 @@ def untie(config: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
                 )
             )
             part["tie_word_embeddings"] = False
+    return edited, changes
+
+
+def vocabulary_keys(config: Config, rows: int | None = None) -> list[KeyPath]:
+    """Where config.json counts the tokens of the language model: as many as its table has `rows`, where it says that
+    anywhere, else as many as it says first."""
+    found = [
+        (*path, "vocab_size")
+        for path, part in config_dicts(config)
+        if type(part.get("vocab_size")) is int and not VISION.search(".".join(path))
+    ]
+    sizes = [get_path(config, path) for path in found]
+    size = rows if rows in sizes else next(iter(sizes), None)
+    return [path for path in found if get_path(config, path) == size]
+
+
+def vocabulary_size(config: Config, rows: int | None = None) -> int | None:
+    """How many tokens config.json says the model has whose table has `rows`; None when it does not say."""
+    keys = vocabulary_keys(config, rows)
+    return get_path(config, keys[0]) if keys else None
+
+
+def set_vocabulary_size(
+    config: dict[str, Any], rows: int, before: int | None = None
+) -> tuple[dict[str, Any], list[Change]]:
+    """`config` saying that the embedding has `rows` rows, in every place where it counts them; it had `before`."""
+    edited = copy.deepcopy(config)
+    changes = []
+    for path in vocabulary_keys(config, before):
+        old = get_path(config, path)
+        if old != rows:
+            get_path(edited, path[:-1])[path[-1]] = rows
+            changes.append(Change(".".join(path), old, rows, "the rows of the embedding"))
     return edited, changes
 
 

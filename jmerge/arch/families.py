@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # class -> module name -> prefixes of its tensors; the longest prefix that fits a tensor's name decides.
 MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "Gemma3ForConditionalGeneration": {
@@ -37,3 +39,20 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
 MODULES["Mistral3ForConditionalGeneration"] = MODULES["Gemma3ForConditionalGeneration"]
 MODULES["Qwen2_5_VLForConditionalGeneration"] = MODULES["Qwen2VLForConditionalGeneration"]
 MODULES["Qwen3VLMoeForConditionalGeneration"] = MODULES["Qwen3VLForConditionalGeneration"]
+
+# Words for one thing: a module may be called by any of them where it is the only one that a word of the row names.
+SYNONYMS = (
+    ("text_decoder", "language_model", "text_model", "text"),
+    ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder"),
+    ("multi_modal_projector", "mm_projector", "projector", "connector", "merger"),
+    ("audio_tower", "audio_encoder", "audio_model"),
+)
+
+
+def find_module(name: str, modules: Sequence[str]) -> str | None:
+    """The one of `modules` that users mean by `name`; None when it is none of them, or could be several."""
+    if name in modules:
+        return name
+    row = next((row for row in SYNONYMS if name in row), ())
+    meant = [module for module in modules if module in row]
+    return meant[0] if len(meant) == 1 else None

@@ -8,9 +8,10 @@ transformers that can be built at tiny size; see BUILD.md.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,9 +114,16 @@ class Layout:
         return max(stacks, key=lambda stack: (bool(stack.keys), stack.depth), default=None)
 
 
-def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
+def infer_layout(
+    specs: Mapping[str, TensorSpec], config: Config, folders: Sequence[str] = ()
+) -> Layout:
     """The structure of the checkpoint with these tensors and this config.json; CheckpointError when there is far more
-    of either than any model has."""
+    of either than any model has.
+
+    folders: tensors whose names begin with one of them come after the model that config.json describes.
+    """
+    if folders:
+        return _with_folders(specs, config, folders)
     stacks = _with_keys(_find_stacks(specs, config), config)
     by_prefix = {stack.prefix: stack for stack in stacks}
     located = {name: _locate(name, by_prefix) for name in specs}
@@ -137,6 +145,25 @@ def infer_layout(specs: Mapping[str, TensorSpec], config: Config) -> Layout:
             roles[name] = Role(name, None, None, _part(name, embeddings, heads), module, buffer)
     modules = tuple(dict.fromkeys(branches.values())) or ("default",)
     return Layout(roles, by_prefix, modules, embeddings, heads, biases)
+
+
+def _with_folders(
+    specs: Mapping[str, TensorSpec], config: Config, folders: Sequence[str]
+) -> Layout:
+    """The layout of what is in none of the folders; the rest is loose, a module of its own where there are several."""
+    home = {name: folder for name in specs for folder in folders if name.startswith(f"{folder}/")}
+    inner = infer_layout({name: spec for name, spec in specs.items() if name not in home}, config)
+    single = inner.modules == ("default",)
+    roles = {
+        name: inner.roles[name]
+        if name not in home
+        else Role(
+            name, module="default" if single else home[name], buffer=is_buffer(name, specs[name])
+        )
+        for name in specs
+    }
+    modules = inner.modules if single else (*inner.modules, *folders)
+    return dataclasses.replace(inner, roles=roles, modules=modules)
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:
@@ -311,7 +338,8 @@ def _vocabulary(
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})
-    heads = [n for n in found if n not in inputs and not _is_classifier(n)]
+    # a patch of a picture may have as many rows as there are tokens
+    heads = [n for n in found if n not in inputs and not _is_classifier(n) and not VISION.search(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
         n for n in loose if len(specs[n].shape) == 1 and rows(n) in lengths and n.endswith("bias")

@@ -44,15 +44,25 @@ class BucketSource(RemoteSource):
             raise CheckpointError(Fault(message, file=self.label)) from error
         self._store = store(use_listings_cache=False)
         self._place = place
-        self._stats.update(self._list())
+        self._listed: list[str] = []
+        self._list_once("")
         if not self._stats:
             raise CheckpointError(Fault("is empty, or does not exist", file=self.label))
 
-    def names(self) -> list[str]:
-        return sorted(name for name, stat in self._stats.items() if stat is not None)
+    def names(self, folder: str = "") -> list[str]:
+        self._list_once(folder)
+        placed = [name.rpartition("/") for name, stat in self._stats.items() if stat is not None]
+        return sorted(name for place, _, name in placed if place == folder)
 
     def ask(self, name: str) -> Stat | None:
-        return None  # all there is was listed
+        folder = name.rpartition("/")[0]
+        self._list_once(folder)
+        return self._stats.get(name)  # all there is was listed
+
+    def _list_once(self, folder: str) -> None:
+        if folder not in self._listed:
+            self._listed.append(folder)
+            self._stats.update(self._list(folder))
 
     def fetch(self, name: str, start: int, view: memoryview, stat: Stat) -> int:
         path = f"{self._place}/{name}"
@@ -68,14 +78,18 @@ class BucketSource(RemoteSource):
         return len(data)
 
     def changed(self) -> str | None:
-        now = self._list()  # one request; the packages do not show what a read was of
+        # a request for each folder; the packages do not show what a read was of
+        now = {name: stat for folder in self._listed for name, stat in self._list(folder).items()}
         return next((name for name, stat in self._stats.items() if now.get(name) != stat), None)
 
-    def _list(self) -> dict[str, Stat | None]:
+    def _list(self, folder: str) -> dict[str, Stat | None]:
+        prefix = f"{folder}/" if folder else ""
+        place = f"{self._place}/{folder}" if folder else self._place
+
         def attempt() -> dict[str, Stat | None]:
-            found = self._wait(lambda: self._store._ls(self._place, detail=True, refresh=True))
+            found = self._wait(lambda: self._store._ls(place, detail=True, refresh=True))
             return {
-                each["name"].rpartition("/")[2]: Stat(
+                prefix + each["name"].rpartition("/")[2]: Stat(
                     int(each["size"]), next((str(each[tag]) for tag in TAGS if each.get(tag)), "")
                 )
                 for each in found

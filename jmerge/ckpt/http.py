@@ -140,13 +140,12 @@ class HttpSource(RemoteSource):
         self._targets: dict[str, str] = {}  # file -> URL that it was redirected to
         self._refused = 0  # the status with which access to a file was refused
 
-    def names(self) -> list[str]:
+    def names(self, folder: str = "") -> list[str]:
         names = [name for name in PATTERNS if "*" not in name]
         names += ["config.json", "README.md", "pytorch_model.bin", "pytorch_model.bin.index.json"]
         names += [stem + end for stem in STEMS for end in (INDEX_SUFFIX, ".safetensors")]
-        return sorted(
-            n for n, size in zip(names, self.map(self.size, names), strict=True) if size is not None
-        )
+        sizes = self.map(self.size, [f"{folder}/{name}" if folder else name for name in names])
+        return sorted(n for n, size in zip(names, sizes, strict=True) if size is not None)
 
     def why_empty(self) -> str:
         return f"; the server refused access ({self._refused})" if self._refused else ""

@@ -16,6 +16,7 @@ import numpy as np
 
 from jmerge.ckpt.http import HttpSource
 from jmerge.ckpt.remote import PATIENCE, PassingError, Stat, patiently, redacted
+from jmerge.ckpt.sentence import main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import weight_files
 from jmerge.errors import CheckpointError, Fault
@@ -73,10 +74,9 @@ class HubSource(HttpSource):
             self._stats[file.rfilename] = None if file.size is None else Stat(file.size, "")
         self._cached: dict[str, Path | None] = {}
 
-    def names(self) -> list[str]:
-        return sorted(
-            name for name in self._stats if "/" not in name and self.size(name) is not None
-        )
+    def names(self, folder: str = "") -> list[str]:
+        placed = [name.rpartition("/") for name in self._stats if self.size(name) is not None]
+        return sorted(name for place, _, name in placed if place == folder)
 
     def ask(self, name: str) -> Stat | None:
         return None  # the Hub has listed what there is
@@ -133,9 +133,15 @@ def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has all that a merge takes: loading a model fetches its weights, but not its tokenizer."""
     source = LocalSource(folder)
     try:
-        weight_files(source)
-        tokenizers = [name for name in source.names() if TOKENIZER.fullmatch(name)]
-        needed = ["config.json", *tokenizers]
+        modules = read_modules(source)
+        if not modules:
+            weight_files(source)
+        main = main_module(modules)
+        home = main.prefix if main else ""
+        names = [home + name for name in source.names(main.folder if main else "")]
+        names += source.names() if home else []
+        tokenizers = [name for name in names if TOKENIZER.fullmatch(name.removeprefix(home))]
+        needed = [f"{home}config.json", *tokenizers]
         return bool(tokenizers) and all(source.size(name) is not None for name in needed)
     except CheckpointError:  # a link to what was deleted from the cache is one of the reasons
         return False

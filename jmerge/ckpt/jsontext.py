@@ -13,8 +13,16 @@ MAX_NAME = (
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_object(data: bytes, *, tolerant: bool = False) -> dict[str, Any]:
-    """The JSON object that `data` is, UTF-8 without NaN, and with no key twice in a map.
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is, as `parse_json` reads it; ValueError when it is none."""
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise ValueError("is not a JSON object")
+    return value
+
+
+def parse_json(data: bytes, *, tolerant: bool = False) -> Any:
+    """The JSON that `data` is, UTF-8 without NaN, and with no key twice in a map.
 
     Args:
       data: the text.
@@ -41,19 +49,16 @@ def parse_object(data: bytes, *, tolerant: bool = False) -> dict[str, Any]:
         raise ValueError(f"{word} is not a number of JSON")
 
     try:
-        value = json.loads(
+        return json.loads(
             data.decode("utf-8"), object_pairs_hook=no_repeats, parse_constant=constant
         )
     except RecursionError:
         raise ValueError(f"is not valid JSON: nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
         raise ValueError(f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError("is not a JSON object")
-    return value
 
 
-def check_values(value: dict[str, Any]) -> None:
+def check_values(value: Any) -> None:
     """ValueError when something in `value` is nested deeper than `MAX_DEPTH`, has a key longer than `MAX_NAME`, or holds
     text that cannot be written again (half of a surrogate pair). For maps whose values are not looked at one by one."""
     level: list[Any] = [value]

@@ -16,6 +16,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import TensorSpec, view
 from jmerge.ckpt.find import find_source
 from jmerge.ckpt.safetensors import Header, header_of
+from jmerge.ckpt.sentence import Module, inside, main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import read_json_file, weight_files, weight_map
 from jmerge.errors import CheckpointError, Fault
@@ -48,19 +49,33 @@ class Checkpoint(Mapping[str, np.ndarray]):
       files: its weight files in the order they are read.
       index: name -> `Entry`, in file order.
       config: the parsed config.json; empty when there is none.
+      generation: the parsed generation_config.json; empty when there is none.
+      modules: of a Sentence Transformers model, whose config is the transformer's; else empty.
     """
 
-    def __init__(self, source: Source, headers: dict[str, Header], config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        headers: dict[str, Header],
+        config: dict[str, Any],
+        generation: dict[str, Any],
+        modules: tuple[Module, ...] = (),
+    ) -> None:
         self.source = source
         self.path = Path(source.label) if isinstance(source, LocalSource) else source.label
         self.config = config
+        self.generation = generation
+        self.modules = modules
+        main = main_module(modules)
+        prefixes = {file: m.prefix for m in modules if m is not main for file in m.files}
         self.files = tuple(
             TensorFile(name, head.size, head.sha256) for name, head in headers.items()
         )
         self.index: dict[str, Entry] = {}
         self._maps: dict[Path, np.ndarray] = {}
         for file, head in headers.items():
-            for name, extent in head.extents.items():
+            for own, extent in head.extents.items():
+                name = prefixes.get(file, "") + own
                 if name in self.index:
                     raise CheckpointError(
                         Fault(
@@ -70,6 +85,23 @@ class Checkpoint(Mapping[str, np.ndarray]):
                         )
                     )
                 self.index[name] = Entry(extent.spec, file, extent.start)
+
+    @property
+    def home(self) -> str:
+        """The folder inside its own in which config.json and the tensors without a folder lie; mostly empty."""
+        main = main_module(self.modules)
+        return "" if main is None else main.folder
+
+    @property
+    def main_source(self) -> Source:
+        """The files beside config.json."""
+        return inside(self.source, self.home)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders inside its own that names of tensors begin with."""
+        main = main_module(self.modules)
+        return tuple(m.folder for m in self.modules if m.files and m is not main)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor as a read-only memory-mapped view (packed sub-byte dtypes: its bytes); a remote one is fetched."""
@@ -115,7 +147,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
     """A lazy reader of the model folder `path`; no tensor data is read.
 
-    Looks for `model.safetensors.index.json` (used only when every file it names is there), `model.safetensors`,
+    Of a Sentence Transformers model all modules with weights are read, see `ckpt.sentence`. Of each folder it
+    looks for `model.safetensors.index.json` (used only when every file it names is there), `model.safetensors`,
     then a complete set of `model-00001-of-000NN.safetensors`; likewise for `consolidated` and
     `diffusion_pytorch_model`.
 
@@ -131,12 +164,24 @@ def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
         source = find_source(path.path, path.revision)
     else:
         source = path if isinstance(path, Source) else find_source(path)
-    names = weight_files(source)
+    modules = read_modules(source)
+    main = main_module(modules)
+    names = [name for module in modules for name in module.files] if main else weight_files(source)
     headers = dict(zip(names, source.map(lambda name: header_of(source, name), names), strict=True))
-    checkpoint = Checkpoint(source, headers, read_json_file(source, "config.json", missing={}))
-    for name, file in weight_map(source, names).items():
-        if name not in checkpoint.index or checkpoint.index[name].file != file:
-            raise CheckpointError(
-                Fault(f"the index says it is in {file}, but it is not", name, source.label)
-            )
+    home = main.prefix if main else ""
+    config, generation = (
+        read_json_file(source, home + name, missing={})
+        for name in ("config.json", "generation_config.json")
+    )
+    checkpoint = Checkpoint(source, headers, config, generation, modules)
+    for module in modules if main else [Module("", "", tuple(names), {})]:
+        place, start = inside(source, module.folder), len(module.prefix)
+        indexed = weight_map(place, [name[start:] for name in module.files]) if module.files else {}
+        for name, file in indexed.items():
+            name = name if module is main else module.prefix + name
+            found = checkpoint.index.get(name)
+            if found is None or found.file != module.prefix + file:
+                raise CheckpointError(
+                    Fault(f"the index says it is in {file}, but it is not", name, source.label)
+                )
     return checkpoint

@@ -34,8 +34,9 @@ class Source(ABC):
     revision: str | None = None
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """The files directly in the folder, in name order; where nothing lists them, those of the known names."""
+    def names(self, folder: str = "") -> list[str]:
+        """The files directly in the folder, or in `folder` in it without its name, in name order; where nothing lists
+        them, those of the known names."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -103,17 +104,20 @@ class LocalSource(Source):
         self.label = str(folder)
         self.revision = revision
 
-    def names(self) -> list[str]:
+    def names(self, folder: str = "") -> list[str]:
+        place = self.folder / folder
         # a link that leads nowhere is one, so that it is missed where it is needed
         try:
+            if folder and not place.is_dir():
+                return []
             return sorted(
                 path.name
-                for path in self.folder.iterdir()
+                for path in place.iterdir()
                 if path.is_file() or (path.is_symlink() and not path.is_dir())
             )
         except OSError as error:
             message = f"cannot be listed: {error.strerror or error}"
-            raise CheckpointError(Fault(message, file=self.label)) from error
+            raise CheckpointError(Fault(message, file=str(place))) from error
 
     def size(self, name: str) -> int | None:
         path = self.folder / name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jmerge.ckpt.jsontext import check_values, parse_object
+from jmerge.ckpt.jsontext import check_values, parse_json
 from jmerge.ckpt.source import Source
 from jmerge.errors import CONTROL, CheckpointError, Fault
 
@@ -13,8 +13,9 @@ WEIGHTS = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "consolidated", "diffusion_pytorch_model")  # the first that exists wins
 PICKLES = (".bin", ".pt", ".pth")
-MAX_INDEX_BYTES = 100_000_000  # as of headers; real ones have up to 20 MB
-MAX_JSON_BYTES = 100_000_000  # of config.json and tokenizers; the largest vocabularies have 35 MB
+MAX_JSON_BYTES = (
+    100_000_000  # as of headers; real indexes have up to 20 MB, the largest vocabularies 35 MB
+)
 MAX_FILES = 10_000  # each is looked up, on a server by a request; real models have up to 200
 
 
@@ -24,13 +25,19 @@ def read_json_file(
     """The JSON object in a file, or `missing` when there is no such file; CheckpointError when it is not one."""
     if missing is not None and source.size(name) is None:
         return missing
+    value = read_json(source, name)
+    if not isinstance(value, dict):
+        raise source.broken(name, "is not a JSON object")
+    return value
+
+
+def read_json(source: Source, name: str) -> Any:
+    """What a JSON file says; CheckpointError when it is none, or has what no file beside weights needs."""
+    if source.size_of(name) > MAX_JSON_BYTES:
+        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
     index = name.endswith(INDEX_SUFFIX)
-    most = MAX_INDEX_BYTES if index else MAX_JSON_BYTES
-    if source.size_of(name) > most:
-        raise source.broken(name, f"is larger than {most:,} bytes")
-    data = source.read(name)
     try:
-        value = parse_object(data, tolerant=not index)
+        value = parse_json(source.read(name), tolerant=not index)
         if not index:  # whose values are looked at one by one
             check_values(value)
     except ValueError as error:

@@ -232,7 +232,7 @@ class OutputFolder(WritesWeights):
     def _place_for(self, name: str) -> Path:
         """Where a file of the output goes; the folder it is in is made."""
         path = self.work / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def sizes(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
-from jmerge.plan.steps import Plan, Read, Result, Step
+from jmerge.plan.steps import Gathered, Item, Plan, Result, Step
 from jmerge.tracer import Tracer
 
 
@@ -102,7 +102,11 @@ class Checker:
             Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
         )
 
-    def _owner(self, item: Read | Result) -> str:
-        if isinstance(item, Read):
-            return f"'{item.name}' in {self._plan.models[item.model].ref}"
-        return f"'{item.step}'"
+    def _owner(self, item: Item) -> str:
+        if isinstance(item, Result):
+            return f"'{item.step}'"
+        owner = f"'{item.name}' in {self._plan.models[item.model].ref}"
+        if isinstance(item, Gathered) and item.others:
+            others = ", ".join(self._plan.models[other.model].ref for other in item.others)
+            owner += f" (where tokens are filled from {others})"
+        return owner

@@ -25,7 +25,7 @@ from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
 from jmerge.ckpt.source import Source
 from jmerge.engine.schedule import Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store
-from jmerge.plan.steps import Read
+from jmerge.plan.steps import Gathered, Read, reads_of
 
 AHEAD_BYTES = 1 << 27  # fetched beyond what is being used: a second of a fast line
 
@@ -108,6 +108,10 @@ class Fetcher:
         if not glance:
             self._end(list(self._overlapping(item, start, stop)))
 
+    def end(self, item: Read) -> None:
+        """Count the use of a whole tensor, of which some was looked at."""
+        self._end(list(self._overlapping(item, item.start, item.start + item.spec.nbytes)))
+
     def close(self) -> None:
         """Give up what is being fetched, and let go of what is held."""
         with self._lock:
@@ -132,24 +136,31 @@ class Fetcher:
         for turn in self._schedule.turns:
             inputs = [turn.work.step.inputs[position] for position in turn.what.inputs]
             remote = [item for item in inputs if isinstance(item, Read) and self._source_of(item)]
+            gathered = [item for item in inputs if isinstance(item, Gathered)]
+            tables = [each for item in gathered for each in reads_of(item)]
+            tables = [each for each in tables if self._source_of(each)]
             if turn.what.selected:  # a sample of the whole is taken first
                 for item in remote:
                     yield item, item.start, item.start + item.spec.nbytes, True
+            for item in tables:  # any piece may need any of their rows
+                yield item, item.start, item.start + item.spec.nbytes, True
             for number in turn.pieces:
                 start, stop = turn.work.pieces[number]
                 for item in remote:
                     bits = BITS[item.spec.dtype]
                     yield item, item.start + start * bits // 8, item.start + stop * bits // 8, False
+            for item in tables:
+                yield item, item.start, item.start + item.spec.nbytes, False
 
     def _cut(self) -> dict[Key, list[Part]]:
         """The parts of every file, in the order of their place: what is read of it, cut at multiples of a part."""
         ranges: dict[Key, dict[tuple[int, int], Source]] = {}
         for turn in self._schedule.turns:
             for position in turn.what.inputs:
-                item = turn.work.step.inputs[position]
-                if isinstance(item, Read) and (source := self._source_of(item)):
-                    place = item.start, item.start + item.spec.nbytes
-                    ranges.setdefault((item.model, item.file), {})[place] = source
+                for item in reads_of(turn.work.step.inputs[position]):
+                    if source := self._source_of(item):
+                        place = item.start, item.start + item.spec.nbytes
+                        ranges.setdefault((item.model, item.file), {})[place] = source
         parts: dict[Key, list[Part]] = {}
         for (model, file), found in ranges.items():
             source = next(iter(found.values()))

@@ -10,9 +10,10 @@ import numpy as np
 from jmerge.ckpt.find import is_remote, source_of
 from jmerge.ckpt.source import Source
 from jmerge.engine.fetch import Fetcher
+from jmerge.engine.gather import Gatherer
 from jmerge.engine.reads import Files
-from jmerge.engine.schedule import Schedule
-from jmerge.plan.steps import Plan, Read
+from jmerge.engine.schedule import Schedule, Turn
+from jmerge.plan.steps import Gathered, Plan, Read, reads_of
 
 
 class Inputs:
@@ -30,6 +31,7 @@ class Inputs:
             if is_remote(model.path)
         }
         self._fetcher = Fetcher(schedule, self._fetched, scratch, stop)
+        self._gatherer = Gatherer(plan.maps, self._read_table, stop)
 
     def path(self, item: Read) -> Path | None:
         """Where the file of an input lies on this machine; None when it is fetched."""
@@ -40,13 +42,30 @@ class Inputs:
             self._paths[key] = source.path(item.file) if source else Path(folder, item.file)
         return self._paths[key]
 
-    def read(self, item: Read, first: int, buffer: np.ndarray, *, glance: bool = False) -> None:
+    def read(
+        self, item: Read | Gathered, first: int, buffer: np.ndarray, *, glance: bool = False
+    ) -> None:
         """Fill the byte `buffer` from byte `first` of an input; `glance`: besides what the schedule reads."""
+        if isinstance(item, Gathered):
+            self._gatherer.read(item, first, buffer)
+            return
         path = self.path(item)
         if path is None:
             self._fetcher.read(item, item.start + first, buffer, glance=glance)
         else:
             self._files.read(path, item.start + first, buffer)
+
+    def end(self, turn: Turn) -> None:
+        """Let go of the tables of gathered inputs, of which any piece may need any row, after the last of a turn."""
+        for position in turn.what.inputs:
+            item = turn.work.step.inputs[position]
+            if isinstance(item, Gathered):
+                for table in reads_of(item):
+                    if self.path(table) is None:
+                        self._fetcher.end(table)
+
+    def _read_table(self, table: Read, first: int, buffer: np.ndarray) -> None:
+        self.read(table, first, buffer, glance=True)
 
     def check(self) -> None:
         """Raise CheckpointError when a remote file is known to have changed since it was planned with."""

@@ -11,12 +11,12 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.compute import THREADS, tree_blocks
+from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
     bracket_kernel,
     combine_kernel,
@@ -36,7 +36,7 @@ from jmerge.methods.cuts import make_cut
 from jmerge.methods.ranks import AT_ONCE
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Plan
+from jmerge.plan.steps import COPY, Gathered, Plan
 
 LEAST_BUDGET = 64_000_000
 LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly end
@@ -58,6 +58,7 @@ class Need(NamedTuple):
     statistics: int  # samples, candidates, counts, ranks and partial sums on the host
     held: int  # results that other steps need
     fetched: int  # remote inputs, ahead of their use
+    gathered: int  # rows of token tables on their way to where they belong
     other: int = OTHER_BYTES
 
     @property
@@ -82,6 +83,7 @@ def need_of(schedule: Schedule) -> Need:
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
+        gathered=_gathered_bytes(schedule),
     )
 
 
@@ -155,6 +157,14 @@ def _held_bytes(schedule: Schedule) -> int:
     return most
 
 
+def _gathered_bytes(schedule: Schedule) -> int:
+    inputs = {item for work in schedule.work for item in work.step.inputs}
+    tables = [item for item in inputs if isinstance(item, Gathered)]
+    # single rows of a few kinds, and one that is kept for all padding
+    widths = [8 * item.spec.size // max(item.spec.shape[0], 1) for item in tables]
+    return GATHER_BYTES + 8 * max(widths) + sum(widths) if widths else 0
+
+
 _known: dict[
     Any, int
 ] = {}  # bytes of programs: the same ones are asked about for every length that is tried
@@ -182,7 +192,8 @@ def _program_bytes(work: Work, rows: int, platform: str) -> int:
 
 def _platform() -> str:
     """Of the device that programs are compiled for."""
-    (device,) = jnp.zeros(()).devices()
+    # zeros of NumPy's: for JAX's own it would compile a program
+    (device,) = jax.device_put(np.zeros(())).devices()
     return str(device.platform)
 
 

@@ -190,6 +190,7 @@ class _Run:
             with self._reading(loaded):
                 self._load(loaded)
             self.loaded.put(loaded)
+        self.inputs.end(turn)
 
     def _load_again(self, loaded: Loaded) -> None:
         """Load what a later pass reads too."""
@@ -215,17 +216,18 @@ class _Run:
             bits = BITS[item.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
             loaded.slot.views[position] = View(buffer, 0, mapped=False)
-            if isinstance(item, Read):
-                path = self.inputs.path(item)
+            if isinstance(item, Result):
+                buffer[:size] = self._wait_for(item)[first : first + size]
+            else:
                 window = None
-                if path is not None and whole and item.start * 8 % bits == 0:
-                    window = self.maps.window(path, item.start + first, size)
+                if isinstance(item, Read) and whole and item.start * 8 % bits == 0:
+                    path = self.inputs.path(item)
+                    if path is not None:
+                        window = self.maps.window(path, item.start + first, size)
                 if window is not None:
                     loaded.slot.views[position] = View(*window, mapped=True)
                     continue
                 self.inputs.read(item, first, buffer[:size], glance=glance)
-            else:
-                buffer[:size] = self._wait_for(item)[first : first + size]
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
             buffer[size : length * bits // 8] = 0
 
@@ -237,10 +239,10 @@ class _Run:
         sample = np.empty((starts.size, SAMPLE_RUN // SAMPLE_STEP), dtype)
         run = np.empty(SAMPLE_RUN * dtype.itemsize, np.uint8)
         for row, start in zip(sample, starts * dtype.itemsize, strict=True):
-            if isinstance(item, Read):
-                self.inputs.read(item, int(start), run, glance=True)
-            else:
+            if isinstance(item, Result):
                 run = self._wait_for(item)[start : start + run.size]
+            else:
+                self.inputs.read(item, int(start), run, glance=True)
             row[:] = run.view(dtype)[::SAMPLE_STEP]
         return sample
 

@@ -15,7 +15,7 @@ from jmerge.engine.select import MOST_COLLECTED
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import Scope
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Plan, Read, Result, Step
+from jmerge.plan.steps import COPY, Plan, Result, Step, reads_of
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
 PIECE = 1 << 20
@@ -310,7 +310,7 @@ def _order(plan: Plan) -> list[Step]:
     by_name = {step.name: step for step in plan.steps}
 
     def place(step: Step) -> tuple[int, str, int]:
-        reads = [item for item in step.inputs if isinstance(item, Read)]
+        reads = [read for item in step.inputs for read in reads_of(item)]
         return (
             (reads[0].model, reads[0].file, reads[0].start) if reads else (len(plan.models), "", 0)
         )

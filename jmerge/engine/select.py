@@ -147,7 +147,10 @@ class Search:
         if runs > 1:
             middle = ordered[min(int(share * ordered.size), ordered.size - 1)]
             by_run = np.mean(self._sample > middle, axis=1)  # neighbours are alike
-            deviation = max(float(np.std(by_run)), 1 / length) / np.sqrt(runs)
+            # Every part of the tensor has its run, so what parts differ in is no chance: only what a run differs in
+            # from its part, which is like the one beside it.
+            chance = np.sqrt(np.mean(np.diff(by_run) ** 2) / 2)
+            deviation = max(float(chance), 1 / length) / np.sqrt(runs)
             first = int((share - self._spread * deviation) * ordered.size) - 1
             last = int((share + self._spread * deviation) * ordered.size) + 1
             high = int(ordered[first]) if first >= 0 else high

@@ -9,28 +9,43 @@ from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import CheckpointError, PlanError, raise_all
+from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
+from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.findings import Findings
+from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
+from jmerge.plan.kept import Kept
+from jmerge.plan.models import check_models, input_model, read_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
+from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
-from jmerge.plan.steps import COPY, InputFile, InputModel, Plan, Read, Step, Unused
+from jmerge.plan.steps import (
+    COPY,
+    Gathered,
+    Plan,
+    Read,
+    Step,
+    Unused,
+    reads_of,
+)
+from jmerge.plan.structure import check_common
+from jmerge.plan.tables import Found, Inputs, Tables
+from jmerge.plan.unmentioned import Unmentioned
 from jmerge.plan.views import View, build_views
+from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.tokens.output import TokenPlan, plan_tokens
 from jmerge.version import VERSION
-
-# The sources that have a tensor: position in the slice, where it lies.
-Found = list[tuple[int, Read]]
 
 
 def build_plan(
@@ -45,24 +60,45 @@ def build_plan(
 
     Args:
       recipe: from `load_recipe`.
-      checkpoints: an opened checkpoint for each of `recipe.models()`.
+      checkpoints: an opened checkpoint for each of `recipe.models()`, and for each model that only fills tokens.
       layouts: their structure, where it is known already; by default it is inferred.
       tied: models whose output head is their embedding; by default those that store no head.
       seed: of the random methods; recorded in the plan.
+
+    Reads the models' tokenizers: for the recipe's `tokenizer` and `chat_template`, and without them to warn of others
+    than the output's.
 
     Raises:
       PlanError: the recipe does not suit its method or the models; holds every fault found.
     """
     notes = Notes(recipe)
     check_recipe(recipe, notes)
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in fill:
+        if ref not in checkpoints:
+            notes.fault(f"'{ref}' fills tokens, so it has to be opened too", recipe.first_path(ref))
     raise_all(PlanError, notes.faults, notes.warnings)
-    checkpoints = {ref: checkpoints[ref] for ref in recipe.models()}
     layouts = layouts or infer_layouts(checkpoints)
-    layouts = {ref: layouts[ref] for ref in checkpoints}  # the donor first
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
+    models = recipe.models()  # the donor first
+    every = tuple(dict.fromkeys((*models, *fill)))  # as `Alignment.models`
+    guests = [
+        View(ref, number, checkpoints[ref], layouts[ref], not layouts[ref].heads, {})
+        for number, ref in enumerate(every)
+        if ref not in models
+    ]
+    tokens = None
+    try:
+        needed = {ref: checkpoints[ref] for ref in every}
+        tokens = plan_tokens(recipe, needed, layouts)
+    except RecipeError as error:
+        notes.faults += error.faults  # told with what else is wrong
+    checkpoints = {ref: checkpoints[ref] for ref in models}
+    layouts = {ref: layouts[ref] for ref in models}
     method = find_method(recipe.wrapped_method)
-    return _Builder(recipe, method, checkpoints, layouts, tied, notes, seed).build()
+    builder = _Builder(recipe, method, checkpoints, layouts, tied, notes, seed, guests, tokens)
+    return builder.build()
 
 
 def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Layout]:
@@ -71,7 +107,7 @@ def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, 
     for ref, checkpoint in checkpoints.items():
         specs = {name: entry.spec for name, entry in checkpoint.index.items()}
         try:
-            layouts[ref] = infer_layout(specs, _config(ref, checkpoint))
+            layouts[ref] = infer_layout(specs, _config(ref, checkpoint), checkpoint.folders)
         except CheckpointError as error:
             faults = (fault._replace(file=str(checkpoint.path)) for fault in error.faults)
             raise CheckpointError(*faults) from error
@@ -101,15 +137,28 @@ class _Builder:
         tied: Mapping[ModelRef, bool],
         notes: Notes,
         seed: int,
+        guests: Sequence[View],
+        tokens: TokenPlan | None,
     ) -> None:
         self.seed = seed
+        self.guests = guests
+        self.tokens = tokens
         self.recipe = recipe
         self.method = method
         self.notes = notes
-        self.views, templates = build_views(checkpoints, layouts, tied)
+        before = len(notes.faults)
+        check_against(layouts, recipe, notes)
+        prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
+        self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
+        if not notes.faults:  # of a map, say
+            check_common(self.views, notes)
         self.heads = Heads(self.views)
-        self._check_models()
+        self.tables = None
+        if recipe.tokenizer is not None:
+            alignment = tokens.alignment if tokens else None
+            self.tables = Tables(recipe.tokenizer, self.views, guests, self.heads, alignment, notes)
+        check_models((*self.views.values(), *guests), recipe, method, notes)
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
         self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
@@ -117,61 +166,59 @@ class _Builder:
         }
         self.steps: dict[str, Step] = {}
         self.findings = Findings(notes, self.views)
+        self.kept = Kept(recipe, self.views, self.heads, self.findings)
+        check_slices(recipe, method, notes)
+        if len(notes.faults) > before:
+            raise_all(PlanError, notes.faults, notes.warnings)
 
     def build(self) -> Plan:
-        check_slices(self.recipe, self.method, self.notes)
-        raise_all(PlanError, self.notes.faults, self.notes.warnings)
+        """The plan."""
         for target in self.places.targets():
             self._make(target)
-        self._copy_other_modules()
+        unmentioned = Unmentioned(self.views, self.places, self.kept, self.tables, self.notes)
+        for step in unmentioned.steps():
+            self._add(step)
         self.findings.tell_faults()
+        check_conflicts(self.views, self.notes)
+        self.kept.coverage.tell(self.notes)
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
         unused = self._account()
+        check_table_sizes(self.steps.values(), self.views, self.notes)
         raise_all(PlanError, self.notes.faults, self.notes.warnings)
         if not self.steps:
             raise PlanError(self.recipe.fault("makes no tensor at all", ()))
+        tell_other_tokens(self.views, self.notes)
+        tell_other_templates(self.views, self.tokens.donor if self.tokens else 0, self.notes)
         config, changes = self._new_config()
+        if self.tokens and self.tokens.alignment:
+            tell_special_tokens(self.views, self.tokens, config, self.notes)
         tied = self.heads.written_with_table(self.steps, self.notes)
         self.findings.tell_warnings()
+        self.notes.warnings += self.tokens.notes if self.tokens else ()
         warnings = sorted(self.notes.warnings, key=lambda warning: (warning.file, warning.line))
+        made = for_each_model(grouped, self.method, self.recipe.first_slice)
+        home, folders = self.donor.checkpoint.home, self.donor.checkpoint.folders
+        if tied:
+            tied = (placed_name(tied[0], home, folders), placed_name(tied[1], home, folders))
         return Plan(
             version=VERSION,
             recipe=self.recipe.text,
             method=self.method.name,
             seed=self.seed,
-            models=tuple(_input_model(view) for view in self.views.values()),
-            steps=tuple(for_each_model(grouped, self.method, self.recipe.first_slice)),
+            models=tuple(input_model(view) for view in (*self.views.values(), *self.guests)),
+            steps=tuple(into_folders(made, home, folders)),
             unused=unused,
             config=config,
             changes=tuple(changes),
             tied=tied,
             warnings=tuple(dict.fromkeys(map(str, warnings))),
+            home=home,
+            modules=tuple(module.kind for module in self.donor.checkpoint.modules),
+            maps=tuple(self.tables.maps) if self.tables else (),
+            tokens=self.tokens,
         )
-
-    def _check_models(self) -> None:
-        """Refuse quantised weights, but for copying them as they are."""
-        scopes = [self.recipe.parameters]
-        for module, out_slice in self.recipe.slices():
-            scopes += [module.parameters, out_slice.parameters]
-            scopes += [source.parameters for source in out_slice.sources]
-        copies = self.method.name == "passthrough" and not any("scale" in scope for scope in scopes)
-        casts = bool(self.recipe.dtype or self.recipe.out_dtype)
-        for ref, view in self.views.items():
-            path = self.recipe.first_path(ref)
-            if ref.revision is not None and view.checkpoint.source.revision is None:
-                message = (
-                    f"'{ref.path}' has no revision '{ref.revision}': only models of the Hub have"
-                )
-                self.notes.fault(f"{message}; write the path alone", path)
-            reason = view.quantized()
-            if reason and not copies:
-                hint = "merge the unquantised model (only plain passthrough can copy it)"
-                self.notes.fault(f"'{ref}': {reason}; {hint}", path)
-            elif reason and casts:
-                hint = "remove dtype and out_dtype to copy its tensors as they are"
-                self.notes.fault(f"'{ref}': {reason}; {hint}", path)
 
     # The steps
 
@@ -185,7 +232,17 @@ class _Builder:
             message = f"two tensors of the output would be called {target.name}"
             self.notes.fault(message, place.out_slice.path)
             return
+        if not self.kept.is_merged(target, found):
+            step = self.kept.step(target, found)
+            if step is not None and self.tables is not None:
+                step = self.tables.kept(step, target.template, found)
+            if step is not None:
+                self._add(step)
+            return
         self._check_holes(target, [i for i, _ in found])
+        inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
+        if inputs is None:
+            return
         floating = [read.spec.dtype in FLOATS for _, read in found]
         if target.template.buffer or not any(floating):
             self._copy(target, found, trained=all(floating))
@@ -193,11 +250,11 @@ class _Builder:
             kinds = ", ".join(f"{read.spec.dtype} in {sources[i].ref}" for i, read in found)
             message = f"{target.name} is a float in one model and not in another: {kinds}"
             self.notes.fault(message, place.out_slice.path)
-        elif self._same_shapes(target, found):
-            self._merge(target, found)
+        elif self._same_shapes(target, inputs):
+            self._merge(target, inputs)
         else:  # its numbers may be wrong too, and that is to be told together
             base = base_position(self.method, place.out_slice)
-            self._numbers(target, [each for each in found if each[0] != base])
+            self._numbers(target, [each for each in inputs if each[0] != base])
 
     def _find(self, target: Target) -> Found:
         """The sources that have the tensor."""
@@ -211,10 +268,10 @@ class _Builder:
             elif self.heads.tied_away(view, name):
                 name = None
             if name is not None:
-                found.append((i, _read(view, name)))
+                found.append((i, read_of(view, name)))
         return found
 
-    def _merge(self, target: Target, found: Found) -> None:
+    def _merge(self, target: Target, found: Inputs) -> None:
         place, sources = target.place, target.place.out_slice.sources
         base = base_position(self.method, place.out_slice)
         present = [i for i, _ in found]
@@ -237,7 +294,7 @@ class _Builder:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
         dtype = self.recipe.out_dtype or self.recipe.dtype
-        dtype = dtype or promote([read.spec.dtype for read in reads])
+        dtype = dtype or promote([reads_of(read)[0].spec.dtype for read in reads])
         numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
@@ -253,7 +310,7 @@ class _Builder:
             )
         )
 
-    def _numbers(self, target: Target, models: Found) -> dict[str, Any]:
+    def _numbers(self, target: Target, models: Inputs) -> dict[str, Any]:
         """The method's parameters for a tensor merged from these models (without the base)."""
         place = target.place
         inputs = [
@@ -296,41 +353,15 @@ class _Builder:
             )
         )
 
-    def _copy_other_modules(self) -> None:
-        """Copy the donor's modules that the recipe does not mention: a model without them would not load."""
-        skipped: dict[str, int] = {}
-        for name, role in self.donor.layout.roles.items():
-            if role.module not in self.places.modules:
-                read = _read(self.donor, name)
-                dtype = read.spec.dtype
-                if dtype in FLOATS and not role.buffer:
-                    dtype = self.recipe.out_dtype or self.recipe.dtype or dtype
-                self._add(
-                    Step(
-                        name=name,
-                        spec=TensorSpec(dtype, read.spec.shape),
-                        inputs=(read,),
-                        base=None,
-                        method=COPY,
-                        numbers={},
-                        t=0.0,
-                        note=f"module '{role.module}' is not in the recipe",
-                    )
-                )
-                skipped[role.module] = skipped.get(role.module, 0) + 1
-        for module, count in skipped.items():
-            message = f"module '{module}' is not in the recipe"
-            message += f"; its {count} tensors are copied from {self.donor.ref}"
-            self.notes.warn(message, ("modules",))
-
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step
         views = tuple(self.views.values())
         for item in step.inputs:
-            if isinstance(item, Read):
-                views[item.model].used[item.name] = None
+            for read in reads_of(item):
+                if read.model < len(views):
+                    views[read.model].used[read.name] = None
 
-    def _filtered_name(self, target: Target, read: Read) -> str:
+    def _filtered_name(self, target: Target, read: Read | Gathered) -> str:
         """What filters of per-model numbers see: the tensor's own name in that model, a stand-in's as a head."""
         view = tuple(self.views.values())[read.model]
         stands_in = self.heads.stand_in(view, target.template) == read.name
@@ -348,7 +379,7 @@ class _Builder:
                 if hole:
                     self.notes.fault(hole.message(view), source.model_path)
 
-    def _same_shapes(self, target: Target, found: Found) -> bool:
+    def _same_shapes(self, target: Target, found: Inputs) -> bool:
         """Whether all sources have one shape, that of the base or else of the first; differences are noted."""
         sources = target.place.out_slice.sources
         base = target.place.out_slice.base
@@ -367,17 +398,25 @@ class _Builder:
         refused = bool(self.notes.faults)
         unused = []
         for view in self.views.values():
-            for item in account(view, self.recipe, self.heads):
+            for item in account(view, self.recipe, self.places.modules, self.heads, self.kept.left):
                 if isinstance(item, Unused):
                     unused.append(item)
                 elif not refused:
                     message = f"{item} of {view.ref} would be lost; this is a bug in jmerge"
                     self.notes.fault(message, ())
+        for view in self.guests:
+            for name in view.layout.roles:
+                reason = "the model only fills tokens"
+                unused.append(Unused(model=view.number, name=name, reason=reason))
         return tuple(unused)
 
     def _new_config(self) -> tuple[dict[str, Any], list[Change]]:
         config = _config(self.donor.ref, self.donor.checkpoint)
         changes: list[Change] = []
+        classes = self.donor.checkpoint.config.get("architectures")
+        if config.get("architectures") != classes:
+            why = "override_architecture of the recipe"
+            changes.append(Change("architectures", classes, config["architectures"], why))
         for prefix, layers in self.places.new_layers.items():
             config, new = set_depth(config, self.donor.stacks[prefix], layers)
             changes += new
@@ -385,17 +424,8 @@ class _Builder:
         for step in self.steps.values():
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
-        return config, changes + new
-
-
-def _read(view: View, name: str) -> Read:
-    entry = view.checkpoint.index[name]
-    return Read(model=view.number, name=name, file=entry.file, start=entry.start, spec=entry.spec)
-
-
-def _input_model(view: View) -> InputModel:
-    files = tuple(
-        InputFile(name=file.name, size=file.size, header_sha256=file.sha256)
-        for file in view.checkpoint.files
-    )
-    return InputModel(ref=str(view.ref), path=str(view.checkpoint.path), files=files)
+        changes += new
+        if self.tables is not None:
+            config, new = self.tables.new_config(config)
+            changes += new
+        return config, changes

@@ -8,7 +8,10 @@ from typing import NamedTuple
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.methods.wrap import can_wrap
 from jmerge.names import did_you_mean, nearest
+from jmerge.plan.conflicts import check_allowed
+from jmerge.plan.coverage import check_otherwise
 from jmerge.plan.notes import Notes
+from jmerge.plan.rename import check_once
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path, show_path
@@ -33,10 +36,14 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     """Note the faults of a recipe that its method alone shows, and what has no effect."""
     for path in recipe.notes:
         notes.warn("has no effect", path)
-    for ref in recipe.models():
+    fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
+    for ref in dict.fromkeys((*recipe.models(), *fill)):
         if ref.lora is not None:
             message = f"'{ref}': adapters cannot be applied yet; merge '{ref.lora}' into it first"
             notes.fault(message, recipe.first_path(ref))
+    check_once(recipe, notes)
+    check_otherwise(recipe, notes)
+    check_allowed(recipe, notes)
     method = REGISTRY.get(recipe.method)
     if method is None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)

@@ -6,11 +6,15 @@ written, and the tied models contribute their embedding to it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 
 from jmerge.plan.notes import Notes
 from jmerge.plan.views import Template, View
 from jmerge.recipe.refs import ModelRef
+
+# Classes of models without an output head; LMHeadModel and DoubleHeadsModel have one.
+HEADLESS = re.compile(r"\w*(?<!Head)(?<!Heads)Model")
 
 
 class Heads:
@@ -18,13 +22,15 @@ class Heads:
 
     def __init__(self, views: Mapping[ModelRef, View]) -> None:
         self._views = tuple(views.values())
-        self._names = {head for view in self._views for head in view.layout.heads}
+        self._names = {head for view in self._views for head in view.heads}
         donor = self._views[0]
         self._dropped = all(view.tied for view in self._views) and not donor.layout.heads
 
     def stand_in(self, view: View, template: Template) -> str | None:
         """The tensor that a model without the head `template` contributes to it: its embedding, or None."""
-        if template.name in self._names and view.tied and not view.layout.heads:
+        classes = view.checkpoint.config.get("architectures") or [""]
+        headless = HEADLESS.fullmatch(str(classes[0]))
+        if template.name in self._names and view.tied and not view.layout.heads and not headless:
             return view.layout.embeddings[0]
         return None
 
@@ -34,7 +40,7 @@ class Heads:
 
     def written_with_table(self, written: Container[str], notes: Notes) -> tuple[str, str] | None:
         """Head and embedding when both are written, whose equality decides the tie; warns when models disagree."""
-        heads = [head for view in self._views for head in view.layout.heads if head in written]
+        heads = [head for view in self._views for head in view.heads if head in written]
         tables = [name for name in self._views[0].layout.embeddings if name in written]
         if not heads or not tables:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jmerge.errors import Fault
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.yamltree import Path
@@ -22,3 +24,8 @@ class Notes:
     def warn(self, message: str, path: Path) -> None:
         """Note what the user may not have meant."""
         self.warnings.append(self.recipe.fault(message, path))
+
+
+def and_more(names: Sequence[str]) -> str:
+    """The first name, and how many others there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jmerge.arch.config import Layers, layer_rules
+from jmerge.arch.families import find_module
 from jmerge.arch.infer import Stack
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
+from jmerge.plan.structure import first_difference
 from jmerge.plan.views import Template, View, spell
 from jmerge.recipe.recipe import Module, OutSlice
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import show_path
 
 
 class Place(NamedTuple):
@@ -69,8 +72,12 @@ class Places:
         modules: dict[str, Module] = {}
         for module in self.notes.recipe.modules:
             if module.name is not None:
-                if module.name in known:
-                    modules[module.name] = module
+                meant = find_module(module.name, known)
+                if meant is not None and meant in modules:
+                    message = f"'{meant}' is at {show_path(modules[meant].path)} too"
+                    self.notes.fault(message, module.path)
+                elif meant is not None:
+                    modules[meant] = module
                 else:
                     hint = did_you_mean(module.name, known)
                     self.notes.fault(f"not a module of {self.donor.ref}{hint}", module.path)
@@ -86,19 +93,25 @@ class Places:
     def _check_ranges(self, module: str, out_slice: OutSlice) -> None:
         main = self.donor.layout.main_stack(module)
         depths: dict[str, int] = {}
+        views: list[View] = []
         for source in out_slice.sources:
             stack = self.views[source.ref].stacks.get(main.prefix) if main else None
             depth = stack.depth if stack else 0
             if stack:  # a model without the whole module lacks its tensors, which is another matter
                 depths[str(source.ref)] = depth
+                views.append(self.views[source.ref])
             if source.layers is not None and source.layers[1] > depth:
                 message = f"{source.ref} has {depth} layers, so no layer {source.layers[1] - 1}"
                 self.notes.fault(message, (*source.path, "layer_range"))
         if out_slice.sources[0].layers is None and len(set(depths.values())) > 1:
             found = ", ".join(f"{ref} has {depth}" for ref, depth in depths.items())
-            message = (
-                f"all models need equally many layers, but {found}; pick layers with 'slices:'"
-            )
+            message = f"all models need equally many layers, but {found}"
+            prefix = main.prefix if main else ""
+            shapes = (first_difference(view, views[0], prefix) for view in views[1:])
+            if shape := next(filter(None, shapes), None):
+                message += f", and layers of different sizes cannot be merged ({shape})"
+            else:
+                message += "; pick layers with 'slices:'"
             self.notes.fault(message, (*out_slice.path, "models"))
 
     def _loose(self, part: str, name: str, module: Module) -> Iterator[Target]:

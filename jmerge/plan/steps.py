@@ -9,17 +9,20 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
 from jmerge.arch.config import Change
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.tokens.output import TokenPlan
+from jmerge.tokens.rows import TableRows
 
 COPY = (
     "copy"  # the method name of a step that takes its input over; several inputs must then be equal
 )
 
+Item = Union["Read", "Result", "Gathered"]  # an input of a step
 Numbers = Mapping[
     str, Any
 ]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
@@ -45,12 +48,32 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """A table of an input model, such as its embedding, with a row for each token of the output."""
+
+    rows: int  # which of `Plan.maps` says what makes its rows
+    own: Read  # the table that the model has
+    others: tuple[Read, ...]  # tables of other models, whose rows it gets where its own has none
+    spec: TensorSpec  # in which its rows are exact, but for means
+
+    @property
+    def model(self) -> int:
+        """Position in `Plan.models` of the model that has the table."""
+        return self.own.model
+
+    @property
+    def name(self) -> str:
+        """Of the model's own table."""
+        return self.own.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """How one tensor is made."""
 
     name: str  # of the output tensor; unique in the plan
     spec: TensorSpec  # of the result
-    inputs: tuple[Read | Result, ...]  # in recipe order
+    inputs: tuple[Item, ...]  # in recipe order
     base: int | None  # position of the base among the inputs
     method: str
     numbers: Numbers
@@ -63,6 +86,7 @@ class Step:
     output: str = (
         ""  # which of several checkpoints it belongs to; its name begins with that and a slash
     )
+    folder: str = ""  # where in the output it is written; its name begins with that and a slash
 
     @property
     def model_positions(self) -> tuple[int, ...]:
@@ -70,7 +94,7 @@ class Step:
         return tuple(i for i in range(len(self.inputs)) if i != self.base)
 
     @property
-    def models(self) -> tuple[Read | Result, ...]:
+    def models(self) -> tuple[Item, ...]:
         """The inputs but for the base."""
         return tuple(self.inputs[i] for i in self.model_positions)
 
@@ -130,6 +154,10 @@ class Plan:
         tuple[str, str] | None
     )  # head and embedding that are written both; equal bytes would mean tied
     warnings: tuple[str, ...]
+    home: str = ""  # folder in a checkpoint where its config.json lies; mostly the checkpoint's own
+    modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
+    maps: tuple[TableRows, ...] = ()  # that gathered inputs name, by models' positions in `models`
+    tokens: TokenPlan | None = None  # None: the donor's tokenizer files are copied
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -146,9 +174,19 @@ class Plan:
         return found
 
     @property
+    def folders(self) -> dict[str, dict[str, TensorSpec]]:
+        """The tensors that are written, in order, by the folder they are written to."""
+        found: dict[str, dict[str, TensorSpec]] = {}
+        for step in self.steps:
+            if step.written:
+                found.setdefault(step.folder, {})[step.name] = step.spec
+        return found
+
+    @property
     def read_bytes(self) -> int:
         """Bytes of input tensors, each time they are an input."""
-        return sum(i.spec.nbytes for step in self.steps for i in step.inputs if isinstance(i, Read))
+        inputs = (item for step in self.steps for item in step.inputs)
+        return sum(read.spec.nbytes for item in inputs for read in reads_of(item)[:1])
 
     @property
     def write_bytes(self) -> int:
@@ -157,9 +195,21 @@ class Plan:
 
     def to_json(self) -> str:
         """The whole plan as JSON; equal plans give equal text."""
-        return json.dumps(self, default=vars, sort_keys=True, ensure_ascii=False)
+        return json.dumps(self, default=_plain, sort_keys=True, ensure_ascii=False)
 
     def sha256(self) -> str:
         """The identity of the plan: same recipe, inputs, seed and version give the same one."""
         silent = dataclasses.replace(self, warnings=())  # which name the recipe's file
         return hashlib.sha256(silent.to_json().encode()).hexdigest()
+
+
+def reads_of(item: Item) -> tuple[Read, ...]:
+    """The tensors in files that an input is made of, that of its own model first; none of another step's result."""
+    if isinstance(item, Read):
+        return (item,)
+    return (item.own, *item.others) if isinstance(item, Gathered) else ()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for parts of a plan."""
+    return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)

@@ -10,6 +10,7 @@ from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
 from jmerge.ckpt.dtypes import FLOATS
 from jmerge.ckpt.open import Checkpoint
+from jmerge.plan.rename import rename
 from jmerge.recipe.refs import ModelRef
 
 SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
@@ -35,10 +36,13 @@ class View:
     checkpoint: Checkpoint
     layout: Layout
     tied: bool  # its output head is its embedding
+    prefixes: Mapping[str, str]  # of its names -> of the output's
     names: dict[tuple[str, int | None], str] = field(
         default_factory=dict
     )  # (template, layer) -> its own name
     stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
+    modules: dict[str, str] = field(default_factory=dict)  # name -> module of the output
+    heads: tuple[str, ...] = ()  # templates of its output heads
     used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
 
     @cached_property
@@ -72,6 +76,7 @@ def build_views(
     checkpoints: Mapping[ModelRef, Checkpoint],
     layouts: Mapping[ModelRef, Layout],
     tied: Mapping[ModelRef, bool],
+    prefixes: Mapping[ModelRef, Mapping[str, str]],
 ) -> tuple[dict[ModelRef, View], dict[str, Template]]:
     """Every model as a `View`, and the templates of all of them: the donor's in its file order, then new ones."""
     views: dict[ModelRef, View] = {}
@@ -80,21 +85,21 @@ def build_views(
     donor_templates = list(dict.fromkeys(role.template for role in donor_layout.roles.values()))
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         layout = layouts[ref]
-        view = View(ref, number, checkpoint, layout, tied[ref])
-        pairs = match_templates(
-            donor_templates, dict.fromkeys(role.template for role in layout.roles.values())
-        )
+        view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
+        own = dict.fromkeys(role.template for role in layout.roles.values())
+        mapped = {template: rename(template, view.prefixes) for template in own}
+        pairs = match_templates(donor_templates, mapped.values())
         for name, role in layout.roles.items():
-            template = pairs[role.template]
+            template = pairs[mapped[role.template]]
             view.names[template, role.layer] = name
             prefix = None
             if role.stack is not None:
                 prefix = template.partition("{}")[0].removesuffix(".")
                 view.stacks.setdefault(prefix, layout.stacks[role.stack])
             module = role.module if role.module in donor_layout.modules else donor_layout.modules[0]
-            templates.setdefault(
-                template, Template(template, prefix, role.part, module, role.buffer)
-            )
+            made = Template(template, prefix, role.part, module, role.buffer)
+            view.modules[name] = templates.setdefault(template, made).module
+        view.heads = tuple(pairs[mapped[layout.roles[name].template]] for name in layout.heads)
         views[ref] = view
     return views, templates
 

@@ -15,7 +15,7 @@ from jmerge.recipe.recipe import OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
 
 # What stands beside the folders of several checkpoints.
-TAKEN = ("jmerge.lock.json", "journal.jsonl", "mergekit_config.yml")
+TAKEN = ("jmerge.lock.json", "jmerge.tokens.jsonl", "journal.jsonl", "mergekit_config.yml")
 
 
 def check_slices(recipe: Recipe, method: Method, notes: Notes) -> None:
@@ -59,6 +59,7 @@ def for_each_model(steps: Sequence[Step], method: Method, out_slice: OutSlice) -
             step,
             name=f"{output}/{step.name}",
             output=output,
+            folder=output,
             numbers={**step.numbers, "task": float(task)} if step.numbers else {},
         )
         for task, output in enumerate(_output_names(out_slice, method))

@@ -21,8 +21,11 @@ from jmerge.recipe.schema import (
     RecipeFile,
     SliceEntry,
     SourceEntry,
+    TokenizerNode,
+    TokenNode,
     WrapEntry,
 )
+from jmerge.recipe.tokens import BASE, UNION, UNION_MODES, TokenEntry, TokenizerPart
 from jmerge.recipe.yamltree import Document, Path, parse_yaml, show_path
 
 MAX_BYTES = 10_000_000
@@ -128,11 +131,11 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
 
 def _unknown_key(path: Path, value: Any) -> str:
     """What to say of a key that its map does not have."""
-    key, fields = str(path[-1]), list(_node_class(path[:-1]).model_fields)
+    key, fields = str(path[-1]), _node_class(path[:-1]).keys()
     if len(path) == 1 and key in OTHER_KINDS:
         return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe"
     message = "not a key that a recipe has here"
-    homes = [place for node, place in HOMES.items() if key in node.model_fields]
+    homes = [place for node, place in HOMES.items() if key in node.keys()]
     if homes and nearest(key, fields, likeness=0.9) is None:
         return f"{message}; it belongs {homes[0]}"
     hint = did_you_mean(key, fields, show=20)
@@ -165,6 +168,8 @@ def _node_class(path: Path) -> type[Node]:
     }
     if path[:1] == ("wrap",):
         return LinesEntry if "lines" in path else WrapEntry
+    if path[:1] == ("tokenizer",):
+        return TokenNode if len(path) > 2 else TokenizerNode
     for i in range(len(path) - 1, -1, -1):
         if path[i] in kinds:
             return kinds[str(path[i])]
@@ -179,7 +184,8 @@ def _canonical(
     def fault(message: str, path: Path) -> None:
         faults.append(Fault(message, show_path(path), file, document.line(path)))
 
-    _check_later_features(parsed, fault)
+    if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
+        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
     chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
     if len(chosen) != 1:
         if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
@@ -210,7 +216,7 @@ def _canonical(
         for s in m.slices
         if (*s.path, "residual_weight") in document.lines
     ]
-    return Recipe(
+    recipe = Recipe(
         file=file,
         text=text,
         document=document,
@@ -220,10 +226,18 @@ def _canonical(
         parameters=parsed.parameters or {},
         condition=parsed.wrap.condition if parsed.wrap else None,
         lines=parsed.wrap.lines.model_dump() if parsed.wrap and parsed.wrap.lines else None,
+        only=parsed.only or (),
+        excluded=parsed.except_ or (),
+        otherwise=parsed.otherwise,
+        allow_conflicts=parsed.allow_conflicts or (),
         dtype=parsed.dtype,
         out_dtype=parsed.out_dtype,
+        tokenizer=_tokenizer(parsed),
+        chat_template=parsed.chat_template,
         notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
     )
+    faults += _check_tokenizer(recipe)
+    return recipe
 
 
 def _module(
@@ -237,13 +251,24 @@ def _module(
     if models:
         sources = [
             Source(
-                ref=m.model, layers=None, parameters=m.parameters or {}, path=(*path, "models", i)
+                ref=m.model,
+                layers=None,
+                parameters=m.parameters or {},
+                path=(*path, "models", i),
+                prefixes=m.map or {},
             )
             for i, m in enumerate(models)
         ]
         if base is not None and all(source.ref != base for source in sources):
             sources.append(
-                Source(ref=base, layers=None, parameters={}, path=("base_model",), listed=False)
+                Source(
+                    ref=base,
+                    layers=None,
+                    parameters={},
+                    path=("base_model",),
+                    prefixes={},
+                    listed=False,
+                )
             )
         out = [OutSlice(sources=tuple(sources), base=base, parameters={}, path=path)]
     else:
@@ -255,6 +280,7 @@ def _module(
                         layers=s.layer_range,
                         parameters=s.parameters or {},
                         path=(*path, "slices", i, "sources", j),
+                        prefixes=s.map or {},
                     )
                     for j, s in enumerate(entry.sources)
                 ),
@@ -267,22 +293,43 @@ def _module(
     return Module(name=name, slices=tuple(out), parameters=parameters or {}, path=path)
 
 
-def _check_later_features(parsed: RecipeFile, fault: Any) -> None:
-    """Refuse what the grammar knows and this release cannot do yet."""
-    if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
-        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
-    elif parsed.tokenizer_source not in (None, "", "base"):
-        fault(
-            f"only 'base' can be built so far, found {_show(parsed.tokenizer_source)}",
-            ("tokenizer_source",),
+def _tokenizer(parsed: RecipeFile) -> TokenizerPart | None:
+    """What the keys `tokenizer` and `tokenizer_source` say; the first where both stand, which is a fault."""
+    if parsed.tokenizer is not None:
+        node = parsed.tokenizer
+        entries = [
+            TokenEntry(token, entry.source, entry.force, ("tokenizer", "tokens", token))
+            for token, entry in (node.tokens or {}).items()
+        ]
+        return TokenizerPart(
+            node.source, tuple(entries), node.pad_to_multiple_of, node.union_mode, ("tokenizer",)
         )
-    elif parsed.tokenizer not in (None, {}, {"source": "base"}):
-        fault("only {source: base} can be built so far", ("tokenizer",))
-    if parsed.chat_template not in (None, ""):
-        fault(
-            "a chat template cannot be set yet; remove the key to keep the base model's",
-            ("chat_template",),
+    if parsed.tokenizer_source is not None:
+        return TokenizerPart(
+            parsed.tokenizer_source, (), None, UNION_MODES[0], ("tokenizer_source",)
         )
+    return None
+
+
+def _check_tokenizer(recipe: Recipe) -> list[Fault]:
+    """Faults of the keys about tokenizers that the rest of the recipe shows."""
+    part, models = recipe.tokenizer, recipe.models()
+    if part is None:
+        return []
+    faults = []
+    for ref, path in part.refs():
+        if ref not in models:
+            message = f"'{ref}' is not a model of this merge"
+            words = (UNION, BASE) if path == part.source_path else ()
+            hint = did_you_mean(str(ref), [*words, *map(str, models)])
+            faults.append(recipe.fault(message + hint, path))
+    if part.union_mode != UNION_MODES[0] and part.source != UNION:
+        message = "has an effect with source: union only; remove it"
+        faults.append(recipe.fault(message, (*part.path, "union_mode")))
+    for entry in part.tokens:
+        if not entry.token:
+            faults.append(recipe.fault("a token needs a text", entry.path))
+    return faults
 
 
 def _show(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jmerge.errors import Fault
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.settings import Setting
+from jmerge.recipe.tokens import ModelToken, TokenizerPart
 from jmerge.recipe.yamltree import Document, Path, show_path
 
 Parameters = Mapping[str, Setting]
@@ -21,6 +22,7 @@ class Source:
     layers: tuple[int, int] | None
     parameters: Parameters
     path: Path  # where it stands in the recipe
+    prefixes: Mapping[str, str]  # of its tensors' names -> of the output's; empty: they are alike
     listed: bool = True  # False for a base model that the recipe left out of `models`
 
     @property
@@ -69,8 +71,14 @@ class Recipe:
     lines: (
         Mapping[str, float | None] | None
     )  # alpha and beta, None: by itself; how merged changes grow with depth
+    only: tuple[str, ...]  # patterns of the tensors that are merged; empty: of all
+    excluded: tuple[str, ...]  # patterns of tensors that are not
+    otherwise: str | None  # whose bytes the others are: base, first; or error; None: not written
+    allow_conflicts: tuple[str, ...]  # fields of config.json in which models may differ
     dtype: str | None  # safetensors names
     out_dtype: str | None
+    tokenizer: TokenizerPart | None  # None: the donor's files are copied
+    chat_template: str | None  # auto, the name of a built-in, or Jinja; None: the tokenizer's own
     notes: tuple[Path, ...]  # keys that are known and have no effect
 
     def fault(self, message: str, path: Path) -> Fault:
@@ -100,12 +108,25 @@ class Recipe:
         bases = [out_slice.base for _, out_slice in self.slices() if out_slice.base]
         return tuple(dict.fromkeys(([self.base] if self.base else []) + refs + bases))
 
+    def prefixes(self, ref: ModelRef) -> Mapping[str, str]:
+        """How names of the model `ref` begin -> how the output's do instead."""
+        found = (s.prefixes for _, out in self.slices() for s in out.sources if s.ref == ref)
+        return next((prefixes for prefixes in found if prefixes), {})
+
     def first_path(self, ref: ModelRef) -> Path:
-        """Where the recipe names `ref` first."""
+        """Where the recipe names `ref` first, as a model of the merge or else as one whose row fills a token."""
         for _, out_slice in self.slices():
             for source in out_slice.sources:
                 if source.ref == ref and source.listed:
                     return (*source.path, "model")
         if ref == self.base:
             return ("base_model",)
-        return next((*s.path, "base_model") for _, s in self.slices() if s.base == ref)
+        for _, out_slice in self.slices():
+            if out_slice.base == ref:
+                return (*out_slice.path, "base_model")
+        entries = self.tokenizer.tokens if self.tokenizer else ()
+        return next(
+            (*entry.source_path, "model")
+            for entry in entries
+            if isinstance(entry.source, ModelToken) and entry.source.model == ref
+        )

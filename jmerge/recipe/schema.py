@@ -13,6 +13,22 @@ from jmerge.ckpt.dtypes import parse_dtype
 from jmerge.names import did_you_mean
 from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
 from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting
+from jmerge.recipe.tokens import (
+    BASE,
+    KINDS,
+    MOST_PADDED,
+    TEMPLATES,
+    UNION,
+    UNION_MODES,
+    FillSource,
+    VocabularySource,
+    parse_fill_source,
+    parse_force,
+    parse_multiple,
+    parse_template,
+    parse_union_mode,
+    parse_vocabulary_source,
+)
 
 
 def _parse_range(value: Any) -> tuple[int, int]:
@@ -66,6 +82,76 @@ LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range), WithJsonSc
 Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"type": "string"})]
 
 
+def _parse_prefixes(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}")
+    for prefix, instead in value.items():
+        if not isinstance(instead, str):
+            raise ValueError(
+                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}"
+            )
+    return dict(value)
+
+
+def _parse_words(value: Any) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not words:
+        raise ValueError(f"expected a list of words, found {value!r}")
+    for word in words:
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"expected a list of words, found {word!r} in it")
+    return tuple(words)
+
+
+def _parse_otherwise(value: Any) -> str:
+    if value not in OTHERWISE:
+        expected = ", ".join(OTHERWISE)
+        hint = did_you_mean(str(value), OTHERWISE)
+        raise ValueError(f"expected one of {expected}; found {value!r}{hint}")
+    return str(value)
+
+
+OTHERWISE = ("base", "first", "error")
+PREFIXES_SCHEMA = {
+    "description": "how the model's tensors are called in the output: beginnings of names, the longest that fits",
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {"type": "string"},
+}
+OTHERWISE_SCHEMA = {
+    "description": "what becomes of tensors that are not merged: the base's or the first model's bytes, or an error",
+    "enum": list(OTHERWISE),
+}
+
+
+def _words_schema(description: str) -> dict[str, Any]:
+    words = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    return {"description": description, "anyOf": [{"type": "string", "minLength": 1}, words]}
+
+
+Prefixes = Annotated[
+    dict[str, str], PlainValidator(_parse_prefixes), WithJsonSchema(PREFIXES_SCHEMA)
+]
+Otherwise = Annotated[str, PlainValidator(_parse_otherwise), WithJsonSchema(OTHERWISE_SCHEMA)]
+Only = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(_words_schema("patterns (*, ?, [ab]) of names: only these tensors are merged")),
+]
+Except = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(_words_schema("patterns (*, ?, [ab]) of names: these tensors are not merged")),
+]
+Fields = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(
+        _words_schema("fields of config.json in which models may differ, as the donor has them")
+    ),
+]
+
+
 class Node(BaseModel):
     """A map in a recipe; unknown keys are errors."""
 
@@ -73,12 +159,18 @@ class Node(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
     )
 
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Its keys as recipes write them."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
 
 class ModelEntry(Node):
     """One item of `models`."""
 
     model: Ref
     parameters: Parameters | None = None
+    map: Prefixes | None = None
 
 
 class SourceEntry(Node):
@@ -87,6 +179,7 @@ class SourceEntry(Node):
     model: Ref
     layer_range: LayerRange
     parameters: Parameters | None = None
+    map: Prefixes | None = None
 
 
 class SliceEntry(Node):
@@ -142,6 +235,92 @@ class WrapEntry(Node):
     lines: LinesEntry | None = None
 
 
+VOCABULARY_SCHEMA = {
+    "description": "union of the vocabularies, the base model's, or that of a model of the merge",
+    "anyOf": [{"enum": [None, UNION, BASE]}, *REF_SCHEMA["anyOf"]],
+}
+FILL_SCHEMA = {
+    "description": "what fills the row: a model of the merge, zeros, or a token of any model",
+    "anyOf": [
+        *REF_SCHEMA["anyOf"],
+        {
+            "type": "object",
+            "required": ["kind"],
+            "properties": {"kind": {"const": KINDS[0]}},
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "required": ["kind", "model"],
+            "properties": {
+                "kind": {"const": KINDS[1]},
+                "model": {"anyOf": REF_SCHEMA["anyOf"]},
+                "token": {"type": ["string", "number"]},
+                "token_id": {"type": ["integer", "string"]},
+            },
+            "oneOf": [{"required": ["token"]}, {"required": ["token_id"]}],
+            "additionalProperties": False,
+        },
+    ],
+}
+FORCE_SCHEMA = {
+    "description": "models that have the token get the row too",
+    "type": ["boolean", "string", "number"],
+    "default": False,
+}
+MULTIPLE_SCHEMA = {
+    "description": "rows of the embedding are rounded up to a multiple of it",
+    "type": ["integer", "string", "null"],
+    "minimum": 1,
+    "maximum": MOST_PADDED,
+}
+UNION_MODE_SCHEMA = {
+    "description": "what ordinary tokens that the base lacks become: added tokens, or tokens with merges (bpe)",
+    "enum": list(UNION_MODES),
+    "default": UNION_MODES[0],
+}
+TEMPLATE_SCHEMA = {
+    "description": "auto: the one most models have; the name of a built-in one; or the text of one in Jinja",
+    "anyOf": [
+        {"enum": [None, "", "auto", *TEMPLATES]},
+        {"type": "string", "pattern": "\\{"},
+    ],
+}
+
+
+def _optional_source(value: Any) -> VocabularySource | None:
+    return None if value in (None, "") else parse_vocabulary_source(value)
+
+
+Vocabulary = Annotated[
+    VocabularySource, PlainValidator(parse_vocabulary_source), WithJsonSchema(VOCABULARY_SCHEMA)
+]
+OptionalVocabulary = Annotated[
+    VocabularySource | None, PlainValidator(_optional_source), WithJsonSchema(VOCABULARY_SCHEMA)
+]
+Fill = Annotated[FillSource, PlainValidator(parse_fill_source), WithJsonSchema(FILL_SCHEMA)]
+Force = Annotated[bool, PlainValidator(parse_force), WithJsonSchema(FORCE_SCHEMA)]
+Multiple = Annotated[int | None, PlainValidator(parse_multiple), WithJsonSchema(MULTIPLE_SCHEMA)]
+UnionMode = Annotated[str, PlainValidator(parse_union_mode), WithJsonSchema(UNION_MODE_SCHEMA)]
+Template = Annotated[str | None, PlainValidator(parse_template), WithJsonSchema(TEMPLATE_SCHEMA)]
+
+
+class TokenNode(Node):
+    """What fills one token, for the models that lack it or for all."""
+
+    source: Fill | None = None
+    force: Force = False
+
+
+class TokenizerNode(Node):
+    """The tokenizer of the output."""
+
+    source: Vocabulary = "union"
+    tokens: dict[str, TokenNode] | None = None
+    pad_to_multiple_of: Multiple = None
+    union_mode: UnionMode = UNION_MODES[0]
+
+
 class ModuleEntry(Node):
     """One item of `modules`: a part of a model with several stacks of layers."""
 
@@ -160,9 +339,13 @@ class RecipeFile(Node):
     base_model: Ref | None = None
     parameters: Parameters | None = None
     wrap: WrapEntry | None = None
+    only: Only | None = None
+    except_: Except | None = Field(None, alias="except")
+    otherwise: Otherwise | None = None
+    allow_conflicts: Fields | None = None
     dtype: Dtype = None
     out_dtype: Dtype = None
-    tokenizer_source: Any = None
-    tokenizer: Any = None
-    chat_template: Any = None
+    tokenizer_source: OptionalVocabulary = None
+    tokenizer: TokenizerNode | None = None
+    chat_template: Template = None
     name: Any = None  # a stage's name in a file of several recipes; no effect on one

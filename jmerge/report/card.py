@@ -19,8 +19,9 @@ def model_card(plan: Plan, name: str) -> str:
     refs = [model.ref for model in plan.models]
     names = [ref.removeprefix("hf://").split("@")[0] for ref in refs]
     ids = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
+    library = "sentence-transformers" if plan.modules else "transformers"
     front: dict[str, object] = {"base_model": ids} if ids else {}
-    front |= {"library_name": "transformers", "tags": ["jmerge", "mergekit", "merge"]}
+    front |= {"library_name": library, "tags": ["jmerge", "mergekit", "merge"]}
     title = f"[{method.title}]({method.paper})" if method.paper else method.title
     used = {item.model for step in plan.steps for item in step.inputs if hasattr(item, "model")}
     lines = [

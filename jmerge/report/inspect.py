@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from jmerge.arch.infer import Layout, infer_layout
@@ -20,11 +21,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     Reads weights only to see whether a stored head is the embedding over again.
     """
     specs = {name: entry.spec for name, entry in checkpoint.index.items()}
-    layout = infer_layout(specs, checkpoint.config)
+    layout = infer_layout(specs, checkpoint.config, checkpoint.folders)
     parts: dict[str, dict[str, int]] = {}
     dtypes: dict[str, dict[str, int]] = {}
     for name, spec in specs.items():
-        for table, key in ((parts, _part(layout, name)), (dtypes, spec.dtype)):
+        for table, key in ((parts, _part(layout, name, checkpoint.folders)), (dtypes, spec.dtype)):
             row = table.setdefault(key, {"tensors": 0, "parameters": 0, "bytes": 0})
             row["tensors"] += 1
             row["parameters"] += spec.size
@@ -84,13 +85,15 @@ def inspect_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _part(layout: Layout, name: str) -> str:
+def _part(layout: Layout, name: str, folders: Sequence[str]) -> str:
     """A coarse place of a tensor: the embedding, a head, a block of a stack's layers, or what is around."""
     role = layout.roles[name]
     if name in layout.embeddings:
         return "embedding"
     if name in layout.heads:
         return "head"
+    if name.startswith(tuple(f"{folder}/" for folder in folders)):
+        return name.partition("/")[0]
     if role.stack is not None:
         block = role.template.partition("{}.")[2].partition(".")[0]
         return f"{role.stack}.*.{block}"

@@ -12,7 +12,9 @@ from typing import Any
 from jmerge.arch.config import Change
 from jmerge.ckpt.shards import OutFile
 from jmerge.engine.run import Outcome
-from jmerge.plan.steps import Plan, Read, Step
+from jmerge.plan.steps import Gathered, Item, Plan, Result, Step
+
+TOKENS = "jmerge.tokens.jsonl"  # which rows made which token, beside the ledger
 
 
 def ledger(
@@ -56,10 +58,22 @@ def ledger(
         "config": [
             {"file": file, **change._asdict()} for file, made in changes.items() for change in made
         ],
+        "tokens": plan.tokens.summary if plan.tokens else [],
         "warnings": list(plan.warnings),
         "files": dict(sizes),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _source(plan: Plan, item: Item) -> dict[str, Any]:
+    assert not isinstance(item, Result)
+    source: dict[str, Any] = {"model": plan.models[item.model].ref, "tensor": item.name}
+    if isinstance(item, Gathered):
+        source["rows"] = TOKENS
+        source["filled_from"] = [
+            {"model": plan.models[other.model].ref, "tensor": other.name} for other in item.others
+        ]
+    return source
 
 
 def _entry(plan: Plan, step: Step, file: str, outcome: Outcome) -> dict[str, Any]:
@@ -70,10 +84,7 @@ def _entry(plan: Plan, step: Step, file: str, outcome: Outcome) -> dict[str, Any
         "crc32": f"{outcome.crc32[step.name]:08x}",
         "method": step.method,
         "sources": [
-            {"model": plan.models[item.model].ref, "tensor": item.name}
-            if isinstance(item, Read)
-            else item.step
-            for item in step.inputs
+            item.step if isinstance(item, Result) else _source(plan, item) for item in step.inputs
         ],
     }
     if step.base is not None:

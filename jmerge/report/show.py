@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jmerge.plan.steps import Plan, Read, Step
+from jmerge.plan.steps import COPY, Gathered, Plan, Result, Step
 from jmerge.process import resident_bytes
 
 if TYPE_CHECKING:  # it loads JAX, which takes a second, and words need none
@@ -48,6 +49,15 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
     changes = [
         f"  config.json: {change.key}: {change.old} -> {change.new}" for change in plan.changes
     ]
+    if plan.tokens:
+        changes += [
+            f"  {file}: {change.key}: {change.old} -> {change.new}"
+            for file, made in plan.tokens.changes.items()
+            for change in made
+        ]
+        changes += ["tokens:", *(f"  {line}" for line in plan.tokens.summary)]
+    if plan.maps:
+        changes.append("  * rows moved to where the output has their tokens")
     sums = totals(plan, schedule, need)
     peak, process = sums["peak_bytes"], resident_bytes()
     lines += ["", "models:", *legend, *changes, ""]
@@ -59,6 +69,10 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
     together = {step.tensor for step in plan.steps if step.group}
     if together:
         lines.append(f"{len(together)} tensors are looked at together before any of them is merged")
+    copies = Counter(step.note for step in plan.steps if step.method == COPY)
+    if copies:
+        lines += [f"{copies.total()} tensors are copied:"]
+        lines += [f"  {count:>6}  {note}" for note, count in copies.items()]
     if plan.unused:
         reasons: dict[str, int] = {}
         for item in plan.unused:
@@ -90,8 +104,12 @@ def size(nbytes: int) -> str:
 def _row(plan: Plan, step: Step) -> tuple[str, str, str, str, str]:
     sources = []
     for i, item in enumerate(step.inputs):
-        name = f"{letter(item.model)}:{item.name}" if isinstance(item, Read) else item.step
-        name = letter(item.model) if isinstance(item, Read) and item.name == step.tensor else name
+        if isinstance(item, Result):
+            name = item.step
+        else:
+            owner = letter(item.model)
+            name = owner if item.name == step.tensor else f"{owner}:{item.name}"
+            name += "*" if isinstance(item, Gathered) else ""
         sources.append(f"[{name}]" if i == step.base else name)
     numbers = _numbers(step.numbers) + (f"  ({step.note})" if step.note else "")
     return step.name, str(step.spec), step.method, " ".join(sources), numbers.strip()

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jmerge.ckpt.sentence import MODULES
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import WEIGHTS, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
 from jmerge.verify import files, structure, values
 from jmerge.verify.folder import Finding, Folder
+from jmerge.verify.tokens import tokens
 from jmerge.verify.values import Values, read_values
 
 READABLE = "readable"
@@ -27,7 +29,7 @@ QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
     "shapes": structure.shapes,
     "dtypes": structure.dtypes,
     "ties": structure.ties,
-    "tokens": structure.tokens,
+    "tokens": tokens,
 }
 # Checks of all bytes.
 DEEP: Mapping[str, Callable[[Folder, Mapping[str, Values]], Iterator[Finding]]] = {
@@ -99,11 +101,13 @@ def folders(source: Source) -> list[Folder]:
         ledger = read_json_file(source, LEDGER, missing={})
     except CheckpointError:  # told by `readable`
         return [Folder(source)]
-    prefixes, tensors = set(), ledger.get("tensors")
+    prefixes, tensors, files = set(), ledger.get("tensors"), ledger.get("files")
+    if isinstance(files, dict) and MODULES in files:
+        return [Folder(source)]  # whose tensors are in the folders of its modules
     for entry in tensors.values() if isinstance(tensors, dict) else ():
         file = entry.get("file") if isinstance(entry, dict) else None
         name, slash, rest = file.partition("/") if isinstance(file, str) else ("", "", "")
-        if slash and "/" not in rest and name not in ("", ".", ".."):
+        if slash and rest.count("/") < 2 and name not in ("", ".", ".."):
             prefixes.add(name)
     there = sorted(name for name in prefixes if (source.folder / name).is_dir())
     inner = [Folder(LocalSource(source.folder / name), ledger, f"{name}/") for name in there]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jmerge.ckpt.donor import CHECKED
 from jmerge.ckpt.dtypes import BITS
+from jmerge.ckpt.open import Entry
 from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
-from jmerge.verify.folder import SHARD, Finding, Folder
+from jmerge.tokens.model import ADDED, CONFIG, JINJA, SPECIAL_MAP
+from jmerge.verify.folder import SHARD, Finding, Folder, place_of
 
 VOCABULARIES = (".model", ".tiktoken")  # how files end that hold one, besides these
+# Files beside config.json that have to be JSON, and text.
+READ = ("generation_config.json", CONFIG, SPECIAL_MAP, ADDED, "vocab.json", *CHECKED)
+TEXTS = ("vocab.txt", "merges.txt", JINJA)
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 
 
 def readable(folder: Folder) -> Iterator[Finding]:
     """Every file that has to be read can be, and headers describe their files to the byte."""
-    for name in ("generation_config.json", "tokenizer_config.json", *folder.index_files):
+    for name in (*(folder.home + each for each in READ), *folder.index_files):
         folder.json(name)
+    for name in TEXTS:
+        folder.check_text(folder.home + name)
+    _ = folder.tokens  # which notes what cannot be read
     yield from folder.unreadable
 
 
@@ -28,23 +37,27 @@ def index(folder: Folder) -> Iterator[Finding]:
         content = folder.json(name)
         if content is None:
             continue
-        entries = content.get("weight_map")
-        if not isinstance(entries, dict) or set(entries.values()) != set(folder.files):
+        place = place_of(name)
+        entries, files = content.get("weight_map"), folder.inside(place, folder.files)
+        if not isinstance(entries, dict) or set(entries.values()) != set(files):
             continue  # broken, or of other files: told by `readable` and `stale`
         for tensor, file in entries.items():
-            if file in folder.headers and tensor not in folder.headers[file].extents:
-                lies = folder.tensors.get(tensor)
+            header = folder.headers.get(place + file)
+            if header is not None and tensor not in header.extents:
+                lies = folder.tensors.get(folder.name_in(name, tensor))
                 found = f"it is in {lies.file}" if lies else "it is in no file"
                 yield Finding(f"the index says it is in {file}; {found}", name, tensor)
-        for tensor, entry in folder.tensors.items():
-            if tensor not in entries:
+        named = {folder.name_in(name, tensor) for tensor in entries}
+        here = {t: each for t, each in folder.tensors.items() if place_of(each.file) == place}
+        for tensor, entry in here.items():
+            if tensor not in named:
                 yield Finding(f"is in {entry.file}; the index does not name it", name, tensor)
-        yield from _total(folder, name, content.get("metadata"))
+        yield from _total(folder, name, content.get("metadata"), here.values())
 
 
-def _total(folder: Folder, name: str, metadata: Any) -> Iterator[Finding]:
+def _total(folder: Folder, name: str, metadata: Any, entries: Iterable[Entry]) -> Iterator[Finding]:
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
-    total = sum(entry.spec.nbytes for entry in folder.tensors.values())
+    total = sum(entry.spec.nbytes for entry in entries)
     if folder.whole and type(told) is int and told != total:
         message = f"total_size says {told:,} bytes; the tensors have {total:,}"
         yield Finding(message, name, warning=True)
@@ -60,44 +73,52 @@ def duplicates(folder: Folder) -> Iterator[Finding]:
 
 def stale(folder: Folder) -> Iterator[Finding]:
     """No weight file lies there that the model does not use, and no index that is not of these files."""
-    stems = {found[1] for name in folder.files if (found := SHARD.fullmatch(name))}
-    for name in folder.names:
-        if not name.endswith(WEIGHTS) or name in folder.files:
-            continue
-        found = SHARD.fullmatch(name)
-        rival = (found is not None and found[1] in stems) or folder.ledger is not None
-        message = "is no part of the model"
-        message += (
-            "; delete it, as other programs may load it" if rival else ", which does not use it"
-        )
-        yield Finding(message, name, warning=not rival)
-    for name in folder.index_files:
-        content = folder.json(name) or {}
-        entries = content.get("weight_map")
-        if name.removesuffix(INDEX_SUFFIX) not in stems or not isinstance(entries, dict):
-            continue
-        strange = sorted({str(file) for file in entries.values()} - set(folder.files))
-        if strange and folder.whole:
-            message = f"names {strange[0]}, which is not among the weight files; delete the index"
-            yield Finding(message, name)
+    for place in folder.places:
+        files = folder.inside(place, folder.files)
+        stems = {found[1] for name in files if (found := SHARD.fullmatch(name))}
+        for name in folder.inside(place, folder.names):
+            if not name.endswith(WEIGHTS) or name in files:
+                continue
+            found = SHARD.fullmatch(name)
+            rival = (found is not None and found[1] in stems) or folder.ledger is not None
+            message = "is no part of the model"
+            message += (
+                "; delete it, as other programs may load it" if rival else ", which does not use it"
+            )
+            yield Finding(message, place + name, warning=not rival)
+        for name in folder.inside(place, folder.index_files):
+            content = folder.json(place + name) or {}
+            entries = content.get("weight_map")
+            if name.removesuffix(INDEX_SUFFIX) not in stems or not isinstance(entries, dict):
+                continue
+            strange = sorted({str(file) for file in entries.values()} - set(files))
+            if strange and folder.whole:
+                message = (
+                    f"names {strange[0]}, which is not among the weight files; delete the index"
+                )
+                yield Finding(message, place + name)
 
 
 def companions(folder: Folder) -> Iterator[Finding]:
     """What has to lie beside the weights is there."""
-    if "config.json" not in folder.names:
-        yield Finding("there is no config.json, so nothing says what the model is")
-    if len(folder.files) > 1 and not folder.index_files:
-        yield Finding(
-            f"{len(folder.files)} weight files have no index; transformers cannot load them"
-        )
+    if folder.config_file not in folder.names:
+        yield Finding(f"there is no {folder.config_file}, so nothing says what the model is")
+    for place in folder.places:
+        files = folder.inside(place, folder.files)
+        if len(files) > 1 and not folder.inside(place, folder.index_files):
+            where = f" of {place}" if place else ""
+            yield Finding(
+                f"{len(files)} weight files{where} have no index; transformers cannot load them"
+            )
+    beside = folder.inside(folder.home, folder.names)
     for value in _code(folder.config.get("auto_map")):
         file = value.split(".")[0] + ".py"
-        if "--" not in value and file not in folder.names:
-            yield Finding(f"auto_map names {value}, and there is no {file}", "config.json")
-    vocabulary = any(n.endswith(VOCABULARIES) or n in VOCABULARY_FILES for n in folder.names)
-    if "tokenizer_config.json" in folder.names and not vocabulary:
+        if "--" not in value and file not in beside:
+            yield Finding(f"auto_map names {value}, and there is no {file}", folder.config_file)
+    vocabulary = any(n.endswith(VOCABULARIES) or n in VOCABULARY_FILES for n in beside)
+    if CONFIG in beside and not vocabulary:
         message = "there is no vocabulary beside it (tokenizer.json or the like)"
-        yield Finding(message, "tokenizer_config.json", warning=True)
+        yield Finding(message, folder.home + CONFIG, warning=True)
 
 
 def _code(auto_map: Any) -> Iterator[str]:
@@ -120,20 +141,19 @@ def ledger(folder: Folder) -> Iterator[Finding]:
     for name, size in files.items():
         if name.startswith(folder.prefix):
             yield from _size(folder, name.removeprefix(folder.prefix), size)
-    named = {
-        name.removeprefix(folder.prefix): entry
-        for name, entry in tensors.items()
-        if lies_in(entry, folder.prefix)
-    }
     if not folder.whole:
         return
+    own = {folder.name_in_ledger(name): name for name in folder.tensors}
+    named = {name: entry for name, entry in tensors.items() if folder.lists(entry)}
     for name, entry in named.items():
-        yield from _entry(folder, name, entry)
-    for name in folder.tensors.keys() - named.keys():
-        yield Finding("is not in the ledger", LEDGER, name)
+        yield from _entry(folder, name, own.get(name), entry)
+    for name, short in own.items():
+        if name not in named:
+            yield Finding("is not in the ledger", LEDGER, short)
 
 
-def _entry(folder: Folder, name: str, entry: Any) -> Iterator[Finding]:
+def _entry(folder: Folder, name: str, own: str | None, entry: Any) -> Iterator[Finding]:
+    """What is wrong with the ledger's entry of the tensor `name`, which is `own` here; None: it is in no file."""
     match entry:
         case {
             "file": str(file),
@@ -145,10 +165,10 @@ def _entry(folder: Folder, name: str, entry: Any) -> Iterator[Finding]:
         case _:
             yield Finding("its entry needs file, dtype, shape and crc32", LEDGER, name)
             return
-    found = folder.tensors.get(name)
-    if found is None:
+    if own is None:
         yield Finding("is in the ledger and in no weight file", LEDGER, name)
         return
+    found = folder.tensors[own]
     told = (dtype, tuple(shape), file.removeprefix(folder.prefix))
     if told != (found.spec.dtype, found.spec.shape, found.file):
         message = f"is {found.spec} in {found.file}, the ledger says {dtype}{shape} in {file}"
@@ -168,14 +188,6 @@ def _size(folder: Folder, name: str, told: Any) -> Iterator[Finding]:
         yield Finding("is gone; the ledger lists it", name)
     elif size != told and name not in {each.file for each in folder.unreadable}:
         yield Finding(f"has {size:,} bytes, the ledger says {told}", name)
-
-
-def lies_in(entry: Any, prefix: str) -> bool:
-    """Whether a tensor of the ledger is in the folder `prefix` (with a slash) of the output; one that is no entry is in
-    the outermost."""
-    file = entry.get("file") if isinstance(entry, dict) else None
-    folder, slash, _ = file.rpartition("/") if isinstance(file, str) else ("", "", "")
-    return folder + slash == prefix
 
 
 def is_crc32(text: str) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import Entry
 from jmerge.ckpt.safetensors import Header, header_of
+from jmerge.ckpt.sentence import MODULES, Module, inside, main_module, read_modules
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file, weight_files
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
+from jmerge.plan.folders import placed_name
+from jmerge.tokens.model import TOKENIZER, ModelTokens, read_tokens, vocabulary_file
 
 SHARD = re.compile(rf"({'|'.join(STEMS)})(-\d+-of-\d+)?\.safetensors")
 
@@ -32,10 +36,14 @@ class Folder:
 
     Attributes:
       source: its files.
-      names: their names.
+      modules: of a Sentence Transformers model; else empty.
+      places: the folders in it that belong to it, with a slash; the first is itself and empty.
+      home: the one in which config.json lies; mostly empty.
+      names: the files in all of them, by their paths in it.
       files: its weight files.
       headers: of those that can be read.
-      tensors: name -> where it lies; the first place of those that have several.
+      tensors: name -> where it lies; the first place of those that have several. Names of modules after the first with
+        weights begin with their folder, as those of a `Checkpoint`.
       twice: (tensor, file) of every further place.
       config: config.json; empty when there is none.
       ledger: jmerge's; None when there is none.
@@ -50,29 +58,41 @@ class Folder:
         self.source = source
         self.prefix = prefix
         self.unreadable: list[Finding] = []
+        self._complete = True  # it is known which its weight files are
         self.names = source.names()
-        self.files = self._weight_files()
+        self.modules = self._modules()
+        main = main_module(self.modules)
+        self.home = main.prefix if main else ""
+        self.places = tuple(dict.fromkeys(("", *(module.prefix for module in self.modules))))
+        for place in self.places[1:]:
+            self.names += [place + name for name in source.names(place.removesuffix("/"))]
+        self.files = (
+            list(dict.fromkeys(name for module in self.modules for name in module.files))
+            if main
+            else self._weight_files()
+        )
         self.headers: dict[str, Header] = {}
         for name in self.files:
             try:
                 self.headers[name] = header_of(source, name)
             except CheckpointError as error:
                 self._unreadable(name, error)
-        self.config = self.json("config.json") or {}
+        self.config = self.json(self.config_file) or {}
         self.ledger = ledger if ledger is not None else self.json(LEDGER)
         self.tensors: dict[str, Entry] = {}
         self.twice: list[tuple[str, str]] = []
         for file, header in self.headers.items():
-            for name, extent in header.extents.items():
+            for own, extent in header.extents.items():
+                name = self.name_in(file, own)
                 if name in self.tensors:
                     self.twice.append((name, file))
                 else:
                     self.tensors[name] = Entry(extent.spec, file, extent.start)
         self.layout = Layout({}, {}, (), (), (), ())
         try:
-            self.layout = infer_layout(self.specs, self.config)
+            self.layout = infer_layout(self.specs, self.config, self.folders)
         except CheckpointError as error:
-            self._unreadable("config.json", error)
+            self._unreadable(self.config_file, error)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -82,12 +102,46 @@ class Folder:
     @property
     def whole(self) -> bool:
         """Whether every weight file could be read: else what is missing would be told twice."""
-        return bool(self.files) and len(self.headers) == len(self.files)
+        return self._complete and bool(self.files) and len(self.headers) == len(self.files)
+
+    @property
+    def config_file(self) -> str:
+        """The path of config.json."""
+        return f"{self.home}config.json"
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that names of tensors begin with."""
+        main = main_module(self.modules)
+        return tuple(
+            module.folder for module in self.modules if module.files and module is not main
+        )
 
     @property
     def index_files(self) -> list[str]:
-        """The index files, of any stem."""
-        return [stem + INDEX_SUFFIX for stem in STEMS if stem + INDEX_SUFFIX in self.names]
+        """The index files of all places, of any stem."""
+        names = [place + stem + INDEX_SUFFIX for place in self.places for stem in STEMS]
+        return [name for name in names if name in self.names]
+
+    def inside(self, place: str, names: Iterable[str]) -> list[str]:
+        """Those of `names` that lie directly in one of the places, without its name."""
+        found = [name.removeprefix(place) for name in names if name.startswith(place)]
+        return [name for name in found if "/" not in name]
+
+    def name_in(self, file: str, own: str) -> str:
+        """The name here of a tensor that a file or an index beside it calls `own`."""
+        place = place_of(file)
+        return own if place == self.home else place + own
+
+    def name_in_ledger(self, name: str) -> str:
+        """What the ledger calls a tensor of ours."""
+        return self.prefix + placed_name(name, self.home.removesuffix("/"), self.folders)
+
+    def lists(self, entry: Any) -> bool:
+        """Whether an entry of the ledger is of a tensor that lies here; one without a file lies in the outermost."""
+        file = entry.get("file") if isinstance(entry, dict) else None
+        place = place_of(file) if isinstance(file, str) else ""
+        return place.startswith(self.prefix) and place.removeprefix(self.prefix) in self.places
 
     def json(self, name: str) -> dict[str, Any] | None:
         """A file of JSON; None when there is none, or when it cannot be read, which is then noted once."""
@@ -99,27 +153,60 @@ class Folder:
             self._unreadable(name, error)
             return None
 
-    def text(self, name: str) -> str | None:
-        """A file of text, likewise."""
+    def check_text(self, name: str) -> None:
+        """Note it when a file that should be text is none."""
         if name not in self.names:
-            return None
+            return
         try:
-            return self.source.read(name).decode("utf-8")
+            self.source.read(name).decode("utf-8")
         except CheckpointError as error:
             self._unreadable(name, error)
         except UnicodeDecodeError:
             self.unreadable.append(Finding("is not text in UTF-8", name))
-        return None
+
+    @cached_property
+    def tokens(self) -> ModelTokens | None:
+        """Its tokenizer; None when there is none, or when it cannot be read, which is then noted."""
+        try:
+            return read_tokens(inside(self.source, self.home.removesuffix("/")))
+        except CheckpointError as error:
+            # others are read by rules of ours, and transformers knows more kinds
+            known = vocabulary_file(self.inside(self.home, self.names)) == TOKENIZER
+            self.note(error, warning=not known)
+            return None
+
+    def _modules(self) -> tuple[Module, ...]:
+        if MODULES not in self.names:
+            return ()
+        try:
+            return read_modules(self.source)
+        except CheckpointError as error:
+            self._complete = False
+            self.note(error)
+            return ()
 
     def _weight_files(self) -> list[str]:
         try:
             return weight_files(self.source)
         except CheckpointError as error:
-            for fault in error.faults:
-                file = fault.file.removeprefix(self.source.shown("")).lstrip("/")
-                known = file if file in self.names else ""
-                self.unreadable.append(Finding(fault.message, known, fault.where))
+            if self._complete:  # else the weights may be in the folders of modules
+                self.note(error)
             return [name for name in self.names if SHARD.fullmatch(name)]
+
+    def note(self, error: CheckpointError, warning: bool = False) -> None:
+        """Keep in `unreadable` that some file could not be read, unless that is known."""
+        noted = {each.file for each in self.unreadable if each.file}
+        for fault in error.faults:
+            file = fault.file.removeprefix(self.source.shown("")).lstrip("/")
+            file = file if file in self.names else ""
+            if file not in noted:
+                self.unreadable.append(Finding(fault.message, file, fault.where, warning))
 
     def _unreadable(self, name: str, error: CheckpointError) -> None:
         self.unreadable += [Finding(fault.message, name, fault.where) for fault in error.faults]
+
+
+def place_of(file: str) -> str:
+    """The folder of a path, with a slash; empty when it has none."""
+    folder, slash, _ = file.rpartition("/")
+    return folder + slash

@@ -1,4 +1,4 @@
-"""Checks of tensors against config.json and tokenizer: layers, shapes, dtypes, ties, tokens."""
+"""Checks of tensors against config.json: layers, shapes, dtypes, ties."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ EXTRA_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # stored b
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 # config keys of models whose embedding has another width than their layers
 OTHER_WIDTHS = ("embedding_size", "word_embed_proj_dim", "embed_dim", "d_embed", "emb_dim")
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 
 
 def layers(folder: Folder) -> Iterator[Finding]:
@@ -51,7 +50,7 @@ def layers(folder: Folder) -> Iterator[Finding]:
         ]
         if unmatched and len(unmatched) == len(told):
             key, count = unmatched[0]
-            yield Finding(f"{key} is {count}; '{prefix}' has {depth} layers", "config.json")
+            yield Finding(f"{key} is {count}; '{prefix}' has {depth} layers", folder.config_file)
     yield from _holes(folder)
 
 
@@ -75,7 +74,7 @@ def _holes(folder: Folder) -> Iterator[Finding]:
     ref = ModelRef(folder.source.label)
     stored = SimpleNamespace(config=folder.config, index=folder.tensors)
     checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
-    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False})
+    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
     for prefix in folder.layout.stacks:
         for hole in holes_of_its_own(views[ref], prefix):
             message = f"is missing; {hole.having} other layers have it"
@@ -142,7 +141,7 @@ def dtypes(folder: Folder) -> Iterator[Finding]:
         (usual, nbytes) = sizes.most_common(1)[0]
         if CONFIG_NAMES.get(usual) != told:
             share = f"{nbytes / sizes.total():.0%} of the bytes are {usual}"
-            yield Finding(f"the dtype is {told}; {share}", "config.json")
+            yield Finding(f"the dtype is {told}; {share}", folder.config_file)
 
 
 def ties(folder: Folder) -> Iterator[Finding]:
@@ -154,7 +153,7 @@ def ties(folder: Folder) -> Iterator[Finding]:
     if told == {False} and layout.embeddings and not layout.heads and named.endswith(HEADED):
         message = f"tie_word_embeddings is false; the weights have no head for {named}"
         if folder.whole:
-            yield Finding(message, "config.json")
+            yield Finding(message, folder.config_file)
     if told == {True} and layout.heads and layout.embeddings:
         head, table = (
             folder.tensors[layout.heads[0]].spec,
@@ -162,7 +161,7 @@ def ties(folder: Folder) -> Iterator[Finding]:
         )
         if head.shape != table.shape:
             message = f"tie_word_embeddings is true; the head is {head}, the embedding {table}"
-            yield Finding(message, "config.json", layout.heads[0])
+            yield Finding(message, folder.config_file, layout.heads[0])
 
 
 def tied_tables(folder: Folder) -> tuple[str, str] | None:
@@ -178,61 +177,6 @@ def tied_tables(folder: Folder) -> tuple[str, str] | None:
 def _ties_told(config: Config) -> set[bool]:
     told = [part.get("tie_word_embeddings") for _, part in config_dicts(config)]
     return {each for each in told if isinstance(each, bool)}
-
-
-def tokens(folder: Folder) -> Iterator[Finding]:
-    """Every token of the tokenizer and every special id of the configs has a row in the embedding."""
-    tables = folder.layout.embeddings
-    if not tables:
-        return
-    rows = max(folder.tensors[name].spec.shape[0] for name in tables)
-    for file, last in _last_ids(folder):
-        if last >= rows:
-            yield Finding(f"has token ids up to {last}; the embedding has {rows} rows", file)
-    configs = [part for _, part in config_dicts(folder.config) if "vocab_size" in part]
-    for file, parts in (
-        ("config.json", configs),
-        ("generation_config.json", [folder.json("generation_config.json") or {}]),
-    ):
-        for part in parts:
-            for key in IDS:
-                value = part.get(key)
-                for each in value if isinstance(value, list) else [value]:
-                    if type(each) is int and each >= rows:  # often never used
-                        message = f"{key} is {each}; the embedding has {rows} rows"
-                        yield Finding(message, file, warning=True)
-
-
-def _last_ids(folder: Folder) -> Iterator[tuple[str, int]]:
-    """The largest token id that each file of the tokenizer gives."""
-    for file in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
-        content = folder.json(file) or {}
-        ids: list[Any] = []
-        if file == "tokenizer.json":
-            model = content.get("model")
-            vocabulary = model.get("vocab") if isinstance(model, dict) else None
-            added = content.get("added_tokens")
-            if isinstance(vocabulary, dict):
-                ids += vocabulary.values()
-            elif isinstance(vocabulary, list):
-                ids.append(len(vocabulary) - 1)
-            ids += (
-                [each.get("id") for each in added if isinstance(each, dict)]
-                if isinstance(added, list)
-                else []
-            )
-        elif file == "tokenizer_config.json":
-            decoder = content.get("added_tokens_decoder")
-            if isinstance(decoder, dict):
-                ids += [int(key) for key in decoder if key.isdecimal() and len(key) < 10]
-        else:
-            ids += content.values()
-        numbers = [each for each in ids if type(each) is int]
-        if numbers:
-            yield file, max(numbers)
-    text = folder.text("vocab.txt")
-    if text is not None:
-        yield "vocab.txt", len(text.splitlines()) - 1
 
 
 def _number(part: Mapping[str, Any], key: str) -> int:

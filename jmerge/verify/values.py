@@ -14,7 +14,7 @@ from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.dtypes import count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.engine.reads import Files, aligned_buffer
-from jmerge.verify.files import is_crc32, lies_in
+from jmerge.verify.files import is_crc32
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.structure import tied_tables
 
@@ -100,12 +100,12 @@ def nonfinite(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]
 def checksums(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:
     """Every tensor has the bytes that the run wrote, by the ledger's crc32."""
     entries = (folder.ledger or {}).get("tensors")
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
-        own = name.removeprefix(folder.prefix)
+    if not isinstance(entries, dict):
+        return
+    for own in values:
+        entry = entries.get(folder.name_in_ledger(own))
         told = entry.get("crc32") if isinstance(entry, dict) else None
-        if not lies_in(entry, folder.prefix) or own not in values:
-            continue
-        if not isinstance(told, str) or not is_crc32(told):
+        if not folder.lists(entry) or not isinstance(told, str) or not is_crc32(told):
             continue  # told by `ledger`
         found = f"{values[own].crc32:08x}"
         if found != told:
@@ -120,4 +120,4 @@ def same_table(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding
     pair = tied_tables(folder)
     if pair is not None and values[pair[0]].crc32 != values[pair[1]].crc32:
         message = f"tie_word_embeddings is true; {pair[0]} is not {pair[1]}, so one of them is lost on loading"
-        yield Finding(message, "config.json")
+        yield Finding(message, folder.config_file)

@@ -14,7 +14,9 @@ from jmerge.arch.config import (
     layer_rules,
     set_depth,
     set_dtype,
+    set_vocabulary_size,
     untie,
+    vocabulary_size,
 )
 from jmerge.arch.infer import KeyPath, Stack
 
@@ -341,3 +343,38 @@ def test_untie(config: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, old, new, _ in changes:
         path = tuple(key.split("."))
         assert (get_path(before, path), get_path(edited, path)) == (old, new)
+
+
+# Vocabulary sizes
+
+NESTED = {
+    "vision_config": {"vocab_size": 7},
+    "text_config": {"vocab_size": 20, "audio_config": {"vocab_size": 20}},
+}
+
+
+def test_vocabulary_size() -> None:
+    """Of the language model: at the top, else where it is nested; never that of another sense."""
+    assert vocabulary_size({"vocab_size": 9, **NESTED}) == 9
+    assert vocabulary_size(NESTED) == 20
+    assert vocabulary_size({"vision_config": {"vocab_size": 7}}) is None
+    assert vocabulary_size({"vocab_size": "9"}) is None and vocabulary_size({}) is None
+
+
+def test_set_vocabulary_size() -> None:
+    """Every place that counted the same tokens says the new number; the config given stays."""
+    config = {"vocab_size": 20, **copy.deepcopy(NESTED)}
+    before = copy.deepcopy(config)
+    edited, changes = set_vocabulary_size(config, 24)
+    assert config == before
+    assert edited == {
+        "vocab_size": 24,
+        "vision_config": {"vocab_size": 7},
+        "text_config": {"vocab_size": 24, "audio_config": {"vocab_size": 20}},
+    }
+    assert [(c.key, c.old, c.new) for c in changes] == [
+        ("vocab_size", 20, 24),
+        ("text_config.vocab_size", 20, 24),
+    ]
+    assert set_vocabulary_size(config, 20) == (config, [])
+    assert set_vocabulary_size({"x": 1}, 20) == ({"x": 1}, [])

@@ -607,6 +607,18 @@ def test_table_longer_than_the_vocabulary_is_found_by_its_name() -> None:
 # Which key counts which stack
 
 
+def test_a_patch_of_a_picture_is_no_head() -> None:
+    """Though it has as many rows as there are tokens."""
+    specs = {
+        "model.embed_tokens.weight": TensorSpec("F32", (5, 4)),
+        "model.vision_tower.patch.weight": TensorSpec("F32", (5, 4)),
+        "lm_head.weight": TensorSpec("F32", (5, 4)),
+    }
+    layout = infer_layout(specs, {"vocab_size": 5})
+    assert layout.embeddings == ("model.embed_tokens.weight",)
+    assert layout.heads == ("lm_head.weight",)
+
+
 def test_mamba_has_two_keys_for_its_depth() -> None:
     """Both are rewritten when the depth changes."""
     shapes = {

@@ -235,10 +235,10 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"error": "Invalid rev"}, 404, X_Error_Code="RevisionNotFound")
         else:
             files = [
-                {"rfilename": file.name, "size": file.stat().st_size}
-                if "blobs" in query
-                else {"rfilename": file.name}
-                for file in sorted(folder.iterdir())
+                {"rfilename": file.relative_to(folder).as_posix()}
+                | ({"size": file.stat().st_size} if "blobs" in query else {})
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
             ]
             sha = self.owner.revisions[revision or "main"]
             self.json({"id": name, "sha": sha, "siblings": files})
@@ -281,6 +281,13 @@ class Handler(BaseHTTPRequestHandler):
             found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             entries = [self.google_entry(bucket, folder, file) for file in found]
             entries = [each for each in entries if each["name"].startswith(prefix)]
+            if "delimiter" in query:  # what lies deeper is told by the folder it is in
+                inside = [each["name"][len(prefix) :].partition("/") for each in entries]
+                deeper = dict.fromkeys(prefix + head + "/" for head, slash, _ in inside if slash)
+                entries = [e for e, (_, slash, _) in zip(entries, inside, strict=True) if not slash]
+                listing = {"items": entries, "prefixes": list(deeper)}
+                self.json({"kind": "storage#objects", **listing})
+                return
             self.json({"kind": "storage#objects", "items": entries})
         else:
             self.json({"kind": "storage#bucket", "name": bucket})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import hashlib
+import json
 import shutil
 import threading
 import time
@@ -26,7 +27,7 @@ from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import make_schedule
 from jmerge.engine.store import FileStore
 from jmerge.errors import CheckpointError, RunError
-from jmerge.testing.tiny import write_llama
+from jmerge.testing.tiny import write_checkpoint, write_llama
 
 METHODS = {
     "linear": "parameters: {weight: 0.5}",
@@ -191,6 +192,45 @@ def test_requests_go_side_by_side(
     web.delay = 0.01
     merged(tmp_path, web.url, "linear", "out")
     assert web.most >= 8
+
+
+@pytest.mark.parametrize("store", ["http", "hf", "s3", "gs"])
+def test_folders_in_a_folder(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest, server: FileServer
+) -> None:
+    """The modules of Sentence Transformers, listed or not, come along and are merged as those of a folder are."""
+    for seed, name in enumerate("ab"):
+        folder = tmp_path / "local" / name
+        write_llama(folder / "0_Transformer", seed)
+        dense = {"linear.weight": np.full((3, 8), seed + 1, np.float32)}
+        write_checkpoint(folder / "2_Dense", dense, {"bias": False})
+        kinds = {"0_Transformer": "Transformer", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+        entries = [{"path": path, "type": f"x.{kind}"} for path, kind in kinds.items()]
+        (folder / "modules.json").write_text(json.dumps(entries))
+        (folder / "0_Transformer" / "tokenizer.json").write_text("{}")
+    want = merged(tmp_path, str(tmp_path / "local"), "linear", "want")
+    url = {
+        "http": f"{server.url}/org",
+        "hf": "org",
+        "s3": "s3://bucket/org",
+        "gs": "gs://bucket/org",
+    }
+    if store != "http":
+        bucket = request.getfixturevalue({"hf": "hub"}.get(store, store))
+    if store == "s3":
+        for path in (tmp_path / "local").rglob("*"):
+            if path.is_file():
+                key = f"org/{path.relative_to(tmp_path / 'local').as_posix()}"
+                bucket.client.upload_file(str(path), "bucket", key)
+    else:
+        root = server.root / "bucket" if store == "gs" else server.root
+        shutil.copytree(tmp_path / "local", root / "org", dirs_exist_ok=True)
+    out = merged(tmp_path, url[store], "linear", "out")
+    names = {path.relative_to(want).as_posix() for path in want.rglob("*") if path.is_file()}
+    assert names >= {"modules.json", "2_Dense/config.json", "0_Transformer/tokenizer.json"}
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == names
+    for name in names - {"jmerge.lock.json", "mergekit_config.yml", "README.md"}:
+        assert (out / name).read_bytes() == (want / name).read_bytes(), name
 
 
 def test_no_room_for_the_temporary_file(

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,10 +167,8 @@ def test_ctrl_c_on_one_host(number: int, place: Place) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_while_waiting_for_the_others(place: Place) -> None:
-    group = place.start("linear", "one", 2, absent=[1])
-    time.sleep(4)
-    group.processes[0].send_signal(signal.SIGINT)
-    group.since = time.monotonic()
+    group = place.start("linear", "one", 2, absent=[1], waits={0: "meeting"})
+    group.signal(0, signal.SIGINT)
     ended = group.end()[0]
     assert ended.code == 130 and ended.seconds < 5
     assert ended.errors.startswith("interrupted")

@@ -114,7 +114,7 @@ def test_donor_files_come_along(place: Path) -> None:
     }
     for name, data in (keep | leave).items():
         (place / "a" / name).write_bytes(data)
-        (place / "b" / name).write_bytes(b"of b")
+        (place / "b" / name).write_bytes(b'{"of": "b"}')
     jmerge.merge(place / "x.yml", place / "out")
     found = contents(place / "out")
     assert set(found) == PUBLISHED | set(keep)

@@ -30,7 +30,8 @@ class Group:
             self.hosts.append(Hosts(number, count, {0: pair[1]}, give_up))
 
     def kill(self, number: int) -> None:
-        """End all connections of a host as its death does."""
+        """End all connections of a host as its death does; it lives on in this process, but says nothing more."""
+        self.hosts[number]._tell = lambda *_: None  # type: ignore[method-assign]
         for far, pair in enumerate(self.ends, 1):
             if number in (0, far):
                 pair[0 if number == 0 else 1].shutdown(socket.SHUT_RDWR)

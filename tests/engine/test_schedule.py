@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,20 +164,26 @@ def test_programs_are_counted_by_what_differs() -> None:
     assert len(make_schedule(plan_of(*same, wide, narrow)).kernels) == 3
 
 
+def bytes_read() -> int:
+    """What this process has read of files, where the system says so."""
+    counts = Path("/proc/self/io")
+    return int(counts.read_text().split()[1]) if counts.exists() else 0
+
+
 def test_seven_billion_are_planned_at_once(
     tmp_path: Path, compiled: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two models of 13 GB, all holes: reading any of it would show in time."""
+    """Two models of 13 GB, all holes, of which nothing but the headers is read."""
     for name in "ab":
         hollow_llama(tmp_path / name, 32, 4096, 11008)
     recipe = tmp_path / "x.yml"
     models = "".join(f"- model: {tmp_path / n}\n  parameters: {{weight: 1}}\n" for n in "ab")
     recipe.write_text(f"merge_method: linear\nmodels:\n{models}")
-    began = time.monotonic()
+    before = bytes_read()
     plan = plan_recipe(recipe)
     schedule = make_schedule(plan)
     sums = totals(plan, schedule, need_of(schedule).total)
-    assert time.monotonic() - began < 5
+    assert bytes_read() - before < 50 * MB
     assert sums["tensors"] == 32 * 9 + 3 and sums["kernels"] == 1
     assert sums["write_bytes"] == 13_476_831_232
     assert sums["read_bytes"] == 2 * sums["write_bytes"]

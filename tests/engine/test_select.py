@@ -104,6 +104,18 @@ def test_a_sample_that_misleads(kind: str) -> None:
             assert search_for(magnitude, count, liar).cut == cut_by_partition(magnitude, count)
 
 
+@pytest.mark.parametrize(
+    ("kind", "most"), [("normal", 0.1), ("one half zero", 0.2), ("sorted", 0.3)]
+)
+def test_regions_that_differ_hardly_widen_the_bracket(kind: str, most: float) -> None:
+    """Such as rows of a table that did not change: few elements of the others lie inside."""
+    search = Search(SIZE // 4, SIZE, np.dtype(np.uint32))
+    search.take_sample(honest(KINDS[kind]))
+    bits = KINDS[kind].view(np.uint32)
+    inside = np.count_nonzero((bits >= search.low) & (bits <= search.high))
+    assert 0 < inside < most * SIZE
+
+
 def test_one_pass_is_the_rule() -> None:
     """Of many tensors nearly all are settled by the first bracket, or by a look at one piece."""
     again = 0

@@ -15,7 +15,7 @@ from jmerge.ckpt.jsontext import MAX_DEPTH, MAX_NAME
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import MAX_AXES
 from jmerge.ckpt.source import MAX_WHOLE_BYTES
-from jmerge.ckpt.weights import MAX_FILES, MAX_INDEX_BYTES, MAX_JSON_BYTES
+from jmerge.ckpt.weights import MAX_FILES, MAX_JSON_BYTES
 from jmerge.ckpt.writer import LEDGER
 from jmerge.jobs import merge
 from jmerge.recipe.parse import MAX_BYTES
@@ -117,7 +117,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a tensor twice, the first time at the end": (
         replace_header('"__metadata__"', ",".join(f'"{i}":0' for i in range(50_000)) + f',"{NORM}":0,"__metadata__"'),
         WEIGHTS, "twice"),
-    "an index too large": (sparse(INDEX, MAX_INDEX_BYTES + 1), INDEX, "larger"),
+    "an index too large": (sparse(INDEX, MAX_JSON_BYTES + 1), INDEX, "larger"),
     "an index of far too many files": (
         put(INDEX, json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(MAX_FILES + 1)}})),
         INDEX, f"more than {MAX_FILES:,}"),

@@ -94,7 +94,8 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
 
 TWO_NUMBERS = "expected [first, end], two layer numbers, found"
 TOP_KEYS = (
-    "known: merge_method, models, slices, modules, base_model, parameters, wrap, dtype, out_dtype, "
+    "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
+    "otherwise, allow_conflicts, dtype, out_dtype, "
     "tokenizer_source, tokenizer, chat_template, name"
 )
 INDENT = "; if it is a number of the method, indent it under 'parameters:'"
@@ -127,9 +128,9 @@ models:
 """,
         (
             "x.yml:4: models[0].weight: not a key that a recipe has here; "
-            f"known: model, parameters{INDENT}",
+            f"known: model, parameters, map{INDENT}",
             "x.yml:7: models[1].weight: not a key that a recipe has here; "
-            f"known: model, parameters{INDENT}",
+            f"known: model, parameters, map{INDENT}",
         ),
     ),
     "keys_in_slices_and_sources": Case(
@@ -762,7 +763,8 @@ models:
         (
             "x.yml:5: models[1].model: model.embed_tokens.weight is [20, 8] in vocab20 and "
             "[16, 8] in a (2 tensors differ): the vocabularies differ; "
-            "merge models with the same vocabulary",
+            "add 'tokenizer_source: union' for the tokens of all models, or "
+            "'tokenizer_source: base' for those of the base",
         ),
     ),
     "sizes_that_differ": Case(
@@ -770,7 +772,8 @@ models:
         (
             "x.yml:3: models[0].model: model.embed_tokens.weight is [16, 8] in a and "
             "[20, 8] in vocab20 (2 tensors differ): the vocabularies differ; "
-            "merge models with the same vocabulary",
+            "add 'tokenizer_source: union' for the tokens of all models, or "
+            "'tokenizer_source: base' for those of the base",
             "x.yml:5: models[1].model: model.embed_tokens.weight is [16, 16] in wide and "
             "[20, 8] in vocab20 (21 tensors differ): models of different sizes cannot be merged",
         ),
@@ -839,24 +842,29 @@ models:
         linear().replace("{a}", "{int32}").replace("{b}", "{int64}"),
         ("x.yml:1: model.position_ids differs in kind: I32[4] in int32, I64[4] in int64",),
     ),
-    # Later features
+    # Tokens
     "tokenizer_of_both": Case(
         linear("tokenizer_source: union\n"),
-        ("x.yml:7: tokenizer_source: only 'base' can be built so far, found 'union'",),
+        ("x.yml:7: tokenizer_source: 'a' has no tokenizer; add its tokenizer.json to its folder",),
     ),
     "tokenizer_twice": Case(
         linear("tokenizer_source: base\ntokenizer: {source: base}\n"),
         ("x.yml:8: tokenizer: write either tokenizer or tokenizer_source, not both",),
     ),
-    "tokenizer_with_tokens": Case(
-        linear('tokenizer:\n  source: base\n  tokens: {"<x>": {source: {a}}}\n'),
-        ("x.yml:7: tokenizer: only {source: base} can be built so far",),
+    "tokenizer_and_a_number": Case(
+        linear("tokenizer: {source: base}\nparameters: {normalize: 7}\nchat_template: '{% x'\n"),
+        (
+            "x.yml:7: tokenizer.source: 'a' has no tokenizer; add its tokenizer.json to its folder",
+            "x.yml:8: parameters.normalize: expected true or false, found 7",
+            "x.yml:9: chat_template: the chat template (the text in the recipe) does not compile: "
+            "line 1: Encountered unknown tag 'x'.",
+        ),
     ),
     "chat_template": Case(
-        linear("chat_template: chatml\n"),
+        linear("chat_template: '{{ messages'\n"),
         (
-            "x.yml:7: chat_template: a chat template cannot be set yet; "
-            "remove the key to keep the base model's",
+            "x.yml:7: chat_template: the chat template (the text in the recipe) does not compile: "
+            "line 1: unexpected end of template, expected 'end of print statement'.",
         ),
     ),
     # Everything at once
@@ -875,7 +883,7 @@ models:
   - model: {c}+x
     parameters:
       weight: ~
-chat_template: auto
+chat_template: zephyr
 toknizer: {}
 """,
         (
@@ -888,8 +896,8 @@ toknizer: {}
             "x.yml:11: models[2].model: 'c+x': adapters cannot be applied yet; "
             "merge 'x' into it first",
             "x.yml:13: models[2].parameters.weight: expected a number, found nothing (null)",
-            "x.yml:14: chat_template: a chat template cannot be set yet; "
-            "remove the key to keep the base model's",
+            "x.yml:14: chat_template: 'zephyr' is not a chat template, whose text has a '{'; "
+            "known: auto, alpaca, chatml, exaone, llama3, mistral",
             "x.yml:15: toknizer: not a key that a recipe has here; did you mean 'tokenizer'?",
         ),
     ),
@@ -906,7 +914,8 @@ base_model: {base}
         (
             "x.yml:3: models[0].model: model.embed_tokens.weight is [20, 8] in vocab20 and "
             "[16, 8] in base (2 tensors differ): the vocabularies differ; "
-            "merge models with the same vocabulary",
+            "add 'tokenizer_source: union' for the tokens of all models, or "
+            "'tokenizer_source: base' for those of the base",
             "x.yml:5: models[1].model: model.embed_tokens.weight is [16, 16] in wide and "
             "[16, 8] in base (21 tensors differ): models of different sizes cannot be merged",
             "x.yml:6: models[1].parameters.weight: expected a number, found 'much'",

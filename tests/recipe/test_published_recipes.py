@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers import models as models_of_tokens
 
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.jobs import plan_recipe
@@ -147,6 +149,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(root / "fp8", quantised, config)
     write_llama(root / "some-org" / "Tiny-7B-Instruct-v0.2", 60, layers=2)
     write_llama(root / "some-org" / "tiny-zephyr-7b", 61, layers=2)
+    words = Tokenizer(models_of_tokens.WordLevel({f"w{i}": i for i in range(16)}, unk_token="w0"))
+    for place in root.rglob("config.json"):  # the vocabulary that all of them have
+        words.save(str(place.with_name("tokenizer.json")))
     return root
 
 
@@ -1254,6 +1259,8 @@ models:
         },
         warnings=(
             "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; only the base has it",
+            "x.yml:4: models[0].model: config.json differs from that of vis1, which the output has: "
+            "model_type llama (output: qwen2_vl)",
         ),
     ),
     "text_model_into_the_text_decoder": Case(
@@ -1281,6 +1288,8 @@ dtype: bfloat16
             "its 1 tensors are copied from vis1",
             "x.yml:3: modules: module 'vision_tower' is not in the recipe; "
             "its 7 tensors are copied from vis1",
+            "x.yml:8: modules.text_decoder.models[1].model: config.json differs from that of vis1, "
+            "which the output has: model_type llama (output: qwen2_vl)",
         ),
         changes=(TO_BF16,),
     ),
@@ -1301,6 +1310,8 @@ parameters: {weight: 0.5}
         warnings=(
             "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; "
             "merged from the others",
+            "x.yml:4: models[1].model: config.json differs from that of text, which the output has: "
+            "model_type qwen2_vl (output: llama)",
         ),
     ),
     "text_decoder_of_a_vision_model_stacked": Case(

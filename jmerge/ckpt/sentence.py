@@ -1,0 +1,136 @@
+"""Sentence Transformers folders: a transformer and what comes after it, each in a folder that `modules.json` lists.
+
+The transformer lies in the model's folder itself or in one such as `0_Transformer`; its tensors have their own names.
+Those of other modules with weights, such as Dense, have the folder before theirs: `2_Dense/linear.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from jmerge.ckpt.source import Source
+from jmerge.ckpt.weights import PICKLES, read_json, read_json_file, weight_files
+from jmerge.errors import CONTROL, CheckpointError
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+MODULES = "modules.json"
+MAX_MODULES = 100  # each has a folder that is looked into; real models have up to five
+BRANCHED = ("Router", "Asym")  # of several rows of modules
+WEIGHTED = ("Transformer", "MLMTransformer", "Dense", "LayerNorm", "StaticEmbedding", "CLIPModel")
+# Where the numbers of a kind of module stand, if not in its config.json, which is then another program's.
+CONFIGS = {"Transformer": "sentence_bert_config.json", "CLIPModel": ""}
+
+
+class Module(NamedTuple):
+    """One module of a Sentence Transformers model."""
+
+    folder: str  # inside the model's; empty: that itself
+    kind: str  # its class
+    files: tuple[str, ...]  # its weight files, by their paths in the model's folder
+    config: dict[str, Any]  # what it is told
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its files."""
+        return f"{self.folder}/" if self.folder else ""
+
+
+class Inside(Source):
+    """A folder in the folder of a model."""
+
+    def __init__(self, source: Source, folder: str) -> None:
+        self._source = source
+        self._folder = folder
+        self.label = source.shown(folder)
+        self.revision = source.revision
+
+    def names(self, folder: str = "") -> list[str]:
+        return self._source.names(self._at(folder) if folder else self._folder)
+
+    def size(self, name: str) -> int | None:
+        return self._source.size(self._at(name))
+
+    def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
+        self._source.read_into(self._at(name), start, buffer)
+
+    def path(self, name: str) -> Path | None:
+        return self._source.path(self._at(name))
+
+    def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        return self._source.map(function, items)
+
+    def why_empty(self) -> str:
+        return self._source.why_empty()
+
+    def _at(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+
+def inside(source: Source, folder: str) -> Source:
+    """The files of `folder` in that of `source`; the source itself when it has no name."""
+    return Inside(source, folder) if folder else source
+
+
+def read_modules(source: Source) -> tuple[Module, ...]:
+    """The modules of a Sentence Transformers model in their order; empty for every other model.
+
+    Raises:
+      CheckpointError: modules.json is not a list of modules, a module has weights that cannot be read, or branches.
+      RunError: a remote folder cannot be reached.
+    """
+    if source.size(MODULES) is None:
+        return ()
+    entries = read_json(source, MODULES)
+    if not isinstance(entries, list) or not entries:
+        raise source.broken(MODULES, "is not a list of modules")
+    if len(entries) > MAX_MODULES:
+        raise source.broken(MODULES, f"lists {len(entries):,} modules, more than {MAX_MODULES}")
+    modules = tuple(_read_module(source, entry) for entry in entries)
+    weighted = [module.folder for module in modules if module.files]
+    for folder in weighted:
+        if weighted.count(folder) > 1:
+            message = f"lists two modules with the weights of one folder: {folder!r}"
+            raise source.broken(MODULES, message)
+    return modules
+
+
+def main_module(modules: tuple[Module, ...]) -> Module | None:
+    """The one whose tensors have no folder before their names: the first with weights."""
+    return next((module for module in modules if module.files), None)
+
+
+def _read_module(source: Source, entry: Any) -> Module:
+    match entry:
+        case {"path": str(folder), "type": str(kind)}:
+            kind = kind.rpartition(".")[2]
+        case _:
+            raise source.broken(MODULES, f"lists a module without path or type: {entry!r}")
+    parts = Path(folder).parts
+    outside = len(parts) > 1 or parts[:1] in (("..",), ("/",)) or "\\" in folder
+    if outside or CONTROL.search(folder):
+        raise source.broken(MODULES, f"names a folder that is not in the model's: {folder!r}")
+    folder = parts[0] if parts else ""
+    if kind in BRANCHED:
+        raise source.broken(MODULES, f"lists a {kind}, whose branches cannot be merged")
+    place = inside(source, folder)
+    prefix = f"{folder}/" if folder else ""
+    names: list[str] = []
+    if kind in WEIGHTED or _has_weights(place):
+        try:
+            names = weight_files(place)
+        except CheckpointError:
+            if folder or kind in WEIGHTED:
+                raise
+    config = CONFIGS.get(kind, "config.json" if folder else "")
+    told = read_json_file(place, config, missing={}) if config else {}
+    return Module(folder, kind, tuple(prefix + name for name in names), told)
+
+
+def _has_weights(place: Source) -> bool:
+    return any(name.endswith((".safetensors", *PICKLES)) for name in place.names())

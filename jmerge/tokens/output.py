@@ -1,0 +1,189 @@
+"""Everything about tokens that a merge will do: decided before a weight is read, as part of the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jmerge.arch.config import Change
+from jmerge.arch.infer import Layout
+from jmerge.ckpt.open import Checkpoint
+from jmerge.errors import CheckpointError, Fault, RecipeError, raise_all
+from jmerge.recipe.recipe import Recipe
+from jmerge.recipe.refs import ModelRef
+from jmerge.tokens.align import Alignment, Input, align
+from jmerge.tokens.chat import PATH as TEMPLATE_PATH
+from jmerge.tokens.chat import Chosen, choose_template
+from jmerge.tokens.files import NO_EDITS, FileEdits, template_edits
+from jmerge.tokens.inputs import read_input
+from jmerge.tokens.model import ModelTokens, read_tokens
+from jmerge.tokens.special import set_special_ids
+from jmerge.tokens.table import summary, table_lines
+from jmerge.tokens.vocabulary import Vocabulary
+
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPlan:
+    """The tokens of the output and the files that speak of them.
+
+    Attributes:
+      alignment: None: the tokens are the donor's.
+      donor: number of the model whose tokenizer files the output has.
+      edits: how they differ.
+      changes: what else changes in files beside config.json, by file.
+      template: which chat template the output has and why; empty where the recipe asks for none.
+      notes: what the user may not expect.
+    """
+
+    alignment: Alignment | None
+    donor: int
+    edits: FileEdits = field(repr=False)
+    changes: Mapping[str, tuple[Change, ...]]
+    template: str
+    notes: tuple[Fault, ...]
+
+    @property
+    def summary(self) -> list[str]:
+        """What becomes of the tokens and the chat template, in a few lines."""
+        lines = [] if self.alignment is None else summary(self.alignment)
+        return lines + ([f"chat template: {self.template}"] if self.template else [])
+
+    def table(self) -> str | None:
+        """Which rows made which token, a JSON object a line; None where tokens are the donor's."""
+        if self.alignment is None:
+            return None
+        return "".join(f"{line}\n" for line in table_lines(self.alignment))
+
+    def plain(self) -> dict[str, object]:
+        """What tells it from others, for JSON: files by hash."""
+        written = self.edits.written.items()
+        return {
+            "donor": self.donor,
+            "summary": self.summary,
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in written},
+            "left_out": sorted(self.edits.left_out),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenPlan) and self.plain() == other.plain()
+
+
+def plan_tokens(
+    recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint], layouts: Mapping[ModelRef, Layout]
+) -> TokenPlan | None:
+    """What the recipe's `tokenizer` and `chat_template` make of the models; None when it has neither.
+
+    Args:
+      checkpoints, layouts: of the models of the merge, and of those that fill tokens.
+
+    Raises:
+      RecipeError: everything that is wrong, each at its line.
+      RunError: a file cannot be reached, or no process can be started.
+    """
+    if recipe.tokenizer is None and recipe.chat_template is None:
+        return None
+    return _Planner(recipe, checkpoints, layouts).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoints: Mapping[ModelRef, Checkpoint],
+        layouts: Mapping[ModelRef, Layout],
+    ) -> None:
+        self.recipe = recipe
+        self.checkpoints = checkpoints
+        self.layouts = layouts
+        self.refs = recipe.models()
+        self.faults: list[Fault] = []
+        self.tokens: dict[ModelRef, ModelTokens | None] = {}
+
+    def plan(self) -> TokenPlan:
+        """The whole."""
+        alignment = self.align() if self.recipe.tokenizer is not None else None
+        donor = alignment.donor if alignment else 0
+        edits = alignment.edits if alignment else NO_EDITS
+        notes = alignment.notes if alignment else ()
+        template = ""
+        if self.recipe.chat_template is not None:
+            edits, template, more = self.choose_template(donor, edits, alignment)
+            notes += more
+        raise_all(RecipeError, self.faults)
+        changes: dict[str, tuple[Change, ...]] = {}
+        if alignment is not None and alignment.donor:
+            made, data = self.edit_generation(alignment)
+            if made:
+                changes[GENERATION] = made
+                edits = FileEdits({**edits.written, GENERATION: data}, edits.left_out)
+        return TokenPlan(alignment, donor, edits, changes, template, notes)
+
+    def align(self) -> Alignment | None:
+        """The output's tokens; None, with faults, when they cannot be aligned."""
+        inputs: dict[ModelRef, Input] = {}
+        for ref, checkpoint in self.checkpoints.items():
+            try:
+                inputs[ref] = read_input(checkpoint, self.layouts[ref])
+                self.tokens[ref] = inputs[ref].tokens
+            except CheckpointError as error:
+                self.blame(ref, error)
+        if self.faults:
+            return None
+        try:
+            return align(self.recipe, inputs)
+        except RecipeError as error:
+            self.faults += error.faults
+            return None
+
+    def choose_template(
+        self, donor: int, edits: FileEdits, alignment: Alignment | None
+    ) -> tuple[FileEdits, str, tuple[Fault, ...]]:
+        """The edits with the chat template, what it is, and what there is to say."""
+        asked = self.refs if self.recipe.chat_template == "auto" else (self.refs[donor],)
+        for ref in asked:
+            if ref not in self.tokens and not self.faults:
+                try:
+                    self.tokens[ref] = read_tokens(self.checkpoints[ref].main_source)
+                except CheckpointError as error:
+                    self.blame(ref, error)
+        found = [self.tokens.get(ref) for ref in self.refs]
+        try:
+            chosen = choose_template(
+                self.recipe, [each.template if each else None for each in found]
+            )
+        except RecipeError as error:
+            self.faults += error.faults
+            return edits, "", ()
+        if chosen.template is not None and not self.faults:
+            edits = template_edits(found[donor], edits, chosen.template)
+        own = found[donor]
+        known = alignment.vocabulary if alignment else own.vocabulary if own else None
+        return edits, chosen.reason, chosen.notes + self.strange_marks(chosen, known)
+
+    def strange_marks(self, chosen: Chosen, known: Vocabulary | None) -> tuple[Fault, ...]:
+        """What to say of marks that the template writes and that are no tokens: a model sees them in pieces."""
+        strange = [mark for mark in chosen.marks if known is not None and mark not in known.ids]
+        if not strange:
+            return ()
+        message = f"writes {', '.join(strange)}, for which the output has no token"
+        hint = "name them under 'tokenizer: tokens:', or take another template"
+        return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
+
+    def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
+        """generation_config.json with the ids of the tokenizer's special tokens."""
+        before, own = (
+            self.checkpoints[ref].generation for ref in (self.refs[0], self.refs[alignment.donor])
+        )
+        if not before:
+            return (), b""
+        config, changes = set_special_ids(before, alignment.special_ids, own, alignment.moved)
+        return tuple(changes), (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def blame(self, ref: ModelRef, error: CheckpointError) -> None:
+        """Note what is wrong with a model at its line of the recipe."""
+        where = self.recipe.first_path(ref)
+        self.faults += [self.recipe.fault(str(fault), where) for fault in error.faults]
