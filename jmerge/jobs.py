@@ -54,6 +54,8 @@ from jmerge.tracer import Span, Timings, Tracer
 from jmerge.verify.checks import MISSING, READABLE, WRITTEN, verify
 from jmerge.version import VERSION
 
+SHOWN = 3  # faults of one kind that the end of a merge tells
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
@@ -381,6 +383,7 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
         source, modules = model.folder.source, model.folder.modules
         taken_over = donor_files(source, modules)  # as it was, whatever is in it
         for check in model.checks:
+            found = []
             for each in check.faults:
                 fault = Fault(each.message, each.tensor, str(place / each.file))
                 if check.name in WRITTEN and (
@@ -389,7 +392,11 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
                     message = f"{fault}; it was written otherwise: is the disk sound?"
                     raise RunError(f"{message} Run the same command again")
                 if check.name != MISSING:
-                    strange.append(fault)
+                    found.append(fault)
+            strange += found[:SHOWN]
+            if len(found) > SHOWN:
+                more = f"{len(found) - SHOWN} more like these; run: jmerge verify {folder.out}"
+                strange.append(Fault(more, file=str(place)))
     return tuple(strange)
 
 

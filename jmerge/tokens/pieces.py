@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models
+MAX_PIECE = 1000  # letters: all ways to cut a piece in two are looked at; real ones have up to 128
 SPACE = "▁"  # what stands for one in pieces
 
 # Number, name, type and default of the fields that we read, by message.
@@ -110,6 +111,9 @@ def parse_pieces(data: bytes) -> Pieces:
         raise ValueError(
             f"is a sentencepiece model of type {trainer.model_type}; only unigram (1) and BPE (2) can be read"
         )
+    longest = max(len(piece.text) for piece in pieces)
+    if longest > MAX_PIECE:
+        raise ValueError(f"is a sentencepiece model with a piece of {longest:,} letters")
     texts = {piece.text for piece in pieces}
     if len(texts) != len(pieces):
         raise ValueError("is a sentencepiece model in which a piece stands twice")

@@ -81,8 +81,9 @@ def word_piece_document(lines: Sequence[str], config: Mapping[str, Any]) -> dict
         raise ValueError("has a token twice")
     names = {}
     for key, usual in (("unk_token", "[UNK]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]")):
-        value = config.get(key) or usual
-        names[key] = value.get("content", usual) if isinstance(value, dict) else str(value)
+        value = config.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        names[key] = value if isinstance(value, str) and value else usual
         if names[key] not in vocab:
             raise ValueError(f"lacks the token '{names[key]}'")
     cls, sep = names["cls_token"], names["sep_token"]

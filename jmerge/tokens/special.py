@@ -70,7 +70,8 @@ def set_special_ids(
         for key, value in list(part.items()):
             if TOKEN_ID.fullmatch(key) and key.removesuffix("_id") not in NAMED:
                 several = isinstance(value, list)
-                new = [moved.get(each, each) for each in (value if several else [value])]
+                old = value if several else [value]
+                new = [moved.get(each, each) if type(each) is int else each for each in old]
                 set_id(path, part, key, new if several else new[0])
     return edited, changes
 

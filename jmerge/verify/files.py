@@ -101,7 +101,7 @@ def stale(folder: Folder) -> Iterator[Finding]:
 
 def companions(folder: Folder) -> Iterator[Finding]:
     """What has to lie beside the weights is there."""
-    if folder.config_file not in folder.names:
+    if folder.known and folder.config_file not in folder.names:
         yield Finding(f"there is no {folder.config_file}, so nothing says what the model is")
     for place in folder.places:
         files = folder.inside(place, folder.files)

@@ -36,6 +36,7 @@ class Folder:
 
     Attributes:
       source: its files.
+      known: whether it is known which folders in it belong to it.
       modules: of a Sentence Transformers model; else empty.
       places: the folders in it that belong to it, with a slash; the first is itself and empty.
       home: the one in which config.json lies; mostly empty.
@@ -58,7 +59,7 @@ class Folder:
         self.source = source
         self.prefix = prefix
         self.unreadable: list[Finding] = []
-        self._complete = True  # it is known which its weight files are
+        self.known = True
         self.names = source.names()
         self.modules = self._modules()
         main = main_module(self.modules)
@@ -102,7 +103,7 @@ class Folder:
     @property
     def whole(self) -> bool:
         """Whether every weight file could be read: else what is missing would be told twice."""
-        return self._complete and bool(self.files) and len(self.headers) == len(self.files)
+        return self.known and bool(self.files) and len(self.headers) == len(self.files)
 
     @property
     def config_file(self) -> str:
@@ -181,7 +182,7 @@ class Folder:
         try:
             return read_modules(self.source)
         except CheckpointError as error:
-            self._complete = False
+            self.known = False
             self.note(error)
             return ()
 
@@ -189,7 +190,7 @@ class Folder:
         try:
             return weight_files(self.source)
         except CheckpointError as error:
-            if self._complete:  # else the weights may be in the folders of modules
+            if self.known:  # else the weights may be in the folders of modules
                 self.note(error)
             return [name for name in self.names if SHARD.fullmatch(name)]
 

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
 from jmerge.errors import JmergeError
 from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import write_llama
@@ -41,6 +44,22 @@ def two_models(folder: Path) -> Path:
     recipe.write_text(
         f"merge_method: linear\nmodels:\n{models}parameters:\n  weight: 0.5\ndtype: float32\n"
     )
+    return recipe
+
+
+def tokenizer(*words: str) -> str:
+    """The tokenizer.json of these words, the first of which stands for all others, and a token `<s>` after them."""
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    made.add_special_tokens(["<s>"])
+    return str(made.to_str())
+
+
+def union_recipe(folder: Path) -> Path:
+    """Of `two_models`: a recipe that unites their tokens, once they have a tokenizer; its path comes back."""
+    (folder / "good" / "tokenizer.json").write_text(tokenizer("a", "b", "c"))
+    recipe = folder / "union.yml"
+    text = (folder / "recipe.yml").read_text()
+    recipe.write_text(f"base_model: {folder / 'bad'}\ntokenizer_source: union\n{text}")
     return recipe
 
 

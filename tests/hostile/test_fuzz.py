@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostilekit import INDEX, header_file, plan_refused, refused, split_file, two_models
+from hostilekit import (
+    INDEX,
+    header_file,
+    plan_refused,
+    refused,
+    split_file,
+    tokenizer,
+    two_models,
+    union_recipe,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +33,7 @@ from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER
 from jmerge.report.verify import verify_json, verify_text
 from jmerge.testing.tiny import llama_config
+from jmerge.tokens.pieces import message_class
 from jmerge.verify.checks import verify
 
 NUMBERS = st.one_of(
@@ -124,8 +134,19 @@ class Bench:
         self.valid = (self.bad / "model.safetensors").read_bytes()
         self.parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
         self.config = llama_config(layers=1, hidden=4, inner=4, vocab=8)
+        self.plain, self.union = self.recipe, union_recipe(folder)
+        words = json.loads(tokenizer("a", "b", "c"))
+        merges = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+        scores = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["b", -1.0]]}
+        self.tokenizers = [words, words | {"model": merges}, words | {"model": scores}]
+        model = message_class()()
+        for number, piece in enumerate(("<unk>", "a", "b", "ab")):
+            model.pieces.add(piece=piece, score=-number, type=1 if number else 2)
+        model.trainer_spec.model_type = 2
+        self.pieces = bytes(model.SerializeToString())
 
     def reset(self) -> None:
+        self.recipe = self.plain
         for path in self.bad.iterdir():
             path.unlink()
         (self.bad / "model.safetensors").write_bytes(self.valid)
@@ -194,8 +215,60 @@ def random_config(draw: st.DrawFn, bench: Bench) -> None:
     )
 
 
+def damaged_tokenizer(draw: st.DrawFn, bench: Bench) -> None:
+    """tokenizer.json with some changes."""
+    bench.recipe = bench.union
+    valid = draw(st.sampled_from(bench.tokenizers))
+    (bench.bad / "tokenizer.json").write_bytes(cut(draw, text_of(draw(damaged(valid)))))
+
+
+def damaged_companions(draw: st.DrawFn, bench: Bench) -> None:
+    """What stands beside tokenizer.json, with some changes, and ids in the configs."""
+    bench.recipe = bench.union
+    (bench.bad / "tokenizer.json").write_text(json.dumps(bench.tokenizers[0]))
+    files: dict[str, dict[str, Any]] = {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"3": {"content": "<s>", "special": True}},
+            "bos_token": "<s>",
+            "extra_special_tokens": ["<x>"],
+            "chat_template": [{"name": "default", "template": "x"}],
+        },
+        "special_tokens_map.json": {"pad_token": {"content": "<p>", "lstrip": True}},
+        "added_tokens.json": {"<y>": 4},
+        "generation_config.json": {"eos_token_id": [3]},
+        "config.json": bench.config | {"eos_token_id": [3], "image_token_id": 2},
+    }
+    for name in draw(st.lists(st.sampled_from(list(files)), min_size=1, max_size=3, unique=True)):
+        (bench.bad / name).write_bytes(cut(draw, text_of(draw(damaged(files[name])))))
+
+
+def damaged_vocabulary(draw: st.DrawFn, bench: Bench) -> None:
+    """A vocabulary without tokenizer.json, with some changes."""
+    bench.recipe = bench.union
+    kind = draw(st.sampled_from(["pieces", "merges", "words"]))
+    if kind == "pieces":
+        (bench.bad / "tokenizer.model").write_bytes(cut(draw, bench.pieces))
+    elif kind == "merges":
+        vocab = {"a": 0, "b": 1, "ab": 2}
+        (bench.bad / "vocab.json").write_bytes(cut(draw, text_of(draw(damaged(vocab)))))
+        (bench.bad / "merges.txt").write_bytes(cut(draw, b"#version: 0.2\na b\n"))
+    else:
+        (bench.bad / "vocab.txt").write_bytes(cut(draw, b"[UNK]\n[CLS]\n[SEP]\na\n"))
+    if draw(st.booleans()):
+        config = {"unk_token": {"content": "[UNK]"}, "do_lower_case": True, "add_bos_token": True}
+        (bench.bad / "tokenizer_config.json").write_bytes(text_of(draw(damaged(config))))
+
+
+def damaged_modules(draw: st.DrawFn, bench: Bench) -> None:
+    """modules.json of Sentence Transformers with some changes; as a map, so that all of it can be changed."""
+    entries = {
+        "modules": [{"path": "", "type": "x.Transformer"}, {"path": "1_P", "type": "x.Pooling"}]
+    }
+    modules = draw(damaged(entries)).get("modules")
+    (bench.bad / "modules.json").write_bytes(cut(draw, text_of(modules)))
+
+
 Damage = Callable[[st.DrawFn, Bench], None]
-# Tokenizer files have their rows here once the planner reads them.
 FILES: dict[str, Damage] = {
     "random header": random_header,
     "damaged header": damaged_header,
@@ -203,6 +276,10 @@ FILES: dict[str, Damage] = {
     "damaged index": damaged_index,
     "random config": random_config,
     "damaged config": damaged_config,
+    "damaged tokenizer": damaged_tokenizer,
+    "damaged companions": damaged_companions,
+    "damaged vocabulary": damaged_vocabulary,
+    "damaged modules": damaged_modules,
 }
 
 
@@ -222,15 +299,7 @@ def damaged_ledger(draw: st.DrawFn, bench: Bench) -> None:
     (bench.bad / LEDGER).write_bytes(cut(draw, text_of(draw(damaged(ledger)))))
 
 
-def damaged_tokenizer(draw: st.DrawFn, bench: Bench) -> None:
-    """What of tokenizer files verify reads, with some changes."""
-    tokenizer = {"model": {"vocab": {"a": 0, "b": 7}}, "added_tokens": [{"id": 2, "content": "c"}]}
-    (bench.bad / "tokenizer.json").write_bytes(cut(draw, text_of(draw(damaged(tokenizer)))))
-    config = {"added_tokens_decoder": {"1": {"content": "c"}}}
-    (bench.bad / "tokenizer_config.json").write_bytes(cut(draw, text_of(draw(damaged(config)))))
-
-
-VERIFIED = FILES | {"damaged ledger": damaged_ledger, "damaged tokenizer": damaged_tokenizer}
+VERIFIED = FILES | {"damaged ledger": damaged_ledger}
 
 
 def plan(bench: Bench) -> None:
@@ -297,3 +366,5 @@ def test_two_thousand_damaged_folders(kind: str) -> None:
 def test_the_undamaged_model_gives_a_plan(tmp_path: Path) -> None:
     """Else nothing behind the reader would be tried."""
     assert plan_refused(two_models(tmp_path)) is None
+    (tmp_path / "bad" / "tokenizer.json").write_text(tokenizer("a", "b", "c"))
+    assert plan_refused(union_recipe(tmp_path)) is None

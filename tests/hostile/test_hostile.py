@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostilekit import INDEX, header_file, plan_refused, refused, split_file, two_models
+from hostilekit import (
+    INDEX,
+    header_file,
+    plan_refused,
+    refused,
+    split_file,
+    tokenizer,
+    two_models,
+    union_recipe,
+)
 
 from jmerge.ckpt.jsontext import MAX_DEPTH, MAX_NAME
 from jmerge.ckpt.open import open_checkpoint
@@ -142,6 +151,30 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an index behind a link to a pipe": (pipe(INDEX), INDEX, "link"),
     "an index that links to itself": (link(INDEX, INDEX), INDEX, "link"),
     "weights behind a link to zeros": (link(WEIGHTS, "/dev/zero"), WEIGHTS, "link"),
+    "a tokenizer that is deep": (put("tokenizer.json", '{"x": ' + deep(100_000) + "}"), "tokenizer.json", "nested"),
+    "NaN in a tokenizer": (put("tokenizer.json", '{"x": NaN}'), "tokenizer.json", "NaN"),
+    "a tokenizer that says two things": (put("tokenizer.json", '{"x": 1, "x": 2}'), "tokenizer.json", "twice"),
+    "half a letter in a tokenizer": (put("tokenizer.json", '{"x": "\\ud800"}'), "tokenizer.json", "Unicode"),
+    "a tokenizer that is a list": (put("tokenizer.json", "[]"), "tokenizer.json", "not a tokenizer"),
+    "a tokenizer's config that is deep": (
+        put("tokenizer_config.json", '{"x": ' + deep(100_000) + "}"), "tokenizer_config.json", "nested"),
+    "an id of a thousand digits": (
+        put("tokenizer_config.json", '{"added_tokens_decoder": {"' + "9" * 5000 + '": {"content": "x"}}}'),
+        "tokenizer_config.json", "not a map from ids"),
+    "special tokens that say two things": (
+        put("special_tokens_map.json", '{"x": 1, "x": 2}'), "special_tokens_map.json", "twice"),
+    "added tokens with a list for an id": (put("added_tokens.json", '{"x": []}'), "added_tokens.json", "an id"),
+    "modules that are deep": (put("modules.json", deep(100_000)), "modules.json", "nested"),
+    "modules without end": (
+        put("modules.json", json.dumps([{"path": f"{i}_X", "type": "x.Normalize"} for i in range(101)])),
+        "modules.json", "more than 100"),
+    "a module outside": (put("modules.json", '[{"path": "../good", "type": "x.Dense"}]'), "modules.json", "not in"),
+    "a module of control characters": (
+        put("modules.json", '[{"path": "a\\u0000", "type": "x.Dense"}]'), "modules.json", "not in"),
+    "a module twice": (
+        put("modules.json", json.dumps([{"path": "", "type": "x.Transformer"}] * 2)), "modules.json", "two modules"),
+    "a processor that is deep": (
+        put("processor_config.json", '{"x": ' + deep(100_000) + "}"), "processor_config.json", "nested"),
     "a tokenizer too large": (sparse("tokenizer.json", MAX_WHOLE_BYTES + 1), "tokenizer.json", "larger"),
     "a tokenizer that links to itself": (link("tokenizer.json", "tokenizer.json"), "tokenizer.json", "link"),
 }  # fmt: skip
@@ -151,6 +184,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
 def test_a_hostile_file_is_refused(case: str, tmp_path: Path) -> None:
     damage, file, message = HOSTILE[case]
     recipe = two_models(tmp_path)
+    if "token" in file:
+        recipe = union_recipe(tmp_path)
+        put("tokenizer.json", tokenizer("a", "b"))(tmp_path / "bad")
     damage(tmp_path / "bad")
     lines = plan_refused(recipe)
     assert lines is not None and len(lines) == 1

@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import jmerge
+from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER
 from jmerge.cli import main
+from jmerge.verify.checks import verify
 
 
 class Made(NamedTuple):
@@ -27,7 +29,8 @@ def run(folder: Path, recipe: str) -> Made:
     """The result of a recipe that writes the models in `folder` as {name}, each its folder."""
     path = write(folder, recipe)
     out = folder / "out"
-    jmerge.merge(path, out)
+    merged = jmerge.merge(path, out)
+    assert merged.strange == () and all(each.fine for each in verify(LocalSource(out), deep=True))
     files = sorted(out.rglob("*.safetensors"))
     tensors = {
         "/".join([*file.relative_to(out).parts[:-1], name]): array

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import jmerge
 from jmerge.ckpt.safetensors import encode_header
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
+from jmerge.tokens.pieces import message_class
 from jmerge.verify.checks import DEEP, QUICK, Verified, verify
 from jmerge.verify.values import PART_BYTES, THREADS, read_values
 
@@ -27,11 +30,37 @@ SIZES: dict[str, Any] = {"layers": 4, "hidden": 8, "vocab": 16}
 def write_model(folder: Path, seed: int = 0) -> Path:
     """A sound model of four layers in several files, with a tokenizer."""
     write_checkpoint(folder, llama_tensors(seed, **SIZES), llama_config(**SIZES), shard_bytes=2000)
-    tokenizer = {"model": {"vocab": {f"t{i}": i for i in range(15)}}, "added_tokens": [{"id": 15}]}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").write_text(words(15, "last"))
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 15]}))
     return folder
+
+
+def words(count: int, *added: str) -> str:
+    """The tokenizer.json of that many words and these added tokens."""
+    made = Tokenizer(WordLevel({f"t{i}": i for i in range(count)}, unk_token="t0"))
+    made.add_tokens(list(added))
+    return str(made.to_str())
+
+
+def other_tokenizer(**files: str | bytes) -> Callable[[Path], None]:
+    """A damage: the tokenizer in files of another kind, whose names have `__` for a dot."""
+
+    def damage(folder: Path) -> None:
+        (folder / "tokenizer.json").unlink()
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (folder / name.replace("__", ".")).write_bytes(data)
+
+    return damage
+
+
+def sentencepiece(count: int) -> bytes:
+    """A sentencepiece model of that many pieces."""
+    model = message_class()()
+    for i in range(count):
+        model.pieces.add(piece=f"p{i}", score=-i, type=2 if i == 0 else 1)
+    return bytes(model.SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +216,14 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
                       tie_word_embeddings=True, embedding_size=4),
     ],
     "tokens": [
-        lambda folder: edit_json(folder / "tokenizer.json", lambda t: t["added_tokens"].append({"id": 16})),
-        lambda folder: (folder / "vocab.json").write_text('{"a": 99}'),
-        lambda folder: (folder / "vocab.txt").write_text("a\n" * 17),
-        lambda folder: (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"16": {}}}'),
+        lambda folder: (folder / "tokenizer.json").write_text(words(15, "x", "y")),
+        lambda folder: (folder / "tokenizer.json").write_text(words(17)),
+        lambda folder: (folder / "added_tokens.json").write_text('{"x": 16}'),
+        lambda folder: (folder / "special_tokens_map.json").write_text('{"pad_token": "x"}'),
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"16": {"content": "x"}}}'),
+        other_tokenizer(tokenizer__model=sentencepiece(17)),
+        other_tokenizer(vocab__txt="".join(f"t{i}\n" for i in range(14)) + "[UNK]\n[CLS]\n[SEP]\n"),
+        other_tokenizer(vocab__json=json.dumps({f"t{i}": i for i in range(17)}), merges__txt="#version: 0.2\n"),
     ],
     "nonfinite": [write_tensors(lambda t: t.update({"model.norm.weight": NAN}))],
     "same table": [edit_config(tie_word_embeddings=True)],
@@ -278,6 +311,7 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "stale": (add_shard("consolidated.safetensors"), "does not use it"),
     "index": (lambda folder: edit_json(folder / INDEX, lambda i: i["metadata"].update(total_size=1)), "total_size"),
     "companions": (lambda folder: (folder / "tokenizer.json").unlink(), "vocabulary"),
+    "readable": (other_tokenizer(vocab__txt="a\nb\n"), "lacks the token '[UNK]'"),
     "nonfinite": (write_tensors(lambda t: t.update({"rotary_emb.inv_freq": NAN})), "infinite"),
 }  # fmt: skip
 
@@ -298,9 +332,8 @@ SOUND: dict[str, Callable[[Path], Any]] = {
         llama_tensors(0) | {"lm_head.weight": llama_tensors(0)["model.embed_tokens.weight"]},
         llama_config(tied=True),
     ),
-    "more rows than tokens": lambda folder: edit_json(
-        write_model(folder) / "tokenizer.json", lambda t: t.update(model={"vocab": {"a": 0}})
-    ),
+    "more rows than tokens": lambda folder: (write_model(folder) / "tokenizer.json").write_text(words(1)),
+    "pieces of sentencepiece": lambda folder: other_tokenizer(tokenizer__model=sentencepiece(16))(write_model(folder)),
     "a list of token ids": lambda folder: (write_model(folder) / "config.json").write_text(
         json.dumps(llama_config(**SIZES) | {"eos_token_id": [1, 2], "pad_token_id": -1})
     ),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import jmerge
 from jmerge import jobs
@@ -99,7 +101,8 @@ def test_a_merge_says_what_is_wrong_in_its_inputs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(tmp_path)
-    (tmp_path / "a" / "tokenizer.json").write_text('{"model": {"vocab": {"x": 16}}}')
+    tokenizer = Tokenizer(WordLevel({"<unk>": 0, "x": 16}, unk_token="<unk>"))
+    tokenizer.save(str(tmp_path / "a" / "tokenizer.json"))
     assert main([str(path), str(tmp_path / "out")]) == 0
     err = capsys.readouterr().err
     line = f"warning: {tmp_path / 'out' / 'tokenizer.json'}: has token ids up to 16; "
