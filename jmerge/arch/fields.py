@@ -8,6 +8,7 @@ bounds where a model was trained, or names tokens, is only *told*.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -68,15 +69,20 @@ def _told(one: Any, other: Any) -> Verdict:
 
 
 def _number(one: Any, other: Any) -> Verdict:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return "same" if abs(one - other) <= 1e-6 * max(abs(one), abs(other)) else "refused"
-    return _refused(one, other)
+    if one == other or not _finite(one) or not _finite(other):
+        return _refused(one, other)
+    return "same" if abs(one - other) <= 1e-6 * max(abs(one), abs(other)) else "refused"
 
 
 def _eps(one: Any, other: Any) -> Verdict:
-    if one == other or not isinstance(one, int | float) or not isinstance(other, int | float):
+    if one == other or not _finite(one) or not _finite(other):
         return _refused(one, other)
     return "refused" if abs(one - other) > EPS_DIFFERENCE else "told"
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is a number that float64 can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _activation(one: Any, other: Any) -> Verdict:

@@ -186,6 +186,12 @@ def config_dicts(config: Config) -> list[tuple[KeyPath, Config]]:
     return found
 
 
+def class_names(config: Config) -> list[str]:
+    """The classes that config.json names, the one that saved the model first; empty when it names none."""
+    classes = config.get("architectures")
+    return [str(each) for each in classes] if isinstance(classes, list) else []
+
+
 def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]:
     groups: dict[str, dict[int, set[str]]] = {}
     for name in specs:
@@ -389,8 +395,7 @@ def _branches(
     """Prefix of tensor names -> module; empty when the whole model is one module."""
     if len(stacks) < 2:
         return {}
-    classes = config.get("architectures")
-    named = MODULES.get(str(classes[0])) if isinstance(classes, list) and classes else None
+    named = next((MODULES.get(name) for name in class_names(config)), None)
     if named:
         return {prefix: module for module, prefixes in named.items() for prefix in prefixes}
     paths = [stack.prefix.split(".") for stack in stacks]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 
+from jmerge.arch.infer import class_names
 from jmerge.plan.notes import Notes
 from jmerge.plan.views import Template, View
 from jmerge.recipe.refs import ModelRef
@@ -28,8 +29,8 @@ class Heads:
 
     def stand_in(self, view: View, template: Template) -> str | None:
         """The tensor that a model without the head `template` contributes to it: its embedding, or None."""
-        classes = view.checkpoint.config.get("architectures") or [""]
-        headless = HEADLESS.fullmatch(str(classes[0]))
+        classes = class_names(view.checkpoint.config)
+        headless = HEADLESS.fullmatch(classes[0]) if classes else None
         if template.name in self._names and view.tied and not view.layout.heads and not headless:
             return view.layout.embeddings[0]
         return None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jmerge.arch.infer import Layout, infer_layout
+from jmerge.arch.infer import Layout, class_names, infer_layout
 from jmerge.arch.ties import same_bytes
 from jmerge.ckpt.open import Checkpoint
 from jmerge.report.show import size
@@ -32,7 +32,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             row["bytes"] += spec.nbytes
     return {
         "path": str(checkpoint.path),
-        "architectures": checkpoint.config.get("architectures", []),
+        "architectures": class_names(checkpoint.config),
         "files": len(checkpoint.files),
         "tensors": len(specs),
         "parameters": sum(spec.size for spec in specs.values()),

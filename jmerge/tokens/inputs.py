@@ -18,8 +18,8 @@ def token_tables(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     """
     names = (*layout.embeddings, *layout.heads, *layout.vocab_biases)
     rows = {name: checkpoint.index[name].spec.shape[0] for name in names}
-    others = {part.get("vocab_size") for _, part in config_dicts(checkpoint.config)}
-    others -= {rows[names[0]] if names else None}
+    counts = [part.get("vocab_size") for _, part in config_dicts(checkpoint.config)]
+    others = [count for count in counts if not names or count != rows[names[0]]]
     return tuple(name for name in names if rows[name] not in others)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config, config_dicts
+from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config, class_names, config_dicts
 from jmerge.ckpt.dtypes import CONFIG_NAMES, FLOATS
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.holes import holes_of_its_own
@@ -148,8 +148,7 @@ def ties(folder: Folder) -> Iterator[Finding]:
     """There is a head where config.json does not tie it to the embedding."""
     told = _ties_told(folder.config)
     layout = folder.layout
-    classes = folder.config.get("architectures")
-    named = str(classes[0]) if isinstance(classes, list) and classes else ""
+    named = next(iter(class_names(folder.config)), "")
     if told == {False} and layout.embeddings and not layout.heads and named.endswith(HEADED):
         message = f"tie_word_embeddings is false; the weights have no head for {named}"
         if folder.whole:

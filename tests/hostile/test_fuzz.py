@@ -204,6 +204,10 @@ def damaged_config(draw: st.DrawFn, bench: Bench) -> None:
         "layer_types": ["full"],
         "text_config": {"vocab_size": 8, "num_hidden_layers": 1},
         "quantization_config": None,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "id2label": {"0": "a"},
     }
     (bench.bad / "config.json").write_bytes(cut(draw, text_of(draw(damaged(config)))))
 
