@@ -52,7 +52,7 @@ def test_not_a_tokenizer(place: Place) -> None:
         place.model(name, rows=4, files={"tokenizer__json": text})
     lines = union(place, "base", "torn", "odd", "binary")
     assert [line.split(": ")[0] for line in lines] == ["6", "7", "8"]
-    assert "torn/tokenizer.json: is not a tokenizer: " in lines[0]
+    assert "torn/tokenizer.json: is not valid JSON: " in lines[0]
     assert "odd/tokenizer.json: is not a tokenizer: " in lines[1]
     assert "binary/tokenizer.json: is not text in UTF-8" in lines[2]
 
@@ -150,7 +150,7 @@ def test_a_template_of_a_broken_tokenizer(place: Place) -> None:
     place.model("torn", rows=3, files={"tokenizer__json": "{"})
     (line,) = union(place, "torn", "base", tail="chat_template: chatml")
     assert line.startswith("2: base_model: ") or line.startswith("5: models[0].model: ")
-    assert "is not a tokenizer" in line
+    assert "is not valid JSON" in line
 
 
 def test_all_faults_at_once(place: Place) -> None:

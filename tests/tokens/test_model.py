@@ -154,7 +154,7 @@ def test_where_a_template_is(files: dict[str, Any], wanted: str | None, tmp_path
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "no_json": ({"tokenizer__json": "{"}, "tokenizer.json: is not a tokenizer: EOF while parsing"),
+    "no_json": ({"tokenizer__json": "{"}, "tokenizer.json: is not valid JSON: "),
     "no_model": ({"tokenizer__json": {"model": {"type": "BPX"}}}, "tokenizer.json: is not a tokenizer: "),
     "no_text": ({"tokenizer__json": b"\xff\xfe"}, "tokenizer.json: is not text in UTF-8"),
     "no_pieces": ({"tokenizer__model": b"nothing"}, "tokenizer.model: is not a sentencepiece model"),
