@@ -48,7 +48,7 @@ def test_remote_tokens(server: FileServer) -> None:
     assert remote is not None and remote.template == "{{ messages }}"
     assert list(remote.vocabulary.ids) == ["a", "b", "<x>", "</s>", "<s>"]
     (place / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=rf"^{url}/tokenizer.json: is not a tokenizer: "):
+    with pytest.raises(CheckpointError, match=rf"^{url}/tokenizer.json: is not valid JSON: "):
         read_tokens(find_source(url))
 
 
