@@ -14,6 +14,15 @@ import jmerge
 from jmerge.ckpt.writer import LEDGER
 from jmerge.cli import main
 
+SOUP = """\
+merge_method: linear
+models:
+  - model: {a}
+    parameters: {weight: 1}
+  - model: {b}
+    parameters: {weight: 3}
+"""
+
 
 class Made(NamedTuple):
     """What a merge wrote."""
