@@ -255,7 +255,7 @@ def test_a_server_that_stays_away(
 ) -> None:
     """Exit 3 with one line; nothing looks like a result; the same command succeeds later."""
     recipe(tmp_path, web.url)
-    web.faults = [Fault("503", times=999, skip=4)]
+    web.faults = [Fault("503", "/model.safetensors", times=999, skip=4)]
     assert program(tmp_path) == 3
     line = capsys.readouterr().err
     assert line.startswith(f"error: {web.url}/") and line.count("\n") == 1
@@ -272,7 +272,7 @@ def test_an_interrupted_merge_ends_at_once(
     """Though a server is silent, and would be waited for."""
     recipe(tmp_path, web.url)
     monkeypatch.setattr(impatient, "silence", 60.0)
-    web.faults = [Fault("stall", times=99, skip=4)]
+    web.faults = [Fault("stall", "/model.safetensors", times=99, skip=4)]
     timer = threading.Timer(1.0, _thread.interrupt_main)
     timer.start()
     start = time.monotonic()
@@ -319,7 +319,7 @@ def test_a_file_that_changes_meanwhile(
     web: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(tmp_path, web.url)
-    web.faults = [Fault("etag", skip=4)]
+    web.faults = [Fault("etag", "/model.safetensors", skip=4)]
     assert program(tmp_path) == 2
     assert "model.safetensors: was changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,15 @@ from jmerge.ckpt.writer import LEDGER
 from jmerge.cli import main
 from jmerge.verify.checks import verify
 
+SOUP = """\
+merge_method: linear
+models:
+  - model: {a}
+    parameters: {weight: 1}
+  - model: {b}
+    parameters: {weight: 3}
+"""
+
 
 class Made(NamedTuple):
     """What a merge wrote."""

@@ -7,18 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from partialkit import refused, run
+from partialkit import SOUP, refused, run
 
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
-
-SOUP = """\
-merge_method: linear
-models:
-  - model: {a}
-    parameters: {weight: 1}
-  - model: {b}
-    parameters: {weight: 3}
-"""
 
 
 def write(folder: Path, **configs: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from partialkit import account, refused, run
+from partialkit import SOUP, account, refused, run
 
 from jmerge.cli import main
 from jmerge.jobs import plan_recipe
@@ -21,14 +21,6 @@ models:
     parameters: {weight: 0.5}
   - model: {b}
     parameters: {weight: 2}
-"""
-SOUP = """\
-merge_method: linear
-models:
-  - model: {a}
-    parameters: {weight: 1}
-  - model: {b}
-    parameters: {weight: 3}
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from partialkit import account, refused, run, write
+from partialkit import SOUP, account, refused, run, write
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertModel
 
@@ -100,16 +100,6 @@ def write_sentence(
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
     return parts
-
-
-SOUP = """\
-merge_method: linear
-models:
-  - model: {a}
-    parameters: {weight: 1}
-  - model: {b}
-    parameters: {weight: 3}
-"""
 
 
 def names(parts: dict[str, Tensors], home: str = "") -> Tensors:
