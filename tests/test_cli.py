@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import Said
 
 import jmerge
 from jmerge import cli
@@ -40,17 +40,6 @@ def write_recipe(folder: Path, name: str = "x.yml", extra: str = "") -> None:
         "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 0.25}\n"
         f"- model: b\n  parameters: {{weight: 1}}\n{extra}"
     )
-
-
-class Said:
-    """The exit code of the program and what it printed."""
-
-    def __init__(self, *words: str) -> None:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            self.code = cli.main(list(words))
-        self.out, self.err = out.getvalue(), err.getvalue()
-        self.errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
 
 
 def assert_refused(said: Said, *parts: str) -> None:

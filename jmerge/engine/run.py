@@ -124,17 +124,14 @@ class _Run:
             self.free.put(self._make_slot())
         threads = [
             threading.Thread(target=self._guard, args=(part,), name=name, daemon=True)
-            for name, part in (
-                ("jmerge-read", self._read_all),
-                ("jmerge-write", self._write_all),
-            )
+            for name, part in (("jmerge-read", self._read_all), ("jmerge-write", self._write_all))
         ]
         for thread in threads:
             thread.start()
         stopped: StoppedError | None = None
         try:
             self._compute_all()
-            threads[-1].join()
+            threads[1].join()
             if self.stop.is_set():
                 raise StoppedError
         except StoppedError as error:

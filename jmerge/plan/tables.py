@@ -11,6 +11,7 @@ import numpy as np
 from jmerge.arch.config import Change, set_vocabulary_size, vocabulary_keys
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.plan.heads import Heads
+from jmerge.plan.models import read_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Gathered, Read, Step
 from jmerge.plan.views import Template, View
@@ -179,8 +180,7 @@ class Tables:
             found = self._guest_table(view, template)
         if found is None or found not in self._names[number]:
             return None
-        entry = view.checkpoint.index[found]
-        return Read(model=number, name=found, file=entry.file, start=entry.start, spec=entry.spec)
+        return read_of(view, found)
 
     def _guest_table(self, view: View, template: Template) -> str | None:
         """The table of the same kind of a model whose names need not be those of the output."""

@@ -36,14 +36,14 @@ def check_table_sizes(steps: Iterable[Step], views: Mapping[ModelRef, View], not
     donor = next(iter(views.values()))
     if notes.recipe.tokenizer is not None or not _tables(donor):
         return
-    by_number = {view.number: view for view in views.values()}
+    by_number = {view.number: (view, _tables(view)) for view in views.values()}
     index, first = donor.checkpoint.index, donor.layout.embeddings[0]
     for step in steps:
         rows = index[step.name if step.name in index else first].spec.shape[0]
         for read in step.inputs:
             assert isinstance(read, Read)  # without a tokenizer nothing is gathered
-            view = by_number[read.model]
-            if read.name in _tables(view) and read.spec.shape[0] != rows:
+            view, tables = by_number[read.model]
+            if read.name in tables and read.spec.shape[0] != rows:
                 message = f"{step.name} has {read.spec.shape[0]} rows in {view.ref}, {rows} in {donor.ref}"
                 notes.fault(f"{message}: {OTHER_VOCABULARY}", notes.recipe.first_path(view.ref))
 

@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from permute import permuted
 
 from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.engine import gather
@@ -15,7 +16,6 @@ from jmerge.engine.channel import StoppedError
 from jmerge.engine.gather import Gatherer
 from jmerge.plan.steps import Gathered, Read
 from jmerge.testing.tiny import NAMES
-from jmerge.tokens.permute import permuted
 from jmerge.tokens.rows import ABSENT, Filler, TableRows, TokenRows
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

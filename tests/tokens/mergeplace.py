@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,24 +9,12 @@ from typing import Any
 
 import numpy as np
 import tokenkit as kit
+from said import Said
 
-from jmerge import cli
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-class Said:
-    """The exit code of the program and what it printed."""
-
-    def __init__(self, *words: str) -> None:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            self.code = cli.main(list(words))
-        self.out, self.err = out.getvalue(), err.getvalue()
-        self.errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        self.warnings = [line for line in self.err.splitlines() if line.startswith("warning: ")]
 
 
 class Place:

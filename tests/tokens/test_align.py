@@ -11,6 +11,7 @@ import pytest
 import tokenkit as kit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from permute import permuted
 from tokenizers import Tokenizer
 
 from jmerge.errors import RecipeError
@@ -18,7 +19,6 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.align import Alignment, Input, align
 from jmerge.tokens.files import NO_EDITS
 from jmerge.tokens.model import ModelTokens
-from jmerge.tokens.permute import permuted
 from jmerge.tokens.table import embedding_rows
 from jmerge.tokens.vocabulary import PLAIN, SPECIAL, Vocabulary, vocabulary
 

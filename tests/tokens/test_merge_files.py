@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import tokenkit as kit
-from mergeplace import EMBED, Place, Said
+from mergeplace import EMBED, Place
+from said import Said
 from tokenizers import AddedToken, Tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")

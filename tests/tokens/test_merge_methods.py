@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenkit as kit
 from mergeplace import EMBED, HEAD
+from permute import permuted
 
 import jmerge
 from jmerge.ckpt.open import open_checkpoint
@@ -28,7 +29,6 @@ from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Gathered, Plan
 from jmerge.report.methods import minimal_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
-from jmerge.tokens.permute import permuted
 
 HIDDEN = 24  # so that pieces end within rows
 SIZES: dict[str, Any] = {"layers": 1, "hidden": HIDDEN, "inner": 12}

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenkit as kit
-from mergeplace import EMBED, HEAD, Place, Said
+from mergeplace import EMBED, HEAD, Place
+from said import Said
 
 WORDS = kit.words(*"abc")
 

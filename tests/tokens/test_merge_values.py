@@ -63,7 +63,7 @@ def test_three_models(tail: str, tokens: int, rows: int, three: Place) -> None:
 
 def test_without_a_tokenizer_key_other_sizes_are_refused(three: Place) -> None:
     """With the lines that would do."""
-    from mergeplace import Said
+    from said import Said
 
     said = Said(str(three.linear("base", "chat", tail="")), str(three.folder / "out"))
     assert said.code == 2 and said.out == ""

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from permute import permuted
 
-from jmerge.tokens.permute import permuted
 from jmerge.tokens.rows import ABSENT, Filler, TokenRows, own_rows
 from jmerge.tokens.vocabulary import vocabulary
 
