@@ -1,0 +1,97 @@
+"""Merges of tiny models of many families, made, loaded and run by transformers.
+
+Every family is a row of `FAMILIES`. What the merged tensors must be is computed in numpy float64 from the input files,
+by the literal names of their tensors: nothing that knows architectures in jmerge takes part. The result must also load
+without a complaint and compute what a model filled with the numpy tensors computes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from familychecks import (
+    METHODS,
+    STACK,
+    Matrix,
+    check,
+    entry,
+    influences,
+    merge,
+    new_model,
+    quiet,
+    read_model,
+)
+from familykit import Family
+from matrix import FAMILIES
+
+SILENCE = 0.1  # a tensor of less influence would be swapped or lost without a sign
+ROWS = [
+    pytest.param(each, id=each.name, marks=() if each.quick else pytest.mark.slow)
+    for each in FAMILIES
+]
+KINDS = [
+    pytest.param(
+        family,
+        kind,
+        id=f"{family.name}-{kind}",
+        # one worker makes the models of a family, and merges them in all ways
+        marks=[pytest.mark.xdist_group(family.name)]
+        + ([] if family.quick and kind in ("linear", STACK) else [pytest.mark.slow]),
+    )
+    for family in FAMILIES
+    for kind in (*METHODS, STACK)
+    if kind != STACK or not family.no_stack
+]
+
+
+@pytest.fixture(autouse=True)
+def silence() -> Iterable[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("families"))
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_forward_pass_depends_on_every_tensor(family: Family) -> None:
+    """Comparing outputs sees every tensor, but for those that no input can make visible."""
+    found = influences(family, new_model(family, seed=1))
+    silent = {name: size for name, size in found.items() if size < SILENCE}
+    assert silent.keys() == {name for name in found if re.fullmatch(family.silent, name)}, silent
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+def test_merges(family: Family, kind: str, matrix: Matrix) -> None:
+    """Whole models merged tensor by tensor; layers of one under layers of another, where config.json follows."""
+    assert matrix.check(family, kind) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("t5", "decoder"), ("llava", "language_model"), ("llava", "vision_tower")],
+)
+def test_a_module_of_another_model(name: str, module: str, matrix: Matrix, tmp_path: Path) -> None:
+    """One module is model b's and the others are model a's."""
+    family = next(family for family in FAMILIES if family.name == name)
+    folder = matrix.inputs(family)
+    origin = {part.module: "b" if part.module == module else "a" for part in family.parts}
+    recipe = {
+        "merge_method": "passthrough",
+        "modules": {part: {"models": [entry(model)]} for part, model in origin.items()},
+    }
+    merge(recipe, folder, tmp_path / "out")
+    a, b = (read_model(folder / model) for model in "ab")
+    part = next(part for part in family.parts if part.module == module)
+    wanted = {
+        name: b[name]
+        if name in part.before + part.after or name.startswith(f"{part.layers}.")
+        else a[name]
+        for name in a
+    }
+    check(family, tmp_path / "out", wanted, exact=True)
