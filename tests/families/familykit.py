@@ -6,7 +6,7 @@ after the layers, and nothing that knows architectures in jmerge takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,11 @@ def depth(stacked: bool) -> int:
     return 4 if stacked else 3
 
 
+def each_layer(stacked: bool, *entries: Any) -> list[Any]:
+    """A list with an entry for each of the three layers of an input, or for those of the stack."""
+    return [*entries[:2], *entries[1:]] if stacked else list(entries)
+
+
 def text_sizes(layers: int) -> dict[str, Any]:
     """The sizes most configs spell alike."""
     return {
@@ -77,11 +82,14 @@ def text_sizes(layers: int) -> dict[str, Any]:
     }
 
 
-def plain(config: type[PretrainedConfig], **rest: Any) -> Callable[[bool], PretrainedConfig]:
-    """The configs of a family with one stack and nothing that depends on the layer."""
+def plain(
+    config: type[PretrainedConfig], by_layer: Mapping[str, Sequence[Any]] | None = None, **rest: Any
+) -> Callable[[bool], PretrainedConfig]:
+    """The configs of a family with one stack; `by_layer` are lists with an entry for each of its three layers."""
 
     def build(stacked: bool) -> PretrainedConfig:
-        return config(**text_sizes(depth(stacked)) | rest)
+        lists = {key: each_layer(stacked, *entries) for key, entries in (by_layer or {}).items()}
+        return config(**text_sizes(depth(stacked)) | rest | lists)
 
     return build
 
