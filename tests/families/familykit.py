@@ -49,6 +49,9 @@ class Family:
     outputs: tuple[str, ...] = ("logits",)  # what of a forward pass is looked at
     silent: str = "(?!)"  # tensors that cannot change the output, as a pattern
     stored: Callable[[Tensors], Tensors] = dict  # what the input files hold, if not what is saved
+    copied: str = (
+        "(?!)"  # stored tensors that are no weights, so that the base's stay, as a pattern
+    )
     tied: tuple[str, ...] = ()  # parameters of the loaded model that are one tensor
     no_stack: str = ""  # why its layers cannot be stacked, for the README; empty: they can
     quick: bool = False  # its mean and its stack are tried in the default suite too

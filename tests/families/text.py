@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import transformers
 from familykit import (
     FULL,
@@ -15,6 +16,7 @@ from familykit import (
     VOCAB,
     Family,
     Part,
+    Tensors,
     depth,
     plain,
     text_inputs,
@@ -22,6 +24,9 @@ from familykit import (
 )
 from transformers import PretrainedConfig
 
+# Buffers of older files: which positions a query sees, and rotary frequencies.
+CAUSAL = np.tril(np.ones((32, 32), np.float32))[None, None]
+FREQUENCIES = np.array([1.0, 0.01], np.float32)
 # Heads of a size that does not follow from the number of heads, and fewer of them for keys.
 WIDE = {"num_key_value_heads": 2, "head_dim": 8}
 GROUPED = {"num_key_value_heads": 2}
@@ -82,6 +87,29 @@ def mpt_config(stacked: bool) -> PretrainedConfig:
     )
 
 
+def store_bare(tensors: Tensors) -> Tensors:
+    """GPT-2's files on the Hub: names without the class's own module, and the mask of every layer."""
+    masks = {f"h.{i}.attn.bias": CAUSAL for i in range(3)}
+    return {name.removeprefix("transformer."): x for name, x in tensors.items()} | masks
+
+
+def store_pythia(tensors: Tensors) -> Tensors:
+    """Pythia's files on the Hub: every layer has a mask of bytes, a number for what is masked, and the frequencies."""
+    buffers = {
+        "attention.bias": CAUSAL.astype(np.uint8),
+        "attention.masked_bias": np.array(-1e9, np.float32),
+        "attention.rotary_emb.inv_freq": FREQUENCIES,
+    }
+    prefixes = [f"gpt_neox.layers.{i}." for i in range(3)]
+    return tensors | {prefix + name: x for prefix in prefixes for name, x in buffers.items()}
+
+
+def store_frequencies(tensors: Tensors) -> Tensors:
+    """Llama's files before transformers 4.32."""
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    return tensors | {name.format(i): FREQUENCIES for i in range(3)}
+
+
 def gpt_part(layers: str, before: tuple[str, ...], *after: str) -> Part:
     """Names as in GPT-2 and what came soon after it."""
     return Part(
@@ -90,6 +118,12 @@ def gpt_part(layers: str, before: tuple[str, ...], *after: str) -> Part:
         after=after,
     )
 
+
+PYTHIA_PART = Part(
+    layers="gpt_neox.layers",
+    before=("gpt_neox.embed_in.weight",),
+    after=(*weight_and_bias("gpt_neox.final_layer_norm"), "embed_out.weight"),
+)
 
 FAMILIES = (
     Family(
@@ -320,13 +354,7 @@ FAMILIES = (
         name="gpt_neox",
         model=transformers.GPTNeoXForCausalLM,
         config=plain(transformers.GPTNeoXConfig),
-        parts=(
-            Part(
-                layers="gpt_neox.layers",
-                before=("gpt_neox.embed_in.weight",),
-                after=(*weight_and_bias("gpt_neox.final_layer_norm"), "embed_out.weight"),
-            ),
-        ),
+        parts=(PYTHIA_PART,),
         inputs=text_inputs,
     ),
     Family(
@@ -396,5 +424,35 @@ FAMILIES = (
         parts=(gpt_part("blocks", ("wte.weight",), "transformer.norm_f.weight"),),
         inputs=text_inputs,
         tied=("transformer.wte.weight", "lm_head.weight"),
+    ),
+    Family(
+        name="gpt2-hub",
+        model=transformers.GPT2LMHeadModel,
+        config=gpt2_config,
+        parts=(
+            Part(layers="h", before=("wte.weight", "wpe.weight"), after=weight_and_bias("ln_f")),
+        ),
+        inputs=text_inputs,
+        stored=store_bare,
+        copied=r".*\.attn\.bias",
+        tied=("transformer.wte.weight", "lm_head.weight"),
+    ),
+    Family(
+        name="pythia-hub",
+        model=transformers.GPTNeoXForCausalLM,
+        config=plain(transformers.GPTNeoXConfig),
+        parts=(PYTHIA_PART,),
+        inputs=text_inputs,
+        stored=store_pythia,
+        copied=r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+    ),
+    Family(
+        name="llama-frequencies",
+        model=transformers.LlamaForCausalLM,
+        config=plain(transformers.LlamaConfig, **GROUPED),
+        parts=(LLAMA_PART,),
+        inputs=text_inputs,
+        stored=store_frequencies,
+        copied=r".*\.inv_freq",
     ),
 )
