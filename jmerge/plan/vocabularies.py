@@ -39,11 +39,13 @@ def check_table_sizes(steps: Iterable[Step], views: Mapping[ModelRef, View], not
     by_number = {view.number: (view, _tables(view)) for view in views.values()}
     index, first = donor.checkpoint.index, donor.layout.embeddings[0]
     for step in steps:
-        rows = index[step.name if step.name in index else first].spec.shape[0]
         for read in step.inputs:
             assert isinstance(read, Read)  # without a tokenizer nothing is gathered
             view, tables = by_number[read.model]
-            if read.name in tables and read.spec.shape[0] != rows:
+            if read.name not in tables:
+                continue
+            rows = index[step.name if step.name in index else first].spec.shape[0]
+            if read.spec.shape[0] != rows:
                 message = f"{step.name} has {read.spec.shape[0]} rows in {view.ref}, {rows} in {donor.ref}"
                 notes.fault(f"{message}: {OTHER_VOCABULARY}", notes.recipe.first_path(view.ref))
 

@@ -8,16 +8,22 @@ from typing import Any
 import torch
 import transformers
 from familykit import (
+    FULL,
     HEADS,
     HIDDEN,
     INNER,
+    SLIDING,
     VOCAB,
     Family,
     Inputs,
     Part,
     Tensors,
     both_sides,
+    depth,
+    pixels,
     plain,
+    text_inputs,
+    text_sizes,
     token_ids,
     weight_and_bias,
 )
@@ -38,6 +44,71 @@ def t5_config(stacked: bool, **rest: Any) -> PretrainedConfig:
         decoder_start_token_id=0,
         **rest,
     )
+
+
+def distilbert_config(stacked: bool) -> PretrainedConfig:
+    """DistilBERT has names of its own for most sizes."""
+    return transformers.DistilBertConfig(
+        vocab_size=VOCAB,
+        dim=HIDDEN,
+        hidden_dim=INNER,
+        n_layers=depth(stacked),
+        n_heads=HEADS,
+        max_position_embeddings=32,
+    )
+
+
+def modernbert_config(stacked: bool) -> PretrainedConfig:
+    """Full attention around a window; the first layer has no norm before its attention."""
+    return transformers.ModernBertConfig(
+        **text_sizes(depth(stacked)),
+        layer_types=[FULL, SLIDING, SLIDING, FULL] if stacked else [FULL, SLIDING, FULL],
+        local_attention=4,
+        cls_token_id=1,
+        sep_token_id=2,
+        norm_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+    )
+
+
+def sides(stacked: bool) -> dict[str, Any]:
+    """The sizes of BART and Whisper: encoder and decoder of equal depth; stacked they have 4 layers and 2."""
+    return {
+        "vocab_size": VOCAB,
+        "d_model": HIDDEN,
+        "encoder_layers": 4 if stacked else 3,
+        "decoder_layers": 2 if stacked else 3,
+        "encoder_ffn_dim": INNER,
+        "decoder_ffn_dim": INNER,
+        "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 2,
+    }
+
+
+def bart_config(stacked: bool) -> PretrainedConfig:
+    """Text on both sides."""
+    return transformers.BartConfig(**sides(stacked), max_position_embeddings=32)
+
+
+def whisper_config(stacked: bool) -> PretrainedConfig:
+    """Sound in, text out."""
+    return transformers.WhisperConfig(
+        **sides(stacked),
+        num_mel_bins=8,
+        max_source_positions=10,
+        max_target_positions=16,
+        begin_suppress_tokens=None,
+    )
+
+
+def whisper_inputs() -> Inputs:
+    """A spectrum twice as long as the encoder's output."""
+    return {"input_features": pixels(2, 8, 20), "decoder_input_ids": token_ids(7, seed=1)}
 
 
 def bert_inputs() -> Inputs:
@@ -96,6 +167,113 @@ FAMILIES = (
         quick=True,
     ),
     Family(
+        name="roberta",
+        model=transformers.RobertaForMaskedLM,
+        config=plain(transformers.RobertaConfig, type_vocab_size=2),
+        parts=(
+            Part(
+                layers="roberta.encoder.layer",
+                before=(
+                    "roberta.embeddings.word_embeddings.weight",
+                    "roberta.embeddings.position_embeddings.weight",
+                    "roberta.embeddings.token_type_embeddings.weight",
+                    *weight_and_bias("roberta.embeddings.LayerNorm"),
+                ),
+                after=(
+                    "lm_head.bias",
+                    *weight_and_bias("lm_head.dense", "lm_head.layer_norm"),
+                ),
+            ),
+        ),
+        inputs=bert_inputs,
+        silent=r".*\.key\.bias",  # as in BERT
+        tied=("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    ),
+    Family(
+        name="distilbert",
+        model=transformers.DistilBertForMaskedLM,
+        config=distilbert_config,
+        parts=(
+            Part(
+                layers="distilbert.transformer.layer",
+                before=(
+                    "distilbert.embeddings.word_embeddings.weight",
+                    "distilbert.embeddings.position_embeddings.weight",
+                    *weight_and_bias("distilbert.embeddings.LayerNorm"),
+                ),
+                after=(
+                    "vocab_projector.bias",
+                    *weight_and_bias("vocab_transform", "vocab_layer_norm"),
+                ),
+            ),
+        ),
+        inputs=text_inputs,
+        silent=r".*\.k_lin\.bias",  # as in BERT
+        tied=("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
+    ),
+    Family(
+        name="modernbert",
+        model=transformers.ModernBertForMaskedLM,
+        config=modernbert_config,
+        parts=(
+            Part(
+                layers="model.layers",
+                before=(
+                    "model.embeddings.tok_embeddings.weight",
+                    *weight_and_bias("model.embeddings.norm"),
+                ),
+                after=(
+                    *weight_and_bias("model.final_norm", "head.norm"),
+                    "head.dense.weight",
+                    "decoder.bias",
+                ),
+            ),
+        ),
+        inputs=text_inputs,
+        tied=("model.embeddings.tok_embeddings.weight", "decoder.weight"),
+    ),
+    Family(
+        name="deberta_v2",
+        model=transformers.DebertaV2ForMaskedLM,
+        config=plain(
+            transformers.DebertaV2Config,
+            type_vocab_size=2,
+            relative_attention=True,
+            position_buckets=4,
+            norm_rel_ebd="layer_norm",
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=False,
+            conv_kernel_size=3,
+            conv_act="gelu",
+            legacy=False,
+        ),
+        parts=(
+            Part(
+                layers="deberta.encoder.layer",
+                before=(
+                    "deberta.embeddings.word_embeddings.weight",
+                    "deberta.embeddings.position_embeddings.weight",
+                    "deberta.embeddings.token_type_embeddings.weight",
+                    *weight_and_bias("deberta.embeddings.LayerNorm"),
+                ),
+                after=(
+                    "deberta.encoder.rel_embeddings.weight",
+                    *weight_and_bias(
+                        "deberta.encoder.LayerNorm",  # of the relative embeddings
+                        "deberta.encoder.conv.conv",
+                        "deberta.encoder.conv.LayerNorm",
+                        "lm_predictions.lm_head.dense",
+                        "lm_predictions.lm_head.LayerNorm",
+                    ),
+                    "lm_predictions.lm_head.bias",
+                ),
+            ),
+        ),
+        inputs=bert_inputs,
+        silent=r".*\.pos_key_proj\.bias",  # as in BERT
+        tied=("deberta.embeddings.word_embeddings.weight",),
+    ),
+    Family(
         name="t5",
         model=transformers.T5ForConditionalGeneration,
         config=t5_config,
@@ -127,5 +305,63 @@ FAMILIES = (
         inputs=both_sides,
         stored=store_copies,
         tied=T5_TIED,
+    ),
+    Family(
+        name="bart",
+        model=transformers.BartForConditionalGeneration,
+        config=bart_config,
+        parts=(
+            Part(module="shared", before=("model.shared.weight", "final_logits_bias")),
+            Part(
+                module="encoder",
+                layers="model.encoder.layers",
+                before=(
+                    "model.encoder.embed_positions.weight",
+                    *weight_and_bias("model.encoder.layernorm_embedding"),
+                ),
+            ),
+            Part(
+                module="decoder",
+                layers="model.decoder.layers",
+                before=(
+                    "model.decoder.embed_positions.weight",
+                    *weight_and_bias("model.decoder.layernorm_embedding"),
+                ),
+                ranges=((0, 1), (2, 3)),
+            ),
+        ),
+        inputs=both_sides,
+        noise=2.0,
+        silent=r".*\.k_proj\.bias",  # as in BERT
+        tied=("model.shared.weight", "lm_head.weight"),
+    ),
+    Family(
+        name="whisper",
+        model=transformers.WhisperForConditionalGeneration,
+        config=whisper_config,
+        parts=(
+            Part(
+                module="encoder",
+                layers="model.encoder.layers",
+                before=(
+                    *weight_and_bias("model.encoder.conv1", "model.encoder.conv2"),
+                    "model.encoder.embed_positions.weight",
+                ),
+                after=weight_and_bias("model.encoder.layer_norm"),
+            ),
+            Part(
+                module="decoder",
+                layers="model.decoder.layers",
+                before=(
+                    "model.decoder.embed_tokens.weight",
+                    "model.decoder.embed_positions.weight",
+                ),
+                after=weight_and_bias("model.decoder.layer_norm"),
+                ranges=((0, 1), (2, 3)),
+            ),
+        ),
+        inputs=whisper_inputs,
+        noise=2.0,
+        tied=("model.decoder.embed_tokens.weight", "proj_out.weight"),
     ),
 )

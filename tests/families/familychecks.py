@@ -42,7 +42,9 @@ class Method:
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """The point at the share `t` of the arc from a to b, which are far from parallel here."""
+    """The point at the share `t` of the arc from a to b; of the line where both are one number, which has no arc."""
+    if a.size == 1:
+        return (1 - t) * a + t * b
     angle = np.arccos((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
     return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
 
@@ -211,7 +213,7 @@ def new_model(family: Family, seed: int) -> PreTrainedModel:
         for name, tensor in stored_tensors(model).items():
             scale = 0.3 if name.endswith("bias") else 1.0
             if tensor.ndim > 1:
-                scale = 1.5 * tensor.shape[-1] ** -0.5
+                scale = family.noise * tensor.shape[-1] ** -0.5
             tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
     return model
 
@@ -266,7 +268,8 @@ def check(
     logits = forward(family, model)
     assert torch.isfinite(logits).all()
     filled = load(family, None, config=config, state_dict=as_torch(wanted))
-    torch.testing.assert_close(logits, forward(family, filled), rtol=1e-4, atol=1e-4)
+    wide = family.tolerance
+    torch.testing.assert_close(logits, forward(family, filled), rtol=wide, atol=wide)
 
 
 def assert_tensor(name: str, found: np.ndarray, wanted: np.ndarray, ulp: float) -> None:

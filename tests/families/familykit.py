@@ -47,6 +47,8 @@ class Family:
     parts: tuple[Part, ...] = ()
     inputs: Callable[[], Inputs]
     outputs: tuple[str, ...] = ("logits",)  # what of a forward pass is looked at
+    noise: float = 1.5  # of weights; more where attention would be too even to show in the outputs
+    tolerance: float = 1e-4  # of outputs; more where rounding of the weights grows on its way there
     silent: str = "(?!)"  # tensors that cannot change the output, as a pattern
     stored: Callable[[Tensors], Tensors] = dict  # what the input files hold, if not what is saved
     copied: str = (
