@@ -303,7 +303,7 @@ def load(family: Family, source: Path | None, **rest: Any) -> PreTrainedModel:
 
 def as_torch(tensors: Tensors) -> dict[str, torch.Tensor]:
     """The tensors as torch has them, in float32."""
-    return {name: torch.from_numpy(x.astype(np.float32)) for name, x in tensors.items()}
+    return {name: torch.from_numpy(np.asarray(x, np.float32)) for name, x in tensors.items()}
 
 
 def forward(family: Family, model: PreTrainedModel, *, gradients: bool = False) -> torch.Tensor:
