@@ -1,13 +1,16 @@
-"""Renew the section of README.md that is made of the methods' declarations.
+"""Renew the sections of README.md that are made of other things: the methods' declarations, the matrix of families.
 
-python tools/readme.py            rewrite it
-python tools/readme.py --check    only say whether it is current
+python tools/readme.py              rewrite the table of methods
+python tools/readme.py --families   rewrite the table of families too, from merges of all of them (minutes)
+python tools/readme.py --check      only say whether it is current
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -15,8 +18,12 @@ import yaml
 from jmerge.report.methods import methods_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = "<!-- methods: made by tools/readme.py -->\n"
-LAST = "<!-- end of methods -->\n"
+METHODS, FAMILIES = "methods", "families"  # the sections
+
+
+def marks(section: str) -> tuple[str, str]:
+    """The lines before and after a section."""
+    return f"<!-- {section}: made by tools/readme.py -->\n", f"<!-- end of {section} -->\n"
 
 
 def recipes(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -28,28 +35,54 @@ def recipes(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def renewed(readme: str) -> str:
-    """The README with its section on methods made anew; ValueError when its marks are not there once, in order."""
-    before, first, rest = readme.partition(FIRST)
-    _, last, after = rest.partition(LAST)
-    if not (first and last) or FIRST in rest or LAST in before + after:
-        raise ValueError(f"README.md needs the lines {FIRST.strip()} and {LAST.strip()} once each")
-    return before + first + methods_markdown(recipes(ROOT / "configs")) + last + after
+def methods() -> str:
+    """The section on methods."""
+    return methods_markdown(recipes(ROOT / "configs"))
+
+
+def families() -> str:
+    """The table of families; AssertionError when a merge of one does not hold."""
+    sys.path.insert(0, str(ROOT / "tests" / "families"))
+    with tempfile.TemporaryDirectory() as folder:
+        table = importlib.import_module("familytable").families_markdown(Path(folder))
+    return str(table)
+
+
+def parts(readme: str, section: str) -> tuple[str, str, str]:
+    """What stands before a section's text, that text, and what follows; ValueError when the section's marks are not
+    there once, in order."""
+    first, last = marks(section)
+    before, found_first, rest = readme.partition(first)
+    text, found_last, after = rest.partition(last)
+    if not (found_first and found_last) or first in rest or last in before + after:
+        raise ValueError(f"README.md needs the lines {first.strip()} and {last.strip()} once each")
+    return before + first, text, last + after
+
+
+def renewed(readme: str, section: str, text: str) -> str:
+    """The README with another text in a section."""
+    before, _, after = parts(readme, section)
+    return before + text + after
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--families", action="store_true", help="merge all families for their table"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when stale")
     options = parser.parse_args()
     file = ROOT / "README.md"
     old = file.read_text(encoding="utf-8")
-    new = renewed(old)
+    new = renewed(old, METHODS, methods())
+    if options.families:
+        new = renewed(new, FAMILIES, families())
     if new == old:
         print("README.md is current")
     elif options.check:
-        sys.exit("README.md is stale: its table of methods; python tools/readme.py renews it")
+        sys.exit("README.md is stale; python tools/readme.py --families renews its tables")
     else:
         file.write_text(new, encoding="utf-8")
         print("README.md is renewed")

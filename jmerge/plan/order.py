@@ -31,7 +31,7 @@ class _Known(NamedTuple):
 
     told: Hashable
     place: int
-    count: int  # layers of its model
+    depth: int  # layers of its model
     has: bool
 
 
@@ -91,12 +91,12 @@ def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:
     """
     if _explains(inputs, [], lambda known: known.told):
         return True
-    deepest = max(known.count for known in inputs)
+    deepest = max(known.depth for known in inputs)
     for few in range(1, deepest):
         for end in (False, True):
 
             def key(known: _Known, few: int = few, end: bool = end) -> Hashable:
-                place = known.count - 1 - known.place if end else known.place
+                place = known.depth - 1 - known.place if end else known.place
                 return known.told, place < few
 
             if _explains(inputs, output, key):

@@ -192,9 +192,13 @@ class Matrix:
             else:
                 method = METHODS[kind]
                 merge(method.recipe, folder, out)
+                models = {"a": a, "b": b, "c": c}
+                base = models[method.recipe.get("base_model", "a")]
                 wanted = {
-                    name: method.merge(*(model[name].astype(np.float64) for model in (a, b, c)))
-                    for name in a
+                    name: base[name]
+                    if re.fullmatch(family.copied, name)
+                    else method.merge(*(each[name].astype(np.float64) for each in models.values()))
+                    for name in base
                 }
                 check(family, out, wanted)
             self.held[family.name, kind] = len(wanted)
@@ -254,7 +258,7 @@ def check(
     found = read_model(out)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert found[name].dtype == np.float32, name
+        assert found[name].dtype == narrow(tensor).dtype, name
         assert_tensor(name, found[name], tensor, ulp=0 if exact else TO_ROUNDING)
     config = family.config(stacked)
     check_config(family, out, config)
@@ -301,9 +305,14 @@ def load(family: Family, source: Path | None, **rest: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def narrow(tensor: np.ndarray) -> np.ndarray:
+    """The tensor in float32, if it is of floats."""
+    return np.asarray(tensor, np.float32) if tensor.dtype == np.float64 else tensor
+
+
 def as_torch(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors as torch has them, in float32."""
-    return {name: torch.from_numpy(np.asarray(x, np.float32)) for name, x in tensors.items()}
+    """The tensors as torch has them."""
+    return {name: torch.from_numpy(narrow(x)) for name, x in tensors.items()}
 
 
 def forward(family: Family, model: PreTrainedModel, *, gradients: bool = False) -> torch.Tensor:

@@ -6,7 +6,7 @@ after the layers, and nothing that knows architectures in jmerge takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,9 @@ class Family:
     tolerance: float = 1e-4  # of outputs; more where rounding of the weights grows on its way there
     silent: str = "(?!)"  # tensors that cannot change the output, as a pattern
     stored: Callable[[Tensors], Tensors] = dict  # what the input files hold, if not what is saved
+    copied: str = (
+        "(?!)"  # stored tensors that are no weights, so that the base's stay, as a pattern
+    )
     tied: tuple[str, ...] = ()  # parameters of the loaded model that are one tensor
     no_stack: str = ""  # why its layers cannot be stacked, for the README; empty: they can
     quick: bool = False  # its mean and its stack are tried in the default suite too
@@ -62,6 +65,11 @@ class Family:
 def depth(stacked: bool) -> int:
     """Layers of an input, and of [0, 2) and [1, 3) of two of them."""
     return 4 if stacked else 3
+
+
+def each_layer(stacked: bool, *entries: Any) -> list[Any]:
+    """A list with an entry for each of the three layers of an input, or for those of the stack."""
+    return [*entries[:2], *entries[1:]] if stacked else list(entries)
 
 
 def text_sizes(layers: int) -> dict[str, Any]:
@@ -79,11 +87,14 @@ def text_sizes(layers: int) -> dict[str, Any]:
     }
 
 
-def plain(config: type[PretrainedConfig], **rest: Any) -> Callable[[bool], PretrainedConfig]:
-    """The configs of a family with one stack and nothing that depends on the layer."""
+def plain(
+    config: type[PretrainedConfig], by_layer: Mapping[str, Sequence[Any]] | None = None, **rest: Any
+) -> Callable[[bool], PretrainedConfig]:
+    """The configs of a family with one stack; `by_layer` are lists with an entry for each of its three layers."""
 
     def build(stacked: bool) -> PretrainedConfig:
-        return config(**text_sizes(depth(stacked)) | rest)
+        lists = {key: each_layer(stacked, *entries) for key, entries in (by_layer or {}).items()}
+        return config(**text_sizes(depth(stacked)) | rest | lists)
 
     return build
 

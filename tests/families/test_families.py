@@ -25,19 +25,24 @@ from familychecks import (
     read_model,
 )
 from familykit import Family
+from familytable import HEADER, line
 from matrix import FAMILIES
 
+README = Path(__file__).parents[2] / "README.md"
 SILENCE = 0.1  # a tensor of less influence would be swapped or lost without a sign
 ROWS = [
     pytest.param(each, id=each.name, marks=() if each.quick else pytest.mark.slow)
     for each in FAMILIES
+]
+# one worker makes the models of a family, and merges them in all ways
+GROUPED = [
+    pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name)) for each in FAMILIES
 ]
 KINDS = [
     pytest.param(
         family,
         kind,
         id=f"{family.name}-{kind}",
-        # one worker makes the models of a family, and merges them in all ways
         marks=[pytest.mark.xdist_group(family.name)]
         + ([] if family.quick and kind in ("linear", STACK) else [pytest.mark.slow]),
     )
@@ -70,6 +75,22 @@ def test_forward_pass_depends_on_every_tensor(family: Family) -> None:
 def test_merges(family: Family, kind: str, matrix: Matrix) -> None:
     """Whole models merged tensor by tensor; layers of one under layers of another, where config.json follows."""
     assert matrix.check(family, kind) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", GROUPED)
+def test_the_readme_has_its_line(family: Family, matrix: Matrix) -> None:
+    """As the merges above are: how many tensors they made, and that all of them hold."""
+    wanted = line(family, matrix)
+    assert wanted in README.read_text(encoding="utf-8"), (
+        f"python tools/readme.py --families: {wanted}"
+    )
+
+
+def test_the_readme_lists_every_family() -> None:
+    """In the order of the matrix, and no other."""
+    table = README.read_text(encoding="utf-8").partition(HEADER)[2].partition("<!--")[0]
+    assert [row.split("`")[1] for row in table.splitlines()] == [each.name for each in FAMILIES]
 
 
 @pytest.mark.parametrize(

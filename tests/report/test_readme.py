@@ -1,4 +1,4 @@
-"""The section of README.md that is made of the methods' declarations."""
+"""The sections of README.md that tools/readme.py makes; what the one of families says is tested beside their merges."""
 
 from __future__ import annotations
 
@@ -27,20 +27,24 @@ def tool() -> ModuleType:
 
 def test_the_readme_is_current(tool: ModuleType) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tool.renewed(text) == text, "README.md is stale: run python tools/readme.py"
+    assert tool.renewed(text, tool.METHODS, tool.methods()) == text, (
+        "README.md is stale: run python tools/readme.py"
+    )
 
 
 def test_a_stale_section_is_renewed_and_the_rest_kept(tool: ModuleType) -> None:
-    made = tool.renewed(f"before\n{tool.FIRST}stale\n{tool.LAST}after\n")
-    assert made.startswith(f"before\n{tool.FIRST}| method |") and "stale" not in made
-    assert made.endswith(f"{tool.LAST}after\n") and tool.renewed(made) == made
+    first, last = tool.marks(tool.METHODS)
+    made = tool.renewed(f"before\n{first}stale\n{last}after\n", tool.METHODS, tool.methods())
+    assert made.startswith(f"before\n{first}| method |") and "stale" not in made
+    assert made.endswith(f"{last}after\n")
+    assert tool.renewed(made, tool.METHODS, tool.methods()) == made
 
 
 @pytest.mark.parametrize("text", ["", "{0}", "{1}", "{1}{0}", "{0}{0}{1}", "{0}{1}{1}"])
 def test_marks_that_do_not_make_a_section_are_refused(tool: ModuleType, text: str) -> None:
     """Nothing is guessed of what a person wrote."""
     with pytest.raises(ValueError, match="once each"):
-        tool.renewed(text.format(tool.FIRST, tool.LAST))
+        tool.renewed(text.format(*tool.marks(tool.METHODS)), tool.METHODS, "new")
 
 
 def test_every_method_has_a_row_of_four_cells(monkeypatch: pytest.MonkeyPatch) -> None:
