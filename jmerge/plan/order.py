@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from jmerge.arch.config import Layers, get_path, unsaid
@@ -86,22 +87,26 @@ def order_faults(
 def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:
     """Whether the output has a tensor in the layers that would be expected to have it.
 
-    What config.json says of a layer decides. Where that does not explain the inputs, the place decides too, which is
-    among the first few layers, or the last few: so T5's first layer has the positions of all.
+    What config.json says of a layer decides. Where that does not explain the inputs, the place does too: whether a layer
+    is among the first few, or the last few, of which few are at most half. So T5's first layer has the positions of all.
     """
     if _explains(inputs, [], lambda known: known.told):
         return True
-    deepest = max(known.depth for known in inputs)
-    for few in range(1, deepest):
-        for end in (False, True):
+    shallowest = min(known.depth for known in inputs)
+    keys = [partial(_among_first, few=few) for few in range(1, shallowest // 2 + 1)]
+    keys += [partial(_among_last, few=few) for few in range(1, (shallowest + 1) // 2)]
+    same_depth = len({known.depth for known in (*inputs, *output)}) == 1
+    return any(_explains(inputs, output, key) for key in keys) or (
+        same_depth and _explains(inputs, output, lambda known: (known.told, known.place))
+    )
 
-            def key(known: _Known, few: int = few, end: bool = end) -> Hashable:
-                place = known.depth - 1 - known.place if end else known.place
-                return known.told, place < few
 
-            if _explains(inputs, output, key):
-                return True
-    return False
+def _among_first(known: _Known, few: int) -> Hashable:
+    return known.told, known.place < few
+
+
+def _among_last(known: _Known, few: int) -> Hashable:
+    return known.told, known.place >= known.depth - few
 
 
 def _explains(
