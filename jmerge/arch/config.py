@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import VISION, Config, KeyPath, Stack, config_dicts
-from jmerge.arch.kinds import ORDERED, RULES, Rule, Values, is_numbers, is_per_layer
+from jmerge.arch.kinds import ORDERED, RULES, Rule, Values, home_of, is_numbers, is_per_layer
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
@@ -53,7 +53,7 @@ def set_depth(
     part = get_path(edited, home)
     old, new = stack.depth, len(layers)
     changes = []
-    before = get_path(config, home)
+    before = home_of(config, stack)
     for path in stack.keys:
         part[path[-1]] = new
     for key, value in before.items():
@@ -84,7 +84,7 @@ def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> dict[str, 
     """Keys of config.json with which no numbers say the kinds of the output `layers`, and which layers those would be."""
     if not stack.keys:
         return {}
-    part = get_path(config, stack.keys[0][:-1])
+    part = home_of(config, stack)
     found = {
         rule.name: [i for i, on in enumerate(order) if on]
         for rule, values, order in _orders(part, stack, layers)
@@ -108,7 +108,7 @@ def _orders(
         if values is not None:
             order = []
             for source in layers:
-                own = rule.values(_home(source)) or values
+                own = rule.values(home_of(source.config, source.stack)) or values
                 order.append(rule.says(source.stack.depth, *own)[source.layer])
             yield rule, values, order
 
@@ -189,20 +189,14 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     yield from config_dicts(config)  # type: ignore[misc]  # they are the dicts of our own copy
 
 
-def _home(source: Layers) -> Config:
-    """What stands beside the layer count in the config of the model a layer comes from."""
-    part = get_path(source.config, source.stack.keys[0][:-1]) if source.stack.keys else None
-    return part if isinstance(part, dict) else {}
-
-
 def _numbers(source: Layers, key: str, donor: list[int]) -> list[int]:
     """The model's own list of layer numbers, an empty one too; the donor's when it has none."""
-    own = _home(source).get(key)
+    own = home_of(source.config, source.stack).get(key)
     return own if isinstance(own, list) else donor
 
 
 def _entry(source: Layers, key: str, donor: Sequence[Any]) -> Any:
-    own = _home(source).get(key)
+    own = home_of(source.config, source.stack).get(key)
     if isinstance(own, type(donor)) and len(own) == source.stack.depth:
         return own[source.layer]
     return donor[min(source.layer, len(donor) - 1)]

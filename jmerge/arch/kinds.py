@@ -155,9 +155,18 @@ RULES = (
 )
 
 
-def told_of_layers(part: Config, stack: Stack) -> dict[str, list[Hashable]]:
-    """What the part of config.json beside a stack's length says of each layer of it: a list of the depth for each key."""
+def home_of(config: Config, stack: Stack) -> Config:
+    """The part of config.json that says how many layers a stack has, and so more of these; all of it where none does."""
+    part = config
+    for key in stack.keys[0][:-1] if stack.keys else ():
+        part = part[key]
+    return part
+
+
+def told_of_layers(config: Config, stack: Stack) -> dict[str, list[Hashable]]:
+    """What config.json says of each layer of a stack: a list of its depth for each key that tells layers apart."""
     told: dict[str, list[Hashable]] = {}
+    part = home_of(config, stack)
     for key, value in part.items():
         if is_numbers(key, value):
             told[key] = [i in value for i in range(stack.depth)]

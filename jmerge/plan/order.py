@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers, get_path, unsaid
+from jmerge.arch.config import Layers, unsaid
 from jmerge.arch.infer import Config, Stack
 from jmerge.arch.kinds import told_of_layers
 from jmerge.plan.views import View
@@ -121,10 +121,8 @@ def _explains(
 
 def _told(origin: Origin) -> list[Hashable]:
     """What config.json says of each layer of the stack an output layer comes from."""
-    stack = origin.stack
-    part = get_path(origin.view.checkpoint.config, stack.keys[0][:-1]) if stack.keys else None
-    told = told_of_layers(part, stack) if isinstance(part, dict) else {}
-    return [tuple((key, said[i]) for key, said in told.items()) for i in range(stack.depth)]
+    told = told_of_layers(origin.view.checkpoint.config, origin.stack)
+    return [tuple((key, said[i]) for key, said in told.items()) for i in range(origin.stack.depth)]
 
 
 def _list(layers: Sequence[int]) -> str:

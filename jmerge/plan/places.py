@@ -135,9 +135,9 @@ class Places:
                 depth = layer / (len(places) - 1) if len(places) > 1 else 0.0
                 for template in templates:
                     yield Target(spell(template.name, stack, layer), template, place, depth)
-            self._check_whole(module, prefix)
+            whole = self._check_whole(module, prefix)
             if prefix in self.donor.stacks:
-                self._note_layers(prefix, stack, places)
+                self._note_layers(prefix, stack, places, whole)
 
     def _stack_places(self, module: Module, prefix: str, ranged: bool) -> list[Place]:
         """Every output layer of a stack. One that layer ranges do not count keeps its layers, as in the first slice."""
@@ -154,14 +154,18 @@ class Places:
                 places.append(Place(module, out_slice, tuple(start + k for start, _ in spans), t))
         return places
 
-    def _check_whole(self, module: Module, prefix: str) -> None:
+    def _check_whole(self, module: Module, prefix: str) -> bool:
+        whole = True
         for source in {s.ref: s for out in module.slices for s in out.sources}.values():
             view = self.views[source.ref]
             for hole in holes_of_its_own(view, prefix):
                 self.notes.fault(hole.message(view), source.model_path)
+                whole = False
+        return whole
 
-    def _note_layers(self, prefix: str, stack: Stack, places: Sequence[Place]) -> None:
-        """Remember where layers come from when the output's are not the donor's or made with them, and check that they may."""
+    def _note_layers(self, prefix: str, stack: Stack, places: Sequence[Place], whole: bool) -> None:
+        """Remember where layers come from when the output's are not the donor's or made with them, and check that they
+        may, which of tensors is only known where no model lacks some (`whole`)."""
         origins = []
         for place in places:
             view = self.views[place.out_slice.sources[0].ref]
@@ -185,7 +189,7 @@ class Places:
         ):
             message = f"{self.donor.ref} numbers other tensors like its layers"
             self.notes.fault(f"{message}, so these cannot be rearranged", path)
-        trained = [t.name for t in self.templates if t.stack == prefix and not t.buffer]
+        trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
             self.notes.fault(fault, path)
         self.new_layers[prefix] = [origin.layers for origin in origins]
