@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import VISION, Config, KeyPath, Stack, config_dicts
+from jmerge.arch.kinds import ORDERED, RULES, Rule, Values, home_of, is_numbers, is_per_layer
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
-# Lists of layer numbers (not one entry per layer): renumbered.
-LAYER_NUMBERS = (
-    "mlp_only_layers",
-    "moe_layers",
-    "full_attn_idxs",
-    "fullatt_block_indexes",
-    "attn_layer_indices",
-    "cross_attention_layers",
-    "global_attn_layers",
-)
 # Counts of layers that cannot exceed the depth.
 CLIPPED = ("max_window_layers",)
-# Rules that place kinds of layers by their number: true for the new stack only by luck.
-RULES = (
-    "first_k_dense_replace",
-    "num_dense_layers",
-    "num_kv_shared_layers",
-    "full_attention_interval",
-    "global_attn_every_n_layers",
-    "interleave_moe_layer_step",
-    "attn_layer_period",
-    "expert_layer_period",
-    "sliding_window_pattern",
-)
-# Lists that can be as long as the stack by accident.
-NOT_PER_LAYER = re.compile(
-    r".*(_ids?|tokens|architectures|section|kernel\w*|sizes?|shape|mean|std)"
-)
-PER_LAYER_TEXT = ("hybrid_override_pattern",)  # one letter per layer
 
 
 class Change(NamedTuple):
@@ -80,34 +53,64 @@ def set_depth(
     part = get_path(edited, home)
     old, new = stack.depth, len(layers)
     changes = []
+    before = home_of(config, stack)
     for path in stack.keys:
         part[path[-1]] = new
-    for key, value in list(part.items()):
-        if isinstance(value, list) and key in LAYER_NUMBERS:
+    for key, value in before.items():
+        if is_numbers(key, value):
             part[key] = [
                 i for i, source in enumerate(layers) if source.layer in _numbers(source, key, value)
             ]
-        elif isinstance(value, list) and len(value) == old and not NOT_PER_LAYER.fullmatch(key):
-            part[key] = [_entry(source, key, value) for source in layers]
-        elif isinstance(value, str) and key in PER_LAYER_TEXT and len(value) == old:
-            part[key] = "".join(_entry(source, key, value) for source in layers)
-        elif type(value) is int and key in CLIPPED:
-            part[key] = min(value, new) if value <= old else value
-    before = get_path(config, home)
+        elif is_per_layer(key, value, old):
+            entries = [_entry(source, key, value) for source in layers]
+            part[key] = "".join(entries) if isinstance(value, str) else entries
+    for rule, values, order in _orders(before, stack, layers):
+        fitting = rule.fit(order, values) or values
+        for (key, default), value in zip(rule.keys.items(), fitting, strict=True):
+            if key in before or value != default:
+                part[key] = value
+    for key in CLIPPED:
+        if type(before.get(key)) is int and before[key] <= old:
+            part[key] = min(part[key], new)
     for key, value in part.items():
-        if value != before[key]:
+        if key not in before or value != before[key]:
             changes.append(
-                Change(".".join((*home, key)), before[key], value, "the layers of the output")
+                Change(".".join((*home, key)), before.get(key), value, "the layers of the output")
             )
     return edited, changes
 
 
-def layer_rules(config: Config, stack: Stack) -> list[str]:
-    """Config keys that place kinds of layers by number, which a new order of layers may contradict."""
+def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> dict[str, list[int]]:
+    """Keys of config.json with which no numbers say the kinds of the output `layers`, and which layers those would be."""
     if not stack.keys:
-        return []
-    part = get_path(config, stack.keys[0][:-1])
-    return [key for key in RULES if type(part.get(key)) is int and part[key] not in (0, 1)]
+        return {}
+    part = home_of(config, stack)
+    found = {
+        rule.name: [i for i, on in enumerate(order) if on]
+        for rule, values, order in _orders(part, stack, layers)
+        if rule.fit(order, values) is None
+    }
+    for key in ORDERED:
+        if isinstance(part.get(key), list):
+            lists = [(_numbers(source, key, part[key]), source.layer) for source in layers]
+            places = [numbers.index(layer) for numbers, layer in lists if layer in numbers]
+            if places != list(range(len(part[key]))):
+                found[key] = [i for i, (numbers, layer) in enumerate(lists) if layer in numbers]
+    return found
+
+
+def _orders(
+    part: Config, stack: Stack, layers: Sequence[Layers]
+) -> Iterator[tuple[Rule, Values, list[bool]]]:
+    """The rules in a part of config.json with their numbers, and which of the output `layers` are of a rule's kind in their own models."""
+    for rule in RULES:
+        values = rule.values(part)
+        if values is not None:
+            order = []
+            for source in layers:
+                own = rule.values(home_of(source.config, source.stack)) or values
+                order.append(rule.says(source.stack.depth, *own)[source.layer])
+            yield rule, values, order
 
 
 def set_dtype(config: dict[str, Any], dtype: str) -> tuple[dict[str, Any], list[Change]]:
@@ -186,21 +189,14 @@ def _parts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     yield from config_dicts(config)  # type: ignore[misc]  # they are the dicts of our own copy
 
 
-def _own(source: Layers, key: str) -> Any:
-    """The value of `key` beside the layer count in the config of the model a layer comes from."""
-    if not source.stack.keys:
-        return None
-    return get_path(source.config, (*source.stack.keys[0][:-1], key))
-
-
 def _numbers(source: Layers, key: str, donor: list[int]) -> list[int]:
     """The model's own list of layer numbers, an empty one too; the donor's when it has none."""
-    own = _own(source, key)
+    own = home_of(source.config, source.stack).get(key)
     return own if isinstance(own, list) else donor
 
 
 def _entry(source: Layers, key: str, donor: Sequence[Any]) -> Any:
-    own = _own(source, key)
+    own = home_of(source.config, source.stack).get(key)
     if isinstance(own, type(donor)) and len(own) == source.stack.depth:
         return own[source.layer]
     return donor[min(source.layer, len(donor) - 1)]

@@ -344,11 +344,14 @@ def _vocabulary(
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})
-    # a patch of a picture may have as many rows as there are tokens
+    # a patch of a picture, or a layer of its tower, may have as many rows as there are tokens
     heads = [n for n in found if n not in inputs and not _is_classifier(n) and not VISION.search(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
-        n for n in loose if len(specs[n].shape) == 1 and rows(n) in lengths and n.endswith("bias")
+        n
+        for n in loose
+        if len(specs[n].shape) == 1 and rows(n) in lengths
+        if n.endswith("bias") and not VISION.search(n)
     ]
     hidden = {specs[n].shape[1] for n in inputs}
     return tuple(inputs), tuple(heads), tuple(n for n in biases if rows(n) not in hidden)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jmerge.arch.config import get_path
 from jmerge.arch.infer import Stack
+from jmerge.arch.kinds import home_of, told_of_layers
 from jmerge.plan.views import View, spell
 
 
@@ -73,17 +73,16 @@ def config_explains(
 ) -> bool:
     """Whether config.json says that `layer` differs in kind from the layers `others`.
 
-    It does by a list with one entry per layer whose entry no other has, by a list of layer numbers with this one
-    in it, or by a count of layers that are dense or share their weights, at either end of the stack.
+    What is known to tell layers apart decides, and what looks as if it did under a key that is not known: a list of
+    layer numbers with this one in it, or a count of layers that are dense or share their weights, at either end.
     """
-    part = get_path(config, stack.keys[0][:-1]) if stack.keys else config
-    for key, value in part.items():
-        if isinstance(value, list | str) and len(value) == stack.depth:
-            if all(value[layer] != value[other] for other in others):
-                return True
-        elif isinstance(value, list) and layer in value and "layer" in key:
+    told = told_of_layers(config, stack)
+    if any(all(said[layer] != said[other] for other in others) for said in told.values()):
+        return True
+    for key, value in home_of(config, stack).items():
+        if isinstance(value, list) and layer in value and "layer" in key:
             return True
-        elif type(value) is int and ("dense" in key or "shared_layers" in key):
+        if type(value) is int and ("dense" in key or "shared_layers" in key):
             if layer < value or layer >= stack.depth - value:
                 return True
     return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers, layer_rules
+from jmerge.arch.config import Layers
 from jmerge.arch.families import find_module
 from jmerge.arch.infer import Stack
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
+from jmerge.plan.order import Origin, order_faults
 from jmerge.plan.structure import first_difference
 from jmerge.plan.views import Template, View, spell
 from jmerge.recipe.recipe import Module, OutSlice
@@ -134,9 +135,9 @@ class Places:
                 depth = layer / (len(places) - 1) if len(places) > 1 else 0.0
                 for template in templates:
                     yield Target(spell(template.name, stack, layer), template, place, depth)
-            self._check_whole(module, prefix)
+            whole = self._check_whole(module, prefix)
             if prefix in self.donor.stacks:
-                self._note_layers(prefix, stack, places)
+                self._note_layers(prefix, stack, places, whole)
 
     def _stack_places(self, module: Module, prefix: str, ranged: bool) -> list[Place]:
         """Every output layer of a stack. One that layer ranges do not count keeps its layers, as in the first slice."""
@@ -153,20 +154,29 @@ class Places:
                 places.append(Place(module, out_slice, tuple(start + k for start, _ in spans), t))
         return places
 
-    def _check_whole(self, module: Module, prefix: str) -> None:
+    def _check_whole(self, module: Module, prefix: str) -> bool:
+        whole = True
         for source in {s.ref: s for out in module.slices for s in out.sources}.values():
             view = self.views[source.ref]
             for hole in holes_of_its_own(view, prefix):
                 self.notes.fault(hole.message(view), source.model_path)
+                whole = False
+        return whole
 
-    def _note_layers(self, prefix: str, stack: Stack, places: Sequence[Place]) -> None:
-        """Remember where layers come from when the output's are not the donor's one by one, and check that they may."""
+    def _note_layers(self, prefix: str, stack: Stack, places: Sequence[Place], whole: bool) -> None:
+        """Remember where layers come from when the output's are not the donor's or made with them, and check that they
+        may, which of tensors is only known where no model lacks some (`whole`)."""
         origins = []
         for place in places:
             view = self.views[place.out_slice.sources[0].ref]
             own = view.stacks.get(prefix, stack)
-            origins.append(Layers(view.checkpoint.config, own, place.layers[0] or 0))
-        if len(places) == stack.depth and all(o.layer == i for i, o in enumerate(origins)):
+            origins.append(Origin(view, own, place.layers[0] or 0))
+        in_order = len(places) == stack.depth and all(o.layer == i for i, o in enumerate(origins))
+        alone = [len(place.out_slice.sources) == 1 for place in places]
+        if in_order and not any(
+            only and origin.view is not self.donor
+            for only, origin in zip(alone, origins, strict=True)
+        ):
             return
         path = places[0].out_slice.path[:-1]
         if len(places) != stack.depth and not stack.keys:
@@ -174,12 +184,12 @@ class Places:
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )
             self.notes.fault(f"{message}, so their number cannot change", path)
-        if any(
+        if not in_order and any(
             t.stack is None and prefix and t.name.startswith(f"{prefix}.") for t in self.templates
         ):
             message = f"{self.donor.ref} numbers other tensors like its layers"
             self.notes.fault(f"{message}, so these cannot be rearranged", path)
-        for rule in layer_rules(self.donor.checkpoint.config, stack):
-            message = f"config.json's '{rule}' places kinds of layers by their number"
-            self.notes.warn(f"{message}; check it against the new order", path)
-        self.new_layers[prefix] = origins
+        trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
+        for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
+            self.notes.fault(fault, path)
+        self.new_layers[prefix] = [origin.layers for origin in origins]

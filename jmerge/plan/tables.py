@@ -66,7 +66,7 @@ class Tables:
         reads = [read for _, read in found]
         has = [read.name in self._names[read.model] for read in reads]
         if not any(has):
-            return found
+            return None if self._lies_across(name, reads) else found
         if not all(has):
             ref = self.views[reads[has.index(False)].model].ref
             self._fault(f"{name} has a row for each token, but in {ref} it has others")
@@ -76,6 +76,24 @@ class Tables:
         items = self._gathered(self.alignment, name, template, reads)
         places = [i for i, _ in found]
         return None if items is None else list(zip(places, items, strict=True))
+
+    def _lies_across(self, name: str, reads: Sequence[Read]) -> bool:
+        """Whether it is a row with a number for each token, some of which would move, as BART's bias of logits is:
+        a fault."""
+        if self.alignment is None or not name.endswith("bias"):
+            return False
+        for read in reads:
+            layout, index = self.views[read.model].layout, self.views[read.model].checkpoint.index
+            count = index[layout.embeddings[0]].spec.shape[0]
+            if read.spec.shape == (1, count):
+                rows = self.alignment.rows.of((read.model,))
+                if not rows.copies(0, count):
+                    self._fault(
+                        f"{name} is {list(read.spec.shape)}, a row with a number for each token, which cannot be put "
+                        "in another order; leave the tokenizer as it is"
+                    )
+                    return True
+        return False
 
     def kept(self, step: Step, template: Template, found: Found) -> Step | None:
         """The copy of a tensor that is not merged; where it has a row for each token, with those of the output, which

@@ -11,10 +11,10 @@ from jmerge.arch.config import (
     Change,
     Layers,
     get_path,
-    layer_rules,
     set_depth,
     set_dtype,
     set_vocabulary_size,
+    unsaid,
     untie,
     vocabulary_size,
 )
@@ -235,23 +235,131 @@ def test_only_the_part_with_the_layer_count_changes() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("config", "wanted"),
-    [
-        ({"first_k_dense_replace": 3}, ["first_k_dense_replace"]),
-        ({"full_attention_interval": 4, "num_kv_shared_layers": 2}, None),
-        ({"first_k_dense_replace": 0, "attn_layer_period": 1}, []),
-        ({"sliding_window": 4096, "layer_types": []}, []),
-        ({"sliding_window_pattern": None}, []),
-    ],
-)
-def test_rules_that_place_layers_by_number(config: dict[str, Any], wanted: Any) -> None:
-    """What a new order of layers may contradict; 0 and 1 place nothing."""
-    found = layer_rules({"num_hidden_layers": 3, **config}, stack(3))
-    assert sorted(found) == (sorted(config) if wanted is None else wanted)
-    nested = stack(3, ("text_config", "num_hidden_layers"))
-    assert layer_rules({"text_config": config}, nested) == found
-    assert layer_rules(config, Stack("a", (0, 1), ())) == []
+RULES = [
+    # layers of the output, what the config says before and after; None: no value says it
+    ({"first_k_dense_replace": 1}, (0, 1, 2), {"first_k_dense_replace": 1}),
+    ({"first_k_dense_replace": 1}, (0, 0, 1, 2), {"first_k_dense_replace": 2}),
+    ({"first_k_dense_replace": 1}, (1, 2), {"first_k_dense_replace": 0}),
+    ({"first_k_dense_replace": 1}, (1, 0), None),
+    (
+        {"first_k_dense_replace": 1, "moe_layer_freq": 2},  # experts in layer 2 alone
+        (0, 1, 2, 2),
+        {"first_k_dense_replace": 2, "moe_layer_freq": 1},
+    ),
+    ({"num_dense_layers": 2}, (0, 1, 1, 2), {"num_dense_layers": 3}),
+    ({"num_kv_shared_layers": 1}, (0, 1, 2, 2), {"num_kv_shared_layers": 2}),
+    ({"num_kv_shared_layers": 1}, (2, 0), None),
+    (
+        {"decoder_sparse_step": 2, "mlp_only_layers": []},
+        (0, 1, 2, 1),
+        {"decoder_sparse_step": 2, "mlp_only_layers": []},
+    ),
+    (
+        {"decoder_sparse_step": 2},
+        (0, 1, 1, 2),
+        {"decoder_sparse_step": 1, "mlp_only_layers": [0, 3]},
+    ),
+    (
+        {"decoder_sparse_step": 1, "mlp_only_layers": [1]},
+        (0, 1, 1, 2),
+        {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2]},
+    ),
+    (
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
+        (0, 1, 0, 1, 2),
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
+    (
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
+        (0, 2, 1, 2, 0, 1),
+        {"attn_layer_period": 3, "attn_layer_offset": 2},
+    ),
+    (
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
+        (0, 2),
+        {"attn_layer_period": 3, "attn_layer_offset": 2},
+    ),
+    ({"attn_layer_period": 2, "attn_layer_offset": 1}, (0, 1, 1, 2), None),
+    (
+        {"expert_layer_period": 2, "expert_layer_offset": 0},
+        (0, 1, 1, 2),
+        {"expert_layer_period": 3, "expert_layer_offset": 0},
+    ),
+    ({"expert_layer_period": 2, "expert_layer_offset": 0}, (0, 0, 1), None),
+    ({"full_attention_interval": 3}, (0, 2, 1, 2), {"full_attention_interval": 2}),
+    ({"full_attention_interval": 3}, (2, 0, 1), None),
+    ({"sliding_window_pattern": 2}, (1, 2), None),
+    ({"sliding_window_pattern": 2, "layer_types": [SLIDING, FULL, SLIDING]}, (1, 2), ...),
+    ({"global_attn_every_n_layers": 3}, (0, 1, 2, 0), {"global_attn_every_n_layers": 3}),
+    ({"global_attn_every_n_layers": 3}, (0, 0, 1), None),
+    ({"interleave_moe_layer_step": 2}, (0, 2, 1), {"interleave_moe_layer_step": 3}),
+    ({"no_rope_layer_interval": 2}, (1, 0), None),
+    ({"use_sliding_window": True, "max_window_layers": 2}, (0, 1, 1, 2), {"max_window_layers": 3}),
+    ({"use_sliding_window": True, "max_window_layers": 2}, (2, 0), None),
+    ({"use_sliding_window": False, "max_window_layers": 2}, (2, 0), {"max_window_layers": 2}),
+    (
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
+        (0, 0, 1, 2),
+        {"moe_layer_start_index": 2, "moe_layer_end_index": 3, "moe_layer_interval": 1},
+    ),
+    ({"deepstack_visual_indexes": [0, 2]}, (0, 1, 1, 2), {"deepstack_visual_indexes": [0, 3]}),
+    ({"deepstack_visual_indexes": [0, 2]}, (0, 1), None),
+    ({"deepstack_visual_indexes": [0, 2]}, (2, 0), None),
+]
+
+
+@pytest.mark.parametrize(("config", "layers", "wanted"), RULES)
+def test_rules_that_tell_layers_by_number(
+    config: dict[str, Any], layers: tuple[int, ...], wanted: Any
+) -> None:
+    """Of three layers: other numbers where they say the new order, a fault where none do."""
+    config = {"num_hidden_layers": 3, **config}
+    found = unsaid(config, stack(3), source(config, 3, *layers))
+    assert (not found) == (wanted is not None)
+    if wanted is None:
+        assert found.keys() <= config.keys()
+        return
+    edited, changes = set_depth(config, stack(3), source(config, 3, *layers))
+    if wanted is not ...:
+        assert edited == config | wanted | {"num_hidden_layers": len(layers)}
+    for key, old, new, reason in changes:
+        assert (config.get(key), edited[key]) == (old, new)
+        assert old != new
+        assert reason
+
+
+def test_a_rule_of_each_model_tells_its_own_layers() -> None:
+    """The donor's first layer is dense, of the other model the first two."""
+    config = {"num_hidden_layers": 3, "first_k_dense_replace": 1}
+    other = {"num_hidden_layers": 3, "first_k_dense_replace": 2}
+    layers = [*source(config, 3, 0), *source(other, 3, 1, 2)]
+    assert unsaid(config, stack(3), layers) == {}
+    edited, _ = set_depth(config, stack(3), layers)
+    assert edited == {"num_hidden_layers": 3, "first_k_dense_replace": 2}
+    wrong = [*source(config, 3, 0, 2), *source(other, 3, 1)]
+    assert unsaid(config, stack(3), wrong) == {"first_k_dense_replace": [0, 2]}
+
+
+def test_a_stack_without_a_key_has_no_rules() -> None:
+    """Nothing stands beside its length."""
+    assert unsaid({"attn_layer_period": 2}, Stack("a", (0, 1), ()), source({}, 2, 1, 0)) == {}
+
+
+def test_rules_are_found_quickly() -> None:
+    """A hundred layers in an order that nothing says."""
+    order = [0, *range(99), 0]
+    keys = {
+        "moe_layer_start_index": 3,
+        "attn_layer_period": 8,
+        "attn_layer_offset": 4,
+        "first_k_dense_replace": 3,
+        "sliding_window_pattern": 6,
+    }
+    config = {"num_hidden_layers": 100, **keys}
+    assert unsaid(config, stack(100), source(config, 100, *order)).keys() == {
+        "first_k_dense_replace",
+        "sliding_window_pattern",
+    }
 
 
 # set_dtype

@@ -619,6 +619,16 @@ def test_a_patch_of_a_picture_is_no_head() -> None:
     assert layout.heads == ("lm_head.weight",)
 
 
+def test_a_bias_of_a_tower_has_no_tokens() -> None:
+    """Though it is as long as there are tokens."""
+    specs = {
+        "model.embed_tokens.weight": TensorSpec("F32", (5, 4)),
+        "visual.merger.mlp.0.bias": TensorSpec("F32", (5,)),
+        "lm_head.bias": TensorSpec("F32", (5,)),
+    }
+    assert infer_layout(specs, {"vocab_size": 5}).vocab_biases == ("lm_head.bias",)
+
+
 def test_mamba_has_two_keys_for_its_depth() -> None:
     """Both are rewritten when the depth changes."""
     shapes = {

@@ -311,7 +311,8 @@ FAMILIES = (
         model=transformers.BartForConditionalGeneration,
         config=bart_config,
         parts=(
-            Part(module="shared", before=("model.shared.weight", "final_logits_bias")),
+            Part(module="shared", before=("model.shared.weight",)),
+            Part(module="final_logits_bias", after=("final_logits_bias",)),
             Part(
                 module="encoder",
                 layers="model.encoder.layers",

@@ -210,6 +210,18 @@ def test_tables_of_integers(place: Place) -> None:
     assert all("has rows of I8, which cannot be put in another order" in line for line in lines)
 
 
+def test_a_row_with_a_number_for_each_token(place: Place) -> None:
+    """BART's bias of logits: refused where a token moves, merged where none does."""
+    table = np.ones((3, 8), np.float32)
+    tensors = {EMBED: table, HEAD: table, "final_logits_bias": np.ones((1, 3), np.float32)}
+    for name, words in (("one", "abc"), ("two", "cab"), ("same", "abc")):
+        place.model(name, kit.words(*words), tensors=tensors)
+    (line,) = union(place, "one", "two")
+    assert "final_logits_bias is [1, 3], a row with a number for each token" in line
+    recipe = place.linear("one", "same", tail="tokenizer_source: union")
+    assert Said(str(recipe), str(place.folder / "merged")).code == 0
+
+
 def test_a_model_that_is_not_there(place: Place) -> None:
     """A model that only fills tokens has to be there."""
     entry = "x: {source: {kind: model_token, model: '{far}', token: a}}"

@@ -1,0 +1,132 @@
+"""A new order of layers: whether config.json can say it, and whether what loads the model will expect it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from jmerge.arch.config import Layers, unsaid
+from jmerge.arch.infer import Config, Stack
+from jmerge.arch.kinds import told_of_layers
+from jmerge.plan.views import View
+
+SHOWN = 6  # layers that a message names
+
+
+class Origin(NamedTuple):
+    """Where an output layer comes from."""
+
+    view: View
+    stack: Stack  # of the view
+    layer: int  # 0-based place in it
+
+    @property
+    def layers(self) -> Layers:
+        """What config.json is told of it."""
+        return Layers(self.view.checkpoint.config, self.stack, self.layer)
+
+
+class _Known(NamedTuple):
+    """A layer of an input, or of the output: what config.json says of it, its place, and whether it has a tensor."""
+
+    told: Hashable
+    place: int
+    depth: int  # layers of its model
+    has: bool
+
+
+def order_faults(
+    donor: Config, stack: Stack, origins: Sequence[Origin], templates: Iterable[str]
+) -> Iterator[str]:
+    """Why the output cannot have its layers in this order, in words; nothing when it can.
+
+    Args:
+      donor: its config.
+      stack: the donor's.
+      origins: of the output's layers.
+      templates: of the stack's trained tensors.
+    """
+    for key, ons in unsaid(donor, stack, [origin.layers for origin in origins]).items():
+        where = f"config.json's '{key}' tells kinds of layers by their number"
+        yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order"
+    told = {origin.view.ref: _told(origin) for origin in origins}
+    for template in templates:
+        inputs = {
+            (origin.view.ref, i): _Known(
+                told[origin.view.ref][i],
+                i,
+                origin.stack.depth,
+                i in origin.view.layers_with[template],
+            )
+            for origin in origins
+            if template in origin.view.layers_with
+            for i in range(origin.stack.depth)
+        }
+        output = [
+            _Known(
+                told[origin.view.ref][origin.layer],
+                place,
+                len(origins),
+                origin.layer in origin.view.layers_with.get(template, ()),
+            )
+            for place, origin in enumerate(origins)
+        ]
+        if not _by_place(list(inputs.values()), output):
+            ref, _ = next(iter(inputs))
+            own = [i for (each, i), known in inputs.items() if each == ref and known.has]
+            new = [known.place for known in output if known.has]
+            where = f"layers {_list(own)} of {ref} have '{template}'"
+            yield (
+                f"only {where}, by their place, as config.json does not tell them apart; "
+                f"here it would be in {_list(new)}; pick layers in another order"
+            )
+            return  # other tensors of the same layers would be told as well
+
+
+def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:
+    """Whether the output has a tensor in the layers that would be expected to have it.
+
+    What config.json says of a layer decides. Where that does not explain the inputs, the place does too: whether a layer
+    is among the first few, or the last few, of which few are at most half. So T5's first layer has the positions of all.
+    """
+    if _explains(inputs, [], lambda known: known.told):
+        return True
+    shallowest = min(known.depth for known in inputs)
+    keys = [partial(_among_first, few=few) for few in range(1, shallowest // 2 + 1)]
+    keys += [partial(_among_last, few=few) for few in range(1, (shallowest + 1) // 2)]
+    same_depth = len({known.depth for known in (*inputs, *output)}) == 1
+    return any(_explains(inputs, output, key) for key in keys) or (
+        same_depth and _explains(inputs, output, lambda known: (known.told, known.place))
+    )
+
+
+def _among_first(known: _Known, few: int) -> Hashable:
+    return known.told, known.place < few
+
+
+def _among_last(known: _Known, few: int) -> Hashable:
+    return known.told, known.place >= known.depth - few
+
+
+def _explains(
+    inputs: Iterable[_Known], output: Iterable[_Known], key: Callable[[_Known], Hashable]
+) -> bool:
+    """Whether all inputs with one key have the tensor or none has, and each of the output is like an input with its key."""
+    has: dict[Hashable, bool] = {}
+    return all(has.setdefault(key(known), known.has) == known.has for known in inputs) and all(
+        has.get(key(known)) == known.has for known in output
+    )
+
+
+def _told(origin: Origin) -> list[Hashable]:
+    """What config.json says of each layer of the stack an output layer comes from."""
+    told = told_of_layers(origin.view.checkpoint.config, origin.stack)
+    return [tuple((key, said[i]) for key, said in told.items()) for i in range(origin.stack.depth)]
+
+
+def _list(layers: Sequence[int]) -> str:
+    if not layers:
+        return "none"
+    more = ", ..." if len(layers) > SHOWN else ""
+    return ", ".join(map(str, layers[:SHOWN])) + more

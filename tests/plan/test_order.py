@@ -1,0 +1,137 @@
+"""Orders of layers: what config.json says of each follows it, and what goes by its place may not leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from partialkit import refused, run
+
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
+
+LAYERS = 4
+TABLE = "model.layers.{}.positions.weight"
+
+
+def write(folder: Path, seed: int, having: Iterable[int] = (), **fields: Any) -> None:
+    """A model of four layers; those of `having` have one tensor more."""
+    tensors = llama_tensors(seed, layers=LAYERS)
+    tensors |= {TABLE.format(i): np.full(8, seed, np.float32) for i in having}
+    write_checkpoint(folder, tensors, llama_config(layers=LAYERS) | fields)
+
+
+def stack(*slices: tuple[str, int, int]) -> str:
+    """A recipe of these layers of these models."""
+    lines = [
+        f"  - sources: [{{model: {{{model}}}, layer_range: [{first}, {end}]}}]\n"
+        for model, first, end in slices
+    ]
+    return "merge_method: passthrough\nslices:\n" + "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("having", "slices", "wanted"),
+    [
+        # first layer
+        ([0], [("a", 0, 2), ("b", 1, 4)], [0]),
+        ([0], [("a", 0, 1), ("a", 0, 1), ("b", 1, 4)], None),
+        ([0], [("a", 1, 2), ("b", 1, 2)], None),
+        # all but the first
+        ([1, 2, 3], [("a", 0, 2), ("b", 1, 4)], [1, 2, 3, 4]),
+        ([1, 2, 3], [("a", 2, 4), ("b", 1, 4)], None),
+        # last layers
+        ([3], [("a", 0, 3), ("b", 1, 4)], [5]),
+        ([3], [("a", 0, 4), ("b", 3, 4)], None),
+        ([2, 3], [("a", 0, 3), ("b", 1, 4)], None),
+        # the first half, in doubt, rather than all but the second
+        ([0, 1], [("a", 0, 2), ("b", 2, 3), ("a", 2, 4)], [0, 1]),
+        ([0, 1], [("a", 0, 2), ("b", 1, 2), ("b", 2, 4)], None),
+        # no end: no other places than their own
+        ([0, 2], [("a", 0, 2), ("b", 2, 4)], [0, 2]),
+        ([0, 2], [("a", 0, 2), ("b", 0, 4)], None),
+    ],
+)
+def test_by_place(
+    having: list[int],
+    slices: list[tuple[str, int, int]],
+    wanted: list[int] | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tensor of the first or the last layers stays there; config.json knows nothing of it."""
+    write(tmp_path / "a", 0, having)
+    write(tmp_path / "b", 1, having)
+    if wanted is None:
+        (error,) = refused(tmp_path, stack(*slices), capsys)
+        numbers = ", ".join(map(str, having))
+        assert error.startswith(
+            f"error: x.yml:2: slices: only layers {numbers} of a have '{TABLE}', by their place"
+        )
+    else:
+        made = run(tmp_path, stack(*slices))
+        assert [i for i in range(8) if TABLE.format(i) in made.tensors] == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "new"),
+    [
+        ({"layer_types": ["x", "y", "y", "x"]}, {"layer_types": ["x", "x", "x"]}),
+        ({"cross_attention_layers": [0, 3]}, {"cross_attention_layers": [0, 1, 2]}),
+        ({"attn_layer_period": 3, "attn_layer_offset": 0}, {"attn_layer_period": 1}),
+    ],
+)
+def test_by_config(fields: dict[str, Any], new: dict[str, Any], tmp_path: Path) -> None:
+    """Where config.json tells layers 0 and 3 apart, they may stand anywhere."""
+    write(tmp_path / "a", 0, [0, 3], **fields)
+    write(tmp_path / "b", 1, [0, 3], **fields)
+    made = run(tmp_path, stack(("a", 0, 1), ("b", 3, 4), ("a", 3, 4)))
+    assert made.config == llama_config(layers=3) | fields | new
+    assert [i for i in range(8) if TABLE.format(i) in made.tensors] == [0, 1, 2]
+    assert made.ledger["warnings"] == []
+
+
+def test_by_config_and_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first layer lacks what others of its kind have, and no layer of the other kind has it."""
+    kinds = {"layer_types": ["x", "y", "x", "x"]}
+    write(tmp_path / "a", 0, [2, 3], **kinds)
+    made = run(tmp_path, stack(("a", 0, 3), ("a", 1, 2), ("a", 3, 4)))
+    assert made.config["layer_types"] == ["x", "y", "x", "y", "x"]
+    (error,) = refused(tmp_path, stack(("a", 2, 4), ("a", 0, 2)), capsys)
+    assert "here it would be in 0, 1; pick layers in another order" in error
+
+
+def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every fault of the order at once, with the layers of the kind."""
+    rules = {"first_k_dense_replace": 1, "attn_layer_period": 2, "attn_layer_offset": 1}
+    write(tmp_path / "a", 0, **rules)
+    tail = "; pick layers in another order"
+    start = "error: x.yml:2: slices: config.json's"
+    middle = "tells kinds of layers by their number, and no value of it tells that those are"
+    assert refused(tmp_path, stack(("a", 0, 2), ("a", 0, 2), ("a", 3, 4)), capsys) == [
+        f"{start} 'first_k_dense_replace' {middle} 0, 2{tail}",
+        f"{start} 'attn_layer_period' {middle} 1, 3, 4{tail}",
+    ]
+
+
+def test_layers_of_another_model_in_their_own_places(tmp_path: Path) -> None:
+    """No layer moves, but some are of another kind than the donor's."""
+    write(tmp_path / "a", 0, layer_types=["x", "x", "x", "x"], first_k_dense_replace=2)
+    write(tmp_path / "b", 1, layer_types=["y", "y", "y", "x"], first_k_dense_replace=3)
+    made = run(tmp_path, stack(("a", 0, 1), ("b", 1, 4)))
+    assert made.config["layer_types"] == ["x", "y", "y", "x"]
+    assert made.config["first_k_dense_replace"] == 3
+
+
+def test_merged_layers_in_their_places_keep_the_donor_s_kinds(tmp_path: Path) -> None:
+    """A mean of two models has the donor's config."""
+    write(tmp_path / "a", 0, layer_types=["x", "x", "x", "x"])
+    write(tmp_path / "b", 1, layer_types=["y", "y", "y", "x"])
+    recipe = "merge_method: linear\nslices:\n  - sources:\n" + "".join(
+        f"      - {{model: {{{model}}}, layer_range: [0, 4], parameters: {{weight: 1}}}}\n"
+        for model in "ba"
+    )
+    made = run(tmp_path, recipe.replace("linear\n", "linear\nbase_model: {a}\n"))
+    assert made.config["layer_types"] == ["x", "x", "x", "x"]
