@@ -425,7 +425,9 @@ def _module_of(name: str, branches: Mapping[str, str]) -> str:
 
 
 def _branch_of(name: str, branches: Mapping[str, str]) -> str | None:
-    """The longest prefix of `name` in `branches`, all of which end with a dot."""
+    """The longest prefix of `name` in `branches`, all of which end with a dot, as if one stood after the name too: a
+    tensor without a module of its own may be a branch."""
+    name += "."
     end = len(name)
     while branches and (end := name.rfind(".", 0, end)) >= 0:
         if name[: end + 1] in branches:

@@ -189,7 +189,23 @@ class Places:
         ):
             message = f"{self.donor.ref} numbers other tensors like its layers"
             self.notes.fault(f"{message}, so these cannot be rearranged", path)
+        if not in_order and (other := self._beside(prefix)) is not None:
+            message = f"{self.donor.ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both"
+            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
             self.notes.fault(fault, path)
         self.new_layers[prefix] = [origin.layers for origin in origins]
+
+    def _beside(self, prefix: str) -> str | None:
+        """A stack that belongs to the same layers of the donor, as where a layer's parts are in lists of their own."""
+        stacks = self.donor.layout.stacks
+        return next(
+            (
+                other
+                for other, stack in stacks.items()
+                if other != prefix and stack.depth == stacks[prefix].depth > 1 and not stack.keys
+                if other.rpartition(".")[0] == prefix.rpartition(".")[0]
+            ),
+            None,
+        )

@@ -372,6 +372,20 @@ def test_unknown_class_with_two_stacks_has_its_branches_as_modules() -> None:
     assert key_paths(layout.stacks["mouth.layers"]) == ["text_config.num_hidden_layers"]
 
 
+def test_a_tensor_without_a_module_of_its_own_is_a_branch() -> None:
+    """As Wav2Vec2's embedding of masked time steps: it has to be in a module that exists, or nothing would merge it."""
+    shapes = {
+        "ear.mask": (HIDDEN,),
+        **layers("ear.convolutions.layers", 2, "mix.weight", "out.weight"),
+        **layers("ear.encoder.layers", 3, "mix.weight", "out.weight"),
+        "head.weight": (VOCAB, HIDDEN),
+    }
+    config = {"architectures": ["Ear"], "num_hidden_layers": 3, "num_convolution_layers": 2}
+    layout = infer(shapes, config)
+    assert layout.roles["ear.mask"].module == "mask"
+    assert {role.module for role in layout.roles.values()} == set(layout.modules)
+
+
 def test_branches_below_a_common_wrapper() -> None:
     """`model.` separates nothing; the component after it does."""
     shapes = {
