@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PretrainedConfig, PreTrainedModel
 
 import jmerge
-from jmerge.testing.close import TO_ROUNDING, assert_close
+from jmerge.testing.close import TO_ROUNDING, assert_close, assert_same_bytes
 
 MODELS = {"a": 1, "b": 2, "c": 3}  # name -> seed; c is the base of ties
 STACK = "stack"
@@ -236,11 +236,12 @@ def read_model(folder: Path) -> Tensors:
 
 
 def merge(recipe: dict[str, Any], folder: Path, out: Path) -> None:
-    """Run jmerge on `recipe`, whose models are named by their folders inside `folder`."""
+    """Run jmerge on `recipe`, whose models are named by their folders inside `folder`; it must see nothing strange."""
     text = re.sub(r"\b(model|base_model): ([abc])\b", rf"\1: {folder}/\2", yaml.safe_dump(recipe))
     path = out.with_suffix(".yml")
     path.write_text(text)
-    jmerge.merge(path, out, listeners=())
+    made = jmerge.merge(path, out, listeners=())
+    assert (*made.plan.warnings, *made.strange) == ()
 
 
 def check(
@@ -258,8 +259,8 @@ def check(
     found = read_model(out)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert found[name].dtype == narrow(tensor).dtype, name
-        assert_tensor(name, found[name], tensor, ulp=0 if exact else TO_ROUNDING)
+        copied = exact or re.fullmatch(family.copied, name)
+        assert_tensor(name, found[name], tensor, copied=bool(copied))
     config = family.config(stacked)
     check_config(family, out, config)
     model = load(family, out)
@@ -272,10 +273,14 @@ def check(
     torch.testing.assert_close(logits, forward(family, filled), rtol=wide, atol=wide)
 
 
-def assert_tensor(name: str, found: np.ndarray, wanted: np.ndarray, ulp: float) -> None:
-    """Closeness, with the tensor's name in the message."""
+def assert_tensor(name: str, found: np.ndarray, wanted: np.ndarray, *, copied: bool) -> None:
+    """Closeness, or that all bits are those of `wanted`, with the tensor's name in the message."""
     try:
-        assert_close(found, wanted, ulp)
+        if copied:
+            assert_same_bytes(found, wanted)
+        else:
+            assert found.dtype == np.float32, found.dtype
+            assert_close(found, wanted, TO_ROUNDING)
     except AssertionError as error:
         raise AssertionError(f"{name}: {error}") from None
 
@@ -305,14 +310,12 @@ def load(family: Family, source: Path | None, **rest: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def narrow(tensor: np.ndarray) -> np.ndarray:
-    """The tensor in float32, if it is of floats."""
-    return np.asarray(tensor, np.float32) if tensor.dtype == np.float64 else tensor
-
-
 def as_torch(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors as torch has them."""
-    return {name: torch.from_numpy(narrow(x)) for name, x in tensors.items()}
+    """The tensors as torch has them, in float32 what is float64."""
+    narrow = {np.dtype(np.float64): np.dtype(np.float32)}
+    return {
+        name: torch.from_numpy(np.asarray(x, narrow.get(x.dtype))) for name, x in tensors.items()
+    }
 
 
 def forward(family: Family, model: PreTrainedModel, *, gradients: bool = False) -> torch.Tensor:
