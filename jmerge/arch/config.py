@@ -31,6 +31,14 @@ class Layers(NamedTuple):
     layer: int  # 0-based
 
 
+class Unsaid(NamedTuple):
+    """A key of config.json that cannot say an order of layers."""
+
+    key: str
+    layers: list[int]  # of the output that it would have to tell
+    instead: str  # a list with an entry for each layer that could; empty when there is none
+
+
 def get_path(config: Config, path: KeyPath) -> Any:
     """The value at `path`, or None."""
     part: Any = config
@@ -80,22 +88,23 @@ def set_depth(
     return edited, changes
 
 
-def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> dict[str, list[int]]:
-    """Keys of config.json with which no numbers say the kinds of the output `layers`, and which layers those would be."""
+def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> list[Unsaid]:
+    """Keys of config.json with which no numbers say the kinds of the output `layers`."""
     if not stack.keys:
-        return {}
+        return []
     part = home_of(config, stack)
-    found = {
-        rule.name: [i for i, on in enumerate(order) if on]
+    found = [
+        Unsaid(rule.name, [i for i, on in enumerate(order) if on], rule.unless)
         for rule, values, order in _orders(part, stack, layers)
         if rule.fit(order, values) is None
-    }
+    ]
     for key in ORDERED:
         if isinstance(part.get(key), list):
             lists = [(_numbers(source, key, part[key]), source.layer) for source in layers]
             places = [numbers.index(layer) for numbers, layer in lists if layer in numbers]
             if places != list(range(len(part[key]))):
-                found[key] = [i for i, (numbers, layer) in enumerate(lists) if layer in numbers]
+                ons = [i for i, (numbers, layer) in enumerate(lists) if layer in numbers]
+                found.append(Unsaid(key, ons, ""))
     return found
 
 

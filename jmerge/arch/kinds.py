@@ -46,6 +46,9 @@ class Rule(NamedTuple):
     others: Callable[[Order], Iterable[Values]]  # values that may say an order
     unless: str = ""  # a list that is believed instead of the rule where config.json has it
     when: str = ""  # a switch without which the rule says nothing
+    assumed_by: tuple[
+        str, ...
+    ] = ()  # model types whose class has the rule, where config.json does not say it
 
     @property
     def name(self) -> str:
@@ -54,7 +57,12 @@ class Rule(NamedTuple):
 
     def values(self, part: Config) -> Values | None:
         """Those of the keys in a part of config.json; None where it has not the rule, or says otherwise what it says."""
-        if type(part.get(self.name)) is not int or isinstance(part.get(self.unless), list):
+        if isinstance(part.get(self.unless), list):
+            return None
+        if self.assumed_by:
+            known = part.get("model_type") in self.assumed_by and self.name not in part
+            return tuple(self.keys.values()) if known else None
+        if type(part.get(self.name)) is not int:
             return None
         if self.when and not part.get(self.when):
             return None
@@ -150,6 +158,16 @@ RULES = (
         unless="layer_types",
     ),
     Rule({"max_window_layers": 0}, _from, _counts, unless="layer_types", when="use_sliding_window"),
+    *(
+        Rule(
+            {"sliding_window_pattern": period},
+            _every,
+            lambda order: (),
+            unless="layer_types",
+            assumed_by=models,
+        )
+        for period, models in ((2, ("gemma2",)), (6, ("gemma3_text",)))
+    ),
     Rule({"no_rope_layer_interval": 1}, _every, _periods, unless="no_rope_layers"),
     Rule({"num_kv_shared_layers": 0}, _last, _counts),
 )

@@ -47,32 +47,27 @@ def order_faults(
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons in unsaid(donor, stack, [origin.layers for origin in origins]).items():
+    for key, ons, instead in unsaid(donor, stack, [origin.layers for origin in origins]):
         where = f"config.json's '{key}' tells kinds of layers by their number"
-        yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order"
-    told = {origin.view.ref: _told(origin) for origin in origins}
+        fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
+        yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order{fix}"
+    models = {origin.view.ref: origin for origin in origins}
+    told = {ref: _told(origin) for ref, origin in models.items()}
     for template in templates:
+        having = {ref: set(o.view.layers_with.get(template, ())) for ref, o in models.items()}
+        if all(len(own) in (0, models[ref].stack.depth) for ref, own in having.items()):
+            continue
         inputs = {
-            (origin.view.ref, i): _Known(
-                told[origin.view.ref][i],
-                i,
-                origin.stack.depth,
-                i in origin.view.layers_with[template],
-            )
-            for origin in origins
-            if template in origin.view.layers_with
+            (ref, i): _Known(told[ref][i], i, origin.stack.depth, i in having[ref])
+            for ref, origin in models.items()
             for i in range(origin.stack.depth)
+            if having[ref]
         }
         output = [
-            _Known(
-                told[origin.view.ref][origin.layer],
-                place,
-                len(origins),
-                origin.layer in origin.view.layers_with.get(template, ()),
-            )
-            for place, origin in enumerate(origins)
+            _Known(told[ref][layer], place, len(origins), layer in having[ref])
+            for place, (ref, layer) in enumerate((o.view.ref, o.layer) for o in origins)
         ]
-        if not _by_place(list(inputs.values()), output):
+        if not _by_place(tuple(inputs.values()), output):
             ref, _ = next(iter(inputs))
             own = [i for (each, i), known in inputs.items() if each == ref and known.has]
             new = [known.place for known in output if known.has]

@@ -10,6 +10,7 @@ import pytest
 from jmerge.arch.config import (
     Change,
     Layers,
+    Unsaid,
     get_path,
     set_depth,
     set_dtype,
@@ -317,7 +318,7 @@ def test_rules_that_tell_layers_by_number(
     found = unsaid(config, stack(3), source(config, 3, *layers))
     assert (not found) == (wanted is not None)
     if wanted is None:
-        assert found.keys() <= config.keys()
+        assert {each.key for each in found} <= config.keys()
         return
     edited, changes = set_depth(config, stack(3), source(config, 3, *layers))
     if wanted is not ...:
@@ -333,16 +334,18 @@ def test_a_rule_of_each_model_tells_its_own_layers() -> None:
     config = {"num_hidden_layers": 3, "first_k_dense_replace": 1}
     other = {"num_hidden_layers": 3, "first_k_dense_replace": 2}
     layers = [*source(config, 3, 0), *source(other, 3, 1, 2)]
-    assert unsaid(config, stack(3), layers) == {}
+    assert unsaid(config, stack(3), layers) == []
     edited, _ = set_depth(config, stack(3), layers)
     assert edited == {"num_hidden_layers": 3, "first_k_dense_replace": 2}
     wrong = [*source(config, 3, 0, 2), *source(other, 3, 1)]
-    assert unsaid(config, stack(3), wrong) == {"first_k_dense_replace": [0, 2]}
+    assert unsaid(config, stack(3), wrong) == [
+        Unsaid("first_k_dense_replace", [0, 2], "mlp_layer_types")
+    ]
 
 
 def test_a_stack_without_a_key_has_no_rules() -> None:
     """Nothing stands beside its length."""
-    assert unsaid({"attn_layer_period": 2}, Stack("a", (0, 1), ()), source({}, 2, 1, 0)) == {}
+    assert unsaid({"attn_layer_period": 2}, Stack("a", (0, 1), ()), source({}, 2, 1, 0)) == []
 
 
 def test_rules_are_found_quickly() -> None:
@@ -356,10 +359,21 @@ def test_rules_are_found_quickly() -> None:
         "sliding_window_pattern": 6,
     }
     config = {"num_hidden_layers": 100, **keys}
-    assert unsaid(config, stack(100), source(config, 100, *order)).keys() == {
-        "first_k_dense_replace",
-        "sliding_window_pattern",
-    }
+    found = unsaid(config, stack(100), source(config, 100, *order))
+    assert [each.key for each in found] == ["first_k_dense_replace", "sliding_window_pattern"]
+
+
+def test_a_rule_that_only_the_class_knows() -> None:
+    """Gemma 2 alternates whatever config.json says, but for a list."""
+    config = {"num_hidden_layers": 3, "model_type": "gemma2"}
+    assert unsaid(config, stack(3), source(config, 3, 1, 2)) == [
+        Unsaid("sliding_window_pattern", [0], "layer_types")
+    ]
+    for fields, order in (({}, (0, 1, 0)), ({"layer_types": [SLIDING, FULL, SLIDING]}, (1, 2))):
+        layers = source(config | fields, 3, *order)
+        assert unsaid(config | fields, stack(3), layers) == []
+        edited, _ = set_depth(config | fields, stack(3), layers)
+        assert edited.keys() == (config | fields).keys()
 
 
 # set_dtype
