@@ -136,3 +136,21 @@ def test_merged_layers_in_their_places_keep_the_donor_s_kinds(tmp_path: Path) ->
     )
     made = run(tmp_path, recipe.replace("linear\n", "linear\nbase_model: {a}\n"))
     assert made.config["layer_types"] == ["x", "x", "x", "x"]
+
+
+def test_parts_of_layers_in_lists_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As XLM has them: one of two lists would keep its length, and a loader would miss the rest of it."""
+    for model, seed in (("a", 0), ("b", 1)):
+        tensors = {
+            name.replace("model.layers", "model.mlps") if ".mlp." in name else name: tensor
+            for name, tensor in llama_tensors(seed, layers=LAYERS).items()
+        }
+        write_checkpoint(tmp_path / model, tensors, llama_config(layers=LAYERS))
+    assert refused(tmp_path, stack(("a", 0, 3), ("b", 2, 4)), capsys) == [
+        "error: x.yml:2: slices: a numbers 'model.mlps' like 'model.layers', and config.json has one key that counts "
+        "both, so layers cannot be rearranged"
+    ]
+    made = run(tmp_path, "merge_method: linear\nmodels: [{model: {a}, parameters: {weight: 1}}]\n")
+    assert len(made.tensors) == len(llama_tensors(0, layers=LAYERS))
