@@ -55,7 +55,7 @@ EMBEDDING_MODULES = (
 )
 FIRST = re.compile(
     r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings\w*|shared|patch_\w*|conv[12]|rotary\w*"
-    r"|ln_pre|layernorm_pre|pre_la?ye?rnorm|layernorm_embedding|project_in|class_embedding|pos_embed"
+    r"|ln_pre|layernorm_pre|pre_la?ye?rnorm|layernorm_embedding|project_in|class_embedding|pos_(conv_)?embed"
     r"|relative_pe|positional_embedding\w*"
 )
 LAST = re.compile(

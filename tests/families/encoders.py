@@ -111,6 +111,21 @@ def whisper_inputs() -> Inputs:
     return {"input_features": pixels(2, 8, 20), "decoder_input_ids": token_ids(7, seed=1)}
 
 
+def xlm_config(stacked: bool) -> PretrainedConfig:
+    """XLM has names of its own for every size."""
+    return transformers.XLMConfig(
+        vocab_size=VOCAB,
+        emb_dim=HIDDEN,
+        n_layers=depth(stacked),
+        n_heads=HEADS,
+        max_position_embeddings=32,
+        n_langs=1,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
+
 def bert_inputs() -> Inputs:
     """Two segments in each row."""
     return {"input_ids": token_ids(), "token_type_ids": torch.tensor([[0] * 5 + [1] * 7] * 2)}
@@ -364,5 +379,70 @@ FAMILIES = (
         inputs=whisper_inputs,
         noise=2.0,
         tied=("model.decoder.embed_tokens.weight", "proj_out.weight"),
+    ),
+    Family(
+        name="wav2vec2",
+        model=transformers.Wav2Vec2ForCTC,
+        config=plain(
+            transformers.Wav2Vec2Config,
+            num_feat_extract_layers=2,
+            conv_dim=(8, 8),
+            conv_stride=(2, 2),
+            conv_kernel=(3, 3),
+            feat_extract_norm="layer",
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        ),
+        parts=(
+            Part(
+                module="feature_extractor",  # convolutions of other shapes in every layer
+                before=tuple(
+                    f"wav2vec2.feature_extractor.conv_layers.{i}.{name}"
+                    for i in range(2)
+                    for name in ("conv.weight", *weight_and_bias("layer_norm"))
+                ),
+            ),
+            Part(module="masked_spec_embed", before=("wav2vec2.masked_spec_embed",)),
+            Part(
+                module="feature_projection",
+                before=weight_and_bias(
+                    "wav2vec2.feature_projection.layer_norm",
+                    "wav2vec2.feature_projection.projection",
+                ),
+            ),
+            Part(
+                module="encoder",
+                layers="wav2vec2.encoder.layers",
+                before=(
+                    "wav2vec2.encoder.pos_conv_embed.conv.bias",
+                    "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+                    "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+                ),
+                after=weight_and_bias("wav2vec2.encoder.layer_norm"),
+            ),
+            Part(module="lm_head", after=weight_and_bias("lm_head")),
+        ),
+        inputs=lambda: {"input_values": pixels(2, 64)},
+        silent=r".*\.k_proj\.bias|.*\.masked_spec_embed",  # as in BERT; where training hides sounds
+    ),
+    Family(
+        name="albert",
+        model=transformers.AlbertForMaskedLM,
+        config=plain(transformers.AlbertConfig, embedding_size=8),
+        parts=(Part(layers="albert.encoder.albert_layer_groups"),),
+        inputs=bert_inputs,
+        silent=r".*\.key\.bias",  # as in BERT
+        tied=("albert.embeddings.word_embeddings.weight", "predictions.decoder.weight"),
+        no_stack="all layers share one set of weights",
+    ),
+    Family(
+        name="xlm",
+        model=transformers.XLMWithLMHeadModel,
+        config=xlm_config,
+        parts=(Part(layers="transformer.attentions"),),
+        inputs=text_inputs,
+        silent=r".*\.k_lin\.bias",  # as in BERT
+        tied=("transformer.embeddings.weight", "pred_layer.proj.weight"),
+        no_stack="attention, norms and MLP of its layers are in lists of their own",
     ),
 )

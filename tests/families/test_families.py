@@ -23,10 +23,13 @@ from familychecks import (
     new_model,
     quiet,
     read_model,
+    stack_recipe,
 )
 from familykit import Family
 from familytable import HEADER, line
 from matrix import FAMILIES
+
+from jmerge.errors import PlanError
 
 README = Path(__file__).parents[2] / "README.md"
 SILENCE = 0.1  # a tensor of less influence would be swapped or lost without a sign
@@ -75,6 +78,18 @@ def test_forward_pass_depends_on_every_tensor(family: Family) -> None:
 def test_merges(family: Family, kind: str, matrix: Matrix) -> None:
     """Whole models merged tensor by tensor; layers of one under layers of another, where config.json follows."""
     assert matrix.check(family, kind) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [each for each, family in zip(GROUPED, FAMILIES, strict=True) if family.no_stack]
+)
+def test_layers_that_cannot_be_stacked(family: Family, matrix: Matrix) -> None:
+    """They are refused before anything is written."""
+    folder = matrix.inputs(family)
+    with pytest.raises(PlanError, match="slices"):
+        merge(stack_recipe(family), folder, folder / "refused")
+    assert not (folder / "refused").exists()
 
 
 @pytest.mark.slow
