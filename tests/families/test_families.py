@@ -110,7 +110,23 @@ def test_the_readme_lists_every_family() -> None:
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("t5", "decoder"), ("llava", "language_model"), ("llava", "vision_tower")],
+    [
+        ("t5", "decoder"),
+        ("llava", "language_model"),
+        ("llava", "vision_tower"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("bart", "final_logits_bias"),
+                ("whisper", "encoder"),
+                ("clip", "vision_model"),
+                ("siglip", "text_model"),
+                ("gemma3_vision", "text_decoder"),
+                ("qwen2_vl", "multi_modal_projector"),
+                ("qwen3_vl", "vision_tower"),
+            )
+        ),
+    ],
 )
 def test_a_module_of_another_model(name: str, module: str, matrix: Matrix, tmp_path: Path) -> None:
     """One module is model b's and the others are model a's."""
