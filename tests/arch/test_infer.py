@@ -483,6 +483,7 @@ def test_parts(name: str, part: str, tensor: str, layout_of: Layouts) -> None:
         ("first", "transformer.word_embeddings_layernorm.weight"),  # BLOOM
         ("first", "model.encoder.layernorm_embedding.weight"),  # BART
         ("first", "model.embeddings.norm.weight"),  # ModernBERT
+        ("first", "wav2vec2.encoder.pos_conv_embed.conv.bias"),
         ("first", "model.decoder.project_in.weight"),  # OPT-350m
         ("last", "model.decoder.project_out.weight"),
     ],
