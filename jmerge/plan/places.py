@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jmerge.arch.config import Layers
 from jmerge.arch.families import find_module
-from jmerge.arch.infer import Stack
+from jmerge.arch.infer import NUMBER, Stack
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
@@ -198,14 +198,12 @@ class Places:
         self.new_layers[prefix] = [origin.layers for origin in origins]
 
     def _beside(self, prefix: str) -> str | None:
-        """A stack that belongs to the same layers of the donor, as where a layer's parts are in lists of their own."""
-        stacks = self.donor.layout.stacks
-        return next(
-            (
-                other
-                for other, stack in stacks.items()
-                if other != prefix and stack.depth == stacks[prefix].depth > 1 and not stack.keys
-                if other.rpartition(".")[0] == prefix.rpartition(".")[0]
-            ),
-            None,
-        )
+        """What has a number for each layer of a stack too, outside of it: parts of layers in a list of their own."""
+        numbers: dict[str, set[int]] = {}
+        for template in self.templates:
+            if template.stack is None and (found := NUMBER.search(template.name)):
+                numbered = template.name[: found.start()].removesuffix(".")
+                numbers.setdefault(numbered, set()).add(int(found[0]))
+        depth, home = self.donor.stacks[prefix].depth, prefix[: prefix.rfind(".") + 1]
+        alike = (other for other, found in numbers.items() if len(found) == depth > 1)
+        return next((other for other in alike if other.startswith(home)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -138,18 +139,29 @@ def test_merged_layers_in_their_places_keep_the_donor_s_kinds(tmp_path: Path) ->
     assert made.config["layer_types"] == ["x", "x", "x", "x"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "other"),
+    [
+        (r"layers\.(\d+)\.mlp", r"mlps.\1", "model.mlps"),  # as in XLM
+        (
+            r"layers\.(\d+)\.input_layernorm.weight",
+            r"norms.input.\1",
+            "model.norms.input",
+        ),  # Inkling 2
+    ],
+)
 def test_parts_of_layers_in_lists_of_their_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    old: str, new: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As XLM has them: one of two lists would keep its length, and a loader would miss the rest of it."""
+    """One of two lists would keep its length, and a loader would miss the rest of it."""
     for model, seed in (("a", 0), ("b", 1)):
         tensors = {
-            name.replace("model.layers", "model.mlps") if ".mlp." in name else name: tensor
+            re.sub(old, new, name): tensor
             for name, tensor in llama_tensors(seed, layers=LAYERS).items()
         }
         write_checkpoint(tmp_path / model, tensors, llama_config(layers=LAYERS))
     assert refused(tmp_path, stack(("a", 0, 3), ("b", 2, 4)), capsys) == [
-        "error: x.yml:2: slices: a numbers 'model.mlps' like 'model.layers', and config.json has one key that counts "
+        f"error: x.yml:2: slices: a numbers '{other}' like 'model.layers', and config.json has one key that counts "
         "both, so layers cannot be rearranged"
     ]
     made = run(tmp_path, "merge_method: linear\nmodels: [{model: {a}, parameters: {weight: 1}}]\n")
