@@ -39,16 +39,12 @@ Order = Sequence[bool]  # for each layer whether it is of the rule's kind
 class Rule(NamedTuple):
     """Some keys of config.json that say together which layers are of one kind."""
 
-    keys: Mapping[
-        str, Any
-    ]  # with the values that are believed where they are missing; the first never is
+    keys: Mapping[str, Any]  # with what is believed where one is missing, which the first never is
     says: Callable[..., Order]  # of the depth and the keys' values
     others: Callable[[Order], Iterable[Values]]  # values that may say an order
     unless: str = ""  # a list that is believed instead of the rule where config.json has it
     when: str = ""  # a switch without which the rule says nothing
-    assumed_by: tuple[
-        str, ...
-    ] = ()  # model types whose class has the rule, where config.json does not say it
+    assumed_by: tuple[str, ...] = ()  # model types that have it where config.json does not say so
 
     @property
     def name(self) -> str:
