@@ -418,7 +418,8 @@ def _diff(words: list[str], values: flags.FlagValues) -> int:
         check_page(values.html)
     from jmerge.ckpt.open import open_checkpoint
     from jmerge.diff.compare import compare
-    from jmerge.report.diff import diff_json, diff_text, terminal_width
+    from jmerge.report.diff import diff_text, terminal_width
+    from jmerge.report.diff_json import diff_json
     from jmerge.report.progress import Reading
 
     a, b = (open_checkpoint(word) for word in words)

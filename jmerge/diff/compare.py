@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -94,28 +94,6 @@ def compare(
         beside=beside,
         faults=tuple(_faults(a, b, tensors)),
     )
-
-
-def grouped(
-    tensors: Iterable[Compared], key: Callable[[Pair], str | int | None]
-) -> dict[str | int, Sums]:
-    """The sums over the tensors of every group, by its key; those whose key is None are in none."""
-    groups: dict[str | int, list[Sums]] = {}
-    for each in tensors:
-        name = key(each.pair)
-        if name is not None:
-            groups.setdefault(name, []).append(each.sums)
-    return {name: add_up(group) for name, group in groups.items()}
-
-
-def most_changed(tensors: Iterable[Compared]) -> list[Compared]:
-    """Those that changed, by relative change; first those that were zero."""
-
-    def order(each: Compared) -> tuple[float, str]:
-        relative = each.sums.relative
-        return (float("-inf") if relative is None else -relative, each.pair.name)
-
-    return sorted((each for each in tensors if each.sums.changed), key=order)
 
 
 def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iterator[Fault]:

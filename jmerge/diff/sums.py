@@ -194,6 +194,15 @@ class Gauge:
         return _count(up_a), same
 
 
+def index_of(element: int, shape: tuple[int, ...]) -> list[int]:
+    """The place of a flat index in a tensor of this shape."""
+    place = []
+    for length in reversed(shape):
+        element, rest = divmod(element, length)
+        place.append(rest)
+    return place[::-1]
+
+
 def _dot(one: np.ndarray, other: np.ndarray, size: int) -> float:
     """The sum of the products of the first elements, row by row."""
     whole = size - size % ROW

@@ -1,4 +1,4 @@
-"""What differs between two models, for people and as JSON."""
+"""What differs between two models, in tables for a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from jmerge.ckpt.dtypes import TensorSpec
-from jmerge.diff.compare import Compared, Difference, grouped, most_changed
+from jmerge.diff.compare import Compared, Difference
+from jmerge.diff.groups import by_layer, grouped, most_changed, stacks
 from jmerge.diff.pairs import Lone, Pair
-from jmerge.diff.sums import Sums
+from jmerge.diff.sums import Sums, index_of
 from jmerge.errors import Fault
 from jmerge.report.show import count, size
 
@@ -25,87 +25,8 @@ LISTED = 8  # lines of any other list
 COLUMNS = ("attention", "mlp", "experts", "router", "recurrent", "norm", "other")
 
 
-def numbers(sums: Sums, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """The numbers of a tensor, or with no `shape` of a group of them, as plain data for JSON; None where there is none.
-
-    elements, changed: how many, and how many of them differ; identical: whether every byte is the same.
-    norm_a, norm_b, norm_change: roots of the sums of squares of A, B and B - A, relative_change: the last over the
-    first; cosine: of the angle between A and B; sign_agreement: the share of elements with one sign in both, of those
-    that are zero in neither; nonfinite_a, nonfinite_b: NaN and infinities, which all other numbers leave out.
-    largest_change, of a tensor: the element that changed most, its index, change and values; None where nothing did.
-    """
-    found: dict[str, Any] = {
-        "elements": sums.elements,
-        "changed": sums.changed,
-        "identical": sums.identical,
-        "norm_a": sums.norm_a,
-        "norm_b": sums.norm_b,
-        "norm_change": sums.norm_change,
-        "relative_change": sums.relative,
-        "cosine": sums.cosine,
-        "sign_agreement": sums.sign_agreement,
-        "nonfinite_a": sums.nonfinite_a,
-        "nonfinite_b": sums.nonfinite_b,
-    }
-    if shape is not None:
-        found["largest_change"] = sums.largest and {
-            "index": index_of(sums.largest.element, shape),
-            "change": _plain(sums.largest.change),
-            "a": sums.largest.a,
-            "b": sums.largest.b,
-        }
-    return found
-
-
-def diff_json(found: Difference) -> str:
-    """Everything that was found, every tensor, as one JSON object: `a`, `b` (the models), `identical_weights`,
-    `faults`, `total`, `parts`, `layers` (by stack), `tensors`, `not_compared`, `only_in_a`, `only_in_b`, `config`,
-    `files` and `tokens`. The keys of numbers are those of `numbers`."""
-    tensors = found.tensors
-    content = {
-        "a": str(found.a.path),
-        "b": str(found.b.path),
-        "identical_weights": found.same_weights,
-        "faults": [str(fault) for fault in found.faults],
-        "total": numbers(found.total),
-        "parts": {
-            part: numbers(sums) for part, sums in grouped(tensors, lambda p: p.place.part).items()
-        },
-        "layers": {
-            stack: [
-                {
-                    "layer": layer,
-                    **numbers(sums),
-                    "parts": {p: numbers(s) for p, s in parts.items()},
-                }
-                for layer, sums, parts in by_layer(found, stack)
-            ]
-            for stack in stacks(found)
-        },
-        "tensors": [_tensor(each) for each in tensors],
-        "not_compared": [
-            {
-                **_names(pair),
-                "a": _spec(pair.a.spec),
-                "b": _spec(pair.b.spec),
-                "reason": pair.why_not,
-            }
-            for pair in found.unlike
-        ],
-        "only_in_a": [{"name": each.name, **_spec(each.spec)} for each in found.only_a],
-        "only_in_b": [{"name": each.name, **_spec(each.spec)} for each in found.only_b],
-        "config": {
-            change.key: {side: _plain(value) for side, value in change.values.items()}
-            for change in found.beside.config
-        },
-        "files": dict(found.beside.files),
-        "tokens": found.beside.tokens and found.beside.tokens._asdict(),
-    }
-    return json.dumps(content, indent=1, allow_nan=False)
-
-
 def diff_text(found: Difference, width: int = 80) -> str:
-    """The same in tables of that many letters: what changed most first, then sums by part and by layer."""
+    """What was found, in tables of that many letters: what changed most first, then sums by part and by layer."""
     blocks = ["\n".join(_head(found))]
     if changed := most_changed(found.tensors):
         blocks += [
@@ -120,33 +41,6 @@ def diff_text(found: Difference, width: int = 80) -> str:
 def terminal_width() -> int:
     """The letters in a line of the terminal; 80 where there is none."""
     return max(60, min(shutil.get_terminal_size((80, 24)).columns, 160))
-
-
-def stacks(found: Difference) -> list[str]:
-    """The stacks of layers with a tensor in both models, by their prefixes in A."""
-    prefixes = (each.pair.place.stack for each in found.tensors)
-    return list(dict.fromkeys(prefix for prefix in prefixes if prefix is not None))
-
-
-def by_layer(found: Difference, stack: str) -> Iterator[tuple[int, Sums, dict[str, Sums]]]:
-    """Every layer of a stack in order, its sums, and those of its parts."""
-    layers: dict[int, list[Compared]] = {}
-    for each in found.tensors:
-        if each.pair.place.stack == stack and each.pair.place.layer is not None:
-            layers.setdefault(each.pair.place.layer, []).append(each)
-    for layer in sorted(layers):
-        whole = grouped(layers[layer], lambda pair: pair.place.layer)[layer]
-        parts = grouped(layers[layer], lambda pair: pair.place.part)
-        yield layer, whole, {str(part): sums for part, sums in parts.items()}
-
-
-def index_of(element: int, shape: tuple[int, ...]) -> list[int]:
-    """The place of a flat index in a tensor of this shape."""
-    place = []
-    for length in reversed(shape):
-        element, rest = divmod(element, length)
-        place.append(rest)
-    return place[::-1]
 
 
 def percent(share: float | None) -> str:
@@ -170,42 +64,10 @@ def cosine(value: float | None) -> str:
     return "1" if value == 1 else f"{min(value, 0.999999):.6f}"
 
 
-def _names(pair: Pair) -> dict[str, str]:
-    return {"name": pair.name, "name_a": pair.name_a, "name_b": pair.name_b}
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"dtype": spec.dtype, "shape": list(spec.shape)}
-
-
-def _tensor(each: Compared) -> dict[str, Any]:
-    pair, place = each.pair, each.pair.place
-    return {
-        **_names(pair),
-        "stack": place.stack,
-        "layer": place.layer,
-        "module": place.module,
-        "part": place.part,
-        "shape": list(pair.a.spec.shape),
-        "dtype_a": pair.a.spec.dtype,
-        "dtype_b": pair.b.spec.dtype,
-        **numbers(each.sums, pair.a.spec.shape),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A value of config.json for strict JSON, which has no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def summary(found: Difference) -> str:
     """All tensors in one line."""
     total, same = found.total, sum(each.sums.identical for each in found.tensors)
-    compared = f"{_tensors(len(found.tensors))} in both ({count(total.elements)} parameters)"
+    compared = f"{tensors_text(len(found.tensors))} in both ({count(total.elements)} parameters)"
     if found.same_weights:
         return f"{compared}, every byte the same"
     return f"{compared}, {same} of them identical"
@@ -214,7 +76,7 @@ def summary(found: Difference) -> str:
 def _head(found: Difference) -> Iterator[str]:
     for side, model in (("A", found.a), ("B", found.b)):
         nbytes = sum(entry.spec.nbytes for entry in model.index.values())
-        yield f"{side}  {Fault(str(model.path))}: {_tensors(len(model.index))}, {size(nbytes)}"
+        yield f"{side}  {Fault(str(model.path))}: {tensors_text(len(model.index))}, {size(nbytes)}"
     for fault in found.faults[:LISTED]:
         yield f"FAULT: {fault}"
     if len(found.faults) > LISTED:
@@ -321,12 +183,12 @@ def _lists(found: Difference) -> Iterator[list[str]]:
     """What is only in one model or cannot be compared, and what differs beside the weights."""
     if found.unlike:
         yield _list(
-            f"{_tensors(len(found.unlike))} not compared",
+            f"{tensors_text(len(found.unlike))} not compared",
             [f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike],
         )
     for side, lone in (("A", found.only_a), ("B", found.only_b)):
         if lone:
-            yield _list(f"{_tensors(len(lone))} only in {side}", list(lone_lines(lone)))
+            yield _list(f"{tensors_text(len(lone))} only in {side}", list(lone_lines(lone)))
     beside = found.beside
     if beside.config:
         lines = [
@@ -390,5 +252,6 @@ def _list(title: str, lines: list[str]) -> list[str]:
     return [title, *shown, *([f"  and {more} more"] if more > 0 else [])]
 
 
-def _tensors(number: int) -> str:
+def tensors_text(number: int) -> str:
+    """A number of tensors in words."""
     return f"{number:,} tensor{'' if number == 1 else 's'}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jmerge.arch.infer import class_names
-from jmerge.arch.parts import ROW_ORDER
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.open import Checkpoint
-from jmerge.diff.compare import Compared, Difference, grouped, most_changed
-from jmerge.diff.sums import Sums, add_up
+from jmerge.diff.compare import Difference
+from jmerge.diff.groups import grouped, most_changed, stacks
+from jmerge.diff.sums import Sums
 from jmerge.errors import Fault, PlanError
 from jmerge.report.diff import (
     both_names,
@@ -24,9 +22,10 @@ from jmerge.report.diff import (
     largest,
     lone_lines,
     percent,
-    stacks,
+    tensors_text,
     tokens_line,
 )
+from jmerge.report.heatmaps import stack_charts
 from jmerge.report.show import count, size
 from jmerge.version import VERSION
 
@@ -34,58 +33,6 @@ WHERE = "--html"
 TEMPLATE = "page.html.jinja"
 SHOWN = 30  # tensors in the list of those that changed most
 LISTED = 200  # lines of any other list
-WHOLE = "whole layer"
-ROW_HEIGHT, AROUND = 24, 96  # pixels of a row, and of all above and below the rows
-FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1f2933"}
-CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-
-
-class Chart(NamedTuple):
-    """One of the numbers that heat maps show."""
-
-    key: str
-    title: str
-    says: str  # what it is, in a sentence
-    value: Callable[[Sums], float | None]
-    shown: Callable[[float | None], str]
-    colours: tuple[str, str, str]  # from the value of no change to that of the most
-    least: float | None  # the value of no change
-    room: float  # the smallest range that the colours are stretched over
-
-
-# Of one lightness each, from nearly white to dark, so that they can be told apart in grey too.
-CHARTS = (
-    Chart(
-        "change",
-        "Relative change",
-        "The norm of B - A over the norm of A.",
-        lambda sums: sums.relative,
-        percent,
-        ("#f7fbff", "#6baed6", "#08306b"),
-        0.0,
-        1e-6,
-    ),
-    Chart(
-        "cosine",
-        "Cosine",
-        "Of the angle between A and B: 1 where they point the same way, 0 where they have nothing in common.",
-        lambda sums: sums.cosine,
-        cosine,
-        ("#fcfbfd", "#9e9ac8", "#3f007d"),
-        1.0,
-        1e-6,
-    ),
-    Chart(
-        "signs",
-        "Sign agreement",
-        "The share of elements with one sign in A and B, of those that are zero in neither.",
-        lambda sums: sums.sign_agreement,
-        percent,
-        ("#f7fcf5", "#74c476", "#00441b"),
-        1.0,
-        1e-4,
-    ),
-)
 
 
 def check_page(path: str | Path) -> None:
@@ -122,7 +69,7 @@ def page(found: Difference) -> str:
         models=[_model(side, model) for side, model in (("A", found.a), ("B", found.b))],
         faults=_some([str(fault) for fault in found.faults]),
         cards=_cards(found),
-        stacks=[_stack(found, number, prefix) for number, prefix in enumerate(stacks(found))],
+        stacks=[stack_charts(found, number, prefix) for number, prefix in enumerate(stacks(found))],
         parts=_bars(_parts(found)),
         tensors=_bars([(both_names(p), s, largest(p, s)) for p, s in changed[:SHOWN]]),
         more=len(changed) - SHOWN,
@@ -152,6 +99,7 @@ def _cards(found: Difference) -> list[tuple[str, str, str]]:
     """Number, name, explanation."""
     total, same = found.total, sum(each.sums.identical for each in found.tensors)
     changed = total.changed / total.elements if total.elements else None
+    apart = f"; {len(found.unlike):,} in both cannot be compared" if found.unlike else ""
     alone = f"{len(found.only_a)} / {len(found.only_b)}"
     return [
         (percent(total.relative), "relative change", "the norm of B - A over that of A"),
@@ -159,7 +107,7 @@ def _cards(found: Difference) -> list[tuple[str, str, str]]:
         (percent(total.sign_agreement), "signs agree", "of elements that are zero in neither"),
         (percent(changed), "elements differ", f"of {count(total.elements)}"),
         (f"{len(found.tensors):,}", "tensors compared", f"{same:,} of them identical"),
-        (alone, "only in A / only in B", f"{len(found.unlike):,} more cannot be compared"),
+        (alone, "only in A / only in B", "tensors" + apart),
     ]
 
 
@@ -172,7 +120,9 @@ def _parts(found: Difference) -> list[tuple[str, Sums, str]]:
     rows = []
     for part, sums in sorted(groups.items(), key=order):
         tensors = sum(each.pair.place.part == part for each in found.tensors)
-        rows.append((str(part), sums, f"{tensors:,} tensors, {count(sums.elements)} parameters"))
+        rows.append(
+            (str(part), sums, f"{tensors_text(tensors)}, {count(sums.elements)} parameters")
+        )
     return rows
 
 
@@ -190,152 +140,6 @@ def _bars(rows: Sequence[tuple[str, Sums, str]]) -> list[dict[str, Any]]:
         }
         for name, sums, note in rows
     ]
-
-
-class _Cell(NamedTuple):
-    sums: Sums
-    says: str  # what is shown of it besides its value
-
-
-def _stack(found: Difference, number: int, prefix: str) -> dict[str, Any]:
-    """The heat maps of one stack of layers."""
-    inside = [each for each in found.tensors if each.pair.place.stack == prefix]
-    rows: dict[str, dict[int, list[Compared]]] = {WHOLE: {}}
-    parts: dict[str, str] = {}
-    for each in inside:
-        place = each.pair.place
-        assert place.layer is not None
-        parts.setdefault(place.row, place.part)
-        for row in (WHOLE, place.row):
-            rows.setdefault(row, {}).setdefault(place.layer, []).append(each)
-    order = {part: i for i, part in enumerate(ROW_ORDER)}
-    names = [WHOLE, *sorted(parts, key=lambda row: order.get(parts[row], len(order)))]
-    layers = sorted(rows[WHOLE])
-    cells = [
-        [_cell(rows[name][layer]) if layer in rows[name] else None for layer in layers]
-        for name in names
-    ]
-    title = str(Fault(prefix)) or "layers"
-    return {
-        "title": title,
-        "layers": len(layers),
-        "charts": [
-            {
-                "title": chart.title,
-                "says": chart.says,
-                "html": _heat_map(f"stack{number}-{chart.key}", chart, layers, names, cells),
-            }
-            for chart in CHARTS
-        ],
-    }
-
-
-def _cell(group: Sequence[Compared]) -> _Cell:
-    """A cell that stands for one tensor, or for several together."""
-    sums = add_up(each.sums for each in group)
-    first = group[0].pair
-    if len(group) == 1:
-        says = [both_names(first), f"{first.a.spec} in A, {first.b.spec} in B"]
-    else:
-        says = [f"{len(group)} tensors, {count(sums.elements)} parameters"]
-    says += [f"{chart.title.lower()}: {chart.shown(chart.value(sums))}" for chart in CHARTS]
-    if len(group) == 1 and sums.largest is not None:
-        says.append(f"largest change: {largest(first, sums)}")
-    return _Cell(sums, "<br>".join(html.escape(str(Fault(line))) for line in says))
-
-
-def _heat_map(
-    name: str,
-    chart: Chart,
-    layers: list[int],
-    rows: list[str],
-    cells: list[list[_Cell | None]],
-) -> str:
-    """One heat map: a figure with its data, as a piece of HTML."""
-    import plotly.graph_objects as go
-
-    values = [[None if cell is None else chart.value(cell.sums) for cell in row] for row in cells]
-    low, high, beyond = _range(chart, [v for row in values for v in row if v is not None])
-    says = [
-        [
-            f"<b>layer {layer}, {html.escape(row)}</b><br>{'not there' if cell is None else cell.says}"
-            for layer, cell in zip(layers, line, strict=True)
-        ]
-        for row, line in zip(rows, cells, strict=True)
-    ]
-    up = chart.least == 0  # whether larger values are of more change
-    colours = chart.colours if up else chart.colours[::-1]
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
-    texts = [chart.shown(tick) for tick in ticks]
-    if beyond:
-        texts[-1 if up else 0] = ("≥ " if up else "≤ ") + texts[-1 if up else 0]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=layers,
-            y=[html.escape(row) for row in rows],
-            customdata=says,
-            hovertemplate="%{customdata}<extra></extra>",
-            zmin=low,
-            zmax=high,
-            colorscale=[[i / 2, colour] for i, colour in enumerate(colours)],
-            xgap=1,
-            ygap=1,
-            colorbar={
-                "thickness": 12,
-                "outlinewidth": 0,
-                "tickvals": ticks,
-                "ticktext": texts,
-                "ticks": "",
-                "len": 1,
-                "xpad": 6,
-            },
-        )
-    )
-    figure.update_layout(
-        template="none",
-        font=FONT,
-        height=ROW_HEIGHT * len(rows) + AROUND,
-        margin={"l": 10, "r": 10, "t": 6, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="#e4e7eb",
-        hoverlabel={"align": "left", "font": {**FONT, "color": "#1f2933"}, "bgcolor": "#ffffff"},
-        xaxis={"title": {"text": "layer", "standoff": 8}, "showgrid": False, "zeroline": False},
-        yaxis={
-            "autorange": "reversed",
-            "automargin": True,
-            "showgrid": False,
-            "type": "category",
-            "tickmode": "array",
-            "tickvals": list(range(len(rows))),
-            "ticktext": [html.escape(_short(row)) for row in rows],
-            "ticks": "",
-        },
-    )
-    if len(layers) <= 24:
-        figure.update_xaxes(tickmode="array", tickvals=layers)
-    text: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name, default_width="100%"
-    )
-    return text
-
-
-def _range(chart: Chart, values: list[float]) -> tuple[float, float, bool]:
-    """The values of the first and the last colour, and whether some lie beyond: a few that are far from all others
-    would leave these one colour."""
-    assert chart.least is not None
-    apart = sorted(abs(value - chart.least) for value in values)
-    most = apart[-1] if apart else 0.0
-    usual = statistics.quantiles(apart, n=50)[-1] if len(apart) >= 50 else most
-    beyond = most > 4 * usual > 0
-    span = max(usual if beyond else most, chart.room)
-    low, high = (chart.least, chart.least + span) if chart.least == 0 else (1 - span, 1.0)
-    return low, high, beyond
-
-
-def _short(row: str) -> str:
-    """The name of a row that leaves room for the chart."""
-    return row if len(row) <= 28 else f"...{row[-26:]}"
 
 
 def _some(lines: list[str]) -> list[str]:
