@@ -30,7 +30,7 @@ class Chart(NamedTuple):
     value: Callable[[Sums], float | None]
     shown: Callable[[float | None], str]
     colours: tuple[str, str, str]  # from the value of no change to that of the most
-    least: float | None  # the value of no change
+    least: float  # the value of no change
     room: float  # the smallest range that the colours are stretched over
 
 
@@ -207,13 +207,12 @@ def _heat_map(
 def _range(chart: Chart, values: list[float]) -> tuple[float, float, bool]:
     """The values of the first and the last colour, and whether some lie beyond: a few that are far from all others
     would leave these one colour."""
-    assert chart.least is not None
     apart = sorted(abs(value - chart.least) for value in values)
     most = apart[-1] if apart else 0.0
-    usual = statistics.quantiles(apart, n=50)[-1] if len(apart) >= 50 else most
+    usual = statistics.quantiles(apart, n=20)[-1] if len(apart) >= 20 else most
     beyond = most > 4 * usual > 0
     span = max(usual if beyond else most, chart.room)
-    low, high = (chart.least, chart.least + span) if chart.least == 0 else (1 - span, 1.0)
+    low, high = (0.0, span) if chart.least == 0 else (chart.least - span, chart.least)
     return low, high, beyond
 
 
