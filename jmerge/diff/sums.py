@@ -1,8 +1,9 @@
 """How far two arrays are apart: sums over their elements that add up over pieces, tensors, layers and parts.
 
-Elements are read as float64, which holds every dtype but large integers exactly, in blocks that stay in the
-processor's cache. A piece is added up from its first block to its last, and pieces by `math.fsum`, so that the result
-does not depend on who computes which piece.
+Elements are looked at in blocks that stay in the processor's cache. Those of floats of up to 16 bits are read as
+float32 and summed in rows of a few thousand, with an error of about 1e-7; where their squares would leave its range, and
+of all other dtypes, as float64, which holds everything but large integers exactly. A piece is added up from its first
+block to its last in float64, and pieces by `math.fsum`, so that the result does not depend on who computes which piece.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import NUMPY
 
-BLOCK = (
-    1 << 15
-)  # elements, looked at together: they stay in the cache, and a call of NumPy costs little beside them
+BLOCK = 1 << 15  # elements that are looked at together
 ROW = 8192  # of them that NumPy's BLAS adds up at once: so few that it does so in one thread
 GLANCE = 64  # elements that mostly tell whether a block changed
+SHORT = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Between these a sum of squares in float32 lacks nothing that it should have.
+LEAST, MOST = 1e-26, 1e36
 
 
 class Largest(NamedTuple):
@@ -74,10 +76,13 @@ class Sums(NamedTuple):
     @property
     def cosine(self) -> float | None:
         """Of the angle between A and B; None when one of them is zero."""
-        if not self.changed and self.aa > 0:
-            return 1.0
-        found = _ratio(_ratio(self.ab, self.norm_a), self.norm_b)
-        return None if found is None else max(-1.0, min(found, 1.0))
+        one, other = self.norm_a, self.norm_b
+        found = _ratio(_ratio(self.ab, one), other)
+        if found is None or one is None or other is None or not math.isfinite(self.dd):
+            return None
+        if found > 0.99:  # the cosine theorem keeps the digits of what is nearly 1
+            found = 1 - (self.dd - (one - other) ** 2) / one / other / 2
+        return max(-1.0, min(found, 1.0))
 
     @property
     def sign_agreement(self) -> float | None:
@@ -114,8 +119,10 @@ class Gauge:
     """Compares pieces, in memory of its own; one for each thread."""
 
     def __init__(self) -> None:
-        self._a, self._b, self._change = (np.empty(BLOCK) for _ in range(3))
-        self._masks = [np.empty(BLOCK, np.bool_) for _ in range(4)]
+        self._short, self._long = (
+            np.empty((3, BLOCK), dtype) for dtype in (np.float32, np.float64)
+        )
+        self._masks = np.empty((4, BLOCK), np.bool_)
 
     def compare(
         self, raw_a: np.ndarray, dtype_a: str, raw_b: np.ndarray, dtype_b: str, first: int = 0
@@ -128,57 +135,52 @@ class Gauge:
           first: what is added to the index of the largest change.
         """
         a, b = raw_a.view(NUMPY[dtype_a]), raw_b.view(NUMPY[dtype_b])
+        short = dtype_a in SHORT and dtype_b in SHORT
         found = []
         with np.errstate(all="ignore"):  # what overflows is looked at again
             for start in range(0, a.size, BLOCK):
-                stop = min(start + BLOCK, a.size)
-                same = dtype_a == dtype_b and _same_bytes(a[start:stop], b[start:stop])
-                found.append(self._block(a[start:stop], b[start:stop], same, first + start))
+                one, other = a[start : start + BLOCK], b[start : start + BLOCK]
+                same = dtype_a == dtype_b and _same_bytes(one, other)
+                sums = self._block(self._short, one, other, same) if short else None
+                sums = sums or self._block(self._long, one, other, same)
+                assert sums is not None
+                if sums.largest is not None:
+                    at = first + start + sums.largest.element
+                    sums = sums._replace(largest=sums.largest._replace(element=at))
+                found.append(sums)
         return add_up(found)
 
-    def _block(self, one: np.ndarray, other: np.ndarray, same: bool, first: int) -> Sums:
-        size = one.size
-        a, b, change = self._a[:size], self._b[:size], self._change[:size]
-        mask = self._masks[0][:size]
+    def _block(
+        self, memory: np.ndarray, one: np.ndarray, other: np.ndarray, same: bool
+    ) -> Sums | None:
+        """The sums of a block in the dtype of `memory`; None where float32 does not hold them."""
+        size, exact = one.size, memory is self._long
+        a, b, change = memory[:, :size]
+        mask = self._masks[0, :size]
         np.copyto(a, one, casting="unsafe")
-        aa = _dot(self._a, self._a, size)
-        if same and math.isfinite(aa):
+        aa = _dot(a, a)
+        if same and (math.isfinite(aa) if exact else LEAST < aa < MOST):
             signed = _count(np.not_equal(a, 0, out=mask))
             return Sums(size, 0, 0, aa, aa, aa, 0.0, 0, signed, signed)
         np.copyto(b, other, casting="unsafe")
-        bb = _dot(self._b, self._b, size)
+        bb = _dot(b, b)
+        if not exact and not (LEAST < aa < MOST and LEAST < bb < MOST):
+            return None
         broken_a = broken_b = 0
         if not (math.isfinite(aa) and math.isfinite(bb)):
             fine_a, fine_b = np.isfinite(a), np.isfinite(b)
             broken_a, broken_b = size - _count(fine_a), size - _count(fine_b)
             a[~(fine_a & fine_b)] = 0
             b[~(fine_a & fine_b)] = 0
-            aa, bb = _dot(self._a, self._a, size), _dot(self._b, self._b, size)
+            aa, bb = _dot(a, a), _dot(b, b)
         np.subtract(b, a, out=change)
         changed = _count(np.not_equal(change, 0, out=mask))
-        ab, dd = _dot(self._a, self._b, size), _dot(self._change, self._change, size)
-        largest = self._largest(size, first) if changed else None
+        ab, dd = _dot(a, b), _dot(change, change)
+        if not exact and changed and dd <= LEAST:
+            return None
+        largest = _largest(a, b, change) if changed else None
         signs = self._signs(a, b)
-        return Sums(
-            size,
-            broken_a,
-            broken_b,
-            aa,
-            bb,
-            ab,
-            dd,
-            changed,
-            *signs,
-            identical=same,
-            largest=largest,
-        )
-
-    def _largest(self, size: int, first: int) -> Largest:
-        change = self._change[:size]
-        low, high = int(change.argmin()), int(change.argmax())
-        least, most = -float(change[low]), float(change[high])
-        where = min(low, high) if least == most else low if least > most else high
-        return Largest(first + where, float(self._a[where]), float(self._b[where]))
+        return Sums(size, broken_a, broken_b, aa, bb, ab, dd, changed, *signs, same, largest)
 
     def _signs(self, a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
         """How many elements are zero in neither, and how many of them have one sign in both."""
@@ -203,11 +205,18 @@ def index_of(element: int, shape: tuple[int, ...]) -> list[int]:
     return place[::-1]
 
 
-def _dot(one: np.ndarray, other: np.ndarray, size: int) -> float:
-    """The sum of the products of the first elements, row by row."""
-    whole = size - size % ROW
+def _dot(one: np.ndarray, other: np.ndarray) -> float:
+    """The sum of the products, row by row."""
+    whole = one.size - one.size % ROW
     rows = np.vecdot(one[:whole].reshape(-1, ROW), other[:whole].reshape(-1, ROW))
-    return float(rows.sum()) + float(np.dot(one[whole:size], other[whole:size]))
+    return float(rows.sum(dtype=np.float64)) + float(np.dot(one[whole:], other[whole:]))
+
+
+def _largest(a: np.ndarray, b: np.ndarray, change: np.ndarray) -> Largest:
+    low, high = int(change.argmin()), int(change.argmax())
+    least, most = -float(change[low]), float(change[high])
+    where = min(low, high) if least == most else low if least > most else high
+    return Largest(where, float(a[where]), float(b[where]))
 
 
 def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:

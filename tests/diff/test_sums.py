@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.diff.pairs import is_number
-from jmerge.diff.sums import BLOCK, ROW, Gauge, Sums, add_up, index_of
+from jmerge.diff.sums import BLOCK, ROW, SHORT, Gauge, Sums, add_up, index_of
 
 NUMBERS = [dtype for dtype in NUMPY if is_number(dtype)]
 SIZES = (0, 1, 2, 100, ROW - 1, ROW, ROW + 1, BLOCK, BLOCK + 1, 3 * BLOCK + ROW + 7)
@@ -48,6 +48,8 @@ def compare(a: np.ndarray, b: np.ndarray, piece: int = 0) -> Sums:
 
 def check(found: Sums, a: np.ndarray, b: np.ndarray) -> None:
     """Every number is NumPy's."""
+    names = {dtype: name for name, dtype in NUMPY.items()}
+    error = 1e-6 if {names[a.dtype], names[b.dtype]} <= set(SHORT) else 1e-12
     one, other = (each.astype(np.float64).reshape(-1) for each in (a, b))
     fine = np.isfinite(one) & np.isfinite(other)
     assert found.elements == a.size
@@ -60,7 +62,7 @@ def check(found: Sums, a: np.ndarray, b: np.ndarray) -> None:
         (found.norm_b, np.linalg.norm(other)),
         (found.norm_change, np.linalg.norm(change)),
     ):
-        assert value == pytest.approx(wanted, rel=1e-12)
+        assert value == pytest.approx(wanted, rel=error)
     assert found.changed == np.count_nonzero(change)
     signed = (one != 0) & (other != 0)
     assert found.signed == np.sum(signed)
@@ -68,7 +70,7 @@ def check(found: Sums, a: np.ndarray, b: np.ndarray) -> None:
     assert found.sign_agreement == (found.same_sign / found.signed if found.signed else None)
     if one.any() and other.any():
         wanted = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-        assert found.cosine == pytest.approx(wanted, abs=1e-12)
+        assert found.cosine == pytest.approx(wanted, abs=error)
     else:
         assert found.cosine is None
     if change.any():
@@ -167,3 +169,18 @@ def test_any_numbers(pairs: list[tuple[float, float]]) -> None:
 def test_index_of(shape: tuple[int, ...]) -> None:
     for element in range(math.prod(shape)):
         assert tuple(index_of(element, shape)) == np.unravel_index(element, shape)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-15, 1e15, 1e25, 1e35])
+@pytest.mark.parametrize("which", ["both", "a", "b", "change"])
+def test_squares_beyond_float32(scale: float, which: str) -> None:
+    """Of bfloat16, whose values reach as far as those of float32."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(BLOCK + 9) for _ in range(2))
+    if which == "change":
+        b = a + (b * scale if scale < 1 else 0)
+        a, b = a * 1e-12, b * 1e-12
+    else:
+        a, b = a * (scale if which != "b" else 1), b * (scale if which != "a" else 1)
+    dtype = NUMPY["BF16"]
+    check(compare(a.astype(dtype), b.astype(dtype)), a.astype(dtype), b.astype(dtype))
