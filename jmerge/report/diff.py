@@ -95,7 +95,7 @@ def _tensor_table(found: Difference, changed: list[Compared]) -> Table:
     columns = ("change", "cosine", "signs", "largest")
     prefixes = stacks(found)
     if len(prefixes) == 1:  # which goes without saying, and leaves room
-        title = f"most changed tensors{more}, by their names in layers of {Fault(prefixes[0])}"
+        title = f"most changed tensors{more}, in layers of {Fault(prefixes[0])}"
         table = _table(title, "layer", "tensor", *columns)
     else:
         table = _table(f"most changed tensors{more}", "tensor", *columns)
