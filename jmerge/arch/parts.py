@@ -38,15 +38,17 @@ EMBEDDINGS = re.compile(
 HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|pooler|cls|qa_outputs|proj_out)(\.|$)")
 
 
-def part_of(name: str, layout: Layout) -> str:
-    """The part of a tensor: `embedding`, `head`, `buffer`, a name in `PARTS`, or `other`."""
-    role = layout.roles[name]
-    if role.buffer:
-        return BUFFER
-    if name in layout.embeddings:
-        return EMBEDDING
-    if name in (*layout.heads, *layout.vocab_biases):
-        return HEAD
+def parts_of(layout: Layout) -> dict[str, str]:
+    """The part of every tensor: `embedding`, `head`, `buffer`, a name in `PARTS`, or `other`."""
+    tables = dict.fromkeys((*layout.heads, *layout.vocab_biases), HEAD)
+    tables |= dict.fromkeys(layout.embeddings, EMBEDDING)
+    return {
+        name: BUFFER if role.buffer else tables.get(name) or _part(role)
+        for name, role in layout.roles.items()
+    }
+
+
+def _part(role: Role) -> str:
     inner = _inside(role)
     if PARTS[0][1].search(inner):
         return PARTS[0][0]

@@ -31,19 +31,22 @@ def most_changed(tensors: Iterable[Compared]) -> list[Compared]:
     return sorted((each for each in tensors if each.sums.changed), key=order)
 
 
-def stacks(found: Difference) -> list[str]:
-    """The stacks of layers with a tensor in both models, by their prefixes in A."""
-    prefixes = (each.pair.place.stack for each in found.tensors)
-    return list(dict.fromkeys(prefix for prefix in prefixes if prefix is not None))
-
-
-def by_layer(found: Difference, stack: str) -> Iterator[tuple[int, Sums, dict[str, Sums]]]:
-    """Every layer of a stack in order, its sums, and those of its parts."""
-    layers: dict[int, list[Compared]] = {}
+def stacks(found: Difference) -> dict[str, list[Compared]]:
+    """The tensors of every stack of layers, by its prefix in A."""
+    groups: dict[str, list[Compared]] = {}
     for each in found.tensors:
-        if each.pair.place.stack == stack and each.pair.place.layer is not None:
+        if each.pair.place.stack is not None:
+            groups.setdefault(each.pair.place.stack, []).append(each)
+    return groups
+
+
+def by_layer(tensors: Iterable[Compared]) -> Iterator[tuple[int, Sums, dict[str, Sums]]]:
+    """Every layer of a stack's tensors in order, its sums, and those of its parts."""
+    layers: dict[int, list[Compared]] = {}
+    for each in tensors:
+        if each.pair.place.layer is not None:
             layers.setdefault(each.pair.place.layer, []).append(each)
     for layer in sorted(layers):
-        whole = grouped(layers[layer], lambda pair: pair.place.layer)[layer]
+        whole = add_up(each.sums for each in layers[layer])
         parts = grouped(layers[layer], lambda pair: pair.place.part)
         yield layer, whole, {str(part): sums for part, sums in parts.items()}

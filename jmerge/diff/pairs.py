@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jmerge.arch.infer import Layout, infer_layout
-from jmerge.arch.parts import part_of, row_of
+from jmerge.arch.parts import parts_of, row_of
 from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint, Entry
 from jmerge.plan.heads import Heads
@@ -79,50 +79,51 @@ def pair_up(a: Checkpoint, b: Checkpoint) -> Pairs:
         )
         for ref, each in checkpoints.items()
     }
+    places = {ref: _places(layout) for ref, layout in layouts.items()}
     tied = {ref: bool(each.embeddings and not each.heads) for ref, each in layouts.items()}
     views, templates = build_views(checkpoints, layouts, tied, {A: {}, B: {}})
     mine, others = views[A], views[B]
     own = {name: key for key, name in mine.names.items()}
+
+    def pair(name: str, name_a: str, name_b: str, side: ModelRef = A) -> Pair:
+        return Pair(name, name_a, name_b, a.index[name_a], b.index[name_b], places[side][name])
+
     found = {name: others.names[key] for name, key in own.items() if key in others.names}
-    both = [_pair(name, name, other, a, b, layouts[A]) for name, other in found.items()]
-    lone_a = [name for name in a.index if name not in found]
-    lone_b = {name: None for name in b.index} | dict.fromkeys(found.values(), True)
+    both = [pair(name, name, other) for name, other in found.items()]
+    paired_a, paired_b = set(found), set(found.values())
     heads = Heads(views)
-    for name in [name for name in mine.layout.heads if name in lone_a]:
+    for name in mine.layout.heads:
         stand_in = heads.stand_in(others, templates[own[name][0]])
-        if stand_in is not None:
-            both.append(_pair(name, name, stand_in, a, b, layouts[A]))
-            lone_a.remove(name)
+        if name not in paired_a and stand_in is not None:
+            both.append(pair(name, name, stand_in))
+            paired_a.add(name)
     for name, template in zip(others.layout.heads, others.heads, strict=True):
-        stand_in = None if lone_b[name] else heads.stand_in(mine, templates[template])
-        if stand_in is not None:
-            both.append(_pair(name, stand_in, name, a, b, layouts[B]))
-            lone_b[name] = True
-    return Pairs(
-        tuple(both),
-        tuple(_lone(name, a, layouts[A]) for name in lone_a),
-        tuple(_lone(name, b, layouts[B]) for name, paired in lone_b.items() if not paired),
+        stand_in = heads.stand_in(mine, templates[template])
+        if name not in paired_b and stand_in is not None:
+            both.append(pair(name, stand_in, name, B))
+            paired_b.add(name)
+    only_a, only_b = (
+        tuple(
+            Lone(name, entry.spec, places[side][name])
+            for name, entry in each.index.items()
+            if name not in paired
+        )
+        for side, each, paired in ((A, a, paired_a), (B, b, paired_b))
     )
+    return Pairs(tuple(both), only_a, only_b)
 
 
-def _pair(
-    name: str, name_a: str, name_b: str, a: Checkpoint, b: Checkpoint, layout: Layout
-) -> Pair:
-    return Pair(name, name_a, name_b, a.index[name_a], b.index[name_b], _place(name, layout))
-
-
-def _lone(name: str, checkpoint: Checkpoint, layout: Layout) -> Lone:
-    return Lone(name, checkpoint.index[name].spec, _place(name, layout))
-
-
-def _place(name: str, layout: Layout) -> Place:
-    role = layout.roles[name]
-    return Place(
-        role.stack,
-        role.layer,
-        role.module,
-        part_of(name, layout),
-        row_of(role),
-        role.template,
-        role.buffer,
-    )
+def _places(layout: Layout) -> dict[str, Place]:
+    parts = parts_of(layout)
+    return {
+        name: Place(
+            role.stack,
+            role.layer,
+            role.module,
+            parts[name],
+            row_of(role),
+            role.template,
+            role.buffer,
+        )
+        for name, role in layout.roles.items()
+    }

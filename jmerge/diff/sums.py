@@ -80,7 +80,7 @@ class Sums(NamedTuple):
         found = _ratio(_ratio(self.ab, one), other)
         if found is None or one is None or other is None or not math.isfinite(self.dd):
             return None
-        if found > 0.99:  # the cosine theorem keeps the digits of what is nearly 1
+        if self.dd < self.aa / 100:  # the cosine theorem keeps the digits of what is nearly 1
             found = 1 - (self.dd - (one - other) ** 2) / one / other / 2
         return max(-1.0, min(found, 1.0))
 

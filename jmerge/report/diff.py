@@ -33,7 +33,7 @@ def diff_text(found: Difference, width: int = 80) -> str:
             _rendered(_tensor_table(found, changed), width),
             _rendered(_part_table(found), width),
         ]
-        blocks += [_rendered(_layer_table(found, stack), width) for stack in stacks(found)]
+        blocks += [_rendered(_layer_table(*each), width) for each in stacks(found).items()]
     blocks += ["\n".join(lines) for lines in _lists(found)]
     return "\n\n".join(blocks)
 
@@ -93,7 +93,7 @@ def _head(found: Difference) -> Iterator[str]:
 def _tensor_table(found: Difference, changed: list[Compared]) -> Table:
     more = f" (of {len(changed)}; --json has all)" if len(changed) > SHOWN else ""
     columns = ("change", "cosine", "signs", "largest")
-    prefixes = stacks(found)
+    prefixes = list(stacks(found))
     if len(prefixes) == 1:  # which goes without saying, and leaves room
         title = f"most changed tensors{more}, in layers of {Fault(prefixes[0])}"
         table = _table(title, "layer", "tensor", *columns)
@@ -134,8 +134,8 @@ def _part_table(found: Difference) -> Table:
     return table
 
 
-def _layer_table(found: Difference, stack: str) -> Table:
-    rows = list(by_layer(found, stack))
+def _layer_table(stack: str, tensors: list[Compared]) -> Table:
+    rows = list(by_layer(tensors))
     there = [part for part in COLUMNS if any(part in parts for _, _, parts in rows)]
     there = there[:4]
     table = _table(f"by layer of {Fault(stack)}", "layer", "change", "cosine", "signs", *there)

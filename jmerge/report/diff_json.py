@@ -34,9 +34,9 @@ def diff_json(found: Difference) -> str:
                     **numbers(sums),
                     "parts": {p: numbers(s) for p, s in parts.items()},
                 }
-                for layer, sums, parts in by_layer(found, stack)
+                for layer, sums, parts in by_layer(group)
             ]
-            for stack in stacks(found)
+            for stack, group in stacks(found).items()
         },
         "tensors": [_tensor(each) for each in tensors],
         "not_compared": [

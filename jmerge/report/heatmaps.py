@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jmerge.arch.parts import ROW_ORDER
-from jmerge.diff.compare import Compared, Difference
+from jmerge.diff.compare import Compared
 from jmerge.diff.sums import Sums, add_up
 from jmerge.errors import Fault
 from jmerge.report.diff import both_names, cosine, largest, percent
@@ -69,12 +69,11 @@ CHARTS = (
 )
 
 
-def stack_charts(found: Difference, number: int, prefix: str) -> dict[str, Any]:
+def stack_charts(number: int, prefix: str, tensors: Sequence[Compared]) -> dict[str, Any]:
     """The heat maps of one stack of layers, for the page's template; `number` makes their names differ."""
-    inside = [each for each in found.tensors if each.pair.place.stack == prefix]
     rows: dict[str, dict[int, list[Compared]]] = {WHOLE: {}}
     parts: dict[str, str] = {}
-    for each in inside:
+    for each in tensors:
         place = each.pair.place
         assert place.layer is not None
         parts.setdefault(place.row, place.part)

@@ -69,7 +69,7 @@ def page(found: Difference) -> str:
         models=[_model(side, model) for side, model in (("A", found.a), ("B", found.b))],
         faults=_some([str(fault) for fault in found.faults]),
         cards=_cards(found),
-        stacks=[stack_charts(found, number, prefix) for number, prefix in enumerate(stacks(found))],
+        stacks=[stack_charts(number, *each) for number, each in enumerate(stacks(found).items())],
         parts=_bars(_parts(found)),
         tensors=_bars([(both_names(p), s, largest(p, s)) for p, s in changed[:SHOWN]]),
         more=len(changed) - SHOWN,

@@ -82,26 +82,26 @@ class Reading:
     def __init__(self, what: str, quiet: bool = False) -> None:
         self._what = what
         self._shown = sys.stderr.isatty() and not quiet
-        self._bar: Any = None
+        self.bar: Any = None
 
     def __enter__(self) -> Reading:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.bar is not None:
+            self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         if not self._shown:
             return
-        if self._bar is None:
+        if self.bar is None:
             from rich.console import Console
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._what, total=total)
-            self._bar.start()
-        self._bar.advance(self._task, done)
+            self.bar = Bar(console=Console(stderr=True), transient=True)
+            self._task = self.bar.add_task(self._what, total=total)
+            self.bar.start()
+        self.bar.advance(self._task, done)
 
 
 def _resumption(event: Resumed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jmerge.arch.infer import infer_layout
-from jmerge.arch.parts import part_of, row_of
+from jmerge.arch.parts import parts_of, row_of
 from jmerge.ckpt.dtypes import TensorSpec
 
 # name in a layer -> part, row
@@ -57,12 +57,14 @@ LOOSE = {
 def test_in_layers(name: str) -> None:
     names = [f"model.layers.{i}.{name}" for i in range(3)]
     layout = infer_layout({each: TensorSpec("F32", (8, 8)) for each in names}, {})
-    assert (part_of(names[1], layout), row_of(layout.roles[names[1]])) == LAYERS[name]
+    assert (parts_of(layout)[names[1]], row_of(layout.roles[names[1]])) == LAYERS[name]
 
 
 def test_around_layers() -> None:
     layers = {f"model.layers.{i}.mlp.up.weight": TensorSpec("F32", (8, 8)) for i in range(3)}
     specs = layers | {name: TensorSpec("F32", shape) for name, (_, shape) in LOOSE.items()}
     layout = infer_layout(specs, {"vocab_size": 32})
-    assert {name: part_of(name, layout) for name in LOOSE} == {n: p for n, (p, _) in LOOSE.items()}
+    assert {n: p for n, p in parts_of(layout).items() if n in LOOSE} == {
+        n: p for n, (p, _) in LOOSE.items()
+    }
     assert row_of(layout.roles["lm_head.weight"]) == "lm_head"

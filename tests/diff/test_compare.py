@@ -55,8 +55,8 @@ def test_values_and_groups(tmp_path: Path) -> None:
     assert set(parts) == {"embedding", "attention", "mlp", "norm", "head"}
     mlp = [each for name, each in change.items() if ".mlp." in name]
     assert parts["mlp"].norm_change == pytest.approx(norm(*mlp), rel=1e-12)
-    assert stacks(found) == ["model.layers"]
-    layers = list(by_layer(found, "model.layers"))
+    assert list(stacks(found)) == ["model.layers"]
+    layers = list(by_layer(stacks(found)["model.layers"]))
     assert [layer for layer, _, _ in layers] == [0, 1]
     second = [each for name, each in change.items() if "layers.1." in name]
     assert layers[1][1].norm_change == pytest.approx(norm(*second), rel=1e-12)
