@@ -85,7 +85,7 @@ def numbers(sums: Sums, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     if shape is not None:
         found["largest_change"] = sums.largest and {
             "index": index_of(sums.largest.element, shape),
-            "change": _plain(sums.largest.change),
+            "change": sums.largest.change if math.isfinite(sums.largest.change) else None,
             "a": sums.largest.a,
             "b": sums.largest.b,
         }

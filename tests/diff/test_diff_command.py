@@ -127,6 +127,17 @@ def test_undefined_numbers_are_null(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert row.split()[1:4] == ["-", "-", "-"]
 
 
+def test_numbers_beyond_float64_are_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("a", 1.7e308), ("b", -1.7e308)):
+        write_checkpoint(tmp_path / name, {"x.weight": np.full(3, value)}, {})
+    code, out, _ = run(["diff", str(tmp_path / "a"), str(tmp_path / "b"), "--json"], capsys)
+    (one,) = json.loads(out)["tensors"]
+    assert code == 0 and one["changed"] == 3 and one["sign_agreement"] == 0
+    assert one["norm_a"] is one["cosine"] is one["largest_change"]["change"] is None
+
+
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_llama(tmp_path / "a", 0)
     tensors = llama_tensors(1)
