@@ -44,6 +44,11 @@ class Form(NamedTuple):
     kinds: frozenset[str] = frozenset()  # of `kind_of`, the models that have it; empty: any
     heads: bool = False  # its sizes follow from numbers of heads in config.json
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """What its tensors hold."""
+        return frozenset(part for tensor in self.tensors for part in tensor.parts)
+
 
 class Group(NamedTuple):
     """Forms that say the same with the same letters, so that tensors of one can be made of those of another."""
@@ -246,4 +251,4 @@ QKV_HEADS = Group(
 )
 
 # Those of one line have the same modules, so that a name that only some of them know is looked up in all.
-GROUPS = ((EXPERTS,), (UNGATED_EXPERTS,), (GATE_UP,), (QKV_ROWS, QKV_HEADS))
+GROUPS = ((EXPERTS, UNGATED_EXPERTS), (GATE_UP,), (QKV_ROWS, QKV_HEADS))

@@ -41,9 +41,9 @@ class Assembler:
         for number in runs.between(start, stop):
             box = item.boxes[number]
             if runs.straight[number]:
-                begin, end = max(start, runs.starts[number]), min(stop, runs.stops[number])
+                begin, end = runs.common(number, start, stop)
                 into = buffer[(begin - start) * width : (end - start) * width]
-                self._read(box.read, (box.start + begin - runs.starts[number]) * width, into)
+                self._read(box.read, (begin + runs.offset(number, box)) * width, into)
             else:
                 rects = rects or _rects(item.view, start, stop, buffer.view(f"u{width}"))
                 self._deal_out(item, box, rects)
@@ -101,8 +101,18 @@ class Runs(NamedTuple):
 
     def between(self, start: int, stop: int) -> list[int]:
         """The boxes that may have elements of [start, stop)."""
+        if start >= stop:
+            return []
         found: list[int] = np.flatnonzero((self.starts < stop) & (self.stops > start)).tolist()
         return found
+
+    def offset(self, number: int, box: Box) -> int:
+        """How much further on in its tensor than in the input the elements of a straight box lie."""
+        return box.start - int(self.starts[number])
+
+    def common(self, number: int, start: int, stop: int) -> tuple[int, int]:
+        """The part of [start, stop) that a straight box has."""
+        return max(start, int(self.starts[number])), min(stop, int(self.stops[number]))
 
 
 @lru_cache(maxsize=256)
@@ -134,7 +144,7 @@ def place_of(item: Assembled, first: int, size: int) -> tuple[Read, int] | None:
     if len(found) != 1 or not runs.straight[found[0]]:
         return None
     box = item.boxes[found[0]]
-    return box.read, (box.start - int(runs.starts[found[0]])) * width + first
+    return box.read, runs.offset(found[0], box) * width + first
 
 
 def spans_of(item: Assembled, first: int, stop: int) -> Iterator[tuple[Read, int, int]]:
@@ -144,9 +154,8 @@ def spans_of(item: Assembled, first: int, stop: int) -> Iterator[tuple[Read, int
         box = item.boxes[number]
         begin, end = box.start, box.start + 1
         if runs.straight[number]:
-            offset = box.start - int(runs.starts[number])
-            begin = offset + max(first // width, int(runs.starts[number]))
-            end = offset + min(stop // width, int(runs.stops[number]))
+            inside = runs.common(number, first // width, stop // width)
+            begin, end = (runs.offset(number, box) + each for each in inside)
         else:
             for (low, high), stride in zip(box.box, box.strides, strict=True):
                 end += (high - low - 1) * stride

@@ -118,6 +118,8 @@ class _Conversion:
             return None
         found: dict[str, Assembled] = {}
         for tensor in self.wanted.form.tensors:
+            if not tensor.needed and not self.own.form.parts.issuperset(tensor.parts):
+                continue
             for expert in range(experts) if tensor.numbered else (None,):
                 parts = list(blocks(tensor, expert, self.own.form, sizes))
                 absent = [part.key for part in parts if part.key not in reads]
