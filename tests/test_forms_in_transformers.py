@@ -53,7 +53,12 @@ FAMILIES = {
         {
             **{"num_experts": 4, "num_experts_per_tok": 2, "expert_layer_period": 2},
             **{"expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1},
-            **{"mamba_d_state": 16, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+            **{
+                "num_hidden_layers": 4,
+                "mamba_d_state": 4,
+                "mamba_dt_rank": 4,
+                "use_mamba_kernels": False,
+            },
         },
     ),
     "phimoe": ("PhimoeConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),

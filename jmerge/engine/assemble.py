@@ -1,7 +1,8 @@
 """Inputs put together from other tensors of their model while they are read: no converted copy is ever made.
 
 A box that lies in one run in the input and in its tensor is read into place. The elements of any other, such as a
-transposed one, are brought in by blocks in the order in which they lie in the file, and dealt out from there.
+transposed one, are brought in by blocks in the order in which they lie in the file, and dealt out from there: out of a
+mapped file where it can be, since a row of a large matrix has few of the elements that a piece needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,9 +30,14 @@ Ranges = Sequence[tuple[int, int]]
 class Assembler:
     """Assembled inputs, by byte ranges, for any thread."""
 
-    def __init__(self, read: Callable[[Read, int, np.ndarray], None]) -> None:
-        """read: fills a buffer from a byte of a tensor."""
+    def __init__(
+        self,
+        read: Callable[[Read, int, np.ndarray], None],
+        window: Callable[[Read, int, int], AbstractContextManager[np.ndarray | None]],
+    ) -> None:
+        """read: fills a buffer from a byte of a tensor; window: bytes of a tensor where they lie, for a while, or None."""
         self._read = read
+        self._window = window
 
     def read(self, item: Assembled, first: int, buffer: np.ndarray) -> None:
         """Fill the byte `buffer` from byte `first` of an input; both are whole elements."""
@@ -80,14 +87,24 @@ class Assembler:
         width = found.dtype.itemsize
         if span == found.size:
             self._read(read, first * width, found.reshape(-1).view(np.uint8))
-        elif span <= LOOSE * found.size:
+            return
+        with self._window(read, first * width, span * width) as mapped:
+            if mapped is not None:
+                found[...] = _spread(mapped.view(found.dtype), found.shape, strides)
+                return
+        if span <= LOOSE * found.size:
             around = np.empty(span, found.dtype)
             self._read(read, first * width, around.view(np.uint8))
-            steps = [stride * width for stride in strides]
-            found[...] = np.lib.stride_tricks.as_strided(around, found.shape, steps)
+            found[...] = _spread(around, found.shape, strides)
         else:
             for i, part in enumerate(found):
                 self._fill(read, first + i * strides[0], strides[1:], part)
+
+
+def _spread(flat: np.ndarray, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    """The elements of an array that lie so many apart along each axis."""
+    steps = [stride * flat.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
 
 class Runs(NamedTuple):

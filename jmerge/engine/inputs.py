@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jmerge.ckpt.source import Source
 from jmerge.engine.assemble import Assembler, place_of, spans_of
 from jmerge.engine.fetch import Fetcher, Span
 from jmerge.engine.gather import Gatherer
+from jmerge.engine.maps import Maps
 from jmerge.engine.reads import Files
 from jmerge.engine.schedule import Schedule, Turn
 from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Read, Stored, reads_of
@@ -22,7 +24,12 @@ class Inputs:
     """The files of all models of a plan, read by position from any thread."""
 
     def __init__(
-        self, plan: Plan, schedule: Schedule, scratch: Path | None, stop: threading.Event
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        scratch: Path | None,
+        stop: threading.Event,
+        maps: Maps,
     ) -> None:
         self._plan = plan
         self._files = Files()
@@ -34,7 +41,8 @@ class Inputs:
         }
         self._fetcher = Fetcher(schedule, self._fetched, scratch, stop)
         self._gatherer = Gatherer(plan.maps, self._glance, stop)
-        self._assembler = Assembler(self._glance)
+        self._maps = maps
+        self._assembler = Assembler(self._glance, self._window)
 
     def path(self, item: Read) -> Path | None:
         """Where the file of an input lies on this machine; None when it is fetched."""
@@ -88,6 +96,18 @@ class Inputs:
 
     def _glance(self, item: Read, first: int, buffer: np.ndarray) -> None:
         self.read(item, first, buffer, glance=True)
+
+    @contextmanager
+    def _window(self, item: Read, first: int, size: int) -> Iterator[np.ndarray | None]:
+        """The bytes of a tensor in its mapped file; None where they have to be read instead."""
+        place = self.place(item, first, size)
+        found = self._maps.window(*place, size) if place is not None else None
+        if found is None:
+            yield None
+            return
+        around, skip = found
+        yield around[skip : skip + size]
+        self._maps.release(around)
 
     def check(self) -> None:
         """Raise CheckpointError when a remote file is known to have changed since it was planned with."""

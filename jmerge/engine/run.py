@@ -105,7 +105,7 @@ class _Run:
         self.maps = Maps()
         self.slots: list[Slot] = []
         self.stop = stop
-        self.inputs = Inputs(plan, schedule, scratch, self.stop)
+        self.inputs = Inputs(plan, schedule, scratch, self.stop, self.maps)
         self.free = Channel(self.stop)
         self.loaded = Channel(self.stop)
         self.made = Channel(self.stop)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from jmerge.plan.steps import Assembled, Box, Read
 from jmerge.testing.tiny import NAMES
 
 Reader = Callable[[Read, int, np.ndarray], None]
+Window = Callable[[Read, int, int], AbstractContextManager[np.ndarray | None]]
 
 
 def random_item(rng: np.random.Generator) -> tuple[Assembled, dict[str, np.ndarray], np.ndarray]:
@@ -61,10 +63,26 @@ def reader(tensors: dict[str, np.ndarray], asked: list[tuple[str, int, int]]) ->
     return read
 
 
-@pytest.mark.parametrize("seed", range(80))
+def window_of(read: Reader | None) -> Window:
+    """A window into what `read` gives, or none."""
+
+    @contextmanager
+    def window(item: Read, first: int, size: int) -> Iterator[np.ndarray | None]:
+        if read is None:
+            yield None
+            return
+        found = np.empty(size, np.uint8)
+        read(item, first, found)
+        yield found
+
+    return window
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(("chunk", "loose"), [(1 << 20, 3), (16, 1), (40, 50)])
 def test_any_range_holds_what_the_boxes_name(
-    seed: int, chunk: int, loose: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, mapped: bool, chunk: int, loose: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is read beside the spans that are told beforehand."""
     monkeypatch.setattr(assemble, "CHUNK", chunk)
@@ -73,7 +91,8 @@ def test_any_range_holds_what_the_boxes_name(
     item, tensors, wanted = random_item(rng)
     width = NUMPY[item.spec.dtype].itemsize
     asked: list[tuple[str, int, int]] = []
-    assembler = Assembler(reader(tensors, asked))
+    read = reader(tensors, asked)
+    assembler = Assembler(read, window_of(read if mapped else None))
     ranges = [(0, wanted.size), *(sorted(rng.integers(0, wanted.size + 1, 2)) for _ in range(8))]
     for start, stop in ranges:
         first, last = int(start) * width, int(stop) * width
@@ -81,7 +100,7 @@ def test_any_range_holds_what_the_boxes_name(
         asked.clear()
         assembler.read(item, first, raw)
         np.testing.assert_array_equal(raw, wanted[start:stop].view(np.uint8))
-        spans = [(read.name, begin, end) for read, begin, end in spans_of(item, first, last)]
+        spans = [(each.name, begin, end) for each, begin, end in spans_of(item, first, last)]
         for name, begin, end in asked:
             assert any(name == n and a <= begin and end <= b for n, a, b in spans)
         place = place_of(item, first, last - first)
@@ -106,7 +125,7 @@ def test_runs_are_read_in_place() -> None:
     item = Assembled(model=0, name="stacked", view=(4, 3, 5), boxes=boxes, spec=TensorSpec("F32", (4, 3, 5)))  # fmt: skip
     asked: list[tuple[str, int, int]] = []
     raw = np.empty(item.spec.nbytes, np.uint8)
-    Assembler(reader(arrays, asked)).read(item, 0, raw)
+    Assembler(reader(arrays, asked), window_of(None)).read(item, 0, raw)
     assert asked == [(name, 0, 60) for name in arrays]
     np.testing.assert_array_equal(raw.view(np.float32).reshape(4, 15)[:, 0], range(4))
     assert not assemble.is_dealt_out(item)
@@ -121,7 +140,7 @@ def test_what_lies_apart_is_read_in_few_requests() -> None:
     box = Box(read=read, start=0, strides=(1, 48), box=((0, 48), (0, 64)))
     item = Assembled(model=0, name="t", view=(48, 64), boxes=(box,), spec=TensorSpec("F32", (48, 64)))  # fmt: skip
     asked: list[tuple[str, int, int]] = []
-    assembler = Assembler(reader({"m": matrix}, asked))
+    assembler = Assembler(reader({"m": matrix}, asked), window_of(None))
     for rows, most in ((48, 1), (30, 1), (4, 64)):
         asked.clear()
         raw = np.empty(rows * 64 * 4, np.uint8)
