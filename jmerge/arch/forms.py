@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from jmerge.arch.infer import Config
+from jmerge.arch.infer import NUMBER, Config
 from jmerge.arch.layouts import GROUPS, OF_A_PART, Form, Group, Tensor, heads_of, kind_of
 from jmerge.arch.match import reduce_name
 
@@ -35,6 +34,11 @@ class Module(NamedTuple):
             found.append(0 if expert is None else expert + 1)
             found.append(shape[0] if tensor.axes[0] == "E" else 0)
         return max(found)
+
+    @property
+    def stored(self) -> set[tuple[str, Shape]]:
+        """Its tensors."""
+        return {(name, self.shapes[key]) for key, name in self.templates.items()}
 
     @property
     def complete(self) -> bool:
@@ -75,8 +79,7 @@ def find_pairs(
     own: Mapping[str, Shape], own_config: Config, donor: Mapping[str, Shape], config: Config
 ) -> Iterator[Pair | Refused]:
     """Modules that a model (its templates by the donor's prefixes) stores in another form than the donor."""
-    for groups in GROUPS:
-        ours, theirs = (_by_home(groups, templates) for templates in (own, donor))
+    for ours, theirs in zip(_modules(own), _modules(donor), strict=True):
         for home, modules in ours.items():
             if home in theirs:
                 found = _pair(modules, own_config, theirs[home], config)
@@ -229,34 +232,47 @@ def _fits(word: str, length: int, parts: tuple[str, ...], sizes: Sizes) -> bool:
     return True
 
 
-def _by_home(groups: tuple[Group, ...], templates: Mapping[str, Shape]) -> dict[str, list[Module]]:
-    """The modules of a model in every form whose names they have, by a name that spellings share."""
-    found: dict[tuple[str, int, int], dict[Key, str]] = {}
+def _modules(templates: Mapping[str, Shape]) -> list[dict[str, list[Module]]]:
+    """For each line of `GROUPS`, the modules of a model in every form whose names they have, by a name of the module that
+    spellings share."""
+    found: dict[tuple[int, str, int, int], dict[Key, str]] = {}
+    known = _names()
     for template, shape in templates.items():
-        for at, group in enumerate(groups):
-            for number, form in enumerate(group.forms):
-                for tensor in form.tensors:
-                    match = _regex(tensor.name).fullmatch(template)
-                    if match and len(shape) == len(tensor.axes):
-                        key = tensor, int(match["expert"]) if tensor.numbered else None
-                        home = match["home"] or ""
-                        found.setdefault((home, at, number), {})[key] = template
-    homes: dict[str, set[str]] = {}
-    for home, _, _ in found:
-        homes.setdefault(reduce_name(f"{home}."), set()).add(home)
-    made: dict[str, list[Module]] = {}
-    for (home, at, number), names in found.items():
+        for home, name, expert in _cut(template):
+            for line, at, number, tensor in known.get(name, ()):
+                if len(shape) == len(tensor.axes):
+                    found.setdefault((line, home, at, number), {})[tensor, expert] = template
+    homes: dict[tuple[int, str], set[str]] = {}
+    for line, home, _, _ in found:
+        homes.setdefault((line, reduce_name(f"{home}.")), set()).add(home)
+    made: list[dict[str, list[Module]]] = [{} for _ in GROUPS]
+    for (line, home, at, number), names in found.items():
         shared = reduce_name(f"{home}.")
-        shapes = {key: templates[name] for key, name in names.items()}
-        module = Module(home, groups[at], groups[at].forms[number], names, shapes)
-        made.setdefault(shared if len(homes[shared]) == 1 else home, []).append(module)
+        group, shapes = GROUPS[line][at], {key: templates[name] for key, name in names.items()}
+        module = Module(home, group, group.forms[number], names, shapes)
+        alone = len(homes[line, shared]) == 1
+        made[line].setdefault(shared if alone else home, []).append(module)
     return made
 
 
+def _cut(template: str) -> Iterator[tuple[str, str, int | None]]:
+    """The ways to cut a template into the name of a module and that of a tensor, with the number of the expert."""
+    words = template.split(".")
+    yield ".".join(words[:-2]), ".".join(words[-2:]), None
+    if len(words) > 3 and words[-4] == "experts" and NUMBER.fullmatch(words[-3]):
+        yield ".".join(words[:-4]), ".".join(["experts", "{}", *words[-2:]]), int(words[-3])
+
+
 @cache
-def _regex(name: str) -> re.Pattern[str]:
-    pattern = re.escape(name).replace(r"\{\}", r"(?P<expert>0|[1-9][0-9]{0,5})")
-    return re.compile(rf"(?:(?P<home>.+)\.)?{pattern}")
+def _names() -> dict[str, list[tuple[int, int, int, Tensor]]]:
+    """By the name of a tensor, where it is in the table: line, group, form."""
+    found: dict[str, list[tuple[int, int, int, Tensor]]] = {}
+    for line, groups in enumerate(GROUPS):
+        for at, group in enumerate(groups):
+            for number, form in enumerate(group.forms):
+                for tensor in form.tensors:
+                    found.setdefault(tensor.name, []).append((line, at, number, tensor))
+    return found
 
 
 def _pair(
@@ -275,22 +291,33 @@ def _pair(
         for other in donor
         if one.group is other.group and one.form is not other.form
     ]
-    if len(pairs) == 1 and pairs[0].donor.complete:
+    agree = [pair for pair in pairs if pair.own.stored == pair.donor.stored]
+    if len(pairs) == 1 and pairs[0].donor.complete and not agree:
         return pairs[0]
     if any(one.form is other.form for one in own for other in donor):
         return None
-    first = [next(iter(side[0].templates.values())) for side in (ours, theirs)]
-    why = "shapes and config.json allow several layouts" if len(pairs) > 1 else ""
-    if len(pairs) == 1:
-        module = pairs[0].donor
-        lacking = module.template(*next(missing(module.form, module.templates, module.experts)))
-        why = f"{lacking} is missing"
     for side, possible, its in ((ours, own, our_config), (theirs, donor, config)):
         if not possible:
-            name = next(iter(side[0].templates.values()))
             kinds = ", ".join(sorted(kind_of(its))) or "no model_type"
-            why = f"how {name} is laid out is not known for {kinds}"
-    return Refused(first[0], first[1], why or "neither can be made of the other")
+            why = f"how {_first(side)} is laid out is not known for {kinds}"
+            return Refused(_first(ours), _first(theirs), why)
+    if agree:
+        words = [each.form.words for each in agree[0]]
+        why = "names and shapes agree, but config.json makes it "
+        why += f"{words[0]} in the one and {words[1]} in the other"
+    elif len(pairs) == 1:
+        module = pairs[0].donor
+        lacking = module.template(*next(missing(module.form, module.templates, module.experts)))
+        why = f"{lacking} is missing there"
+    elif pairs:
+        why = "shapes and config.json allow several layouts"
+    else:
+        why = "their rows are in two orders"
+    return Refused(_first(ours), _first(theirs), why)
+
+
+def _first(side: list[Module]) -> str:
+    return next(iter(side[0].templates.values()))
 
 
 def _possible(modules: list[Module], config: Config) -> list[Module]:

@@ -167,8 +167,8 @@ class _Conversion:
 
     def _lacks(self, layer: int | None, key: Key, more: int) -> None:
         name = self._spelt(self.own.template(*key), layer)
-        rest = f" and {more} more" if more else ""
-        self._fault(f"{name}{rest} is missing, so the checkpoint is incomplete")
+        lacking = f"{name} and {more} more are" if more else f"{name} is"
+        self._fault(f"{lacking} missing, so the checkpoint is incomplete")
 
     def _spelt(self, template: str, layer: int | None) -> str:
         prefix = template.partition("{}")[0].removesuffix(".")
