@@ -34,21 +34,26 @@ def convert_views(
 ) -> dict[str, Template]:
     """Change what views have in another form than the donor into its form, and return the templates that remain.
 
-    A conversion is a warning; one that cannot be is a fault.
+    Modules that the donor does not have take the form of the first model that does. A conversion is a warning; one that
+    cannot be is a fault.
     """
-    donor, *others = views.values()
+    listed = list(views.values())
     made = dict(templates)
-    shapes = _shapes(donor)
-    for view in others:
-        own = _shapes(view)
-        configs = view.checkpoint.config, donor.checkpoint.config
-        for found in find_pairs(own, configs[0], shapes, configs[1]):
-            if isinstance(found, Refused):
-                message = f"{found.own} of {view.ref} is stored as {found.donor} in {donor.ref}: "
-                notes.fault(message + found.why, notes.recipe.first_path(view.ref))
-            else:
-                made |= _Conversion(view, donor, found, notes).run(made)
-    left = {template for view in views.values() for template, _ in view.names}
+    known: set[str] = set()  # what models before the one that is looked up have
+    for number, first in enumerate(listed):
+        wanted = {name: shape for name, shape in _shapes(first).items() if name not in known}
+        for view in listed[number + 1 :]:
+            own = {name: shape for name, shape in _shapes(view).items() if name not in known}
+            configs = view.checkpoint.config, first.checkpoint.config
+            for found in find_pairs(own, configs[0], wanted, configs[1]):
+                if isinstance(found, Refused):
+                    message = f"{found.own} of {view.ref} is stored as {found.donor} in {first.ref}"
+                    path = notes.recipe.first_path(view.ref)
+                    notes.fault(f"{message}: {found.why}", path)
+                else:
+                    made |= _Conversion(view, first, found, notes).run(made)
+        known |= wanted.keys()
+    left = {template for view in listed for template, _ in view.names}
     return {name: template for name, template in made.items() if name in left}
 
 

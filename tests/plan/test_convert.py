@@ -326,3 +326,20 @@ def test_mapped_models_are_converted(tmp_path: Path) -> None:
     assert {step.name for step in plan.steps} == vlm.tensors.keys()
     assert all(len(step.inputs) == 2 for step in plan.steps)
     assert len(list(assembled(plan))) == 6 and plan.unused == ()
+
+
+def test_modules_that_the_donor_does_not_have(tmp_path: Path) -> None:
+    """They take the form of the first model that has them."""
+    row, other = ROWS["qwen3_moe"](0), ROWS["qwen3_moe"](1)
+    row.apart.write(tmp_path / "b")
+    other.together.write(tmp_path / "c")
+    dense = {name: array for name, array in row.apart.tensors.items() if ".experts." not in name}
+    Stored(dense, row.apart.config).write(tmp_path / "a")
+    lines = LINEAR.splitlines(keepends=True)
+    text = "".join([*lines[:-1], "- model: {2}\n", lines[-1]])
+    (tmp_path / "x.yml").write_text(text.format(*(tmp_path / each for each in "abc")))
+    plan = plan_recipe(tmp_path / "x.yml")
+    assert {step.name for step in plan.steps} == row.apart.tensors.keys()
+    for step in plan.steps:
+        assert len(step.inputs) == (2 if ".experts." in step.name else 3)
+    assert len(list(assembled(plan))) == 36 and plan.unused == ()
