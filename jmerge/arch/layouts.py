@@ -9,7 +9,7 @@ of letters, the slowest first, that say what is counted along it:
 
 `E PI H` are packed experts whose gates stand above their up-projections; R and S may differ between parts. Facts from the
 conversions and classes of transformers 5 (Apache-2.0); for `W_pack` and `query_key_value` of `chatglm` from the classes
-that come with those models.
+that come with those models; for experts of `gpt_oss` one by one from llm-compressor, whose gates are the even columns.
 """
 
 from __future__ import annotations

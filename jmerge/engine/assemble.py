@@ -19,7 +19,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS
 from jmerge.plan.steps import Assembled, Box, Item, Read
 
-CHUNK = 1 << 20  # bytes of a block
+CHUNK = 1 << 18  # bytes of a block, so that it stays in cache
 LOOSE = 3  # times what is wanted is read at once, where that lies apart
 # What this takes at most, in the thread that reads ahead and the one that computes.
 ASSEMBLE_BYTES = 2 * (1 + LOOSE) * CHUNK

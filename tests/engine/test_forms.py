@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hostskit import Running
 from layoutkit import ROWS
+from said import Said
 
 import jmerge
 from jmerge.ckpt.writer import LEDGER
 from jmerge.engine import attempts
 from jmerge.engine.events import Resumed, Wrote
 from jmerge.engine.schedule import LENGTHS, make_schedule
-from jmerge.errors import RunError
+from jmerge.errors import NonFiniteError, RunError
 
 METHODS = {
     "linear": "models:\n- model: {0}\n- model: {1}\nparameters: {{weight: 0.3}}",
@@ -173,3 +174,30 @@ def test_every_input_tensor_is_in_the_ledger(tmp_path: Path) -> None:
     assert used == own.apart.tensors.keys() and ledger["unused"] == []
     (warning,) = ledger["warnings"]
     assert "experts one by one" in warning and "packed experts" in warning
+
+
+def test_the_plan_in_words(tmp_path: Path) -> None:
+    write_models(tmp_path, "qwen3_moe")
+    text = METHODS["linear"].format(tmp_path / "together0", tmp_path / "apart1")
+    (tmp_path / "x.yml").write_text(f"merge_method: linear\n{text}\n")
+    said = Said("plan", str(tmp_path / "x.yml"))
+    assert said.code == 0 and len(said.warnings) == 1
+    line = next(line for line in said.out.splitlines() if "layers.1.mlp.experts.down" in line)
+    assert "B+" in line.split()
+    assert "+ put together from tensors that the model stores in another form" in said.out
+    assert Said("inspect", str(tmp_path / "apart1")).code == 0
+
+
+def test_a_nan_is_told_with_where_it_may_be(tmp_path: Path) -> None:
+    for seed in range(2):
+        row = ROWS["qwen3_moe"](seed)
+        if seed:
+            row.apart.tensors["model.layers.1.mlp.experts.2.up_proj.weight"][3, 4] = np.nan
+        row.apart.write(tmp_path / f"apart{seed}")
+        row.together.write(tmp_path / f"together{seed}")
+    with pytest.raises(NonFiniteError) as error:
+        merge(tmp_path, "linear", "together0", "apart1", "out")
+    told = str(error.value).replace(f"{tmp_path}/", "")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    assert f"1 elements of '{name}' in apart1" in told
+    assert "made of model.layers.1.mlp.experts.0.gate_proj.weight and others" in told
