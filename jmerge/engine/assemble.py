@@ -57,11 +57,7 @@ class Assembler:
 
     def _deal_out(self, item: Assembled, box: Box, rects: Sequence[_Rect]) -> None:
         """Bring the elements of a box to where they belong in `rects`."""
-        around = [
-            (min(low for low, _ in axis), max(high for _, high in axis))
-            for axis in zip(*(rect.ranges for rect in rects), strict=True)
-        ]
-        wanted = _common(around, box.box)
+        wanted = _common(_around([rect.ranges for rect in rects]), box.box)
         if wanted is None:
             return
         order = sorted(range(len(wanted)), key=lambda axis: -box.strides[axis])
@@ -69,11 +65,9 @@ class Assembler:
         dtype = rects[0].values.dtype
         for block in _blocks([wanted[axis] for axis in order], CHUNK // dtype.itemsize):
             found = np.empty([high - low for low, high in block], dtype)
-            first = box.start
-            for (low, _), axis in zip(block, order, strict=True):
-                first += (low - box.box[axis][0]) * box.strides[axis]
-            self._fill(box.read, first, [box.strides[axis] for axis in order], found)
             place = [block[number] for number in back]
+            first, _ = _extent(box, place)
+            self._fill(box.read, first, [box.strides[axis] for axis in order], found)
             for rect in rects:
                 common = _common(rect.ranges, place)
                 if common is not None:
@@ -169,13 +163,16 @@ def spans_of(item: Assembled, first: int, stop: int) -> Iterator[tuple[Read, int
     width, runs = BITS[item.spec.dtype] // 8, runs_of(item)
     for number in runs.between(first // width, stop // width):
         box = item.boxes[number]
-        begin, end = box.start, box.start + 1
         if runs.straight[number]:
             inside = runs.common(number, first // width, stop // width)
             begin, end = (runs.offset(number, box) + each for each in inside)
         else:
-            for (low, high), stride in zip(box.box, box.strides, strict=True):
-                end += (high - low - 1) * stride
+            wanted = _common(
+                _around(list(_ranges(item.view, first // width, stop // width))), box.box
+            )
+            if wanted is None:
+                continue
+            begin, end = _extent(box, wanted)
         yield box.read, begin * width, end * width
 
 
@@ -221,6 +218,23 @@ def _ranges(view: Sequence[int], start: int, stop: int) -> Iterator[Ranges]:
     if left:
         for rest in _ranges(view[1:], 0, left):
             yield [(last, last + 1), *rest]
+
+
+def _around(blocks: Sequence[Ranges]) -> Ranges:
+    """The block around some."""
+    return [
+        (min(low for low, _ in axis), max(high for _, high in axis))
+        for axis in zip(*blocks, strict=True)
+    ]
+
+
+def _extent(box: Box, part: Ranges) -> tuple[int, int]:
+    """The first element and the end of a part of a box in its tensor."""
+    begin, count = box.start, 0
+    for (low, high), (first, _), stride in zip(part, box.box, box.strides, strict=True):
+        begin += (low - first) * stride
+        count += (high - low - 1) * stride
+    return begin, begin + count + 1
 
 
 def _blocks(ranges: Ranges, most: int) -> Iterator[list[tuple[int, int]]]:
