@@ -144,9 +144,9 @@ def blocks(tensor: Tensor, expert: int | None, form: Form, sizes: Sizes) -> Iter
     axes = [axis for word in _axes(tensor, sizes) for axis in word]
     for source in form.tensors:
         if (source.axes, source.parts) == (tensor.axes, tensor.parts):  # another name is all
-            steps = [math.prod(axis.size for axis in axes[at + 1 :]) for at in range(len(axes))]
+            whole = [math.prod(axis.size for axis in axes[at + 1 :]) for at in range(len(axes))]
             box = [(0, axis.size) for axis in axes]
-            yield Block((source, expert), 0, tuple(steps), tuple(box))
+            yield Block((source, expert), 0, tuple(whole), tuple(box))
             return
     for part in tensor.parts:
         source = next(each for each in form.tensors if part in each.parts)
