@@ -142,17 +142,24 @@ def view_of(tensor: Tensor, sizes: Sizes) -> Shape:
 def blocks(tensor: Tensor, expert: int | None, form: Form, sizes: Sizes) -> Iterator[Block]:
     """What a tensor, of one expert, consists of when the parts are stored in `form`."""
     axes = [axis for word in _axes(tensor, sizes) for axis in word]
-    experts = range(sizes["E"]) if any("E" in word for word in tensor.axes) else (expert,)
-    for number, part in itertools.product(experts, tensor.parts):
+    for source in form.tensors:
+        if (source.axes, source.parts) == (tensor.axes, tensor.parts):  # another name is all
+            whole = [math.prod(axis.size for axis in axes[at + 1 :]) for at in range(len(axes))]
+            box = [(0, axis.size) for axis in axes]
+            yield Block((source, expert), 0, tuple(whole), tuple(box))
+            return
+    for part in tensor.parts:
         source = next(each for each in form.tensors if part in each.parts)
-        start, steps = _place(source, part, number, sizes)
-        strides, box = [], []
-        for axis in axes:
-            first = axis.first(part, number)
-            strides.append(steps.get(axis.letter, 0))
-            box.append((first, first + axis.extent(part, sizes)))
-        key = source, number if source.numbered else None
-        yield Block(key, start, tuple(strides), tuple(box))
+        apart = source.numbered and not tensor.numbered
+        for number in range(sizes["E"]) if apart else (expert,):
+            start, steps = _place(source, part, number, sizes)
+            strides, box = [], []
+            for axis in axes:
+                first = axis.first(part, number)
+                strides.append(steps.get(axis.letter, 0))
+                box.append((first, first + axis.extent(part, number, sizes)))
+            key = source, number if source.numbered else None
+            yield Block(key, start, tuple(strides), tuple(box))
 
 
 class _Axis(NamedTuple):
@@ -163,14 +170,15 @@ class _Axis(NamedTuple):
     size: int
 
     def first(self, part: str, expert: int | None) -> int:
-        """Where a part of an expert begins."""
+        """Where a part of an expert, or of all, begins."""
         if self.letter == "E":
             return expert or 0
         return self.parts[part] if self.parts is not None else 0
 
-    def extent(self, part: str, sizes: Sizes) -> int:
-        """How much of it is one part of one expert."""
-        return 1 if self.letter in ("", "E") else _size(self.letter, part, sizes)
+    def extent(self, part: str, expert: int | None, sizes: Sizes) -> int:
+        """How much of it is one part of an expert, or of all."""
+        single = self.letter == "" or (self.letter == "E" and expert is not None)
+        return 1 if single else _size(self.letter, part, sizes)
 
 
 def _axes(tensor: Tensor, sizes: Sizes) -> list[list[_Axis]]:
@@ -191,12 +199,12 @@ def _axes(tensor: Tensor, sizes: Sizes) -> list[list[_Axis]]:
 
 
 def _place(tensor: Tensor, part: str, expert: int | None, sizes: Sizes) -> tuple[int, Sizes]:
-    """The first element of a part of an expert in a tensor, and the steps along each letter."""
+    """The first element of a part of an expert, or of all, in a tensor, and the steps along each letter."""
     axes = [axis for word in _axes(tensor, sizes) for axis in word]
     start, step, steps = 0, 1, {}
     for axis in reversed(axes):
         start += axis.first(part, expert) * step
-        if axis.letter and axis.letter != "E":
+        if axis.letter and (axis.letter != "E" or expert is None):
             steps[axis.letter] = step
         step *= axis.size
     return start, steps

@@ -44,7 +44,7 @@ class Assembler:
         width = BITS[item.spec.dtype] // 8
         start, stop = first // width, (first + buffer.size) // width
         runs = runs_of(item)
-        rects: list[_Rect] = []
+        groups: list[list[_Rect]] = []
         for number in runs.between(start, stop):
             box = item.boxes[number]
             if runs.straight[number]:
@@ -52,16 +52,13 @@ class Assembler:
                 into = buffer[(begin - start) * width : (end - start) * width]
                 self._read(box.read, (begin + runs.offset(number, box)) * width, into)
             else:
-                rects = rects or _rects(item.view, start, stop, buffer.view(f"u{width}"))
-                self._deal_out(item, box, rects)
+                groups = groups or _rects(item.view, start, stop, buffer.view(f"u{width}"))
+                for rects in groups:
+                    self._deal_out(box, rects)
 
-    def _deal_out(self, item: Assembled, box: Box, rects: Sequence[_Rect]) -> None:
+    def _deal_out(self, box: Box, rects: Sequence[_Rect]) -> None:
         """Bring the elements of a box to where they belong in `rects`."""
-        around = [
-            (min(low for low, _ in axis), max(high for _, high in axis))
-            for axis in zip(*(rect.ranges for rect in rects), strict=True)
-        ]
-        wanted = _common(around, box.box)
+        wanted = _common(_around([rect.ranges for rect in rects]), box.box)
         if wanted is None:
             return
         order = sorted(range(len(wanted)), key=lambda axis: -box.strides[axis])
@@ -69,11 +66,9 @@ class Assembler:
         dtype = rects[0].values.dtype
         for block in _blocks([wanted[axis] for axis in order], CHUNK // dtype.itemsize):
             found = np.empty([high - low for low, high in block], dtype)
-            first = box.start
-            for (low, _), axis in zip(block, order, strict=True):
-                first += (low - box.box[axis][0]) * box.strides[axis]
-            self._fill(box.read, first, [box.strides[axis] for axis in order], found)
             place = [block[number] for number in back]
+            first, _ = _extent(box, place)
+            self._fill(box.read, first, [box.strides[axis] for axis in order], found)
             for rect in rects:
                 common = _common(rect.ranges, place)
                 if common is not None:
@@ -114,7 +109,7 @@ class Runs(NamedTuple):
     stops: np.ndarray  # ends
     straight: (
         np.ndarray
-    )  # whether all between is the box's, in the order in which it lies in its tensor
+    )  # whether all between is the box's, in the order in which its tensor has it
 
     def between(self, start: int, stop: int) -> list[int]:
         """The boxes that may have elements of [start, stop)."""
@@ -169,14 +164,16 @@ def spans_of(item: Assembled, first: int, stop: int) -> Iterator[tuple[Read, int
     width, runs = BITS[item.spec.dtype] // 8, runs_of(item)
     for number in runs.between(first // width, stop // width):
         box = item.boxes[number]
-        begin, end = box.start, box.start + 1
         if runs.straight[number]:
             inside = runs.common(number, first // width, stop // width)
             begin, end = (runs.offset(number, box) + each for each in inside)
-        else:
-            for (low, high), stride in zip(box.box, box.strides, strict=True):
-                end += (high - low - 1) * stride
-        yield box.read, begin * width, end * width
+            yield box.read, begin * width, end * width
+            continue
+        for group in _groups(item.view, first // width, stop // width):
+            wanted = _common(_around(group), box.box)
+            if wanted is not None:
+                begin, end = _extent(box, wanted)
+                yield box.read, begin * width, end * width
 
 
 def is_dealt_out(item: Item) -> bool:
@@ -191,15 +188,34 @@ class _Rect(NamedTuple):
     values: np.ndarray  # where they go
 
 
-def _rects(view: Sequence[int], start: int, stop: int, flat: np.ndarray) -> list[_Rect]:
-    """The elements [start, stop) of a view as blocks of it, which lie in `flat`."""
+def _rects(view: Sequence[int], start: int, stop: int, flat: np.ndarray) -> list[list[_Rect]]:
+    """The elements [start, stop) of a view as groups of blocks of it, which lie in `flat`."""
     found, at = [], 0
-    for ranges in _ranges(view, start, stop):
-        sizes = [high - low for low, high in ranges]
-        count = math.prod(sizes)
-        found.append(_Rect(ranges, flat[at : at + count].reshape(sizes)))
-        at += count
+    for group in _groups(view, start, stop):
+        rects = []
+        for ranges in group:
+            sizes = [high - low for low, high in ranges]
+            rects.append(_Rect(ranges, flat[at : at + math.prod(sizes)].reshape(sizes)))
+            at += math.prod(sizes)
+        found.append(rects)
     return found
+
+
+def _groups(view: Sequence[int], start: int, stop: int) -> list[list[Ranges]]:
+    """The elements [start, stop) of a view as blocks of it, in groups with little else around them: the rest of a row with
+    the rows that follow, but not the end of one matrix with the beginning of the next."""
+    groups: list[list[Ranges]] = []
+    for ranges in _ranges(view, start, stop):
+        grown = [*groups[-1], ranges] if groups else []
+        if grown and _count(_around(grown)) <= LOOSE * sum(map(_count, grown)):
+            groups[-1] = grown
+        else:
+            groups.append([ranges])
+    return groups
+
+
+def _count(ranges: Ranges) -> int:
+    return math.prod(high - low for low, high in ranges)
 
 
 def _ranges(view: Sequence[int], start: int, stop: int) -> Iterator[Ranges]:
@@ -221,6 +237,23 @@ def _ranges(view: Sequence[int], start: int, stop: int) -> Iterator[Ranges]:
     if left:
         for rest in _ranges(view[1:], 0, left):
             yield [(last, last + 1), *rest]
+
+
+def _around(blocks: Sequence[Ranges]) -> Ranges:
+    """The block around some."""
+    return [
+        (min(low for low, _ in axis), max(high for _, high in axis))
+        for axis in zip(*blocks, strict=True)
+    ]
+
+
+def _extent(box: Box, part: Ranges) -> tuple[int, int]:
+    """The first element and the end of a part of a box in its tensor."""
+    begin, count = box.start, 0
+    for (low, high), (first, _), stride in zip(part, box.box, box.strides, strict=True):
+        begin += (low - first) * stride
+        count += (high - low - 1) * stride
+    return begin, begin + count + 1
 
 
 def _blocks(ranges: Ranges, most: int) -> Iterator[list[tuple[int, int]]]:

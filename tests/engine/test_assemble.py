@@ -147,3 +147,19 @@ def test_what_lies_apart_is_read_in_few_requests() -> None:
         assembler.read(item, 0, raw)
         np.testing.assert_array_equal(raw.view(np.float32).reshape(rows, 64), matrix.T[:rows])
         assert len(asked) == most
+
+
+def test_little_is_read_around_the_edge_of_two_matrices() -> None:
+    """The end of one transposed matrix with the beginning of the next does not bring in both."""
+    stack = np.arange(2 * 64 * 48, dtype=np.float32).reshape(2, 64, 48)
+    read = Read(model=0, name="s", file="f", start=0, spec=TensorSpec("F32", (2, 64, 48)))
+    box = Box(read=read, start=0, strides=(64 * 48, 1, 48), box=((0, 2), (0, 48), (0, 64)))
+    spec = TensorSpec("F32", (2, 48, 64))
+    item = Assembled(model=0, name="e", view=(2, 48, 64), boxes=(box,), spec=spec)
+    asked: list[tuple[str, int, int]] = []
+    raw = np.empty(5 * 64 * 4, np.uint8)
+    first = 44 * 64 * 4
+    Assembler(reader({"s": stack}, asked), window_of(None)).read(item, first, raw)
+    wanted = stack.transpose(0, 2, 1).reshape(-1)[44 * 64 : 49 * 64]
+    np.testing.assert_array_equal(raw.view(np.float32), wanted)
+    assert sum(stop - start for _, start, stop in asked) == raw.size

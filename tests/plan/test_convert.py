@@ -343,3 +343,11 @@ def test_modules_that_the_donor_does_not_have(tmp_path: Path) -> None:
     for step in plan.steps:
         assert len(step.inputs) == (2 if ".experts." in step.name else 3)
     assert len(list(assembled(plan))) == 36 and plan.unused == ()
+
+
+def test_a_plan_is_as_long_as_it_has_to_be(tmp_path: Path) -> None:
+    """Packed experts in another order are two boxes, however many experts there are, and under another name one."""
+    for name, most in (("two_packed", 2), ("granitemoe", 1)):
+        folder = written(ROWS[name](0), tmp_path / name)
+        for donor, other in SIDES:
+            assert {len(item.boxes) for item in assembled(plan_of(folder, donor, other))} <= {1, most}  # fmt: skip
