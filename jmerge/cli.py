@@ -28,11 +28,12 @@ jmerge merges language model checkpoints by a recipe.
   jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
   jmerge inspect MODEL [--json]              show what a checkpoint is made of
   jmerge verify DIR [--deep] [--json]        check a model folder: files, names, shapes, tokens; --deep: every byte
+  jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
 
 jmerge COMMAND --help says more about a command.
-Exit codes: 0 done, 1 verify found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
+Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
 After 3, 130 or a kill the same command goes on where it was.
 
 Flags:"""
@@ -63,6 +64,19 @@ is there twice or left over, layers, shapes, dtypes and ties are as config.json 
 jmerge's ledger, that files and tensors are those of the run. --deep reads every byte: NaN and infinity, the ledger's
 checksums, whether a tied head is the embedding. Exit code 0: no fault; 1: a fault. Every merge ends with the quick
 checks.""",
+    "diff": """\
+jmerge diff A B [--json] [--html FILE]
+
+A and B are model folders, org/name or org/name@revision on the Hugging Face Hub, or URLs.
+
+Reads both once, in a few buffers, and says how B differs from A: for every tensor, for the parts of the model and for
+its layers the norm of B - A over that of A, the cosine, the share of signs that agree and the largest change; then
+tensors that only one has or that have two shapes, fields of config.json, files and tokens that differ. Tensors pair by
+what they are, whatever prefix their names have. --json prints every tensor's numbers; --html makes a page of charts
+that needs no network (pip install 'jmerge[report]').
+
+Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; that values differ is no
+fault.""",
     "methods": """\
 jmerge methods [NAME ...]
 
@@ -159,7 +173,8 @@ def define_flags() -> flags.FlagValues:
         "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
-    flags.DEFINE_bool("json", False, "plan, inspect, verify: print JSON.", **add)
+    flags.DEFINE_bool("json", False, "plan, inspect, verify, diff: print JSON.", **add)
+    flags.DEFINE_string("html", None, "diff: a page to make.", **add)
     flags.DEFINE_bool("deep", False, "verify: read every byte.", **add)
     flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
     flags.DEFINE_bool("version", False, "Show the version.", **add)
@@ -229,6 +244,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         "plan": _plan,
         "inspect": _inspect,
         "verify": _verify,
+        "diff": _diff,
         "methods": _methods,
         "schema": _schema,
     }
@@ -391,6 +407,32 @@ def _verify(words: list[str], values: flags.FlagValues) -> int:
     found = verify(find_source(words[0]), deep=values.deep)
     print((verify_json if values.json else verify_text)(found))
     return 0 if all(each.fine for each in found) else 1
+
+
+def _diff(words: list[str], values: flags.FlagValues) -> int:
+    if len(words) != 2:
+        raise PlanError(Fault("needs two models: jmerge diff A B", where="diff"))
+    if values.html is not None:
+        from jmerge.report.page import check_page
+
+        check_page(values.html)
+    from jmerge.ckpt.open import open_checkpoint
+    from jmerge.diff.compare import compare
+    from jmerge.report.diff import diff_text, terminal_width
+    from jmerge.report.diff_json import diff_json
+    from jmerge.report.progress import Reading
+
+    a, b = (open_checkpoint(word) for word in words)
+    with Reading("comparing", quiet=values.quiet) as reading:
+        found = compare(a, b, tell=reading)
+    if values.html is not None:
+        from jmerge.report.page import write_page
+
+        write_page(found, values.html)
+    print(diff_json(found) if values.json else diff_text(found, terminal_width()))
+    if values.html is not None and not values.json:
+        print(f"\n{values.html} has charts of it")
+    return 1 if found.faults else 0
 
 
 def _methods(words: list[str], values: flags.FlagValues) -> int:

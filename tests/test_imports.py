@@ -27,6 +27,7 @@ LAYERS = (
     ("plan",),
     ("engine",),
     ("verify",),
+    ("diff",),
     ("report",),
     ("jobs",),
     ("cli", "__main__"),
@@ -156,7 +157,7 @@ def test_only_some_parts_import_jax() -> None:
 
 
 HEAVY = (
-    *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic"),
+    *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic", "plotly"),
     *("numpy", "ml_dtypes", "yaml", "rich", "absl"),
     *("tokenizers", "jinja2", "google.protobuf"),
     *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore"),

@@ -25,7 +25,6 @@ from jmerge.engine.slots import Loaded, LoadedBundle, Slot
 from jmerge.engine.small import Small
 from jmerge.engine.task import Known, Task
 from jmerge.methods.cuts import make_cut
-from jmerge.methods.ranks import ranks_on_host
 from jmerge.methods.reduce import BLOCK, add_blocks, block_pairs, block_tree, padded_blocks
 from jmerge.tracer import Tracer
 
@@ -94,14 +93,16 @@ class Computer:
             return Small(works, rows, device.platform).make(bundle.arrays(rows))
 
     def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
-        """The keyword arguments of the method for a piece, with ranks: on CPU the host is better at them than XLA."""
+        """The keyword arguments of the method for a piece, with sorted rows: on CPU the host is better at it than XLA."""
         arguments = task.arguments(loaded.number)
         for number, statistic in enumerate(task.method.statistics if task.method else ()):
-            if statistic.kind == "ranks" and task.ranks_on_host:
+            if statistic.kind == "sorted" and task.sorts_on_host:
                 inputs = loaded.windows(*range(len(loaded.work.step.inputs)))
                 keys = keys_kernel(task.key, number)(*inputs, arguments)
-                shaped = [np.asarray(each).reshape(task.rank_view) for each in keys]
-                arguments[statistic.keyword] = list(self._pool.map(ranks_on_host, shaped))
+                shaped = [np.asarray(each).reshape(task.row_view) for each in keys]
+                arguments[statistic.keyword] = list(
+                    self._pool.map(partial(np.sort, axis=1), shaped)
+                )
         return arguments
 
     def _task(self, work: Work) -> Task:

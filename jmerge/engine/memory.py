@@ -33,7 +33,6 @@ from jmerge.engine.store import REMOTE_BYTES
 from jmerge.engine.task import Known, Task
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.cuts import make_cut
-from jmerge.methods.ranks import AT_ONCE
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
@@ -55,7 +54,7 @@ class Need(NamedTuple):
     buffers: int  # of pieces of the inputs
     results: int  # pieces on their way to disk
     programs: int  # what compiled programs allocate beside them
-    statistics: int  # samples, candidates, counts, ranks and partial sums on the host
+    statistics: int  # samples, candidates, counts, sorted rows and partial sums on the host
     held: int  # results that other steps need
     fetched: int  # remote inputs, ahead of their use
     gathered: int  # rows of token tables on their way to where they belong
@@ -238,7 +237,7 @@ def _compile(task: Task) -> int:
             )
             continue
         arguments = task.arguments(0)
-        arguments |= _ranks(task, inputs, arguments)
+        arguments |= _sorted_rows(task, inputs, arguments)
         if what.kind == "combine":
             most = max(most, _bytes_of(combine_kernel(task.key), *inputs, arguments, result=True))
             continue
@@ -278,14 +277,14 @@ def _shape(shape: int | tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.broadcast_shapes(shape), dtype)  # type: ignore[no-untyped-call]
 
 
-def _ranks(task: Task, inputs: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Ranks of the right shape."""
+def _sorted_rows(task: Task, inputs: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Sorted rows of the right shape."""
     found = {}
     for number, statistic in enumerate(task.method.statistics if task.method else ()):
-        if statistic.kind == "ranks" and task.ranks_on_host:
+        if statistic.kind == "sorted" and task.sorts_on_host:
             keys = jax.eval_shape(keys_kernel(task.key, number), *inputs, arguments)
-            shape = np.empty(keys[0].size, np.bool_).reshape(task.rank_view).shape
-            found[statistic.keyword] = [_shape(shape, np.uint32) for _ in keys]
+            shape = np.empty(keys[0].size, np.bool_).reshape(task.row_view).shape
+            found[statistic.keyword] = [_shape(shape, task.key.word) for _ in keys]
     return found
 
 
@@ -320,9 +319,8 @@ def _statistics_bytes(work: Work) -> int:
         parts = step.spec.size // work.row if work.whole_rows else -(-step.spec.size // BLOCK)
         # gathered, put together, padded and handed over, for two sums a model at least
         total += 4 * 2 * width * tree_blocks(parts) * max(3, 2 * models)
-    if any(each.kind == "ranks" for each in find_method(step.method).statistics):
-        # keys, ranks of two pieces, and what is sorted
-        total += models * piece * 4 * 4 + THREADS * min(piece, AT_ONCE) * 8 * 4
+    if any(each.kind == "sorted" for each in find_method(step.method).statistics):
+        total += 2 * models * piece * 2 * width  # keys as they are and sorted, of two pieces
     return total
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.ckpt.source import Source
 from jmerge.errors import CheckpointError, Fault, RunError
 
 HAS_PREADV = hasattr(os, "preadv")
@@ -74,6 +75,14 @@ class Files:
                 path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
             )
             return self._open[path]
+
+    def read_from(self, source: Source, name: str, start: int, buffer: np.ndarray) -> None:
+        """Fill the byte `buffer` from position `start` of a file of a source, wherever that is; errors as of `read`."""
+        path = source.path(name)
+        if path is not None:
+            self.read(path, start, buffer)
+        else:
+            source.read_into(name, start, buffer)
 
     def close(self) -> None:
         """Close every file."""

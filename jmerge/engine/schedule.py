@@ -277,8 +277,8 @@ def _passes(step: Step) -> tuple[Pass, ...]:
     method = find_method(step.method)
     passes: list[Pass] = []
     for number, statistic in enumerate(method.statistics):
-        if not statistic.when(step.numbers) or statistic.kind == "ranks":
-            continue  # ranks are found in every piece anew
+        if not statistic.when(step.numbers) or statistic.kind == "sorted":
+            continue  # rows are sorted in every piece anew
         if step.spec.size == 0 and statistic.scope == "tensor":
             continue  # there is nothing to know, but a place of its own in its group
         if statistic.kind == "changes":

@@ -78,13 +78,13 @@ class Task:
         return arguments
 
     @property
-    def ranks_on_host(self) -> bool:
-        """Whether ranks are found on the host, which is better at them than XLA on CPU."""
-        return self.key.compute == np.float32 and self.platform == "cpu"
+    def sorts_on_host(self) -> bool:
+        """Whether rows are sorted on the host, which is better at it than XLA on CPU."""
+        return self.platform == "cpu"
 
     @property
-    def rank_view(self) -> tuple[int, ...]:
-        """The shape in which a piece is ranked."""
+    def row_view(self) -> tuple[int, ...]:
+        """The shape of a piece with its rows along axis 1."""
         return self.key.view if len(self.key.view) > 1 else (1, -1)
 
     def factors(self) -> np.ndarray:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.cuts import magnitude_keys
+from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
-from jmerge.methods.random import uniform
-from jmerge.methods.ranks import ranks_along
+from jmerge.methods.random import coins, uniform
 from jmerge.methods.reduce import along, total
 from jmerge.methods.spec import PerModel, Statistic, Switch
 
@@ -26,6 +26,18 @@ def rank_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
     return [magnitude_keys(_rows(delta[i])) for i in range(delta.shape[0])]
 
 
+def sort_rows(keys: jax.Array, axis: int = 1) -> jax.Array:
+    """Unsigned keys [*shape] sorted along an axis, the smallest first.
+
+    Rows that lie on several devices are dealt out as wholes first.
+    """
+    mesh = mesh_of([keys])
+    others = [i for i in range(keys.ndim) if i != axis]
+    if devices_of(mesh) > 1 and others:
+        keys = deal(keys, mesh, axis_to_deal(keys.shape, others, devices_of(mesh)))
+    return jnp.sort(keys, axis=axis)
+
+
 def drop(
     delta: jax.Array,
     *,
@@ -33,26 +45,43 @@ def drop(
     epsilon: jax.Array,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ranks: list[jax.Array] | None = None,
+    ordered: list[jax.Array] | None = None,
     **_: Any,
 ) -> jax.Array:
     """delta [models, *shape] with each element kept with a chance that grows with its rank in its row, else zero.
 
     The chance goes from density - epsilon for the smallest to density + epsilon for the largest; it is density in a
-    row of one element, and for densities 0 and 1.
+    row of one element, and for densities 0 and 1. Which of the ranks that equal elements share is theirs, the lowest
+    or the highest, a coin decides for each, so that on average it is the middle one.
+
+    No element needs to know its rank for that: its random number says which rank it takes to be kept, and the element
+    in that place of the sorted row says whether it has it.
     """
-    if ranks is None:
-        ranks = [ranks_along(each, axis=1) for each in rank_keys(delta)]
-    last = _rows(delta[0]).shape[1] - 1 if delta.shape[0] else 0
+    own = rank_keys(delta)
+    if ordered is None:
+        ordered = [sort_rows(each) for each in own]
     kept = []
-    for i in range(delta.shape[0]):
-        centred = ranks[i].reshape(delta.shape[1:]).astype(delta.dtype) - last / 2
-        chance = density[i] + 2 * epsilon[i] / max(last, 1) * centred
-        sure = (density[i] <= 0) | (density[i] >= 1)
-        chance = jnp.where(sure, density[i], chance).astype(jnp.float32)
-        drawn = uniform(keys[i], delta.shape[1:], start)
-        kept.append(jnp.where(drawn < chance, delta[i], 0))
+    for i, magnitudes in enumerate(own):
+        last = magnitudes.shape[1] - 1
+        drawn = uniform(keys[i], magnitudes.shape, start)
+        needed = _rank_needed(drawn.astype(delta.dtype), last, density[i], epsilon[i])
+        coin = coins(keys[i], magnitudes.shape, start)
+        # at least as large as the element of that rank, or larger than the one below
+        place = needed - 1 + coin.astype(jnp.int32)
+        found = jnp.clip(place, 0, max(last, 0))
+        bar = jnp.take_along_axis(ordered[i], found, axis=1, mode="promise_in_bounds")
+        keep = (needed <= 0) | ((place <= last) & (magnitudes + coin.astype(bar.dtype) > bar))
+        kept.append(jnp.where(keep.reshape(delta.shape[1:]), delta[i], 0))
     return jnp.stack(kept) if kept else delta
+
+
+def _rank_needed(drawn: jax.Array, last: int, density: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """The lowest rank int32 [*shape] whose chance is above the number drawn: 0 for any, last + 1 for none."""
+    level = (density <= 0) | (density >= 1) | (epsilon == 0) | (last == 0)
+    slope = last / (2 * jnp.where(level, 1, epsilon))
+    reached = jnp.clip(jnp.floor(slope * (drawn - density) + last / 2), -1, last)
+    needed: jax.Array = jnp.where(level, jnp.where(drawn < density, -1, last), reached) + 1
+    return needed.astype(jnp.int32)
 
 
 def della_sums(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
@@ -69,7 +98,7 @@ class _Drop(NamedTuple):
     epsilon: jax.Array
     keys: jax.Array
     start: jax.Array | None
-    ranks: list[jax.Array] | None
+    ordered: list[jax.Array] | None
 
 
 def _merge(
@@ -99,7 +128,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
 _declare = partial(
     pruning_method,
     sums=della_sums,
-    before=[Statistic(kind="ranks", keyword="ranks", terms=rank_keys)],
+    before=[Statistic(kind="sorted", keyword="ordered", terms=rank_keys)],
     unit=lambda numbers: "slab",
     check=_check,
     rescale=True,
@@ -133,17 +162,17 @@ def della(
     rescale: bool,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ranks: list[jax.Array] | None = None,
+    ordered: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """delta [models, *shape]; weight, density, epsilon [models]; keys uint32 [models, 2] -> the change to make [*shape].
 
     Rows run along axis 1; a vector is one row. Elements are dropped independently by `methods.random.uniform`.
-    ranks: of each model, see `rank_keys`; found here when not given.
+    ordered: the `rank_keys` of each model sorted along axis 1; found here when not given.
     """
     return _merge(
         delta,
-        _Drop(density, epsilon, keys, start, ranks),
+        _Drop(density, epsilon, keys, start, ordered),
         vote=True,
         weight=weight,
         scale=scale,
@@ -174,13 +203,13 @@ def della_linear(
     rescale: bool,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ranks: list[jax.Array] | None = None,
+    ordered: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `della`, but all that is left of the changes is added up, whatever its sign."""
     return _merge(
         delta,
-        _Drop(density, epsilon, keys, start, ranks),
+        _Drop(density, epsilon, keys, start, ordered),
         vote=False,
         weight=weight,
         scale=scale,

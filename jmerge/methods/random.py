@@ -29,10 +29,18 @@ def uniform(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None = No
 
     key: uint32 [2], of one model; start: position of the piece's first element, see `flat_positions`.
     """
-    high, low = flat_positions(shape, start)
-    bits = _mix(_mix(low ^ key[0]) + high * jnp.uint32(GOLDEN) + key[1])
-    numbers: jax.Array = (bits >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+    numbers: jax.Array = (_bits(key, shape, start) >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
     return numbers
+
+
+def coins(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None = None) -> jax.Array:
+    """Zeros and ones uint32 [*shape], equally likely; of the same hash as `uniform`, but of a bit that it leaves."""
+    return _bits(key, shape, start) & 1
+
+
+def _bits(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None) -> jax.Array:
+    high, low = flat_positions(shape, start)
+    return _mix(_mix(low ^ key[0]) + high * jnp.uint32(GOLDEN) + key[1])
 
 
 def _mix(x: jax.Array) -> jax.Array:

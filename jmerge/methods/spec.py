@@ -113,8 +113,8 @@ def Whole(default: int, **rest: Any) -> Parameter:  # noqa: N802
 class Statistic:
     """What a method knows of a whole tensor, or of the whole model, before it makes any element of its result."""
 
-    # changes: the cuts of all densities together; ranks: of a piece's rows, see `methods.ranks`
-    kind: Literal["changes", "sums", "cuts", "ranks"]
+    # changes: the cuts of all densities together; sorted: keys of a piece, each along axis 1
+    kind: Literal["changes", "sums", "cuts", "sorted"]
     keyword: str = ""  # of the method and of later statistics
     # Called like the method, with the statistics before it: terms to be summed, [*shape] or for a method that keeps
     # rows or slabs together one number for each; or keys to be cut, unsigned integers ordered like what they stand for.

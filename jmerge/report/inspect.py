@@ -9,7 +9,7 @@ from typing import Any
 from jmerge.arch.infer import Layout, class_names, infer_layout
 from jmerge.arch.ties import same_bytes
 from jmerge.ckpt.open import Checkpoint
-from jmerge.report.show import size
+from jmerge.report.show import count, size
 
 EXPERT = re.compile(r"\.experts?\.(\d+)\.")
 PACKED = re.compile(r"\.experts?\.\w+$")
@@ -56,7 +56,7 @@ def inspect_text(found: dict[str, Any]) -> str:
     classes = ", ".join(found["architectures"]) or "no class named in config.json"
     lines = [
         f"{found['path']}: {classes}",
-        f"{found['tensors']} tensors, {_count(found['parameters'])} parameters, "
+        f"{found['tensors']} tensors, {count(found['parameters'])} parameters, "
         f"{size(found['bytes'])} in {found['files']} file{'s' if found['files'] > 1 else ''}",
         "",
     ]
@@ -78,7 +78,7 @@ def inspect_text(found: dict[str, Any]) -> str:
         for key, row in found[title].items():
             numbers = (
                 f"{row['tensors']:>7}",
-                f"{_count(row['parameters']):>10}",
+                f"{count(row['parameters']):>10}",
                 f"{size(row['bytes']):>11}",
             )
             lines.append("  ".join([f"{key:<{width}}", *numbers]))
@@ -114,10 +114,3 @@ def _experts(layout: Layout, checkpoint: Checkpoint) -> dict[str, Any] | None:
         if PACKED.search(name) and len(entry.spec.shape) == 3:
             return {"count": entry.spec.shape[0], "layout": "packed in one tensor"}
     return None
-
-
-def _count(number: int) -> str:
-    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
-            return f"{number / unit:.2f} {name}"
-    return str(number)

@@ -75,6 +75,35 @@ class Progress:
         self.bar.start()
 
 
+class Reading:
+    """Shows on a terminal how far a pass over models is, on standard error; a context manager, called with the elements
+    that were just read and those of all by any thread, one at a time."""
+
+    def __init__(self, what: str, quiet: bool = False) -> None:
+        self._what = what
+        self._shown = sys.stderr.isatty() and not quiet
+        self.bar: Any = None
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(console=Console(stderr=True), transient=True)
+            self._task = self.bar.add_task(self._what, total=total)
+            self.bar.start()
+        self.bar.advance(self._task, done)
+
+
 def _resumption(event: Resumed) -> str:
     """One line on what is left of an interrupted run."""
     if event.kept_bytes == 0:

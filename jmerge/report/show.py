@@ -101,6 +101,14 @@ def size(nbytes: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.2f} {units[0]}"
 
 
+def count(number: int) -> str:
+    """A number of parameters for people: 1.10 B."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return str(number)
+
+
 def _row(plan: Plan, step: Step) -> tuple[str, str, str, str, str]:
     sources = []
     for i, item in enumerate(step.inputs):

@@ -54,11 +54,7 @@ def read_values(
                 return
             name, start, stop = part
             entry, raw = folder.tensors[name], buffer[: stop - start]
-            path = folder.source.path(entry.file)
-            if path is not None:
-                files.read(path, entry.start + start, raw)
-            else:
-                folder.source.read_into(entry.file, entry.start + start, raw)
+            files.read_from(folder.source, entry.file, entry.start + start, raw)
             nonfinite = count_nonfinite(raw, entry.spec.dtype)
             block = Block(name, start, stop, zlib_ng.crc32(raw), nonfinite)
             with lock:

@@ -20,6 +20,7 @@ import jmerge
 from jmerge import cli
 from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
+from jmerge.diff.compare import compare
 from jmerge.engine import fetch, store
 from jmerge.engine.events import Wrote
 from jmerge.engine.fetch import Fetcher
@@ -134,6 +135,16 @@ def test_the_bytes_of_a_local_merge(method: str, place: Place, local: Path, tmp_
     assert {path.name for path in tmp_path.iterdir()} <= {
         *("want", "out", "local", "web", "x.yml", "cache", "certificate.pem")
     }
+
+
+def test_remote_models_compared(place: Place, local: Path) -> None:
+    """The numbers of local ones, and every byte fetched once."""
+    found = compare(*(jmerge.open_checkpoint(f"{place.url}/{name}") for name in "ab"))
+    want = compare(*(jmerge.open_checkpoint(local / name) for name in "ab"))
+    assert found.tensors == want.tensors and found.total.changed
+    assert found.beside.files == {"merges.txt": "same", "tokenizer.json": "same"}
+    headers = 2 * ((1 << 16) + 1)
+    assert needed(local) <= place.fetched() <= needed(local) * 1.01 + headers
 
 
 def test_again_it_is_up_to_date(place: Place, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ there; defaults are those of MergeKit 0.1.5. It gives the merged tensor, base an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -89,8 +89,8 @@ def ties(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np
     return base + numbers.get("lambda", 1.0) * agreed(kept, weight, numbers.get("normalize", True))
 
 
-def uniform(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """mix(mix(i ^ k0) + k1) of 24 bits, for every flat index i below 2^32 of a tensor."""
+def bits(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """mix(mix(i ^ k0) + k1), for every flat index i below 2^32 of a tensor."""
 
     def mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
@@ -98,7 +98,12 @@ def uniform(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return x ^ (x >> np.uint32(16))
 
     index = np.arange(np.prod(shape, dtype=int), dtype=np.uint32)
-    return ((mix(mix(index ^ key[0]) + key[1]) >> np.uint32(8)) * 2.0**-24).reshape(shape)
+    return mix(mix(index ^ key[0]) + key[1]).reshape(shape)
+
+
+def uniform(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The upper 24 bits as a number in [0, 1)."""
+    return (bits(key, shape) >> np.uint32(8)) * 2.0**-24
 
 
 def dropped(change: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray) -> np.ndarray:
@@ -249,11 +254,23 @@ def merged_changes(
     return base + numbers.get("lambda", 1.0) * merged
 
 
-def thinned(change: np.ndarray, numbers: Mapping[str, Any], uniforms: np.ndarray) -> np.ndarray:
+def below(rows: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+    """How many elements of its row, along axis 1, each is larger than; right: or equal to, itself included."""
+    lines = np.moveaxis(rows, 1, -1)
+    counts = np.empty(lines.shape, np.int64)
+    for place in np.ndindex(lines.shape[:-1]):
+        counts[place] = np.searchsorted(np.sort(lines[place]), lines[place], side)
+    return np.moveaxis(counts, -1, 1)
+
+
+def thinned(
+    change: np.ndarray, numbers: Mapping[str, Any], uniforms: np.ndarray, tossed: np.ndarray
+) -> np.ndarray:
     """DELLA's MagPrune: each change kept where its uniform number is below a chance that grows with its rank.
 
-    Ranks r = 0..n-1 of the magnitudes along axis 1 (a vector is one row), the first of equal ones the higher; chance
-    density - epsilon + 2 epsilon r / (n-1), and density where n = 1. Density 1 keeps all, density 0 nothing.
+    Ranks r = 0..n-1 of the magnitudes along axis 1 (a vector is one row), of equal ones the highest where 1 was tossed
+    and else the lowest; chance density - epsilon + 2 epsilon r / (n-1), and density where n = 1. Density 1 keeps all,
+    density 0 nothing.
     """
     kept = np.zeros_like(change)
     density, epsilon = (
@@ -261,19 +278,23 @@ def thinned(change: np.ndarray, numbers: Mapping[str, Any], uniforms: np.ndarray
         given(numbers, "epsilon", 0.15, change),
     )
     for i, model in enumerate(change):
-        rows = model if model.ndim > 1 else model.reshape(1, model.size)
-        order = np.argsort(-np.abs(rows), axis=1, kind="stable")
+        rows = np.abs(model if model.ndim > 1 else model.reshape(1, model.size))
         last = rows.shape[1] - 1
-        rank = (last - np.argsort(order, axis=1, kind="stable")).reshape(model.shape)
+        rank = np.where(
+            tossed[i].reshape(rows.shape), below(rows, "right") - 1, below(rows, "left")
+        )
+        rank = rank.reshape(model.shape)
         chance = density[i] - epsilon[i] + 2 * epsilon[i] * (rank / last if last > 0 else 0.5)
         chance = chance if 0 < density[i] < 1 else np.full(model.shape, density[i])
         kept[i] = np.where(uniforms[i] < chance, model, 0)
     return kept
 
 
-def _uniforms(keys: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """The numbers of `uniform` for each model [models, *shape]."""
-    return np.array([uniform(key, change.shape[1:]) for key in keys]).reshape(change.shape)
+def drawn(keys: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of `uniform` for each model [models, *shape], and the lowest bits that it leaves."""
+    shape = change.shape[1:]
+    uniforms = np.array([uniform(key, shape) for key in keys]).reshape(change.shape)
+    return uniforms, np.array([bits(key, shape) & 1 for key in keys]).reshape(change.shape)
 
 
 def della(
@@ -282,7 +303,7 @@ def della(
     """What agrees of the changes that are left (https://arxiv.org/abs/2406.11617); normalize and rescale default to
     true."""
     change = models - base
-    kept = thinned(change, numbers, _uniforms(keys, change))
+    kept = thinned(change, numbers, *drawn(keys, change))
     return merged_changes(base, change, kept, numbers, vote=True, normalize=True, rescale=True)
 
 
@@ -291,7 +312,7 @@ def della_linear(
 ) -> np.ndarray:
     """The sum of the changes that DELLA leaves; rescale defaults to true."""
     change = models - base
-    kept = thinned(change, numbers, _uniforms(keys, change))
+    kept = thinned(change, numbers, *drawn(keys, change))
     return merged_changes(base, change, kept, numbers, vote=False, normalize=False, rescale=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jmerge.methods.dare import drop
 from jmerge.methods.positions import split_position
-from jmerge.methods.random import make_key, uniform
+from jmerge.methods.random import coins, make_key, uniform
 
 COUNT = 1 << 20
 VECTOR_KEY = (2033264049, 3656364544)
@@ -95,6 +95,23 @@ def test_independent(first: tuple, second: tuple) -> None:
     a, b = numbers(*first), numbers(*second)
     for x, y in ((a, b), (a > 0.5, b > 0.5), ((a * 4096) % 1, (b * 4096) % 1)):
         assert abs(np.corrcoef(x, y)[0, 1]) < 5 / np.sqrt(COUNT)
+
+
+def test_coins() -> None:
+    """Half are one, whatever the number beside them, the coin before and another model's."""
+    key = jnp.asarray(make_key(0, "t", 0), jnp.uint32)
+    found = np.asarray(coins(key, (COUNT,)))
+    assert set(np.unique(found)) == {0, 1}
+    other = np.asarray(coins(jnp.asarray(make_key(0, "t", 1), jnp.uint32), (COUNT,)))
+    drawn = numbers(0, "t", 0)
+    for beside in (drawn, drawn > 0.5, drawn * 4096 % 1, np.roll(found, 1), other):
+        assert abs(np.corrcoef(found, beside)[0, 1]) < 5 / np.sqrt(COUNT)
+    assert abs(found.mean() - 0.5) < 2.5 / np.sqrt(COUNT)
+    pieces = [
+        np.asarray(coins(key, (4096,), jnp.asarray(split_position(at), jnp.uint32)))
+        for at in (0, 4096)
+    ]
+    np.testing.assert_array_equal(found[:8192], np.concatenate(pieces))
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 0.5, 0.97, 1.0])

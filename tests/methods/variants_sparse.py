@@ -20,15 +20,13 @@ from jmerge.methods.cuts import (
     cut_terms,
     find_cut,
     kept_count,
-    magnitude_keys,
     ordered_keys,
 )
 from jmerge.methods.dare import dare_linear, dare_ties
-from jmerge.methods.della import della, della_linear, della_sums, rank_keys
+from jmerge.methods.della import della, della_linear, della_sums, rank_keys, sort_rows
 from jmerge.methods.localize_stitch import localize_stitch
 from jmerge.methods.pcb import pcb, span_keys
 from jmerge.methods.pcb import scores as pcb_scores
-from jmerge.methods.ranks import ranks_along
 from jmerge.methods.reduce import total
 from jmerge.methods.sce import sce, select, variance_keys
 from jmerge.methods.task_arithmetic import task_arithmetic
@@ -138,17 +136,19 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             lambda d, *, epsilon, **rest: della(d, epsilon=-epsilon, **rest)
         ),
         "ranks from 1": function(
-            lambda d, *, ranks=None, **rest: della(
-                d, ranks=[r + 1 for r in ranks or own_ranks(d)], **rest
+            lambda d, *, ordered=None, **rest: della(
+                d, ordered=[jnp.roll(each, 1, 1) for each in ordered or own_rows(d)], **rest
             )
         ),
-        "ranks along the last axis": function(
-            lambda d, *, ranks=None, **rest: della(
-                d, ranks=[ranks_along(magnitude_keys(x), x.ndim - 1) for x in d], **rest
+        "rows along the last axis": function(
+            lambda d, *, ordered=None, **rest: della(
+                d,
+                ordered=[sort_rows(each, each.ndim - 1) for each in rank_keys(d)],
+                **rest,
             )
         ),
         "ranks of values": statistic(
-            "ranks", terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x[None]) for x in d]
+            "ordered", terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x[None]) for x in d]
         ),
         "one key for all models": function(
             lambda d, *, keys, **rest: della(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
@@ -168,9 +168,9 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
     }
 
 
-def own_ranks(delta: jax.Array) -> list[jax.Array]:
-    """The ranks that DELLA finds itself."""
-    return [ranks_along(each, axis=1) for each in rank_keys(delta)]
+def own_rows(delta: jax.Array) -> list[jax.Array]:
+    """The sorted rows that DELLA finds itself."""
+    return [sort_rows(each) for each in rank_keys(delta)]
 
 
 ARCEE_FUSION: dict[str, Change] = {

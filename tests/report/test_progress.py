@@ -8,7 +8,7 @@ import pytest
 
 from jmerge.ckpt.journal import Block
 from jmerge.engine.events import Resumed, Started, Wrote
-from jmerge.report.progress import Progress
+from jmerge.report.progress import Progress, Reading
 
 
 def wrote(nbytes: int) -> Wrote:
@@ -48,3 +48,23 @@ def test_the_bar_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
         (task,) = progress.bar.tasks
         assert (task.completed, task.total) == (9_000_000, 10_000_000)
         assert task.speed == pytest.approx(100_000)
+
+
+def test_the_bar_of_a_pass_over_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Reading("comparing") as reading:
+        reading(3, 10)
+        reading(4, 10)
+        (task,) = reading.bar.tasks
+        assert (task.completed, task.total, task.description) == (7, 10, "comparing")
+
+
+def test_a_quiet_pass_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reading("comparing") as reading:  # no terminal
+        reading(3, 10)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Reading("comparing", quiet=True) as reading:
+        reading(3, 10)
+    assert reading.bar is None and capsys.readouterr() == ("", "")
