@@ -36,7 +36,8 @@ class Unsaid(NamedTuple):
 
     key: str
     layers: list[int]  # of the output that it would have to tell
-    instead: str  # a list with an entry for each layer that could; empty when there is none
+    instead: str = ""  # a list with an entry for each layer that could; empty when there is none
+    written: bool = False  # that list is written
 
 
 def get_path(config: Config, path: KeyPath) -> Any:
@@ -73,8 +74,10 @@ def set_depth(
             entries = [_entry(source, key, value) for source in layers]
             part[key] = "".join(entries) if isinstance(value, str) else entries
     for rule, values, order in _orders(before, stack, layers):
-        fitting = rule.fit(order, values) or values
-        for (key, default), value in zip(rule.keys.items(), fitting, strict=True):
+        fitting, listed = rule.fit(order, values), rule.listed(order)
+        if fitting is None and listed is not None:
+            part[rule.unless] = listed
+        for (key, default), value in zip(rule.keys.items(), fitting or values, strict=True):
             if key in before or value != default:
                 part[key] = value
     for key in CLIPPED:
@@ -94,7 +97,12 @@ def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> list[Unsai
         return []
     part = home_of(config, stack)
     found = [
-        Unsaid(rule.name, [i for i, on in enumerate(order) if on], rule.unless)
+        Unsaid(
+            rule.name,
+            [i for i, on in enumerate(order) if on],
+            rule.unless,
+            rule.listed(order) is not None,
+        )
         for rule, values, order in _orders(part, stack, layers)
         if rule.fit(order, values) is None
     ]
@@ -104,7 +112,7 @@ def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> list[Unsai
             places = [numbers.index(layer) for numbers, layer in lists if layer in numbers]
             if places != list(range(len(part[key]))):
                 ons = [i for i, (numbers, layer) in enumerate(lists) if layer in numbers]
-                found.append(Unsaid(key, ons, ""))
+                found.append(Unsaid(key, ons))
     return found
 
 

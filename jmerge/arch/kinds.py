@@ -30,6 +30,8 @@ ORDERED = ("deepstack_visual_indexes",)
 NOT_PER_LAYER = re.compile(
     r".*(_ids?|tokens|architectures|section|kernel\w*|sizes?|shape|mean|std)"
 )
+FULL_OR_SLIDING = ("full_attention", "sliding_attention")
+FULL_OR_LINEAR = ("full_attention", "linear_attention")
 PER_LAYER_TEXT = ("hybrid_override_pattern",)  # one letter per layer
 
 Values = tuple[Any, ...]
@@ -43,6 +45,7 @@ class Rule(NamedTuple):
     says: Callable[..., Order]  # of the depth and the keys' values
     others: Callable[[Order], Iterable[Values]]  # values that may say an order
     unless: str = ""  # a list that is believed instead of the rule where config.json has it
+    kinds: tuple[str, str] | None = None  # what that list calls layers of the kind, and others
     when: str = ""  # a switch without which the rule says nothing
     assumed_by: tuple[str, ...] = ()  # model types that have it where config.json does not say so
 
@@ -68,6 +71,10 @@ class Rule(NamedTuple):
             default if value is None or type(value) is not type(default) else value
             for value, default in zip(found, defaults, strict=True)
         )
+
+    def listed(self, order: Order) -> list[str] | None:
+        """The list that says an order instead of the rule; None when nothing is known to read one."""
+        return [self.kinds[not on] for on in order] if self.kinds else None
 
     def fit(self, order: Order, values: Values) -> Values | None:
         """Values of the keys that say this order, `values` if they do; None when none do."""
@@ -145,21 +152,34 @@ RULES = (
     Rule({"expert_layer_period": 1, "expert_layer_offset": 0}, _at, _offsets),
     # kinds of attention
     Rule({"attn_layer_period": 1, "attn_layer_offset": 0}, _at, _offsets),
-    Rule({"full_attention_interval": 1}, _every, _periods, unless="layer_types"),
-    Rule({"sliding_window_pattern": 1}, _every, _periods, unless="layer_types"),
+    Rule(
+        {"full_attention_interval": 1}, _every, _periods, unless="layer_types", kinds=FULL_OR_LINEAR
+    ),
+    Rule(
+        {"sliding_window_pattern": 1}, _every, _periods, unless="layer_types", kinds=FULL_OR_SLIDING
+    ),
     Rule(
         {"global_attn_every_n_layers": 1},
         lambda count, period: _at(count, period, 0),
         _periods,
         unless="layer_types",
+        kinds=FULL_OR_SLIDING,
     ),
-    Rule({"max_window_layers": 0}, _from, _counts, unless="layer_types", when="use_sliding_window"),
+    Rule(
+        {"max_window_layers": 0},
+        _from,
+        _counts,
+        unless="layer_types",
+        kinds=FULL_OR_SLIDING[::-1],
+        when="use_sliding_window",
+    ),
     *(
         Rule(
             {"sliding_window_pattern": period},
             _every,
             lambda order: (),
             unless="layer_types",
+            kinds=FULL_OR_SLIDING,
             assumed_by=models,
         )
         for period, models in ((2, ("gemma2",)), (6, ("gemma3_text",)))

@@ -15,6 +15,7 @@ REWRITES = (
     (re.compile(r"(^|\.)vision_tower\.vision_model\."), r"\1vision_tower."),
     (re.compile(r"(^|\.)language_model\.(lm_head\.)"), r"\1\2"),
     (re.compile(r"\.block_sparse_moe\."), ".mlp."),
+    (re.compile(r"\.mlp\.router\.(layer\.)?"), ".mlp.gate."),
     (re.compile(r"(?i)(norm\w*)\.gamma$"), r"\1.weight"),
     (re.compile(r"(?i)(norm\w*)\.beta$"), r"\1.bias"),
 )

@@ -13,7 +13,7 @@ from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
-from jmerge.plan.steps import Gathered, Item, Plan, Result, Step
+from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step, reads_of
 from jmerge.tracer import Tracer
 
 
@@ -109,4 +109,7 @@ class Checker:
         if isinstance(item, Gathered) and item.others:
             others = ", ".join(self._plan.models[other.model].ref for other in item.others)
             owner += f" (where tokens are filled from {others})"
+        if isinstance(item, Assembled):
+            names = [read.name for read in reads_of(item)]
+            owner += f" (made of {names[0]}" + (" and others)" if len(names) > 1 else ")")
         return owner

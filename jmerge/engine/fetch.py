@@ -17,19 +17,29 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYetError
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
 from jmerge.ckpt.source import Source
+from jmerge.engine.assemble import spans_of
 from jmerge.engine.schedule import Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store
-from jmerge.plan.steps import Gathered, Read, reads_of
+from jmerge.plan.steps import Assembled, Gathered, Item, Read, reads_of
 
 AHEAD_BYTES = 1 << 27  # fetched beyond what is being used: a second of a fast line
 
 Key = tuple[int, str]  # model, file
+
+
+class Span(NamedTuple):
+    """Bytes of a remote file that are part of an input."""
+
+    item: Read
+    start: int
+    stop: int
 
 
 @dataclass(eq=False)
@@ -106,11 +116,11 @@ class Fetcher:
             except KeyError:  # it is held no more
                 part.source.read_into(part.file, first, into)
         if not glance:
-            self._end(list(self._overlapping(item, start, stop)))
+            self.end(Span(item, start, stop))
 
-    def end(self, item: Read) -> None:
-        """Count the use of a whole tensor, of which some was looked at."""
-        self._end(list(self._overlapping(item, item.start, item.start + item.spec.nbytes)))
+    def end(self, *spans: Span) -> None:
+        """Count one read of an input, of which some was looked at."""
+        self._end(self._parts_of(spans))
 
     def close(self) -> None:
         """Give up what is being fetched, and let go of what is held."""
@@ -130,37 +140,51 @@ class Fetcher:
 
     # What will be read
 
-    def _uses(self) -> Iterator[tuple[Read, int, int, bool]]:
-        """Every range of a remote input in the order of reading: [start, stop) in its file, and whether it is only
-        looked at."""
+    def _uses(self) -> Iterator[tuple[list[Span], bool]]:
+        """What is read of remote inputs, in the order of reading: the spans that one read of an input needs, and whether
+        they are only looked at."""
         for turn in self._schedule.turns:
             inputs = [turn.work.step.inputs[position] for position in turn.what.inputs]
-            remote = [item for item in inputs if isinstance(item, Read) and self._source_of(item)]
-            gathered = [item for item in inputs if isinstance(item, Gathered)]
-            tables = [each for item in gathered for each in reads_of(item)]
-            tables = [each for each in tables if self._source_of(each)]
             if turn.what.selected:  # a sample of the whole is taken first
-                for item in remote:
-                    yield item, item.start, item.start + item.spec.nbytes, True
+                for item in inputs:
+                    if not isinstance(item, Gathered):
+                        yield self._spans(item, 0, item.spec.size), True
+            tables = [item for item in inputs if isinstance(item, Gathered)]
             for item in tables:  # any piece may need any of their rows
-                yield item, item.start, item.start + item.spec.nbytes, True
+                yield self._spans(item, 0, item.spec.size), True
             for number in turn.pieces:
-                start, stop = turn.work.pieces[number]
-                for item in remote:
-                    bits = BITS[item.spec.dtype]
-                    yield item, item.start + start * bits // 8, item.start + stop * bits // 8, False
+                for item in inputs:
+                    if not isinstance(item, Gathered):
+                        yield self._spans(item, *turn.work.pieces[number]), False
             for item in tables:
-                yield item, item.start, item.start + item.spec.nbytes, False
+                yield self._spans(item, 0, item.spec.size), False
+
+    def _spans(self, item: Item, start: int, stop: int) -> list[Span]:
+        """The remote bytes that reading the elements [start, stop) of an input needs."""
+        bits = BITS[item.spec.dtype]
+        first, last = start * bits // 8, stop * bits // 8
+        if isinstance(item, Assembled):
+            found = list(spans_of(item, first, last))
+        elif isinstance(item, Read):
+            found = [(item, first, last)]
+        else:
+            found = [(table, 0, table.spec.nbytes) for table in reads_of(item)]
+        return [
+            Span(read, read.start + first, read.start + last)
+            for read, first, last in found
+            if self._source_of(read)
+        ]
 
     def _cut(self) -> dict[Key, list[Part]]:
         """The parts of every file, in the order of their place: what is read of it, cut at multiples of a part."""
         ranges: dict[Key, dict[tuple[int, int], Source]] = {}
         for turn in self._schedule.turns:
             for position in turn.what.inputs:
-                for item in reads_of(turn.work.step.inputs[position]):
-                    if source := self._source_of(item):
-                        place = item.start, item.start + item.spec.nbytes
-                        ranges.setdefault((item.model, item.file), {})[place] = source
+                whole = turn.work.step.inputs[position]
+                for item, start, stop in self._spans(whole, 0, whole.spec.size):
+                    source = self._source_of(item)
+                    assert source is not None
+                    ranges.setdefault((item.model, item.file), {})[start, stop] = source
         parts: dict[Key, list[Part]] = {}
         for (model, file), found in ranges.items():
             source = next(iter(found.values()))
@@ -172,8 +196,8 @@ class Fetcher:
         return parts
 
     def _number_parts(self) -> None:
-        for item, start, stop, glance in self._uses():
-            for part in self._overlapping(item, start, stop):
+        for spans, glance in self._uses():
+            for part in self._parts_of(spans):
                 if part.order < 0:
                     part.order = len(self._order)
                     self._order.append(part)
@@ -185,8 +209,10 @@ class Fetcher:
         uses = [part.uses for part in self._order]
         begun = released = most = 0
         over: deque[int] = deque()  # by read, bytes that were used for the last time
-        for item, start, stop, glance in self._uses():
-            parts = list(self._overlapping(item, start, stop))
+        for spans, glance in self._uses():
+            parts = self._parts_of(spans)
+            if not parts:
+                continue
             begun = max([begun, *(part.order + 1 for part in parts)])
             fetched = min(self._ends[begun - 1] + AHEAD_BYTES + PART_BYTES, self._ends[-1])
             most = max(most, fetched - released)
@@ -194,10 +220,14 @@ class Fetcher:
                 continue
             for part in parts:
                 uses[part.order] -= 1
-            over.append(sum(part.size for part in parts if uses[part.order] == 0))
+            ended = dict.fromkeys(part for part in parts if uses[part.order] == 0)
+            over.append(sum(part.size for part in ended))
             if len(over) > self._lag:
                 released += over.popleft()
         return most
+
+    def _parts_of(self, spans: Sequence[Span]) -> list[Part]:
+        return [part for span in spans for part in self._overlapping(*span)]
 
     def _overlapping(self, item: Read, start: int, stop: int) -> Iterator[Part]:
         if start == stop:
@@ -227,7 +257,7 @@ class Fetcher:
         with self._lock:
             for part in parts:
                 part.uses -= 1
-            self._over.append([part for part in parts if part.uses == 0])
+            self._over.append([part for part in dict.fromkeys(parts) if part.uses == 0])
             if len(self._over) > self._lag:
                 for part in self._over.popleft():
                     self._store.free(part.order)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from jmerge.ckpt.find import is_remote, source_of
 from jmerge.ckpt.source import Source
-from jmerge.engine.fetch import Fetcher
+from jmerge.engine.assemble import Assembler, place_of, spans_of
+from jmerge.engine.fetch import Fetcher, Span
 from jmerge.engine.gather import Gatherer
+from jmerge.engine.maps import Maps
 from jmerge.engine.reads import Files
 from jmerge.engine.schedule import Schedule, Turn
-from jmerge.plan.steps import Gathered, Plan, Read, reads_of
+from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Read, Stored, reads_of
 
 
 class Inputs:
     """The files of all models of a plan, read by position from any thread."""
 
     def __init__(
-        self, plan: Plan, schedule: Schedule, scratch: Path | None, stop: threading.Event
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        scratch: Path | None,
+        stop: threading.Event,
+        maps: Maps,
     ) -> None:
         self._plan = plan
         self._files = Files()
@@ -31,7 +40,9 @@ class Inputs:
             if is_remote(model.path)
         }
         self._fetcher = Fetcher(schedule, self._fetched, scratch, stop)
-        self._gatherer = Gatherer(plan.maps, self._read_table, stop)
+        self._gatherer = Gatherer(plan.maps, self._glance, stop)
+        self._maps = maps
+        self._assembler = Assembler(self._glance, self._window)
 
     def path(self, item: Read) -> Path | None:
         """Where the file of an input lies on this machine; None when it is fetched."""
@@ -42,12 +53,27 @@ class Inputs:
             self._paths[key] = source.path(item.file) if source else Path(folder, item.file)
         return self._paths[key]
 
+    def place(self, item: Item, first: int, size: int) -> tuple[Path, int] | None:
+        """The file on this machine that has `size` bytes of an input from byte `first` on in one run, and where they
+        begin there; None when there is none."""
+        if isinstance(item, Assembled):
+            found = place_of(item, first, size)
+            return None if found is None else self.place(found[0], found[1], size)
+        if not isinstance(item, Read) or (path := self.path(item)) is None:
+            return None
+        return path, item.start + first
+
     def read(
-        self, item: Read | Gathered, first: int, buffer: np.ndarray, *, glance: bool = False
+        self, item: Stored | Gathered, first: int, buffer: np.ndarray, *, glance: bool = False
     ) -> None:
         """Fill the byte `buffer` from byte `first` of an input; `glance`: besides what the schedule reads."""
         if isinstance(item, Gathered):
             self._gatherer.read(item, first, buffer)
+            return
+        if isinstance(item, Assembled):
+            self._assembler.read(item, first, buffer)
+            if not glance:
+                self._end(spans_of(item, first, first + buffer.size))
             return
         path = self.path(item)
         if path is None:
@@ -60,12 +86,28 @@ class Inputs:
         for position in turn.what.inputs:
             item = turn.work.step.inputs[position]
             if isinstance(item, Gathered):
-                for table in reads_of(item):
-                    if self.path(table) is None:
-                        self._fetcher.end(table)
+                self._end((table, 0, table.spec.nbytes) for table in reads_of(item))
 
-    def _read_table(self, table: Read, first: int, buffer: np.ndarray) -> None:
-        self.read(table, first, buffer, glance=True)
+    def _end(self, spans: Iterable[tuple[Read, int, int]]) -> None:
+        """Count one read of an input that needs these bytes of tensors."""
+        found = [Span(r, r.start + a, r.start + b) for r, a, b in spans if self.path(r) is None]
+        if found:
+            self._fetcher.end(*found)
+
+    def _glance(self, item: Read, first: int, buffer: np.ndarray) -> None:
+        self.read(item, first, buffer, glance=True)
+
+    @contextmanager
+    def _window(self, item: Read, first: int, size: int) -> Iterator[np.ndarray | None]:
+        """The bytes of a tensor in its mapped file; None where they have to be read instead."""
+        place = self.place(item, first, size)
+        found = self._maps.window(*place, size) if place is not None else None
+        if found is None:
+            yield None
+            return
+        around, skip = found
+        yield around[skip : skip + size]
+        self._maps.release(around)
 
     def check(self) -> None:
         """Raise CheckpointError when a remote file is known to have changed since it was planned with."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.engine.assemble import ASSEMBLE_BYTES, is_dealt_out
 from jmerge.engine.compute import THREADS, tree_blocks
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
@@ -57,7 +58,9 @@ class Need(NamedTuple):
     statistics: int  # samples, candidates, counts, sorted rows and partial sums on the host
     held: int  # results that other steps need
     fetched: int  # remote inputs, ahead of their use
-    gathered: int  # rows of token tables on their way to where they belong
+    gathered: (
+        int  # rows of token tables, and parts of other layouts, on their way to where they belong
+    )
     other: int = OTHER_BYTES
 
     @property
@@ -82,7 +85,7 @@ def need_of(schedule: Schedule) -> Need:
         statistics=max(map(_statistics_bytes, schedule.work), default=0),
         held=_held_bytes(schedule),
         fetched=REMOTE_BYTES if schedule.remote else 0,
-        gathered=_gathered_bytes(schedule),
+        gathered=_gathered_bytes(schedule) + _assembled_bytes(schedule),
     )
 
 
@@ -162,6 +165,11 @@ def _gathered_bytes(schedule: Schedule) -> int:
     # single rows of a few kinds, and one that is kept for all padding
     widths = [8 * item.spec.size // max(item.spec.shape[0], 1) for item in tables]
     return GATHER_BYTES + 8 * max(widths) + sum(widths) if widths else 0
+
+
+def _assembled_bytes(schedule: Schedule) -> int:
+    inputs = (item for work in schedule.work for item in work.step.inputs)
+    return ASSEMBLE_BYTES if any(map(is_dealt_out, inputs)) else 0
 
 
 _known: dict[

@@ -28,7 +28,7 @@ from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
-from jmerge.plan.steps import Plan, Read, Result
+from jmerge.plan.steps import Plan, Result
 from jmerge.tracer import OpenSpan, Tracer
 
 
@@ -105,7 +105,7 @@ class _Run:
         self.maps = Maps()
         self.slots: list[Slot] = []
         self.stop = stop
-        self.inputs = Inputs(plan, schedule, scratch, self.stop)
+        self.inputs = Inputs(plan, schedule, scratch, self.stop, self.maps)
         self.free = Channel(self.stop)
         self.loaded = Channel(self.stop)
         self.made = Channel(self.stop)
@@ -217,10 +217,9 @@ class _Run:
                 buffer[:size] = self._wait_for(item)[first : first + size]
             else:
                 window = None
-                if isinstance(item, Read) and whole and item.start * 8 % bits == 0:
-                    path = self.inputs.path(item)
-                    if path is not None:
-                        window = self.maps.window(path, item.start + first, size)
+                place = self.inputs.place(item, first, size) if whole else None
+                if place is not None and place[1] * 8 % bits == 0:
+                    window = self.maps.window(*place, size)
                 if window is not None:
                     loaded.slot.views[position] = View(*window, mapped=True)
                     continue

@@ -11,7 +11,7 @@ from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.schedule import ROW, Turn, Work
-from jmerge.plan.steps import Result, reads_of
+from jmerge.plan.steps import Result, stored_spec
 from jmerge.tracer import Where
 
 
@@ -76,7 +76,8 @@ class Loaded(NamedTuple):
     def read_bytes(self) -> int:
         """Bytes of its inputs that come from files."""
         inputs = (self.work.step.inputs[position] for position in self.turn.what.inputs)
-        bits = sum(BITS[read.spec.dtype] for item in inputs for read in reads_of(item)[:1])
+        specs = (spec for item in inputs if (spec := stored_spec(item)) is not None)
+        bits = sum(BITS[spec.dtype] for spec in specs)
         return self.elements * bits // 8
 
     @property

@@ -16,12 +16,13 @@ from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
+from jmerge.plan.convert import convert_views
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.kept import Kept
-from jmerge.plan.models import check_models, input_model, read_of
+from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
@@ -29,10 +30,11 @@ from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.steps import (
     COPY,
+    Assembled,
     Gathered,
     Plan,
-    Read,
     Step,
+    Stored,
     Unused,
     reads_of,
 )
@@ -151,6 +153,7 @@ class _Builder:
         prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
+        templates = convert_views(self.views, templates, notes)
         if not notes.faults:  # of a map, say
             check_common(self.views, notes)
         self.heads = Heads(self.views)
@@ -258,7 +261,7 @@ class _Builder:
 
     def _find(self, target: Target) -> Found:
         """The sources that have the tensor."""
-        found = []
+        found: Found = []
         sources = target.place.out_slice.sources
         for i, (source, layer) in enumerate(zip(sources, target.place.layers, strict=True)):
             view = self.views[source.ref]
@@ -268,7 +271,7 @@ class _Builder:
             elif self.heads.tied_away(view, name):
                 name = None
             if name is not None:
-                found.append((i, read_of(view, name)))
+                found.append((i, stored_of(view, name)))
         return found
 
     def _merge(self, target: Target, found: Inputs) -> None:
@@ -360,8 +363,10 @@ class _Builder:
             for read in reads_of(item):
                 if read.model < len(views):
                     views[read.model].used[read.name] = None
+            if isinstance(item, Assembled):
+                views[item.model].used[item.name] = None
 
-    def _filtered_name(self, target: Target, read: Read | Gathered) -> str:
+    def _filtered_name(self, target: Target, read: Stored | Gathered) -> str:
         """What filters of per-model numbers see: the tensor's own name in that model, a stand-in's as a head."""
         view = tuple(self.views.values())[read.model]
         stands_in = self.heads.stand_in(view, target.template) == read.name

@@ -8,13 +8,13 @@ from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
 from jmerge.plan.heads import Heads
 from jmerge.plan.places import Target
-from jmerge.plan.steps import COPY, Read, Step
+from jmerge.plan.steps import COPY, Step, Stored, reads_of
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 
 # The sources that have a tensor: position in the slice, where it lies.
-Found = Sequence[tuple[int, Read]]
+Found = Sequence[tuple[int, Stored]]
 
 
 class Kept:
@@ -47,7 +47,7 @@ class Kept:
         if why is None:
             self._tell_strange(target, found)
             return None
-        for _, read in found:
+        for read in (read for _, stored in found for read in reads_of(stored)):
             self.left[read.model, read.name] = f"{target.name} is not merged: {why}"
         if self._recipe.otherwise == "error":
             self.coverage.refuse(target.name, why)
@@ -64,7 +64,9 @@ class Kept:
         own = self._donor.names.get((target.template.name, layer))
         return self._copy(target.name, reads[0], keeper, why, own)
 
-    def unmentioned(self, name: str, read: Read | None, keeper: ModelRef, why: str) -> Step | None:
+    def unmentioned(
+        self, name: str, read: Stored | None, keeper: ModelRef, why: str
+    ) -> Step | None:
         """The copy of a tensor of a module that the recipe leaves out; `read` is that of `keeper`."""
         why = self.coverage.excluded(name) or why
         if self._recipe.otherwise == "error":
@@ -114,11 +116,12 @@ class Kept:
         sources = target.place.out_slice.sources
         for i, read in found:
             if target.template.buffer:
-                self.left[read.model, read.name] = f"a buffer that {self._donor.ref} does not have"
+                why = f"a buffer that {self._donor.ref} does not have"
+                self.left |= {(each.model, each.name): why for each in reads_of(read)}
             else:
                 self._findings.strange(sources[i].ref, read.name, target.name)
 
-    def _is_tied(self, target: Target, read: Read, keeper: View) -> bool:
+    def _is_tied(self, target: Target, read: Stored, keeper: View) -> bool:
         """Whether a head is not written because it is the embedding, and that is not merged either."""
         if read.name != self._heads.stand_in(keeper, target.template):
             return False
@@ -126,7 +129,7 @@ class Kept:
         return self.coverage.excluded(table) is not None
 
     def _copy(
-        self, name: str, read: Read, keeper: ModelRef, why: str, own: str | None
+        self, name: str, read: Stored, keeper: ModelRef, why: str, own: str | None
     ) -> Step | None:
         """The copy; `own` is its like in the donor, whose config.json has to describe it."""
         shape = self._donor.checkpoint.index[own].spec.shape if own else read.spec.shape

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from jmerge.methods.spec import Method
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import InputFile, InputModel, Read
+from jmerge.plan.steps import InputFile, InputModel, Read, Stored
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 
@@ -38,6 +38,11 @@ def read_of(view: View, name: str) -> Read:
     """A tensor of a model, as steps have it."""
     entry = view.checkpoint.index[name]
     return Read(model=view.number, name=name, file=entry.file, start=entry.start, spec=entry.spec)
+
+
+def stored_of(view: View, name: str) -> Stored:
+    """A tensor that `view.names` has, which the model may store in another form."""
+    return view.converted.get(name) or read_of(view, name)
 
 
 def input_model(view: View) -> InputModel:

@@ -47,7 +47,9 @@ def order_faults(
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons, instead in unsaid(donor, stack, [origin.layers for origin in origins]):
+    for key, ons, instead, written in unsaid(donor, stack, [origin.layers for origin in origins]):
+        if written:
+            continue
         where = f"config.json's '{key}' tells kinds of layers by their number"
         fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
         yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order{fix}"
@@ -77,6 +79,14 @@ def order_faults(
                 f"here it would be in {_list(new)}; pick layers in another order"
             )
             return  # other tensors of the same layers would be told as well
+
+
+def order_warnings(donor: Config, stack: Stack, origins: Sequence[Origin]) -> Iterator[str]:
+    """What whoever loads the output has to know for its layers to be of the right kinds."""
+    for key, _, instead, written in unsaid(donor, stack, [origin.layers for origin in origins]):
+        if written:
+            where = f"no '{key}' tells the kinds of the layers in their new order"
+            yield f"{where}, so config.json gets '{instead}'; what loads the model has to read that"
 
 
 def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:

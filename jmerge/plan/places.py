@@ -11,7 +11,7 @@ from jmerge.arch.infer import NUMBER, Stack
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
-from jmerge.plan.order import Origin, order_faults
+from jmerge.plan.order import Origin, order_faults, order_warnings
 from jmerge.plan.structure import first_difference
 from jmerge.plan.views import Template, View, spell
 from jmerge.recipe.recipe import Module, OutSlice
@@ -195,6 +195,8 @@ class Places:
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
             self.notes.fault(fault, path)
+        for warning in order_warnings(self.donor.checkpoint.config, stack, origins):
+            self.notes.warn(warning, path)
         self.new_layers[prefix] = [origin.layers for origin in origins]
 
     def _beside(self, prefix: str) -> str | None:

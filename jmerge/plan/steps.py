@@ -22,7 +22,8 @@ COPY = (
     "copy"  # the method name of a step that takes its input over; several inputs must then be equal
 )
 
-Item = Union["Read", "Result", "Gathered"]  # an input of a step
+Item = Union["Read", "Result", "Gathered", "Assembled"]  # an input of a step
+Stored = Union["Read", "Assembled"]  # a tensor of an input model
 Numbers = Mapping[
     str, Any
 ]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
@@ -65,6 +66,31 @@ class Gathered:
     def name(self) -> str:
         """Of the model's own table."""
         return self.own.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box:
+    """A block of an assembled input, and where its elements lie in a tensor of the model."""
+
+    read: Read
+    start: int  # which element of that tensor its first is
+    strides: tuple[int, ...]  # elements of that tensor from one to the next along each axis
+    box: tuple[tuple[int, int], ...]  # first and end on each axis of `Assembled.view`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A tensor of an input model as the output stores its like, which the model stores as others: fused, apart, packed."""
+
+    model: int  # position in `Plan.models`
+    name: str  # what the output would call it
+    view: tuple[int, ...]  # its shape with axes cut apart where several things lie along one
+    boxes: tuple[Box, ...]  # which make it up
+    spec: TensorSpec
+
+    def __hash__(self) -> int:
+        """By its name: there may be hundreds of boxes."""
+        return hash((self.model, self.name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +212,7 @@ class Plan:
     def read_bytes(self) -> int:
         """Bytes of input tensors, each time they are an input."""
         inputs = (item for step in self.steps for item in step.inputs)
-        return sum(read.spec.nbytes for item in inputs for read in reads_of(item)[:1])
+        return sum(spec.nbytes for item in inputs if (spec := stored_spec(item)) is not None)
 
     @property
     def write_bytes(self) -> int:
@@ -207,7 +233,16 @@ def reads_of(item: Item) -> tuple[Read, ...]:
     """The tensors in files that an input is made of, that of its own model first; none of another step's result."""
     if isinstance(item, Read):
         return (item,)
+    if isinstance(item, Assembled):
+        return tuple(dict.fromkeys(box.read for box in item.boxes))
     return (item.own, *item.others) if isinstance(item, Gathered) else ()
+
+
+def stored_spec(item: Item) -> TensorSpec | None:
+    """What an input is in the files of its own model; None for another step's result."""
+    if isinstance(item, Result):
+        return None
+    return item.own.spec if isinstance(item, Gathered) else item.spec
 
 
 def _plain(value: Any) -> Any:

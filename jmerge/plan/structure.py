@@ -31,10 +31,7 @@ def first_difference(one: View, other: View, prefix: str) -> str | None:
         own = other.names.get((template, layer))
         if layer != 0 or own is None or not template.startswith(prefix):
             continue
-        shape, wanted = (
-            list(view.checkpoint.index[each].spec.shape)
-            for view, each in ((one, name), (other, own))
-        )
+        shape, wanted = (list(view.spec(each).shape) for view, each in ((one, name), (other, own)))
         if shape != wanted:
             return f"{name} is {shape} in {one.ref} and {wanted} in {other.ref}"
     return None

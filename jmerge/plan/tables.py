@@ -13,7 +13,7 @@ from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.plan.heads import Heads
 from jmerge.plan.models import read_of
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import Gathered, Read, Step
+from jmerge.plan.steps import Assembled, Gathered, Read, Step, Stored
 from jmerge.plan.views import Template, View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.tokens import TokenizerPart
@@ -23,8 +23,8 @@ from jmerge.tokens.rows import ABSENT, TableRows
 from jmerge.tokens.special import set_special_ids
 
 # The sources that have a tensor: position in the slice, where it lies; and the same as they are merged.
-Found = list[tuple[int, Read]]
-Inputs = Sequence[tuple[int, Read | Gathered]]
+Found = list[tuple[int, Stored]]
+Inputs = Sequence[tuple[int, Stored | Gathered]]
 
 
 class Tables:
@@ -63,7 +63,9 @@ class Tables:
 
         None where that is impossible, which is noted as a fault.
         """
-        reads = [read for _, read in found]
+        reads = [read for _, read in found if isinstance(read, Read)]
+        if len(reads) < len(found):
+            return found  # tables have one form
         has = [read.name in self._names[read.model] for read in reads]
         if not any(has):
             return None if self._lies_across(name, reads) else found
@@ -99,7 +101,7 @@ class Tables:
         """The copy of a tensor that is not merged; where it has a row for each token, with those of the output, which
         the other models that have it (`found`) may fill. None where that is impossible, which is noted."""
         (read,) = step.inputs
-        assert isinstance(read, Read)  # of one model, as it is
+        assert isinstance(read, Read | Assembled)  # of one model, as it is
         alike = [each for each in found if each[1].spec.shape[1:] == read.spec.shape[1:]]
         inputs = self.inputs(step.name, template, alike)
         if inputs is None:

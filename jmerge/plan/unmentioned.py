@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.plan.kept import Kept
-from jmerge.plan.models import read_of
+from jmerge.plan.models import read_of, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places
-from jmerge.plan.steps import COPY, Read, Step
+from jmerge.plan.steps import COPY, Gathered, Result, Step
 from jmerge.plan.tables import Tables
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
@@ -48,7 +48,9 @@ class Unmentioned:
                 step = self._cast(name, why)
                 skipped[module] = skipped.get(module, 0) + 1
             if step is not None and self._tables is not None and layer is None:
-                found = [(0, read) for read in step.inputs if isinstance(read, Read)]
+                found = [
+                    (0, read) for read in step.inputs if not isinstance(read, Result | Gathered)
+                ]
                 step = self._tables.kept(step, self._templates[template], found)
             if step is not None:
                 yield step
@@ -61,7 +63,8 @@ class Unmentioned:
         """The copy of a tensor as `otherwise` says."""
         view = self._views[self._kept.coverage.keeper(self._notes.recipe.first_slice)]
         found = view.names.get((template, layer))
-        return self._kept.unmentioned(name, read_of(view, found) if found else None, view.ref, why)
+        stored = stored_of(view, found) if found else None
+        return self._kept.unmentioned(name, stored, view.ref, why)
 
     def _cast(self, name: str, why: str) -> Step:
         """The copy of a tensor in the dtype of the output."""

@@ -8,9 +8,10 @@ from functools import cached_property
 
 from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
-from jmerge.ckpt.dtypes import FLOATS
+from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
+from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef
 
 SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
@@ -44,6 +45,8 @@ class View:
     modules: dict[str, str] = field(default_factory=dict)  # name -> module of the output
     heads: tuple[str, ...] = ()  # templates of its output heads
     used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
+    # what it has in another form than the donor, by what `names` calls it
+    converted: dict[str, Assembled] = field(default_factory=dict)
 
     @cached_property
     def layers_with(self) -> dict[str, list[int]]:
@@ -53,6 +56,11 @@ class View:
             if layer is not None:
                 layers.setdefault(template, []).append(layer)
         return layers
+
+    def spec(self, name: str) -> TensorSpec:
+        """Of a tensor that `names` has."""
+        converted = self.converted.get(name)
+        return converted.spec if converted else self.checkpoint.index[name].spec
 
     def quantized(self) -> str | None:
         """Why its weights are not plain numbers, or None when they are."""

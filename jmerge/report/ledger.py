@@ -12,7 +12,7 @@ from typing import Any
 from jmerge.arch.config import Change
 from jmerge.ckpt.shards import OutFile
 from jmerge.engine.run import Outcome
-from jmerge.plan.steps import Gathered, Item, Plan, Result, Step
+from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step
 
 TOKENS = "jmerge.tokens.jsonl"  # which rows made which token, beside the ledger
 
@@ -72,6 +72,17 @@ def _source(plan: Plan, item: Item) -> dict[str, Any]:
         source["rows"] = TOKENS
         source["filled_from"] = [
             {"model": plan.models[other.model].ref, "tensor": other.name} for other in item.others
+        ]
+    if isinstance(item, Assembled):
+        source["view"] = list(item.view)
+        source["parts"] = [
+            {
+                "tensor": box.read.name,
+                "start": box.start,
+                "strides": list(box.strides),
+                "box": [list(axis) for axis in box.box],
+            }
+            for box in item.boxes
         ]
     return source
 

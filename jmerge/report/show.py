@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jmerge.plan.steps import COPY, Gathered, Plan, Result, Step
+from jmerge.plan.steps import COPY, Assembled, Gathered, Plan, Result, Step
 from jmerge.process import resident_bytes
 
 if TYPE_CHECKING:  # it loads JAX, which takes a second, and words need none
@@ -58,6 +58,8 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
         changes += ["tokens:", *(f"  {line}" for line in plan.tokens.summary)]
     if plan.maps:
         changes.append("  * rows moved to where the output has their tokens")
+    if any(isinstance(item, Assembled) for step in plan.steps for item in step.inputs):
+        changes.append("  + put together from tensors that the model stores in another form")
     sums = totals(plan, schedule, need)
     peak, process = sums["peak_bytes"], resident_bytes()
     lines += ["", "models:", *legend, *changes, ""]
@@ -118,6 +120,7 @@ def _row(plan: Plan, step: Step) -> tuple[str, str, str, str, str]:
             owner = letter(item.model)
             name = owner if item.name == step.tensor else f"{owner}:{item.name}"
             name += "*" if isinstance(item, Gathered) else ""
+            name += "+" if isinstance(item, Assembled) else ""
         sources.append(f"[{name}]" if i == step.base else name)
     numbers = _numbers(step.numbers) + (f"  ({step.note})" if step.note else "")
     return step.name, str(step.spec), step.method, " ".join(sources), numbers.strip()

@@ -367,8 +367,11 @@ def test_a_rule_that_only_the_class_knows() -> None:
     """Gemma 2 alternates whatever config.json says, but for a list."""
     config = {"num_hidden_layers": 3, "model_type": "gemma2"}
     assert unsaid(config, stack(3), source(config, 3, 1, 2)) == [
-        Unsaid("sliding_window_pattern", [0], "layer_types")
+        Unsaid("sliding_window_pattern", [0], "layer_types", written=True)
     ]
+    edited, (*_, change) = set_depth(config, stack(3), source(config, 3, 1, 2))
+    assert edited == config | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING]}
+    assert change == ("layer_types", None, [FULL, SLIDING], "the layers of the output")
     for fields, order in (({}, (0, 1, 0)), ({"layer_types": [SLIDING, FULL, SLIDING]}, (1, 2))):
         layers = source(config | fields, 3, *order)
         assert unsaid(config | fields, stack(3), layers) == []

@@ -43,6 +43,16 @@ PAIRS = [
         "model.layers.{}.mlp.gate.weight",
         "model.layers.{}.block_sparse_moe.gate.weight",
     ),
+    (
+        "router",
+        "model.layers.{}.mlp.router.weight",
+        "model.layers.{}.block_sparse_moe.gate.weight",
+    ),
+    (
+        "router inside",
+        "model.layers.{}.block_sparse_moe.router.weight",
+        "model.layers.{}.block_sparse_moe.router.layer.weight",
+    ),
 ]
 
 

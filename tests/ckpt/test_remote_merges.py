@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import layoutkit
 import numpy as np
 import pytest
 from serverkit import SHA, Fault, FileServer, make_certificate
@@ -406,3 +407,24 @@ def test_memory_of_what_is_fetched_is_announced(
     fetched = [need_of(jmerge.make_schedule(plan)).fetched for plan in plans]
     assert fetched == [0, store.REMOTE_BYTES]
     assert np.isclose(store.REMOTE_BYTES, store.IN_MEMORY + 16 * (1 << 22))
+
+
+@pytest.mark.parametrize("method", ["linear", pytest.param("ties", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["mixtral", "transposed_experts"])
+@pytest.mark.parametrize("donor", ["apart", "together"])
+def test_models_in_two_forms(
+    donor: str, form: str, method: str, small: None, server: FileServer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Experts packed and one by one: the bytes of a local merge, and every range of the inputs fetched once."""
+    monkeypatch.setattr(layoutkit, "HIDDEN", 96)
+    monkeypatch.setattr(layoutkit, "INNER", 80)
+    for seed, name in enumerate("ab"):
+        row = layoutkit.ROWS[form](seed)
+        stored = row.apart if (donor == "apart") == (name == "a") else row.together
+        stored.write(tmp_path / "local" / name)
+    shutil.copytree(tmp_path / "local", server.root, dirs_exist_ok=True)
+    want = merged(tmp_path, str(tmp_path / "local"), method, "want")
+    assert weights(merged(tmp_path, server.url, method, "out")) == weights(want)
+    total = needed(tmp_path / "local")
+    assert total <= server.total() <= total * 1.05 + 2 * ((1 << 16) + 1)

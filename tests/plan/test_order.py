@@ -118,6 +118,19 @@ def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
 
 
+def test_a_list_instead_of_a_rule(tmp_path: Path) -> None:
+    """Kinds of attention are listed where no number places them, and whoever loads the model is warned."""
+    for model, seed in (("a", 0), ("b", 1)):
+        write(tmp_path / model, seed, sliding_window_pattern=2)
+    made = run(tmp_path, stack(("a", 0, 2), ("b", 1, 4)))
+    full, sliding = "full_attention", "sliding_attention"
+    assert made.config["layer_types"] == [sliding, full, full, sliding, full]
+    assert made.config["sliding_window_pattern"] == 2
+    (warning,) = made.ledger["warnings"]
+    assert "no 'sliding_window_pattern' tells the kinds of the layers in their new order" in warning
+    assert "config.json gets 'layer_types'" in warning
+
+
 def test_layers_of_another_model_in_their_own_places(tmp_path: Path) -> None:
     """No layer moves, but some are of another kind than the donor's."""
     write(tmp_path / "a", 0, layer_types=["x", "x", "x", "x"], first_k_dense_replace=2)
