@@ -121,10 +121,14 @@ class LocalSource(Source):
 
     def size(self, name: str) -> int | None:
         path = self.folder / name
-        if path.is_file():
-            return self.size_of(name)
-        if path.is_symlink() and not path.is_dir():
-            raise self.broken(name, f"is a link to {os.readlink(path)}, where no file can be read")
+        try:
+            if path.is_file():
+                return self.size_of(name)
+            target = os.readlink(path) if path.is_symlink() and not path.is_dir() else None
+        except OSError as error:  # such as a name that is too long for any file
+            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+        if target is not None:
+            raise self.broken(name, f"is a link to {target}, where no file can be read")
         return None
 
     def path(self, name: str) -> Path | None:

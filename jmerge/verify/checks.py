@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,7 +110,7 @@ def folders(source: Source) -> list[Folder]:
         name, slash, rest = file.partition("/") if isinstance(file, str) else ("", "", "")
         if slash and rest.count("/") < 2 and name not in ("", ".", ".."):
             prefixes.add(name)
-    there = sorted(name for name in prefixes if (source.folder / name).is_dir())
+    there = sorted(name for name in prefixes if os.path.isdir(source.folder / name))
     inner = [Folder(LocalSource(source.folder / name), ledger, f"{name}/") for name in there]
     own = any(name.endswith(WEIGHTS) for name in source.names())
     # the outer one, too, where it tells that an inner one is gone

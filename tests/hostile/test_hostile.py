@@ -109,6 +109,7 @@ def deep(levels: int) -> str:
 
 NORM = "model.norm.weight"
 DIGITS = "1" + "0" * 4250
+LONG = "x" * 300  # letters; no file system has names of so many
 # damage, file that the line names, part of what it says
 HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a million axes": (change_header(NORM, shape=[2**62] * 200_000), WEIGHTS, f"more than {MAX_AXES}"),
@@ -135,6 +136,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an index with a file name of control characters": (
         put(INDEX, '{"weight_map": {"a": "b\\u0000.safetensors"}}'), INDEX, "outside"),
     "an index with half a letter": (put(INDEX, '{"weight_map": {"a": "\\ud800"}}'), INDEX, "outside"),
+    "an index with a file name longer than any": (
+        put(INDEX, json.dumps({"weight_map": {"a": LONG}})), LONG, "too long"),
     "an index that is deep": (put(INDEX, '{"weight_map": ' + deep(100_000) + "}"), INDEX, "nested"),
     "a config too large": (sparse("config.json", MAX_JSON_BYTES + 1), "config.json", "larger"),
     "a config that is deep": (put_config(x=json.loads(deep(MAX_DEPTH))), "config.json", "nested"),
@@ -171,6 +174,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a module outside": (put("modules.json", '[{"path": "../good", "type": "x.Dense"}]'), "modules.json", "not in"),
     "a module of control characters": (
         put("modules.json", '[{"path": "a\\u0000", "type": "x.Dense"}]'), "modules.json", "not in"),
+    "a module with a name longer than any": (
+        put("modules.json", json.dumps([{"path": LONG, "type": "x.Dense"}])), LONG, "too long"),
     "a module twice": (
         put("modules.json", json.dumps([{"path": "", "type": "x.Transformer"}] * 2)), "modules.json", "two modules"),
     "a processor that is deep": (

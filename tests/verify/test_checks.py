@@ -387,6 +387,15 @@ def test_several_models_of_one_merge(tmp_path: Path) -> None:
     assert "b/model.safetensors" in gone or "b/README.md" in gone
 
 
+def test_a_ledger_of_names_longer_than_any(tmp_path: Path) -> None:
+    name = "x" * 300
+    write_model(tmp_path)
+    ledger = {"files": {name: 1}, "tensors": {"a": {"file": f"{name}/model.safetensors"}}}
+    (tmp_path / LEDGER).write_text(json.dumps(ledger))
+    (found,) = verify(LocalSource(tmp_path))
+    assert not found.fine
+
+
 def test_deep_reading_takes_a_few_buffers(tmp_path: Path) -> None:
     """Of a tensor far larger than that."""
     spec = jmerge.open_checkpoint(write_checkpoint(tmp_path, {"x": np.ones(4, np.float32)}))
