@@ -6,6 +6,7 @@ Flags live in a private `FlagValues` made when the program runs, so that importi
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -202,14 +203,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
 
 
 def program() -> None:
     """The console script."""
     prepare()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does what it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     leave(main())
+
+
+def _tell(text: str) -> None:
+    """Print all of what was found; a reader who has read enough (`| head`) changes no exit code.
+
+    Raises:
+      RunError: it cannot be written, as on a full disk.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        raise RunError(f"standard output: {error.strerror or error}") from error
+
+
+def _drop_output() -> None:
+    """Leave to nobody what is still to be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -378,7 +401,7 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
     plan = plan_recipe(config, seed=values.seed)
     schedule = fit(plan, budget)
     need = need_of(schedule).total
-    print((plan_json if values.json else plan_text)(plan, schedule, need))
+    _tell((plan_json if values.json else plan_text)(plan, schedule, need))
     if not values.quiet:
         warn(plan)
     return 0
@@ -393,7 +416,7 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.inspect import inspect_checkpoint, inspect_text
 
     found = inspect_checkpoint(open_checkpoint(words[0]))
-    print(json.dumps(found, indent=1) if values.json else inspect_text(found))
+    _tell(json.dumps(found, indent=1) if values.json else inspect_text(found))
     return 0
 
 
@@ -405,7 +428,7 @@ def _verify(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.verify.checks import verify
 
     found = verify(find_source(words[0]), deep=values.deep)
-    print((verify_json if values.json else verify_text)(found))
+    _tell((verify_json if values.json else verify_text)(found))
     return 0 if all(each.fine for each in found) else 1
 
 
@@ -429,9 +452,10 @@ def _diff(words: list[str], values: flags.FlagValues) -> int:
         from jmerge.report.page import write_page
 
         write_page(found, values.html)
-    print(diff_json(found) if values.json else diff_text(found, terminal_width()))
+    text = diff_json(found) if values.json else diff_text(found, terminal_width())
     if values.html is not None and not values.json:
-        print(f"\n{values.html} has charts of it")
+        text += f"\n\n{values.html} has charts of it"
+    _tell(text)
     return 1 if found.faults else 0
 
 
@@ -439,10 +463,10 @@ def _methods(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.methods import method_text, methods_text
 
     if not words:
-        print(methods_text())
+        _tell(methods_text())
         return 0
     try:
-        print("\n\n".join(method_text(word) for word in words))
+        _tell("\n\n".join(method_text(word) for word in words))
     except ValueError as error:
         raise PlanError(Fault(str(error), where="methods")) from error
     return 0
@@ -453,7 +477,7 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
 
     from jmerge.report.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(), indent=1))
+    _tell(json.dumps(recipe_schema(), indent=1))
     return 0
 
 

@@ -420,6 +420,35 @@ def test_a_closed_pipe_is_no_traceback(place: Path) -> None:
     assert errors == ""
 
 
+def shell(line: str, cwd: Path) -> tuple[int, str]:
+    """The exit code of jmerge, which `line` calls as `$J`, and what it says on standard error."""
+    code = "from jmerge.cli import program; program()"
+    script = f"J() {{ {sys.executable} -c '{code}' \"$@\"; }}; set -o pipefail; {line}"
+    done = subprocess.run(["bash", "-c", script], cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_a_fault_is_one_whoever_reads_of_it(tmp_path: Path) -> None:
+    write_llama(tmp_path / "m", 0)
+    (tmp_path / "m" / "config.json").unlink()
+    assert shell("J verify m > /dev/null", tmp_path) == (1, "")
+    assert shell("J verify m | true", tmp_path) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    write_llama(tmp_path, 0)
+    for line in ("J verify . > /dev/full", "J diff . . > /dev/full"):
+        assert shell(line, tmp_path) == (3, "error: standard output: No space left on device\n")
+
+
+def test_letters_that_the_output_cannot_encode(tmp_path: Path) -> None:
+    write_llama(tmp_path / "\xfc", 0)
+    assert shell(
+        "export PYTHONIOENCODING=ascii; J diff \xfc \xfc | grep -qF '\\xfc'", tmp_path
+    ) == (0, "")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["--confg"], ["--cuda"]])
 def test_what_needs_no_merge_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (

@@ -31,6 +31,7 @@ from jmerge.version import VERSION
 
 WHERE = "--html"
 TEMPLATE = "page.html.jinja"
+BEGINNING = b"<!doctype html>"
 SHOWN = 30  # tensors in the list of those that changed most
 LISTED = 200  # lines of any other list
 
@@ -44,6 +45,14 @@ def check_page(path: str | Path) -> None:
         raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE))
     if not place.parent.is_dir():
         raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE))
+    if place.is_file() and not _replaceable(place):
+        raise PlanError(Fault(f"{place} is there and is no page; name another file", where=WHERE))
+
+
+def _replaceable(place: Path) -> bool:
+    """Whether a file is empty or a page, and not the weights or the recipe of somebody who mistook the order of words."""
+    with environment_errors(place), place.open("rb") as file:
+        return file.read(len(BEGINNING)).lower() in (b"", BEGINNING)
 
 
 def write_page(found: Difference, path: str | Path) -> None:

@@ -178,6 +178,11 @@ def test_mistakes(
     for path, message in ((tmp_path, "is a folder"), (tmp_path / "gone" / "x", "is not a folder")):
         assert main(["diff", "nothing", "here", "--html", str(path)]) == 2
         assert message in capsys.readouterr().err
+    weights = write_llama(tmp_path / "a", 0) / "model.safetensors"
+    data = weights.read_bytes()
+    assert main(["diff", "nothing", "here", "--html", str(weights)]) == 2
+    assert "is no page" in capsys.readouterr().err
+    assert weights.read_bytes() == data
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert main(["diff", "nothing", "here", "--html", str(tmp_path / "x.html")]) == 2
     err = capsys.readouterr().err
