@@ -38,10 +38,13 @@ def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Ho
     return Hole(spell(template, stack, layer), len(having))
 
 
-def holes_of_its_own(view: View, prefix: str) -> Iterator[Hole]:
+def holes_of_its_own(view: View, prefix: str, *, whole_blocks: bool = False) -> Iterator[Hole]:
     """Holes that one model shows alone: a layer with a part of a block that most layers have whole.
 
     A layer of another kind has templates of its own in the block (dense instead of experts) or lacks the block.
+
+    whole_blocks: of blocks, too, that three layers or more and all have but one, which has others around it and nothing
+      of its own instead.
     """
     stack = view.stacks.get(prefix)
     layers: dict[int, set[str]] = {}
@@ -60,11 +63,9 @@ def holes_of_its_own(view: View, prefix: str) -> Iterator[Hole]:
             block = _block(template)
             here = {other for other in templates if _block(other) == block}
             having = [at for at, names in layers.items() if template in names]
-            if (
-                here
-                and here <= usual
-                and not config_explains(view.checkpoint.config, stack, layer, having)
-            ):
+            inner = 0 < layer < stack.depth - 1 and len(having) == len(layers) - 1 >= 3
+            lost = here <= usual if here else whole_blocks and inner and templates <= usual
+            if lost and not config_explains(view.checkpoint.config, stack, layer, having):
                 yield Hole(spell(template, stack, layer), len(having))
 
 

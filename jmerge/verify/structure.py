@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,10 +16,19 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.verify.folder import Finding, Folder
 
 HEADED = ("ForCausalLM", "LMHeadModel")  # how classes end that give a score to every token
+HEAD = "lm_head"
+PLAIN = (".weight", ".bias")
 EXTRA_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # stored behind the others
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 # config keys of models whose embedding has another width than their layers
-OTHER_WIDTHS = ("embedding_size", "word_embed_proj_dim", "embed_dim", "d_embed", "emb_dim")
+OTHER_WIDTHS = (
+    "embedding_size",
+    "input_embedding_size",
+    "word_embed_proj_dim",
+    "embed_dim",
+    "d_embed",
+    "emb_dim",
+)
 
 
 def layers(folder: Folder) -> Iterator[Finding]:
@@ -37,6 +46,9 @@ def layers(folder: Folder) -> Iterator[Finding]:
     stacks = folder.layout.stacks
     sizes = Counter(role.stack for role in folder.layout.roles.values() if role.stack is not None)
     prefix = max(sizes, key=lambda each: (stacks[each].depth > 1, sizes[each]), default=None)
+    if told and prefix is None:
+        key, count = told[0]
+        yield Finding(f"{key} is {count}; the weights have no layers", folder.config_file)
     if prefix is not None and not gaps and stacks[prefix].depth > 1 and not stacks[prefix].keys:
         depth = stacks[prefix].depth
         depths = {stack.depth for stack in stacks.values()}
@@ -76,7 +88,9 @@ def _holes(folder: Folder) -> Iterator[Finding]:
     checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
     views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
     for prefix in folder.layout.stacks:
-        for hole in holes_of_its_own(views[ref], prefix):
+        for hole in holes_of_its_own(views[ref], prefix, whole_blocks=True):
+            if _quantised(folder.config) and not hole.name.endswith(PLAIN):
+                continue  # a scale, of weights that this layer has unpacked
             message = f"is missing; {hole.having} other layers have it"
             yield Finding(message, tensor=hole.name)
 
@@ -88,17 +102,33 @@ def shapes(folder: Folder) -> Iterator[Finding]:
     widths = {part[key] for part in parts for key in WIDTHS if type(part.get(key)) is int}
     if any(key in part for part in parts for key in OTHER_WIDTHS):
         widths = set()
-    tables = (*folder.layout.embeddings, *folder.layout.heads)
-    for name in tables:
+    heads = dict.fromkeys((*folder.layout.heads, *_called_heads(folder)))
+    for name in dict.fromkeys((*folder.layout.embeddings, *heads)):
         found = folder.tensors[name].spec.shape
         if rows and found[0] not in rows:
-            yield Finding(f"has {found[0]} rows; vocab_size is {_listed(rows)}", tensor=name)
+            # some models read more tokens than they write, and count the latter (mllama: pictures)
+            written = {folder.tensors[head].spec.shape[0] for head in heads}
+            more = found[0] > max(rows) and bool(written) and written <= rows
+            message = f"has {found[0]} rows; vocab_size is {_listed(rows)}"
+            yield Finding(message, tensor=name, warning=more)
         if widths and not any(size in widths for size in found[1:]):
             yield Finding(
                 f"has {found[1]} columns; config.json says {_listed(widths)}", tensor=name
             )
-    if not _per_layer(folder.config):
+    named = next(iter(class_names(folder.config)), "")
+    matrices = {n for n, s in folder.specs.items() if len(s.shape) == 2 and s.shape[0] in rows}
+    bare = not folder.layout.embeddings and matrices <= set(heads)
+    if folder.whole and rows and bare and named.endswith(HEADED):
+        message = f"vocab_size is {_listed(rows)}; the weights have no embedding for {named}"
+        yield Finding(message, folder.config_file)
+    if not _per_layer(folder.config) and not _quantised(folder.config):
         yield from _one_shape(folder)
+
+
+def _called_heads(folder: Folder) -> list[str]:
+    """Matrices that are called heads, whatever their shapes."""
+    specs = folder.specs.items()
+    return [n for n, s in specs if f".{n}".endswith(f".{HEAD}.weight") and len(s.shape) == 2]
 
 
 def _one_shape(folder: Folder) -> Iterator[Finding]:
@@ -110,10 +140,32 @@ def _one_shape(folder: Folder) -> Iterator[Finding]:
         ((usual, count), *others) = Counter(group.values()).most_common()
         # a few that differ from the rest; where many do, the model is made so
         if others and len(group) >= 3 and count >= 0.75 * len(group) - 0.25:
-            for name, shape in group.items():
-                if shape != usual:
+            odd = {name: shape for name, shape in group.items() if shape != usual}
+            if not _listed_alone(folder, odd):
+                for name, shape in odd.items():
                     message = f"has shape {list(shape)}, in {count} other layers {list(usual)}"
                     yield Finding(message, tensor=name)
+
+
+def _listed_alone(folder: Folder, names: Iterable[str]) -> bool:
+    """Whether config.json has a list of just the layers of these tensors (SAM: `global_attn_indexes`)."""
+    roles = folder.layout.roles
+    layers = {roles[name].layer for name in names}
+    deep = {role.layer for role in roles.values()}
+    lists = (
+        value
+        for _, part in config_dicts(folder.config)
+        for key, value in part.items()
+        if isinstance(value, list) and not key.endswith("token_id")
+    )
+    return any({each for each in value if type(each) is int} & deep == layers for value in lists)
+
+
+def _quantised(config: Config) -> bool:
+    """Whether weights are stored packed, perhaps not those of all layers."""
+    return any(
+        isinstance(part.get("quantization_config"), dict) for _, part in config_dicts(config)
+    )
 
 
 def _per_layer(config: Config) -> bool:
@@ -131,7 +183,7 @@ def _per_layer(config: Config) -> bool:
 def dtypes(folder: Folder) -> Iterator[Finding]:
     """Most bytes have the dtype of config.json, to which transformers casts all when it loads the model."""
     told = folder.config.get("dtype", folder.config.get("torch_dtype"))
-    if told not in CONFIG_NAMES.values() or "quantization_config" in folder.config:
+    if told not in CONFIG_NAMES.values() or _quantised(folder.config):
         return
     sizes: Counter[str] = Counter()
     for spec in folder.specs.values():
@@ -149,28 +201,34 @@ def ties(folder: Folder) -> Iterator[Finding]:
     told = _ties_told(folder.config)
     layout = folder.layout
     named = next(iter(class_names(folder.config)), "")
-    if told == {False} and layout.embeddings and not layout.heads and named.endswith(HEADED):
+    headless = not layout.heads and not _called_heads(folder)
+    if told == {False} and layout.embeddings and headless and named.endswith(HEADED):
         message = f"tie_word_embeddings is false; the weights have no head for {named}"
         if folder.whole:
             yield Finding(message, folder.config_file)
-    if told == {True} and layout.heads and layout.embeddings:
-        head, table = (
-            folder.tensors[layout.heads[0]].spec,
-            folder.tensors[layout.embeddings[0]].spec,
-        )
+    pair = _one_table(folder)
+    if pair is not None:
+        head, table = (folder.tensors[name].spec for name in pair)
         if head.shape != table.shape:
             message = f"tie_word_embeddings is true; the head is {head}, the embedding {table}"
-            yield Finding(message, folder.config_file, layout.heads[0])
+            yield Finding(message, folder.config_file, pair[0])
 
 
 def tied_tables(folder: Folder) -> tuple[str, str] | None:
     """Head and embedding that config.json says are one, where both are stored in one shape and dtype."""
+    pair = _one_table(folder)
+    if pair is None or folder.tensors[pair[0]].spec != folder.tensors[pair[1]].spec:
+        return None
+    return pair
+
+
+def _one_table(folder: Folder) -> tuple[str, str] | None:
+    """The stored head and embedding that config.json says are one."""
     layout = folder.layout
     if _ties_told(folder.config) != {True} or not layout.heads or not layout.embeddings:
         return None
     head, table = layout.heads[0], layout.embeddings[0]
-    same = folder.tensors[head].spec == folder.tensors[table].spec
-    return (head, table) if same else None
+    return (head, table) if layout.roles[head].module == layout.roles[table].module else None
 
 
 def _ties_told(config: Config) -> set[bool]:

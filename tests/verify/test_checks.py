@@ -188,7 +188,10 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
         lambda folder: (folder / "generation_config.json").write_bytes(b"\xff"),
         lambda folder: (folder / "vocab.txt").write_bytes(b"\xff"),
     ],
-    "index": [move_in_index, drop_from_index],
+    "index": [
+        move_in_index, drop_from_index,
+        lambda folder: edit_json(folder / INDEX, lambda index: index["weight_map"].clear()),
+    ],
     "duplicates": [same_tensor_in_two_shards],
     "stale": [
         add_shard("model.safetensors"), add_shard("model-00001-of-00099.safetensors"), stale_index,
@@ -202,11 +205,15 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
         edit_config(num_hidden_layers=5),
         edit_config(num_hidden_layers=3),
         write_tensors(lambda t: t.pop(f"{LAYER}mlp.up_proj.weight")),
+        write_tensors(lambda t: t.pop(f"{LAYER}input_layernorm.weight")),
         write_tensors(lambda t: [t.pop(n) for n in list(t) if n.startswith(LAYER)]),
+        write_tensors(lambda t: [t.pop(n) for n in list(t) if ".layers." in n]),
     ],
     "shapes": [
         edit_config(hidden_size=9),
         edit_config(vocab_size=15),
+        write_tensors(lambda t: t.pop("model.embed_tokens.weight")),
+        write_tensors(lambda t: t.update({"lm_head.weight": np.ones((17, 8), np.float32)})),
         write_tensors(lambda t: t.update({f"{LAYER}mlp.up_proj.weight": np.ones((5, 8), np.float32)})),
     ],
     "dtypes": [edit_config(torch_dtype="bfloat16")],
@@ -312,6 +319,7 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index": (lambda folder: edit_json(folder / INDEX, lambda i: i["metadata"].update(total_size=1)), "total_size"),
     "companions": (lambda folder: (folder / "tokenizer.json").unlink(), "vocabulary"),
     "readable": (other_tokenizer(vocab__txt="a\nb\n"), "lacks the token '[UNK]'"),
+    "shapes": (write_tensors(lambda t: t.update({"model.embed_tokens.weight": np.ones((18, 8), np.float32)})), "has 18 rows"),
     "nonfinite": (write_tensors(lambda t: t.update({"rotary_emb.inv_freq": NAN})), "infinite"),
 }  # fmt: skip
 
@@ -341,6 +349,27 @@ SOUND: dict[str, Callable[[Path], Any]] = {
         auto_map={"AutoConfig": "org/other--configuration_x.X", "AutoTokenizer": [None, None]}
     )(write_model(folder)),
     "pickles beside it": lambda folder: (write_model(folder) / "pytorch_model.bin").write_bytes(b"x"),
+    "an embedding of another width": lambda folder: write_tensors(
+        lambda t: t.update({"model.embed_tokens.weight": np.ones((16, 4), np.float32)}), input_embedding_size=4
+    )(write_model(folder)),
+    "a layer of another shape that is listed": lambda folder: write_tensors(
+        lambda t: t.update({f"{LAYER}self_attn.rel_pos": np.ones((9, 8), np.float32)} | {
+            f"model.layers.{i}.self_attn.rel_pos": np.ones((3, 8), np.float32) for i in (0, 1, 3)}),
+        global_attn_indexes=[2, 5],
+    )(write_model(folder)),
+    "a head of one module, an embedding of another": lambda folder: write_checkpoint(
+        folder,
+        {f"text.{name}": each for name, each in llama_tensors(0, tied=True).items()}
+        | {f"action.{name}": each for name, each in llama_tensors(1).items() if "embed" not in name},
+        {"text_config": llama_config(tied=True), "action_config": llama_config(tied=True)},
+    ),
+    "packed weights of all layers but one": lambda folder: write_checkpoint(
+        folder,
+        llama_tensors(0, **SIZES)
+        | {f"model.layers.{i}.mlp.up_proj.{name}": np.ones((4, 1), np.uint8)
+           for i in (0, 1, 3) for name in ("weight", "weight.absmax")},
+        llama_config(**SIZES) | {"quantization_config": {"quant_method": "bitsandbytes"}},
+    ),
     "layers of two kinds": lambda folder: write_checkpoint(
         folder,
         llama_tensors(0, **SIZES) | {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 8), np.float32)},
