@@ -124,12 +124,14 @@ def infer_layout(
     """
     if folders:
         return _with_folders(specs, config, folders)
-    stacks = _with_keys(_find_stacks(specs, config), config)
+    stacks = _find_stacks(specs, config)
+    ranks = _ranks(stacks, specs)
+    stacks = _with_keys(stacks, ranks, config)
     by_prefix = {stack.prefix: stack for stack in stacks}
     located = {name: _locate(name, by_prefix) for name in specs}
     loose = [name for name, (stack, _) in located.items() if stack is None]
     embeddings, heads, biases = _vocabulary(loose, specs, config)
-    layered = _layered(stacks, specs)
+    layered = _layered(stacks, ranks)
     branches = _branches(layered, loose, embeddings, heads, config)
     layered_prefixes = {stack.prefix for stack in layered}
     roles = {}
@@ -242,7 +244,16 @@ def _trim(indices: list[int], layers: dict[int, set[str]]) -> list[int]:
     return indices
 
 
-def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
+def _ranks(stacks: list[Stack], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Prefix -> place by number of tensors, then by name: which of equals is meant does not depend on how the tensors
+    are shared out among files."""
+    by_prefix = {stack.prefix: stack for stack in stacks}
+    sizes = Counter(stack.prefix for name in specs if (stack := _locate(name, by_prefix)[0]))
+    ordered = sorted(by_prefix, key=lambda prefix: (-sizes[prefix], prefix))
+    return {prefix: rank for rank, prefix in enumerate(ordered)}
+
+
+def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) -> list[Stack]:
     """The stacks with the config keys that hold their lengths, each key used once, best matches first.
 
     A second usual key of the same length in the same map (`n_layer` beside `num_hidden_layers`) goes to the stack
@@ -250,9 +261,9 @@ def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
     """
     dicts = config_dicts(config)
     two_kinds = any(VISION.search(".".join(path)) for path, _ in dicts)
-    by_depth: dict[int, list[tuple[int, Stack]]] = {}
-    for i, stack in enumerate(stacks):
-        by_depth.setdefault(stack.depth, []).append((i, stack))
+    by_depth: dict[int, list[Stack]] = {}
+    for stack in stacks:
+        by_depth.setdefault(stack.depth, []).append(stack)
     counts = [
         (path, key, value)
         for path, part in dicts
@@ -267,10 +278,11 @@ def _with_keys(stacks: list[Stack], config: Config) -> list[Stack]:
     candidates = []
     for path, key, value in counts:
         usual = key in LAYER_KEYS
-        for i, stack in by_depth[value]:
+        for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
             if score is not None:
-                candidates.append((score - (not usual), -i, (*path, key), usual, stack.prefix))
+                rank = ranks[stack.prefix]
+                candidates.append((score - (not usual), -rank, (*path, key), usual, stack.prefix))
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     keys: dict[str, list[KeyPath]] = {}
     taken: dict[KeyPath, str] = {}
@@ -378,14 +390,12 @@ def _part(name: str, embeddings: tuple[str, ...], heads: tuple[str, ...]) -> Par
     return "last"
 
 
-def _layered(stacks: list[Stack], specs: Mapping[str, TensorSpec]) -> list[Stack]:
+def _layered(stacks: list[Stack], ranks: Mapping[str, int]) -> list[Stack]:
     """The stacks whose layers can be ranged over: those with a key, else the largest one."""
     keyed = [stack for stack in stacks if stack.keys]
     if keyed or not stacks:
         return keyed
-    by_prefix = {stack.prefix: stack for stack in stacks}
-    sizes = Counter(stack.prefix for name in specs if (stack := _locate(name, by_prefix)[0]))
-    return [max(stacks, key=lambda stack: (stack.depth > 1, sizes[stack.prefix]))]
+    return [max(stacks, key=lambda stack: (stack.depth > 1, -ranks[stack.prefix]))]
 
 
 def _branches(

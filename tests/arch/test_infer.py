@@ -579,6 +579,14 @@ def test_a_usual_layer_key_wins_over_an_unusual_one() -> None:
     assert key_paths(layout.stacks["net.tower.rungs"]) == ["num_hidden_layers"]
 
 
+def test_of_equal_stacks_the_same_one_is_meant_in_any_order_of_files() -> None:
+    """By what is in them, then by name."""
+    shapes = layers("pairs", 3, "match", "score") | layers("blocks", 3, "q", "k", "v")
+    for each in (shapes, dict(reversed(shapes.items()))):
+        for config in ({}, {"num_hidden_layers": 3}):
+            assert {r.stack for r in infer(each, config).roles.values()} == {None, "blocks"}
+
+
 def test_without_a_config_the_layers_are_still_found() -> None:
     """No key, so their number cannot change, but layer ranges of the old length work."""
     layout = infer(INVENTED, {})
