@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        hint = "" if HELP.keys() & set(arguments) else "; the same command goes on from here"
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _drop_output()

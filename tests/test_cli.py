@@ -420,6 +420,18 @@ def test_a_closed_pipe_is_no_traceback(place: Path) -> None:
     assert errors == ""
 
 
+def test_only_a_merge_goes_on_after_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    for command, words in (("_diff", ["diff", "a", "b"]), ("_merge", ["x.yml", "out"])):
+        monkeypatch.setattr(cli, command, interrupt)
+        assert cli.main(words) == 130
+        assert ("goes on" in capsys.readouterr().err) == (command == "_merge")
+
+
 def shell(line: str, cwd: Path) -> tuple[int, str]:
     """The exit code of jmerge, which `line` calls as `$J`, and what it says on standard error."""
     code = "from jmerge.cli import program; program()"

@@ -9,6 +9,7 @@ from typing import Any
 from jmerge.arch.infer import Layout, class_names, infer_layout
 from jmerge.arch.ties import same_bytes
 from jmerge.ckpt.open import Checkpoint
+from jmerge.errors import Fault
 from jmerge.report.show import count, size
 
 EXPERT = re.compile(r"\.experts?\.(\d+)\.")
@@ -82,7 +83,7 @@ def inspect_text(found: dict[str, Any]) -> str:
                 f"{size(row['bytes']):>11}",
             )
             lines.append("  ".join([f"{key:<{width}}", *numbers]))
-    return "\n".join(lines)
+    return "\n".join(str(Fault(line)) for line in lines)  # names and classes are a stranger's
 
 
 def _part(layout: Layout, name: str, folders: Sequence[str]) -> str:

@@ -28,7 +28,8 @@ from jmerge.ckpt.weights import MAX_FILES, MAX_JSON_BYTES
 from jmerge.ckpt.writer import LEDGER
 from jmerge.jobs import merge
 from jmerge.recipe.parse import MAX_BYTES
-from jmerge.testing.tiny import llama_config, write_checkpoint, write_llama
+from jmerge.report.inspect import inspect_checkpoint, inspect_text
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 WEIGHTS = "model.safetensors"
 
@@ -334,6 +335,13 @@ def test_a_line_shows_what_a_terminal_would_obey(tmp_path: Path) -> None:
     (tmp_path / "m\n\x1b[2J" / "config.json").write_text("{")
     lines = refused(lambda: open_checkpoint(tmp_path / "m\n\x1b[2J"))
     assert lines is not None and "m\\n\\x1b[2J" in lines[0]
+
+
+def test_inspect_shows_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    tensors = llama_tensors(0, layers=1) | {"a\u202eb.weight": np.ones(2, np.float32)}
+    write_checkpoint(tmp_path, tensors, llama_config(layers=1) | {"architectures": ["X\x1b[2J"]})
+    lines = inspect_text(inspect_checkpoint(open_checkpoint(tmp_path))).splitlines()
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_deep_ledger_in_the_place_of_the_output(tmp_path: Path) -> None:
