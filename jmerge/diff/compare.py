@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from jmerge.ckpt.source import Source
 from jmerge.diff.beside import Beside, compare_beside
 from jmerge.diff.pairs import Lone, Pair, pair_up
 from jmerge.diff.sums import Gauge, Sums, add_up
+from jmerge.engine.crew import work_through
 from jmerge.engine.reads import Files, aligned_buffer
 from jmerge.errors import Fault
 
@@ -124,20 +123,14 @@ def _read_all(
     """The sums of every pair, by several threads that share one list of pieces."""
     remote = isinstance(source_a, RemoteSource) or isinstance(source_b, RemoteSource)
     threads = CONNECTIONS if remote else THREADS
-    pieces = _pieces(pairs)
     total = sum(pair.a.spec.size for pair in pairs)
     found: list[dict[int, Sums]] = [{} for _ in pairs]
-    lock = threading.Lock()
     files = Files()
-    stopped = threading.Event()
 
-    def work() -> None:
+    def comparer() -> Callable[[_Piece], Sums]:
         gauge, buffers = Gauge(), [aligned_buffer(width * PIECE) for width in _widths(pairs)]
-        while not stopped.is_set():
-            with lock:
-                piece = next(pieces, None)
-            if piece is None:
-                return
+
+        def work(piece: _Piece) -> Sums:
             number, start, stop = piece
             pair = pairs[number]
             raws = []
@@ -148,19 +141,16 @@ def _read_all(
                 files.read_from(source, entry.file, entry.start + width * start, raw)
                 raws.append(raw)
             dtypes = pair.a.spec.dtype, pair.b.spec.dtype
-            sums = gauge.compare(raws[0], dtypes[0], raws[1], dtypes[1], start)
-            with lock:
-                found[number][start] = sums
-                tell(stop - start, total)
+            return gauge.compare(raws[0], dtypes[0], raws[1], dtypes[1], start)
+
+        return work
+
+    def take(piece: _Piece, sums: Sums) -> None:
+        found[piece.number][piece.start] = sums
+        tell(piece.stop - piece.start, total)
 
     try:
-        with ThreadPoolExecutor(threads, "jmerge-diff") as pool:
-            workers = [pool.submit(work) for _ in range(threads)]
-            try:
-                for each in workers:
-                    each.result()
-            finally:
-                stopped.set()
+        work_through(_pieces(pairs), comparer, take, threads=threads, name="jmerge-diff")
     finally:
         files.close()
     return [

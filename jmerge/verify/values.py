@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from zlib_ng import zlib_ng
@@ -13,6 +11,7 @@ from zlib_ng import zlib_ng
 from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.dtypes import count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
+from jmerge.engine.crew import work_through
 from jmerge.engine.reads import Files, aligned_buffer
 from jmerge.verify.files import is_crc32
 from jmerge.verify.folder import Finding, Folder
@@ -29,6 +28,14 @@ class Values(NamedTuple):
     nonfinite: int  # elements that are NaN or infinite
 
 
+class _Part(NamedTuple):
+    """Bytes of a tensor."""
+
+    name: str
+    start: int
+    stop: int
+
+
 def read_values(
     folder: Folder, tell: Callable[[int], None] = lambda nbytes: None
 ) -> dict[str, Values]:
@@ -39,36 +46,27 @@ def read_values(
     Raises:
       CheckpointError, RunError: a file cannot be read although its header could.
     """
-    parts = _parts(folder)
     blocks: dict[str, list[Block]] = {name: [] for name in folder.tensors}
-    lock = threading.Lock()
     files = Files()
-    stopped = threading.Event()
 
-    def work() -> None:
+    def reader() -> Callable[[_Part], Block]:
         buffer = aligned_buffer(PART_BYTES)
-        while not stopped.is_set():
-            with lock:
-                part = next(parts, None)
-            if part is None:
-                return
+
+        def read(part: _Part) -> Block:
             name, start, stop = part
             entry, raw = folder.tensors[name], buffer[: stop - start]
             files.read_from(folder.source, entry.file, entry.start + start, raw)
             nonfinite = count_nonfinite(raw, entry.spec.dtype)
-            block = Block(name, start, stop, zlib_ng.crc32(raw), nonfinite)
-            with lock:
-                blocks[name].append(block)
-                tell(raw.size)
+            return Block(name, start, stop, zlib_ng.crc32(raw), nonfinite)
+
+        return read
+
+    def take(part: _Part, block: Block) -> None:
+        blocks[part.name].append(block)
+        tell(part.stop - part.start)
 
     try:
-        with ThreadPoolExecutor(THREADS, "jmerge-verify") as pool:
-            workers = [pool.submit(work) for _ in range(THREADS)]
-            try:
-                for each in workers:
-                    each.result()
-            finally:
-                stopped.set()
+        work_through(_parts(folder), reader, take, threads=THREADS, name="jmerge-verify")
     finally:
         files.close()
     return {
@@ -77,11 +75,11 @@ def read_values(
     }
 
 
-def _parts(folder: Folder) -> Iterator[tuple[str, int, int]]:
+def _parts(folder: Folder) -> Iterator[_Part]:
     """Ranges of every tensor, in the order they lie in the files; none is cut within an element."""
     for name, entry in folder.tensors.items():
         for start in range(0, entry.spec.nbytes, PART_BYTES):
-            yield name, start, min(start + PART_BYTES, entry.spec.nbytes)
+            yield _Part(name, start, min(start + PART_BYTES, entry.spec.nbytes))
 
 
 def nonfinite(folder: Folder, values: Mapping[str, Values]) -> Iterator[Finding]:
