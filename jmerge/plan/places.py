@@ -185,10 +185,9 @@ class Places:
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )
             self.notes.fault(f"{message}, so their number cannot change", path)
-        if not in_order and any(
-            t.stack is None and prefix and t.name.startswith(f"{prefix}.") for t in self.templates
-        ):
-            message = f"{self.donor.ref} numbers other tensors like its layers"
+        alike = (t.name for t in self.templates if t.stack is None and prefix)
+        if not in_order and (other := next((n for n in alike if n.startswith(f"{prefix}.")), None)):
+            message = f"{self.donor.ref} numbers '{other}' like its layers, and it is in none"
             self.notes.fault(f"{message}, so these cannot be rearranged", path)
         if not in_order and (other := self._beside(prefix)) is not None:
             message = f"{self.donor.ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from partialkit import refused, run
+from partialkit import SOUP, refused, run
 
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -209,3 +209,27 @@ def test_columns_for_each_layer(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (error,) = refused(tmp_path, stack(("a", 0, 2), ("a", 1, 4)), capsys)
     assert "'model.embed_tokens_per_layer.weight' has 3 entries for each layer" in error
     assert "layers cannot be rearranged" in error
+
+
+def with_one_behind(folder: Path, seed: int) -> None:
+    """Four layers and one more that foretells a second token, as DeepSeek V3 and GLM 4.5 are published."""
+    tensors = llama_tensors(seed, layers=LAYERS + 1)
+    behind = f"model.layers.{LAYERS}"
+    tensors[f"{behind}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+    tensors[f"{behind}.eh_proj.weight"] = np.full((8, 16), seed, np.float32)
+    config = llama_config(layers=LAYERS) | {"num_nextn_predict_layers": 1}
+    write_checkpoint(folder, tensors, config)
+
+
+def test_a_layer_behind_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is none of the stack: fine-tunes may be without it, and ranges do not count it."""
+    with_one_behind(tmp_path / "a", 0)
+    write(tmp_path / "b", 1)
+    made = run(tmp_path, SOUP)
+    wanted = llama_tensors(0, layers=LAYERS + 1)
+    name = f"model.layers.{LAYERS}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(made.tensors[name], wanted[name])
+    assert "merged from the others" in made.ledger["warnings"][0]
+    first, second = refused(tmp_path, stack(("a", 0, 3), ("a", 1, 4)), capsys)
+    assert f"numbers 'model.layers.{LAYERS}." in first and "' like its layers, and" in first
+    assert f"would be called model.layers.{LAYERS}." in second
