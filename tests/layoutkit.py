@@ -173,6 +173,11 @@ def granitemoe(seed: int) -> Row:
     return Row(Stored(tensors, row.together.config), row.together)
 
 
+def privacy_filter(seed: int) -> Row:
+    """Like gpt_oss, but for its columns."""
+    return moe(seed, "openai_privacy_filter", transposed)
+
+
 def gpt_oss(seed: int) -> Row:
     """With biases."""
     row = moe(seed, "gpt_oss", in_turn)
@@ -320,7 +325,18 @@ ROWS: dict[str, Callable[[int], Row]] = {
     each.__name__: each
     for each in (
         *(mixtral, qwen3_moe, deepseek_v3, transposed_experts, two_packed, square_gates),
-        *(granitemoe, gpt_oss, nemotron_h, phi3, glm4, baichuan, chatglm, gpt_neox, bloom),
+        *(
+            granitemoe,
+            gpt_oss,
+            privacy_filter,
+            nemotron_h,
+            phi3,
+            glm4,
+            baichuan,
+            chatglm,
+            gpt_neox,
+            bloom,
+        ),
         *(falcon, old_falcon),
     )
 }

@@ -300,12 +300,14 @@ def _pair(
         if one.group is other.group and one.form is not other.form
     ]
     agree = [pair for pair in pairs if pair.own.stored == pair.donor.stored]
-    if len(pairs) == 1 and pairs[0].donor.complete and not agree:
+    proven = [_proven(own, our_config), _proven(donor, config)]
+    if len(pairs) == 1 and pairs[0].donor.complete and not agree and all(proven):
         return pairs[0]
     if any(one.form is other.form for one in own for other in donor):
         return None
-    for side, possible, its in ((ours, own, our_config), (theirs, donor, config)):
-        if not possible:
+    sides = (ours, our_config, proven[0]), (theirs, config, proven[1])
+    for side, its, known in sides if not agree else ():
+        if not known:
             kinds = ", ".join(sorted(kind_of(its))) or "no model_type"
             why = f"how {_first(side)} is laid out is not known for {kinds}"
             return Refused(_first(ours), _first(theirs), why)
@@ -322,6 +324,12 @@ def _pair(
     else:
         why = "their rows are in two orders"
     return Refused(_first(ours), _first(theirs), why)
+
+
+def _proven(possible: list[Module], config: Config) -> bool:
+    """Whether there is a form it may have, and each is known of its kind."""
+    forms = [each.form for each in possible]
+    return bool(forms) and all(not f.proven or f.proven & kind_of(config) for f in forms)
 
 
 def _first(side: list[Module]) -> str:

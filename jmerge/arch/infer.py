@@ -41,6 +41,9 @@ LAYER_KEYS = (
 # Names a newcomer's config may give the same count; believed only when none of the keys above fits.
 OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
 
+# Config keys that count layers stored behind the others, which foretell more than one token: parts of no stack.
+EXTRA_LAYER_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+
 MAX_PAIRS = 50_000  # of a stack and a key that fits it, which are all compared; real models have up to a hundred
 
 EMBEDDING_MODULES = (
@@ -202,12 +205,13 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
             groups.setdefault(name[: found.start()].removesuffix("."), {}).setdefault(
                 int(found[0]), set()
             ).add(rest)
-    counts = {
-        v
-        for _, part in config_dicts(config)
-        for k, v in part.items()
-        if k in LAYER_KEYS and type(v) is int
-    }
+    counts: set[int] = set()
+    behind: dict[int, int] = {}  # numbers of layers with those behind them -> without
+    for _, part in config_dicts(config):
+        own = {v for k, v in part.items() if k in LAYER_KEYS and type(v) is int and v > 1}
+        extra = (part.get(key) for key in EXTRA_LAYER_KEYS)
+        behind |= {v + n: v for n in extra if type(n) is int and n > 0 for v in own}
+        counts |= own
     stacks = []
     for prefix, layers in groups.items():
         indices = sorted(layers)
@@ -225,7 +229,8 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
         if len(repeated) < 0.3 * len(templates):
             continue
         if len(indices) not in counts:
-            indices = _trim(indices, layers)
+            counted_on = behind.get(len(indices))
+            indices = indices[:counted_on] if counted_on else _trim(indices, layers)
         stacks.append(Stack(prefix, tuple(indices), ()))
     return stacks
 
@@ -366,6 +371,8 @@ def _vocabulary(
         if n.endswith("bias") and not VISION.search(n)
     ]
     hidden = {specs[n].shape[1] for n in inputs}
+    for names in (inputs, heads):  # the model's own come before those of layers behind its stack
+        names.sort(key=lambda name: NUMBER.search(name) is not None)
     return tuple(inputs), tuple(heads), tuple(n for n in biases if rows(n) not in hidden)
 
 

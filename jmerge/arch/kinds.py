@@ -26,12 +26,13 @@ LAYER_NUMBERS = (
 )
 # Of these the ones whose first number goes with the first module of a list in the model, the second with the second.
 ORDERED = ("deepstack_visual_indexes",)
-# Lists that can be as long as the stack by accident.
+# Lists that can be as long as the stack by accident; sizes of MLPs (Gemma 3n, HunYuan) are the layers'.
 NOT_PER_LAYER = re.compile(
-    r".*(_ids?|tokens|architectures|section|kernel\w*|sizes?|shape|mean|std)"
+    r".*(_ids?|tokens|architectures|section|kernel\w*|(?<!intermediate_)sizes?|shape|mean|std)"
 )
 FULL_OR_SLIDING = ("full_attention", "sliding_attention")
 FULL_OR_LINEAR = ("full_attention", "linear_attention")
+WITHOUT_ROPE_OR_WITH = (0, 1)
 PER_LAYER_TEXT = ("hybrid_override_pattern",)  # one letter per layer
 
 Values = tuple[Any, ...]
@@ -45,7 +46,9 @@ class Rule(NamedTuple):
     says: Callable[..., Order]  # of the depth and the keys' values
     others: Callable[[Order], Iterable[Values]]  # values that may say an order
     unless: str = ""  # a list that is believed instead of the rule where config.json has it
-    kinds: tuple[str, str] | None = None  # what that list calls layers of the kind, and others
+    kinds: tuple[Hashable, Hashable] | None = (
+        None  # what that list calls layers of the kind, and others
+    )
     when: str = ""  # a switch without which the rule says nothing
     assumed_by: tuple[str, ...] = ()  # model types that have it where config.json does not say so
 
@@ -56,8 +59,9 @@ class Rule(NamedTuple):
 
     def values(self, part: Config) -> Values | None:
         """Those of the keys in a part of config.json; None where it has not the rule, or says otherwise what it says."""
-        if isinstance(part.get(self.unless), list):
-            return None
+        instead = part.get(self.unless)
+        if isinstance(instead, list) and (instead or self.unless in LAYER_NUMBERS):
+            return None  # Llama 4's empty list of layers without rope says nothing
         if self.assumed_by:
             known = part.get("model_type") in self.assumed_by and self.name not in part
             return tuple(self.keys.values()) if known else None
@@ -72,7 +76,7 @@ class Rule(NamedTuple):
             for value, default in zip(found, defaults, strict=True)
         )
 
-    def listed(self, order: Order) -> list[str] | None:
+    def listed(self, order: Order) -> list[Hashable] | None:
         """The list that says an order instead of the rule; None when nothing is known to read one."""
         return [self.kinds[not on] for on in order] if self.kinds else None
 
@@ -182,9 +186,19 @@ RULES = (
             kinds=FULL_OR_SLIDING,
             assumed_by=models,
         )
-        for period, models in ((2, ("gemma2",)), (6, ("gemma3_text",)))
+        for period, models in ((2, ("gemma2",)), (4, ("cohere2",)), (6, ("gemma3_text",)))
     ),
-    Rule({"no_rope_layer_interval": 1}, _every, _periods, unless="no_rope_layers"),
+    *(
+        Rule(
+            {"no_rope_layer_interval": period},
+            _every,
+            _periods,
+            unless="no_rope_layers",
+            kinds=WITHOUT_ROPE_OR_WITH,
+            assumed_by=models,
+        )
+        for period, models in ((1, ()), (4, ("llama4_text", "smollm3")))
+    ),
     Rule({"num_kv_shared_layers": 0}, _last, _counts),
 )
 

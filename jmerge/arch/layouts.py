@@ -43,6 +43,7 @@ class Form(NamedTuple):
     tensors: tuple[Tensor, ...]
     kinds: frozenset[str] = frozenset()  # of `kind_of`, the models that have it; empty: any
     heads: bool = False  # its sizes follow from numbers of heads in config.json
+    proven: frozenset[str] = frozenset()  # of any, those of which it is known; empty: all
 
     @property
     def parts(self) -> frozenset[str]:
@@ -124,7 +125,13 @@ def _one_by_one(gate: str, up: str, down: str) -> Form:
     )
 
 
-def _packed(words: str, up: str, down: str, kinds: frozenset[str] = frozenset()) -> Form:
+def _packed(
+    words: str,
+    up: str,
+    down: str,
+    kinds: frozenset[str] = frozenset(),
+    proven: frozenset[str] = frozenset(),
+) -> Form:
     """Packed experts; up, down: the axes of gates with up-projections, and of down-projections."""
     bias = next(word for word in up.split() if "P" in word)
     both, both_biases = ("gate", "up"), ("gate bias", "up bias")
@@ -137,8 +144,14 @@ def _packed(words: str, up: str, down: str, kinds: frozenset[str] = frozenset())
             Tensor("experts.down_proj_bias", ("E", "H"), ("down bias",), needed=False),
         ),
         kinds,
+        proven=proven,
     )
 
+
+_TRANSPOSED = (
+    *("llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"),
+    "openai_privacy_filter",
+)
 
 EXPERTS = Group(
     "experts",
@@ -146,13 +159,13 @@ EXPERTS = Group(
         _one_by_one("gate_proj", "up_proj", "down_proj"),
         _one_by_one("w1", "w3", "w2"),
         _packed("packed experts", "E PI H", "E H I"),
-        # llama4, aria, qwen3_vl_moe; which of the two it is shapes tell
-        _packed("packed and transposed experts", "E H PI", "E I H"),
+        # which of the two it is shapes tell, but not which columns are gates
+        _packed("packed and transposed experts", "E H PI", "E I H", proven=frozenset(_TRANSPOSED)),
         _packed(
             "packed experts with gates and up-projections in turn",
             "E H IP",
             "E I H",
-            frozenset(("gpt_oss", "openai_privacy_filter")),
+            frozenset(("gpt_oss",)),
         ),
         Form(  # granitemoe
             "packed experts",

@@ -46,6 +46,7 @@ from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, te
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import Path
 from jmerge.tokens.output import TokenPlan, plan_tokens
 from jmerge.version import VERSION
 
@@ -168,6 +169,7 @@ class _Builder:
             "task": 0.0
         }
         self.steps: dict[str, Step] = {}
+        self.twice: dict[Path, list[str]] = {}  # names that two targets have, by slice
         self.findings = Findings(notes, self.views)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
@@ -178,6 +180,9 @@ class _Builder:
         """The plan."""
         for target in self.places.targets():
             self._make(target)
+        for path, (name, *others) in self.twice.items():
+            more = f" ({len(others)} more like it)" if others else ""
+            self.notes.fault(f"two tensors of the output would be called {name}{more}", path)
         unmentioned = Unmentioned(self.views, self.places, self.kept, self.tables, self.notes)
         for step in unmentioned.steps():
             self._add(step)
@@ -232,8 +237,7 @@ class _Builder:
         if not found:
             return
         if target.name in self.steps:
-            message = f"two tensors of the output would be called {target.name}"
-            self.notes.fault(message, place.out_slice.path)
+            self.twice.setdefault(place.out_slice.path, []).append(target.name)
             return
         if not self.kept.is_merged(target, found):
             step = self.kept.step(target, found)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jmerge.arch.config import Layers
 from jmerge.arch.families import find_module
 from jmerge.arch.infer import NUMBER, Stack
+from jmerge.arch.kinds import home_of
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
@@ -184,13 +185,16 @@ class Places:
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )
             self.notes.fault(f"{message}, so their number cannot change", path)
-        if not in_order and any(
-            t.stack is None and prefix and t.name.startswith(f"{prefix}.") for t in self.templates
-        ):
-            message = f"{self.donor.ref} numbers other tensors like its layers"
+        alike = (t.name for t in self.templates if t.stack is None and prefix)
+        if not in_order and (other := next((n for n in alike if n.startswith(f"{prefix}.")), None)):
+            message = f"{self.donor.ref} numbers '{other}' like its layers, and it is in none"
             self.notes.fault(f"{message}, so these cannot be rearranged", path)
         if not in_order and (other := self._beside(prefix)) is not None:
             message = f"{self.donor.ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both"
+            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
+        if not in_order and (found := self._of_all_layers(stack)) is not None:
+            name, size = found
+            message = f"'{name}' has {size} entries for each layer of {self.donor.ref}"
             self.notes.fault(f"{message}, so layers cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
@@ -209,3 +213,12 @@ class Places:
         depth, home = self.donor.stacks[prefix].depth, prefix[: prefix.rfind(".") + 1]
         alike = (other for other, found in numbers.items() if len(found) == depth > 1)
         return next((other for other in alike if other.startswith(home)), None)
+
+    def _of_all_layers(self, stack: Stack) -> tuple[str, int] | None:
+        """A tensor with entries for each layer of a stack of the donor, and how many: Gemma 3n's inputs of layers."""
+        size = home_of(self.donor.checkpoint.config, stack).get("hidden_size_per_layer_input")
+        if type(size) is not int or size < 1:
+            return None
+        loose = (name for (_, layer), name in self.donor.names.items() if layer is None)
+        all_layers = size * stack.depth
+        return next(((n, size) for n in loose if all_layers in self.donor.spec(n).shape), None)

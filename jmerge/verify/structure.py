@@ -18,7 +18,6 @@ from jmerge.verify.folder import Finding, Folder
 HEADED = ("ForCausalLM", "LMHeadModel")  # how classes end that give a score to every token
 HEAD = "lm_head"
 PLAIN = (".weight", ".bias")
-EXTRA_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # stored behind the others
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 # config keys of models whose embedding has another width than their layers
 OTHER_WIDTHS = (
@@ -52,14 +51,7 @@ def layers(folder: Folder) -> Iterator[Finding]:
     if prefix is not None and not gaps and stacks[prefix].depth > 1 and not stacks[prefix].keys:
         depth = stacks[prefix].depth
         depths = {stack.depth for stack in stacks.values()}
-        extra = [
-            _number(part, key) for _, part in config_dicts(folder.config) for key in EXTRA_LAYERS
-        ]
-        unmatched = [
-            (key, count)
-            for key, count in told
-            if count not in depths and not any(n and count + n == depth for n in extra)
-        ]
+        unmatched = [(key, count) for key, count in told if count not in depths]
         if unmatched and len(unmatched) == len(told):
             key, count = unmatched[0]
             yield Finding(f"{key} is {count}; '{prefix}' has {depth} layers", folder.config_file)

@@ -82,6 +82,8 @@ PER_LAYER = [
     ("layers_block_type", ["mamba", "attention", "moe"], ["mamba", *["attention"] * 2, "moe"]),
     ("num_key_value_heads_per_layer", [4, 2, 1], [4, 2, 2, 1]),
     ("hybrid_override_pattern", "M*-", "M**-"),
+    ("intermediate_size", [24, 32, 24], [24, 32, 32, 24]),  # Gemma 3n
+    ("moe_intermediate_size", [8, 16, 8], [8, 16, 16, 8]),  # HunYuan
 ]
 
 

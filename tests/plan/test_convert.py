@@ -207,6 +207,16 @@ def test_packed_experts_of_one_shape_and_two_orders(tmp_path: Path) -> None:
         assert "names and shapes agree, but config.json" in faults(tmp_path, donor, model)
 
 
+def test_columns_of_a_class_that_is_not_known(tmp_path: Path) -> None:
+    """Gates may be the first half of them, or every other one."""
+    row = ROWS["gpt_oss"](0)
+    row.together.config["model_type"] = "unheard_of"
+    written(row, tmp_path)
+    for donor, other in SIDES:
+        told = faults(tmp_path, donor, other)
+        assert "experts.gate_up_proj is laid out is not known for unheard_of" in told
+
+
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:
     row = ROWS["phi3"](0)
     row.together.config["num_key_value_heads"] = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from partialkit import refused, run
+from partialkit import SOUP, refused, run
 
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -131,6 +131,25 @@ def test_a_list_instead_of_a_rule(tmp_path: Path) -> None:
     assert "config.json gets 'layer_types'" in warning
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "llama4_text", "no_rope_layers": []},  # as published
+        {"model_type": "smollm3"},
+        {"model_type": "cohere2"},
+    ],
+)
+def test_a_rule_that_config_json_does_not_spell(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Every fourth layer is of a kind of its own where the class takes that for granted."""
+    write(tmp_path / "a", 0, **fields)
+    made = run(tmp_path, stack(("a", 0, 4), ("a", 3, 4)))
+    if fields["model_type"] == "cohere2":
+        full, sliding = "full_attention", "sliding_attention"
+        assert made.config["layer_types"] == [sliding, sliding, sliding, full, full]
+    else:
+        assert made.config["no_rope_layers"] == [1, 1, 1, 0, 0]
+
+
 def test_layers_of_another_model_in_their_own_places(tmp_path: Path) -> None:
     """No layer moves, but some are of another kind than the donor's."""
     write(tmp_path / "a", 0, layer_types=["x", "x", "x", "x"], first_k_dense_replace=2)
@@ -179,3 +198,38 @@ def test_parts_of_layers_in_lists_of_their_own(
     ]
     made = run(tmp_path, "merge_method: linear\nmodels: [{model: {a}, parameters: {weight: 1}}]\n")
     assert len(made.tensors) == len(llama_tensors(0, layers=LAYERS))
+
+
+def test_columns_for_each_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in Gemma 3n: one table for all layers cannot follow them."""
+    fields = {"hidden_size_per_layer_input": 3}
+    tensors = llama_tensors(0, layers=LAYERS)
+    tensors["model.embed_tokens_per_layer.weight"] = np.ones((32, 3 * LAYERS), np.float32)
+    write_checkpoint(tmp_path / "a", tensors, llama_config(layers=LAYERS) | fields)
+    (error,) = refused(tmp_path, stack(("a", 0, 2), ("a", 1, 4)), capsys)
+    assert "'model.embed_tokens_per_layer.weight' has 3 entries for each layer" in error
+    assert "layers cannot be rearranged" in error
+
+
+def with_one_behind(folder: Path, seed: int) -> None:
+    """Four layers and one more that foretells a second token, as DeepSeek V3 and GLM 4.5 are published."""
+    tensors = llama_tensors(seed, layers=LAYERS + 1)
+    behind = f"model.layers.{LAYERS}"
+    tensors[f"{behind}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+    tensors[f"{behind}.eh_proj.weight"] = np.full((8, 16), seed, np.float32)
+    config = llama_config(layers=LAYERS) | {"num_nextn_predict_layers": 1}
+    write_checkpoint(folder, tensors, config)
+
+
+def test_a_layer_behind_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is none of the stack: fine-tunes may be without it, and ranges do not count it."""
+    with_one_behind(tmp_path / "a", 0)
+    write(tmp_path / "b", 1)
+    made = run(tmp_path, SOUP)
+    wanted = llama_tensors(0, layers=LAYERS + 1)
+    name = f"model.layers.{LAYERS}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(made.tensors[name], wanted[name])
+    assert "merged from the others" in made.ledger["warnings"][0]
+    first, second = refused(tmp_path, stack(("a", 0, 3), ("a", 1, 4)), capsys)
+    assert f"numbers 'model.layers.{LAYERS}." in first and "' like its layers, and" in first
+    assert f"would be called model.layers.{LAYERS}." in second
