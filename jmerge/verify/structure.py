@@ -45,7 +45,8 @@ def layers(folder: Folder) -> Iterator[Finding]:
     stacks = folder.layout.stacks
     sizes = Counter(role.stack for role in folder.layout.roles.values() if role.stack is not None)
     prefix = max(sizes, key=lambda each: (stacks[each].depth > 1, sizes[each]), default=None)
-    if told and prefix is None:
+    # two layers that have little in common are no stack, and there all the same
+    if told and prefix is None and not any(NUMBER.search(name) for name in folder.tensors):
         key, count = told[0]
         yield Finding(f"{key} is {count}; the weights have no layers", folder.config_file)
     if prefix is not None and not gaps and stacks[prefix].depth > 1 and not stacks[prefix].keys:
