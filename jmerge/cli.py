@@ -1,7 +1,4 @@
-"""The command line: absl flags, sub-commands, exit codes and one line a fault.
-
-Flags live in a private `FlagValues` made when the program runs, so that importing jmerge defines none.
-"""
+"""The command line: sub-commands, exit codes and one line a fault; its flags are in `options`."""
 
 from __future__ import annotations
 
@@ -17,169 +14,9 @@ from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.names import did_you_mean
+from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
 from jmerge.process import leave, prepare
 from jmerge.version import VERSION
-
-USAGE = """\
-jmerge merges language model checkpoints by a recipe.
-
-  jmerge --config RECIPE.yml --out FOLDER    merge
-  jmerge RECIPE.yml FOLDER                   the same
-  jmerge --distributed RECIPE.yml FOLDER     the same on every host of a group, which share the work
-  jmerge plan RECIPE.yml [--json]            say what the merge would do, reading headers only
-  jmerge inspect MODEL [--json]              show what a checkpoint is made of
-  jmerge verify DIR [--deep] [--json]        check a model folder: files, names, shapes, tokens; --deep: every byte
-  jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
-  jmerge methods [NAME]                      say what the merge methods do and take
-  jmerge schema                              print the JSON schema of recipes, for editors
-
-jmerge COMMAND --help says more about a command.
-Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
-After 3, 130 or a kill the same command goes on where it was.
-
-Flags:"""
-
-HELP = {
-    "plan": """\
-jmerge plan RECIPE.yml [--json] [--seed N]
-
-Prints what the merge would do, without reading a weight: for every tensor of the output its dtype and shape, the
-method, the sources (letters are explained below the table, the base stands in brackets) and the resolved numbers;
-then the bytes to read and write, the most memory the run will allocate, how many kernels it compiles, what of the
-inputs is not used and why, and warnings. --json prints the whole plan as one JSON object.""",
-    "inspect": """\
-jmerge inspect MODEL [--json]
-
-MODEL is a folder, org/name or org/name@revision on the Hugging Face Hub, or a URL (hf://, https://, s3://, gs://).
-
-Prints what a checkpoint is made of, as jmerge understands it from tensor names, shapes and config.json: stacks of
-layers and the config keys that count them, embeddings, heads and whether they are tied, experts, modules, and
-parameters and bytes by part and by dtype.""",
-    "verify": """\
-jmerge verify DIR [--deep] [--json]
-
-DIR is a model folder, of jmerge or not; where models are named, a model of the Hub or a URL will do too.
-
-Checks that files can be read and fit their headers, the index names every tensor at its file, no tensor or weight file
-is there twice or left over, layers, shapes, dtypes and ties are as config.json says, and every token has a row; with
-jmerge's ledger, that files and tensors are those of the run. --deep reads every byte: NaN and infinity, the ledger's
-checksums, whether a tied head is the embedding. Exit code 0: no fault; 1: a fault. Every merge ends with the quick
-checks.""",
-    "diff": """\
-jmerge diff A B [--json] [--html FILE]
-
-A and B are model folders, org/name or org/name@revision on the Hugging Face Hub, or URLs.
-
-Reads both once, in a few buffers, and says how B differs from A: for every tensor, for the parts of the model and for
-its layers the norm of B - A over that of A, the cosine, the share of signs that agree and the largest change; then
-tensors that only one has or that have two shapes, fields of config.json, files and tokens that differ. Tensors pair by
-what they are, whatever prefix their names have. --json prints every tensor's numbers; --html makes a page of charts
-that needs no network (pip install 'jmerge[report]').
-
-Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; that values differ is no
-fault.""",
-    "methods": """\
-jmerge methods [NAME ...]
-
-Lists the merge methods, or says all about some: what they do, the formula, what they merge, when to use them, the
-paper, their parameters with defaults and ranges, and a short recipe. `jmerge methods wrap` is about what can be done
-around a method: scaling the models' changes before it and the merged change after it.""",
-    "schema": """\
-jmerge schema
-
-Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
-
-  # yaml-language-server: $schema=recipe.schema.json""",
-}
-
-# MergeKit's spelling -> what to write here.
-MERGEKIT_FLAGS = {
-    "out-shard-size": "--shard_size",
-    "random-seed": "--seed",
-    "cuda": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
-    "device": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
-    "multi-gpu": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
-    "gpu-rich": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
-    "read-to-gpu": "--devices gpu, or nothing: jmerge uses the devices JAX finds",
-    "low-cpu-memory": "--memory 500MB, or nothing: memory does not grow with the model",
-    "lazy-unpickle": "nothing: weights are always read lazily",
-    "lazy": "nothing: weights are always read lazily",
-    "copy-tokenizer": "nothing: the tokenizer's files are always copied",
-    "clone-tensors": "nothing: every tensor is written on its own",
-    "async-write": "nothing: writing always overlaps",
-    "write-threads": "nothing: writing always overlaps",
-    "num-threads": "nothing: JAX uses all cores",
-    "allow-crimes": "nothing: names and shapes decide what can be merged",
-    "write-model-card": "nothing: the card is always written",
-    "safe-serialization": "nothing: weights are always safetensors",
-    "trust-remote-code": "nothing: no code of a model is ever run",
-    "transformers-cache": "nothing: HF_HUB_CACHE names the folder of the cache",
-    "lora-merge-dtype": "nothing: adapters cannot be applied yet",
-    "lora-merge-cache": "a local folder in the recipe: adapters cannot be applied yet",
-    "unsafe-truncate-embeddings": "nothing: no tensor is ever cut",
-    "verbose": "nothing: everything worth knowing is in jmerge.lock.json",
-}
-
-
-def define_flags() -> flags.FlagValues:
-    """The flags of the program, with their defaults."""
-    values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    add: dict[str, Any] = {"flag_values": values}
-    flags.DEFINE_string("config", None, "The recipe: a MergeKit-style YAML file.", **add)
-    flags.DEFINE_string("out", None, "The folder to make.", **add)
-    flags.DEFINE_integer("seed", 0, "Seed of the random methods; recorded in the result.", **add)
-    flags.DEFINE_bool(
-        "overwrite",
-        False,
-        "Replace another result of jmerge in --out, once the new one is whole.",
-        **add,
-    )
-    flags.DEFINE_string(
-        "shard_size",
-        "5GB",
-        "Most bytes of data in one file: 5GB, 2GiB, a number; 0: one file.",
-        **add,
-    )
-    flags.DEFINE_string(
-        "memory",
-        None,
-        "Most bytes to allocate above the process itself: 500MB, 2GiB, at least 64MB.",
-        **add,
-    )
-    flags.DEFINE_string(
-        "devices",
-        None,
-        "How many devices share the work, or platforms in order of preference: 8, gpu, gpu,cpu.",
-        **add,
-    )
-    flags.DEFINE_bool(
-        "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
-    )
-    flags.DEFINE_string(
-        "profile", None, "A file to make: what every thread did when, for ui.perfetto.dev.", **add
-    )
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Share the merge with the same command on other hosts; JAX finds them on TPU VMs, Slurm, Open MPI.",
-        **add,
-    )
-    flags.DEFINE_string(
-        "coordinator", None, "--distributed elsewhere: HOST:PORT of process 0.", **add
-    )
-    flags.DEFINE_integer(
-        "num_processes", None, "--distributed elsewhere: how many processes.", **add
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
-    )
-    flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
-    flags.DEFINE_bool("json", False, "plan, inspect, verify, diff: print JSON.", **add)
-    flags.DEFINE_string("html", None, "diff: a page to make.", **add)
-    flags.DEFINE_bool("deep", False, "verify: read every byte.", **add)
-    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", **add)
-    flags.DEFINE_bool("version", False, "Show the version.", **add)
-    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     values = define_flags()
     try:
-        return _dispatch(_parse(values, arguments), values)
+        return _dispatch(parse_words(values, arguments), values)
     except JmergeError as error:
         for warning in error.warnings:  # errors are for everyone, and these may explain them
             print(f"warning: {warning}", file=sys.stderr)
@@ -236,23 +73,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parse(values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """The words that are not flags."""
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
-        if argument.startswith("--") and name in MERGEKIT_FLAGS:
-            raise PlanError(
-                Fault(f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}", where=f"--{name}")
-            )
-    try:
-        return list(values(["jmerge", *arguments], known_only=False)[1:])
-    except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-        raise PlanError(Fault(f"is not a flag{hint}", where=f"--{error.flagname}")) from error
-    except flags.Error as error:
-        raise PlanError(str(error).replace("\n", " ")) from error
-
-
 def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if values.version:
         print(f"jmerge {VERSION}")
@@ -262,7 +82,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         return 0
     if values.help or (not words and values.config is None and values.out is None):
         print(USAGE)
-        print(_flag_help(values))
+        print(flag_help(values))
         return 0 if values.help else 2
     commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {
         "plan": _plan,
@@ -275,15 +95,6 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
     return _merge(words, values)
-
-
-def _flag_help(values: flags.FlagValues) -> str:
-    lines = []
-    for name in sorted(name for name in values if len(name) > 1):
-        default = values[name].default
-        shown = "" if default is None or default is False else f" (default: {default})"
-        lines.append(f"  --{name:<16} {values[name].help}{shown}")
-    return "\n".join(lines)
 
 
 def _paths(

@@ -15,7 +15,7 @@ import pytest
 from said import Said
 
 import jmerge
-from jmerge import cli
+from jmerge import cli, options
 from jmerge.sizes import parse_size
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -256,7 +256,7 @@ def test_help(flag: str) -> None:
     assert "jmerge --config RECIPE.yml --out FOLDER" in said.out
     assert "jmerge RECIPE.yml FOLDER" in said.out
     assert "130" in said.out
-    for name in cli.define_flags():
+    for name in options.define_flags():
         if len(name) > 1:
             assert f"--{name}" in said.out
 
@@ -282,7 +282,7 @@ def test_flags_are_private() -> None:
     """Research code has flags of its own: ours are defined only when the program runs."""
     from absl import flags
 
-    one, other = cli.define_flags(), cli.define_flags()
+    one, other = options.define_flags(), options.define_flags()
     assert one is not other
     ours = set(one) - {"help"}
     assert not ours & set(flags.FLAGS)

@@ -30,7 +30,7 @@ LAYERS = (
     ("diff",),
     ("report",),
     ("jobs",),
-    ("cli", "__main__"),
+    ("options", "cli", "__main__"),
     ("testing",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

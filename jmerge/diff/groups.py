@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from jmerge.diff.compare import Compared, Difference
-from jmerge.diff.pairs import Pair
 from jmerge.diff.sums import Sums, add_up
 
 
-def grouped(
-    tensors: Iterable[Compared], key: Callable[[Pair], str | int | None]
-) -> dict[str | int, Sums]:
-    """The sums over the tensors of every group, by its key; those whose key is None are in none."""
-    groups: dict[str | int, list[Sums]] = {}
+def parts(tensors: Iterable[Compared]) -> dict[str, list[Sums]]:
+    """The sums of the tensors of every part, by its name."""
+    groups: dict[str, list[Sums]] = {}
     for each in tensors:
-        name = key(each.pair)
-        if name is not None:
-            groups.setdefault(name, []).append(each.sums)
-    return {name: add_up(group) for name, group in groups.items()}
+        groups.setdefault(each.pair.place.part, []).append(each.sums)
+    return groups
 
 
 def most_changed(tensors: Iterable[Compared]) -> list[Compared]:
     """Those that changed, by relative change; first those that were zero."""
+    changed = (each for each in tensors if each.sums.changed)
+    return sorted(changed, key=lambda each: (_first(each.sums), each.pair.name))
 
-    def order(each: Compared) -> tuple[float, str]:
-        relative = each.sums.relative
-        return (float("-inf") if relative is None else -relative, each.pair.name)
 
-    return sorted((each for each in tensors if each.sums.changed), key=order)
+def by_part(tensors: Iterable[Compared]) -> list[tuple[str, int, Sums]]:
+    """Every part by relative change, first those that were zero: its name, how many tensors it has, and their sums."""
+    found = [(part, len(sums), add_up(sums)) for part, sums in parts(tensors).items()]
+    return sorted(found, key=lambda row: _first(row[2]))
+
+
+def _first(sums: Sums) -> float:
+    """Sorts what changed most to the front."""
+    return float("-inf") if sums.relative is None else -sums.relative
 
 
 def stacks(found: Difference) -> dict[str, list[Compared]]:
@@ -48,5 +50,4 @@ def by_layer(tensors: Iterable[Compared]) -> Iterator[tuple[int, Sums, dict[str,
             layers.setdefault(each.pair.place.layer, []).append(each)
     for layer in sorted(layers):
         whole = add_up(each.sums for each in layers[layer])
-        parts = grouped(layers[layer], lambda pair: pair.place.part)
-        yield layer, whole, {str(part): sums for part, sums in parts.items()}
+        yield layer, whole, {part: add_up(sums) for part, sums in parts(layers[layer]).items()}

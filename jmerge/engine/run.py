@@ -131,7 +131,7 @@ class _Run:
         stopped: StoppedError | None = None
         try:
             self._compute_all()
-            threads[1].join()
+            threads[-1].join()
             if self.stop.is_set():
                 raise StoppedError
         except StoppedError as error:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers, unsaid
-from jmerge.arch.infer import Config, Stack
+from jmerge.arch.config import Layers, Unsaid
+from jmerge.arch.infer import Stack
 from jmerge.arch.kinds import told_of_layers
 from jmerge.plan.views import View
 
@@ -37,17 +37,16 @@ class _Known(NamedTuple):
 
 
 def order_faults(
-    donor: Config, stack: Stack, origins: Sequence[Origin], templates: Iterable[str]
+    said: Iterable[Unsaid], origins: Sequence[Origin], templates: Iterable[str]
 ) -> Iterator[str]:
     """Why the output cannot have its layers in this order, in words; nothing when it can.
 
     Args:
-      donor: its config.
-      stack: the donor's.
+      said: what no rule of the donor's config.json says of it, see `unsaid`.
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons, instead, written in unsaid(donor, stack, [origin.layers for origin in origins]):
+    for key, ons, instead, written in said:
         if written:
             continue
         where = f"config.json's '{key}' tells kinds of layers by their number"
@@ -81,9 +80,9 @@ def order_faults(
             return  # other tensors of the same layers would be told as well
 
 
-def order_warnings(donor: Config, stack: Stack, origins: Sequence[Origin]) -> Iterator[str]:
-    """What whoever loads the output has to know for its layers to be of the right kinds."""
-    for key, _, instead, written in unsaid(donor, stack, [origin.layers for origin in origins]):
+def order_warnings(said: Iterable[Unsaid]) -> Iterator[str]:
+    """What whoever loads the output has to know for its layers to be of the right kinds; said: as of `order_faults`."""
+    for key, _, instead, written in said:
         if written:
             where = f"no '{key}' tells the kinds of the layers in their new order"
             yield f"{where}, so config.json gets '{instead}'; what loads the model has to read that"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers
+from jmerge.arch.config import Layers, unsaid
 from jmerge.arch.families import find_module
 from jmerge.arch.infer import NUMBER, Stack
 from jmerge.arch.kinds import home_of
@@ -197,11 +197,13 @@ class Places:
             message = f"'{name}' has {size} entries for each layer of {self.donor.ref}"
             self.notes.fault(f"{message}, so layers cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
-        for fault in order_faults(self.donor.checkpoint.config, stack, origins, trained):
+        layers = [origin.layers for origin in origins]
+        said = unsaid(self.donor.checkpoint.config, stack, layers)
+        for fault in order_faults(said, origins, trained):
             self.notes.fault(fault, path)
-        for warning in order_warnings(self.donor.checkpoint.config, stack, origins):
+        for warning in order_warnings(said):
             self.notes.warn(warning, path)
-        self.new_layers[prefix] = [origin.layers for origin in origins]
+        self.new_layers[prefix] = layers
 
     def _beside(self, prefix: str) -> str | None:
         """What has a number for each layer of a stack too, outside of it: parts of layers in a list of their own."""

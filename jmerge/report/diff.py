@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from jmerge.diff.compare import Compared, Difference
-from jmerge.diff.groups import by_layer, grouped, most_changed, stacks
+from jmerge.diff.groups import by_layer, by_part, most_changed, stacks
 from jmerge.diff.pairs import Lone, Pair
 from jmerge.diff.sums import Sums, index_of
 from jmerge.errors import Fault
@@ -127,10 +127,8 @@ def largest(pair: Pair, sums: Sums) -> str:
 
 def _part_table(found: Difference) -> Table:
     table = _table("by part", "part", "tensors", "parameters", "change", "cosine", "signs")
-    groups = grouped(found.tensors, lambda pair: pair.place.part)
-    for part, sums in _by_change(groups):
-        tensors = sum(each.pair.place.part == part for each in found.tensors)
-        table.add_row(str(part), str(tensors), count(sums.elements), *_cells(sums))
+    for part, tensors, sums in by_part(found.tensors):
+        table.add_row(part, str(tensors), count(sums.elements), *_cells(sums))
     return table
 
 
@@ -143,14 +141,6 @@ def _layer_table(stack: str, tensors: list[Compared]) -> Table:
         cells = [percent(parts[part].relative) if part in parts else "" for part in there]
         table.add_row(str(layer), *_cells(sums), *cells)
     return table
-
-
-def _by_change(groups: Mapping[str | int, Sums]) -> list[tuple[str | int, Sums]]:
-    def order(item: tuple[str | int, Sums]) -> float:
-        relative = item[1].relative
-        return -math.inf if relative is None else -relative
-
-    return sorted(groups.items(), key=order)
 
 
 def _cells(sums: Sums) -> tuple[str, str, str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.diff.compare import Compared, Difference
-from jmerge.diff.groups import by_layer, grouped, stacks
+from jmerge.diff.groups import by_layer, parts, stacks
 from jmerge.diff.pairs import Pair
-from jmerge.diff.sums import Sums, index_of
+from jmerge.diff.sums import Sums, add_up, index_of
 
 
 def diff_json(found: Difference) -> str:
@@ -24,17 +24,15 @@ def diff_json(found: Difference) -> str:
         "identical_weights": found.same_weights,
         "faults": [str(fault) for fault in found.faults],
         "total": numbers(found.total),
-        "parts": {
-            part: numbers(sums) for part, sums in grouped(tensors, lambda p: p.place.part).items()
-        },
+        "parts": {part: numbers(add_up(sums)) for part, sums in parts(tensors).items()},
         "layers": {
             stack: [
                 {
                     "layer": layer,
                     **numbers(sums),
-                    "parts": {p: numbers(s) for p, s in parts.items()},
+                    "parts": {p: numbers(s) for p, s in inner.items()},
                 }
-                for layer, sums, parts in by_layer(group)
+                for layer, sums, inner in by_layer(group)
             ]
             for stack, group in stacks(found).items()
         },

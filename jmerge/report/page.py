@@ -12,7 +12,7 @@ from jmerge.arch.infer import class_names
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.open import Checkpoint
 from jmerge.diff.compare import Difference
-from jmerge.diff.groups import grouped, most_changed, stacks
+from jmerge.diff.groups import by_part, most_changed, stacks
 from jmerge.diff.sums import Sums
 from jmerge.errors import Fault, PlanError
 from jmerge.report.diff import (
@@ -121,18 +121,10 @@ def _cards(found: Difference) -> list[tuple[str, str, str]]:
 
 
 def _parts(found: Difference) -> list[tuple[str, Sums, str]]:
-    groups = grouped(found.tensors, lambda pair: pair.place.part)
-
-    def order(item: tuple[str | int, Sums]) -> float:
-        return -(item[1].relative or 0.0)
-
-    rows = []
-    for part, sums in sorted(groups.items(), key=order):
-        tensors = sum(each.pair.place.part == part for each in found.tensors)
-        rows.append(
-            (str(part), sums, f"{tensors_text(tensors)}, {count(sums.elements)} parameters")
-        )
-    return rows
+    return [
+        (part, sums, f"{tensors_text(tensors)}, {count(sums.elements)} parameters")
+        for part, tensors, sums in by_part(found.tensors)
+    ]
 
 
 def _bars(rows: Sequence[tuple[str, Sums, str]]) -> list[dict[str, Any]]:

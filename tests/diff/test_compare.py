@@ -17,7 +17,7 @@ from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.source import LocalSource
 from jmerge.diff import compare as module
 from jmerge.diff.compare import Difference, compare
-from jmerge.diff.groups import by_layer, grouped, most_changed, stacks
+from jmerge.diff.groups import by_layer, by_part, most_changed, stacks
 from jmerge.errors import CheckpointError
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -51,7 +51,7 @@ def test_values_and_groups(tmp_path: Path) -> None:
         assert sums.identical == (pair.name == "model.layers.0.mlp.up_proj.weight")
     assert found.total.norm_change == pytest.approx(norm(*change.values()), rel=1e-12)
     assert found.total.relative == pytest.approx(norm(*change.values()) / norm(*a.values()))
-    parts = grouped(found.tensors, lambda pair: pair.place.part)
+    parts = {part: sums for part, _, sums in by_part(found.tensors)}
     assert set(parts) == {"embedding", "attention", "mlp", "norm", "head"}
     mlp = [each for name, each in change.items() if ".mlp." in name]
     assert parts["mlp"].norm_change == pytest.approx(norm(*mlp), rel=1e-12)

@@ -8,7 +8,6 @@ without a complaint and compute what a model filled with the numpy tensors compu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from familychecks import (
     influences,
     merge,
     new_model,
-    quiet,
     read_model,
     stack_recipe,
 )
@@ -53,12 +51,6 @@ KINDS = [
     for kind in (*METHODS, STACK)
     if kind != STACK or not family.no_stack
 ]
-
-
-@pytest.fixture(autouse=True)
-def silence() -> Iterable[None]:
-    with quiet():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from familychecks import Matrix, load, merge, quiet, read_model, stack_recipe, stack_tensors
+from familychecks import Matrix, load, merge, read_model, stack_recipe, stack_tensors
 from familykit import Family
 from matrix import FAMILIES
 
@@ -61,12 +60,6 @@ def row(name: str, module: str | None, ranges: Ranges) -> Family:
         for part in family.parts
     ]
     return dataclasses.replace(family, parts=tuple(parts))
-
-
-@pytest.fixture(autouse=True)
-def silence() -> Iterable[None]:
-    with quiet():
-        yield
 
 
 @pytest.fixture(scope="module")
