@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from familychecks import METHODS, STACK, Matrix, quiet
+from familychecks import STACK, Matrix, quiet
 from familykit import Family
+from familyreference import METHODS
 from matrix import FAMILIES
 
 HEADER = "| family | tensors | methods | stack | loads |\n|---|---|---|---|---|\n"

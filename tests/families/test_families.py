@@ -12,18 +12,15 @@ from pathlib import Path
 
 import pytest
 from familychecks import (
-    METHODS,
     STACK,
     Matrix,
     check,
-    entry,
     influences,
     merge,
     new_model,
-    read_model,
-    stack_recipe,
 )
 from familykit import Family
+from familyreference import METHODS, entry, read_model, stack_recipe
 from familytable import HEADER, line
 from matrix import FAMILIES
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from familychecks import Matrix, load, merge, read_model, stack_recipe, stack_tensors
+from familychecks import Matrix, load, merge
 from familykit import Family
+from familyreference import read_model, stack_recipe, stack_tensors
 from matrix import FAMILIES
 
 from jmerge.errors import JmergeError
