@@ -322,6 +322,12 @@ def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
     return score + 0.2 * len(words) + 0.5 * (path[-1] == "num_hidden_layers")
 
 
+def may_count(prefix: str, path: KeyPath, config: Config) -> bool:
+    """Whether the key at `path` may be the one that counts the layers of the stack called `prefix`, were it right."""
+    two_kinds = any(VISION.search(".".join(each)) for each, _ in config_dicts(config))
+    return _key_score(prefix, path, two_kinds) is not None and _same_side(prefix, path)
+
+
 def _same_side(prefix: str, path: KeyPath) -> bool:
     """Whether a key that speaks of an encoder or decoder speaks of this stack."""
     return all(side not in path[-1] or side in prefix for side in ("encoder", "decoder"))

@@ -12,7 +12,7 @@ from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import WEIGHTS, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
-from jmerge.verify import files, structure, values
+from jmerge.verify import files, layers, structure, tables, values
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tokens import tokens
 from jmerge.verify.values import Values, read_values
@@ -26,10 +26,10 @@ QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
     "stale": files.stale,
     "companions": files.companions,
     "ledger": files.ledger,
-    "layers": structure.layers,
+    "layers": layers.layers,
     "shapes": structure.shapes,
     "dtypes": structure.dtypes,
-    "ties": structure.ties,
+    "ties": tables.ties,
     "tokens": tokens,
 }
 # Checks of all bytes.
@@ -43,7 +43,7 @@ APPLIES: Mapping[str, Callable[[Folder], bool]] = {
     "index": lambda folder: bool(folder.index_files),
     "ledger": lambda folder: folder.ledger is not None,
     "checksums": lambda folder: folder.ledger is not None,
-    "same table": lambda folder: structure.tied_tables(folder) is not None,
+    "same table": lambda folder: tables.tied_tables(folder) is not None,
     "tokens": lambda folder: bool(folder.layout.embeddings),
 }
 # What the writer alone answers for; the rest may be so in the inputs too.

@@ -15,7 +15,7 @@ from jmerge.engine.crew import work_through
 from jmerge.engine.reads import Files, aligned_buffer
 from jmerge.verify.files import is_crc32
 from jmerge.verify.folder import Finding, Folder
-from jmerge.verify.structure import tied_tables
+from jmerge.verify.tables import tied_tables
 
 PART_BYTES = 1 << 22  # read at a time by each thread; all memory there is beside the headers
 THREADS = min(8, os.cpu_count() or 1)  # crc32 and counting are faster than most disks

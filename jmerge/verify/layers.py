@@ -1,0 +1,149 @@
+"""Checks of the layers in the weights: how many there are, and what each has."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+from jmerge.arch.infer import LAYER_KEYS, NUMBER, VISION, KeyPath, Stack, config_dicts, may_count
+from jmerge.ckpt.open import Checkpoint
+from jmerge.plan.holes import holes_of_its_own
+from jmerge.plan.views import build_views
+from jmerge.recipe.refs import ModelRef
+from jmerge.verify.folder import Finding, Folder
+from jmerge.verify.tables import quantised
+
+PLAIN = (".weight", ".bias")
+# Keys of models that go through the same layers several times, and count the times
+LOOPS = re.compile(r".*(loop|cycle|recur|repeat|passes|hidden_groups).*")
+
+
+class Count(NamedTuple):
+    """A count of layers in config.json."""
+
+    path: KeyPath
+    value: int
+    part: Mapping[str, Any]  # that it is in
+
+    @property
+    def key(self) -> str:
+        """Where it is, dotted."""
+        return ".".join(self.path)
+
+    @property
+    def summed(self) -> bool:
+        """Whether a list beside it shares it out: blocks of stages, which are stored otherwise."""
+        lists = (value for value in self.part.values() if isinstance(value, list) and value)
+        return any(
+            all(type(each) is int for each in value)
+            and sum(value) > 1
+            and self.value % sum(value) == 0
+            for value in lists
+        )
+
+
+def layers(folder: Folder) -> Iterator[Finding]:
+    """There are as many layers as config.json says, each with what its kind has."""
+    if not folder.whole:
+        return
+    told = [
+        Count((*path, key), part[key], part)
+        for path, part in config_dicts(folder.config)
+        for key in LAYER_KEYS
+        if type(part.get(key)) is int and part[key] > 1
+    ]
+    gaps = list(_gaps(folder, max((count.value for count in told), default=0)))
+    yield from gaps
+    own = [count for count in told if not VISION.search(count.key)]
+    # two layers that have little in common are no stack, and there all the same
+    stacked = any(role.stack is not None for role in folder.layout.roles.values())
+    if own and not stacked and not any(NUMBER.search(name) for name in folder.tensors):
+        message = f"{own[0].key} is {own[0].value}; the weights have no layers"
+        yield Finding(message, folder.config_file)
+    if not gaps:
+        yield from _miscounted(folder, told)
+    yield from _holes(folder)
+
+
+def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
+    """Counts of layers that no stack has, each with a stack that it may be meant for and that no count fits."""
+    stacks = folder.layout.stacks
+    depths = {stack.depth for stack in stacks.values()}
+    wrong = [count for count in told if count.value not in depths and not count.summed]
+    sizes = Counter(
+        found[0]
+        for name in folder.tensors
+        if (number := NUMBER.search(name))
+        if (found := [name[: number.start()].removesuffix(".")])[0] in stacks
+    )
+    free = [
+        stacks[prefix]
+        for prefix, _ in sizes.most_common()
+        if stacks[prefix].depth > 1 and not stacks[prefix].keys and alike(folder, stacks[prefix])
+    ]
+    wrong = [count for count in wrong if not any(_goes_round(count, stack) for stack in free)]
+    for stack in free:
+        fitting = [count for count in wrong if may_count(stack.prefix, count.path, folder.config)]
+        for count in fitting[:1]:
+            wrong.remove(count)
+            message = f"{count.key} is {count.value}; '{stack.prefix}' has {stack.depth} layers"
+            yield Finding(message, folder.config_file)
+
+
+def _goes_round(count: Count, stack: Stack) -> bool:
+    """Whether a count is of passes through layers, which come round several times, or of guesses."""
+    before = count.path[-1] == "decoder_layers" and "vocab_size" not in count.part
+    if before and count.value == stack.depth + 1:
+        return True  # of objects in pictures, which are guessed before the first layer too
+    return count.value % stack.depth == 0 and any(
+        LOOPS.fullmatch(str(key).lower()) for key in count.part
+    )
+
+
+def alike(folder: Folder, stack: Stack) -> bool:
+    """Whether the layers of a stack have tensors of the same names and shapes, as those that are counted have."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, entry in folder.tensors.items():
+        number = NUMBER.search(name)
+        if number and name[: number.start()].removesuffix(".") == stack.prefix:
+            shapes.setdefault(name[number.end() :], []).append(entry.spec.shape)
+    shared = [
+        Counter(each).most_common(1)[0][1] / len(each) for each in shapes.values() if len(each) > 1
+    ]
+    return len(shared) >= 0.5 * len(shapes) and sum(each >= 0.5 for each in shared) >= 0.8 * len(
+        shared
+    )
+
+
+def _gaps(folder: Folder, most: int) -> Iterator[Finding]:
+    """Layers of which there is nothing, between others or at the beginning."""
+    found: dict[str, set[int]] = {}
+    for name in folder.tensors:
+        if number := NUMBER.search(name):
+            found.setdefault(name[: number.start()], set()).add(int(number[0]))
+    for prefix, numbers in found.items():
+        missing = next((n for n in range(min(numbers), max(numbers)) if n not in numbers), None)
+        # a few numbers with gaps are modules of a sequence, some of which have no weights
+        enough = max(3, most / 2)
+        stack = Stack(prefix.removesuffix("."), tuple(sorted(numbers)), ())
+        few = len(numbers) < enough or max(numbers) >= most
+        if missing is not None and not few and alike(folder, stack):
+            message = f"there is nothing of '{prefix}{missing}', between layers that are there"
+            yield Finding(message)
+
+
+def _holes(folder: Folder) -> Iterator[Finding]:
+    """Tensors that most layers of their kind have."""
+    ref = ModelRef(folder.source.label)
+    stored = SimpleNamespace(config=folder.config, index=folder.tensors)
+    checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
+    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
+    for prefix in folder.layout.stacks:
+        for hole in holes_of_its_own(views[ref], prefix, whole_blocks=True):
+            if quantised(folder.config) and not hole.name.endswith(PLAIN):
+                continue  # a scale, of weights that this layer has unpacked
+            message = f"is missing; {hole.having} other layers have it"
+            yield Finding(message, tensor=hole.name)
