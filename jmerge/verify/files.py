@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.donor import CHECKED
 from jmerge.ckpt.dtypes import BITS
-from jmerge.ckpt.open import Entry
 from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError

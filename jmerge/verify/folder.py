@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import Layout, infer_layout
+from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.dtypes import TensorSpec
-from jmerge.ckpt.open import Entry
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import MODULES, Module, inside, main_module, read_modules
 from jmerge.ckpt.source import Source
-from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file, weight_files
+from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
 from jmerge.plan.folders import placed_name
@@ -188,7 +188,7 @@ class Folder:
 
     def _weight_files(self) -> list[str]:
         try:
-            return weight_files(self.source)
+            return list(find_weights(self.source).files)
         except CheckpointError as error:
             if self.known:  # else the weights may be in the folders of modules
                 self.note(error)
