@@ -87,7 +87,7 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
     if part.indexed:
         return last, "the index names neither, and transformers takes the last"
     for other in entries[:-1]:
-        if not _equal(source, other, last):
+        if not equal(source, other, last):
             message = (
                 f"is in {other.file} and {last.file} with other values, and no index says which "
                 "is the model's; write model.safetensors.index.json, which names the right file"
@@ -101,7 +101,7 @@ def _note(names: list[str], file: str, other: str, why: str) -> str:
     return f"{what} in {file} and in {other}; merged from {file}: {why}"
 
 
-def _equal(source: Source, one: Entry, other: Entry) -> bool:
+def equal(source: Source, one: Entry, other: Entry) -> bool:
     """Whether two copies have the same bytes."""
     if one.spec != other.spec:
         return False

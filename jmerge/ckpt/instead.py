@@ -16,8 +16,8 @@ from jmerge.errors import CheckpointError
 
 # Files of a training run that end like pickled weights and are none.
 STATES = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state)\b.*"
-    r"|.*optim_states.*|rng_state_.*|random_states_.*"
+    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state)(\b|_).*"
+    r"|.*optim_states.*"
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
@@ -119,6 +119,10 @@ def _pipeline(place: Place) -> str | None:
 
 
 def _cache(place: Place) -> str | None:
+    models = [name for name in place.folders if name.startswith("models--")]
+    if models:
+        name = models[0].removeprefix("models--").replace("--", "/")
+        return f"is the Hub's cache; name a model in it as the Hub does, such as {name}"
     if "snapshots" not in place.folders:
         return None
     found = place.source.folders("snapshots")
@@ -160,10 +164,9 @@ def _zero(place: Place) -> str | None:
 
 
 def _distributed(place: Place) -> str | None:
-    found = ""
-    for folder in ("", *place.folders):
-        if any(n.endswith(".distcp") or n == ".metadata" for n in place.source.names(folder)):
-            found = folder
+    for found in ("", *(name for name in place.folders if not STATES.fullmatch(name))):
+        names = place.source.names(found) if found else place.names
+        if any(name.endswith(".distcp") or name == ".metadata" for name in names):
             break
     else:
         return None

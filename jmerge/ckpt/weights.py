@@ -103,12 +103,17 @@ def _explicit(source: Source) -> Weights | None:
     if not isinstance(name, str) or not name.endswith((WEIGHTS, INDEX_SUFFIX)):
         message = f"{EXPLICIT} is not the name of a {WEIGHTS} file or its index: {name!r}"
         raise source.broken("config.json", message)
-    file = _inside(name)
+    file = path_inside(name)
     if file is None:
         raise source.broken("config.json", f"{EXPLICIT} names a file outside the folder: {name!r}")
     if source.size(file) is None:
         raise source.broken("config.json", f"{EXPLICIT} names {name}, which is not there")
-    return _indexed(source, file) if file.endswith(INDEX_SUFFIX) else Weights((file,))
+    if not file.endswith(INDEX_SUFFIX):
+        return Weights((file,))
+    found = _indexed(source, file)
+    if found is None:
+        raise source.broken(file, "names no tensor")
+    return found
 
 
 def _of_stem(source: Source, stem: str, variant: str) -> Weights | None:
@@ -117,14 +122,15 @@ def _of_stem(source: Source, stem: str, variant: str) -> Weights | None:
     rival = source.size(index) is not None
     if source.size(single) is not None:
         return Weights((single,), notes=_beside(source, single, index) if rival else ())
-    if rival:
-        return _indexed(source, index)
+    found = _indexed(source, index) if rival else None
+    if found is not None:
+        return found
     end = re.escape(f"{variant}.safetensors")
     pattern = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+){end}")
     sets: dict[int, list[str]] = {}
     for name in source.names():
-        if found := pattern.fullmatch(name):
-            sets.setdefault(int(found[2]), []).append(name)
+        if part := pattern.fullmatch(name):
+            sets.setdefault(int(part[2]), []).append(name)
     for count, parts in sets.items():
         if len(parts) == count:
             return Weights(tuple(parts))
@@ -137,20 +143,22 @@ def _of_stem(source: Source, stem: str, variant: str) -> Weights | None:
 def _beside(source: Source, single: str, index: str) -> tuple[str, ...]:
     """What to say of an index that lies beside a whole model of the same name, whose shards are there too."""
     try:
-        files = _indexed(source, index).files
+        found = _indexed(source, index)
     except CheckpointError:  # left over, and nobody reads it
         return ()
-    if files == (single,):
+    if found is None or found.files == (single,):
         return ()
-    message = f"has {single} and {len(files)} files that {index} names; transformers loads {single}"
+    message = f"has {single} and {len(found.files)} files that {index} names; "
+    message += f"transformers loads {single}"
     return (f"{message}, so that is merged",)
 
 
-def _indexed(source: Source, index: str) -> Weights:
-    """The weights that an index names; CheckpointError when it is none, or files are missing."""
+def _indexed(source: Source, index: str) -> Weights | None:
+    """The weights that an index names, None when it names none; CheckpointError when it is no index, or files are
+    missing."""
     where = read_index(source, index)
     if not where:
-        raise source.broken(index, "has no valid 'weight_map': it names no tensor")
+        return None
     files = tuple(sorted(set(where.values())))
     absent = [
         name
@@ -177,7 +185,7 @@ def read_index(source: Source, index: str) -> dict[str, str]:
     entries = read_json_file(source, index).get("weight_map")
     if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
         raise source.broken(index, "has no valid 'weight_map'")
-    paths = {file: _inside(file) for file in set(entries.values())}
+    paths = {file: path_inside(file) for file in set(entries.values())}
     where = {}
     for tensor, file in entries.items():
         path = paths[file]
@@ -189,8 +197,8 @@ def read_index(source: Source, index: str) -> dict[str, str]:
     return where
 
 
-def _inside(file: str) -> str | None:
-    """The path in a folder that an entry such as `./x` means; None when it leads out of it, or means none."""
+def path_inside(file: str) -> str | None:
+    """The path in a folder that a text such as `./x` means; None when it leads out of it, or means no file."""
     path = posixpath.normpath(file)
     out = path in (".", "..") or path.startswith(("../", "/"))
     return None if out or "\\" in file or file.endswith("/") or CONTROL.search(file) else path
