@@ -130,6 +130,14 @@ def _orders(
             yield rule, values, order
 
 
+def forget(config: dict[str, Any], key: str, why: str) -> tuple[dict[str, Any], list[Change]]:
+    """`config` without a key at its top."""
+    if key not in config:
+        return config, []
+    kept = {name: value for name, value in config.items() if name != key}
+    return kept, [Change(key, config[key], None, why)]
+
+
 def set_dtype(config: dict[str, Any], dtype: str) -> tuple[dict[str, Any], list[Change]]:
     """`config` saying that its weights have `dtype`, under the key it uses already (`dtype` or `torch_dtype`)."""
     word = CONFIG_NAMES.get(dtype)

@@ -45,6 +45,7 @@ class BucketSource(RemoteSource):
         self._store = store(use_listings_cache=False)
         self._place = place
         self._listed: list[str] = []
+        self._inner: dict[str, set[str]] = {}  # folder -> those in it
         self._list_once("")
         if not self._stats:
             raise CheckpointError(Fault("is empty, or does not exist", file=self.label))
@@ -53,6 +54,10 @@ class BucketSource(RemoteSource):
         self._list_once(folder)
         placed = [name.rpartition("/") for name, stat in self._stats.items() if stat is not None]
         return sorted(name for place, _, name in placed if place == folder)
+
+    def folders(self, folder: str = "") -> list[str]:
+        self._list_once(folder)
+        return sorted(self._inner[folder])
 
     def ask(self, name: str) -> Stat | None:
         folder = name.rpartition("/")[0]
@@ -88,6 +93,8 @@ class BucketSource(RemoteSource):
 
         def attempt() -> dict[str, Stat | None]:
             found = self._wait(lambda: self._store._ls(place, detail=True, refresh=True))
+            inner = {each["name"].rstrip("/") for each in found if each["type"] == "directory"}
+            self._inner[folder] = {name.rpartition("/")[2] for name in inner}
             return {
                 prefix + each["name"].rpartition("/")[2]: Stat(
                     int(each["size"]), next((str(each[tag]) for tag in TAGS if each.get(tag)), "")
@@ -99,6 +106,7 @@ class BucketSource(RemoteSource):
         try:
             return patiently(attempt, self.label)
         except FileNotFoundError:
+            self._inner[folder] = set()
             return {}
 
     def _wait(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

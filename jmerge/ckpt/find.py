@@ -10,6 +10,7 @@ from pathlib import Path
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.ckpt.http import HttpSource
 from jmerge.ckpt.hub import HUB_ID, open_hub
+from jmerge.ckpt.instead import PICKLES, gguf_advice
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.source import LocalSource, Source, local_folder
 from jmerge.errors import CheckpointError, Fault
@@ -23,6 +24,7 @@ STORES: dict[str, Callable[[str], Source]] = {
     "gs": BucketSource,
 }
 OFFERED = ("hf", *STORES)
+INDEX_ENDS = (".safetensors", ".safetensors.index.json", "config.json")
 
 # What was found, by label: a plan names models by their labels, and whoever carries it out has to see the same files
 # with the same sizes and tags as the planner.
@@ -60,6 +62,7 @@ def _find(text: str, revision: str | None) -> Source:
     scheme = SCHEME.match(text)
     if scheme is None:
         if not HUB_ID.fullmatch(text):
+            _refuse_file(text)
             raise CheckpointError(Fault("is not a folder", file=text))
         _refuse_neighbours(text)
         return open_hub(text, revision)
@@ -82,9 +85,25 @@ def _refuse_revision(text: str, revision: str | None) -> None:
         raise CheckpointError(Fault(message, file=redacted(text)))
 
 
+def _refuse_file(text: str) -> None:
+    """Refuse the path of a file with the folder that was meant."""
+    path = Path(os.path.expanduser(text))
+    if not os.path.isfile(path):
+        return
+    folder, what = str(path.parent), "is not a folder but a file"
+    if path.suffix == ".gguf":
+        message = gguf_advice(f"{what}, and of GGUF, not safetensors", folder, path.name)
+    elif path.name.endswith((*INDEX_ENDS, *PICKLES)):
+        message = f"{what}; name the folder it lies in: {folder}"
+    else:
+        message = f"{what}; name the folder of a model"
+    raise CheckpointError(Fault(message, file=text))
+
+
 def _refuse_neighbours(text: str) -> None:
     """Refuse what looks like a misspelt path of this machine, before anybody is asked for a model of that name."""
     path = Path(text.partition("@")[0])
+    _refuse_file(text)
     if os.path.lexists(path):
         raise CheckpointError(Fault("is not a folder", file=text))
     if os.path.isdir(path.parent):

@@ -18,7 +18,7 @@ from jmerge.ckpt.http import HttpSource
 from jmerge.ckpt.remote import PATIENCE, PassingError, Stat, patiently, redacted
 from jmerge.ckpt.sentence import main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
-from jmerge.ckpt.weights import weight_files
+from jmerge.ckpt.weights import find_weights
 from jmerge.errors import CheckpointError, Fault
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ class HubSource(HttpSource):
         placed = [name.rpartition("/") for name in self._stats if self.size(name) is not None]
         return sorted(name for place, _, name in placed if place == folder)
 
+    def folders(self, folder: str = "") -> list[str]:
+        start = f"{folder}/" if folder else ""
+        below = [name[len(start) :] for name in self._stats if name.startswith(start)]
+        return sorted({name.partition("/")[0] for name in below if "/" in name})
+
     def ask(self, name: str) -> Stat | None:
         return None  # the Hub has listed what there is
 
@@ -135,7 +140,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         modules = read_modules(source)
         if not modules:
-            weight_files(source)
+            find_weights(source)
         main = main_module(modules)
         home = main.prefix if main else ""
         names = [home + name for name in source.names(main.folder if main else "")]

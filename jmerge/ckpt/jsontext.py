@@ -10,6 +10,7 @@ MAX_DEPTH = 100  # of nesting: real files have up to ten, and copying a value ta
 MAX_NAME = (
     4096  # letters of a key: real ones have up to 200, and patterns are matched against all of them
 )
+NAN = float("nan")  # one for all, so that values that hold it are equal
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -21,13 +22,13 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes, *, tolerant: bool = False) -> Any:
-    """The JSON that `data` is, UTF-8 without NaN, and with no key twice in a map.
+def parse_json(data: bytes, *, repeats: bool = False, constants: bool = False) -> Any:
+    """The JSON that `data` is, UTF-8, and with no key twice in a map.
 
     Args:
       data: the text.
-      tolerant: of what Python's writer and hands leave in config files: infinity (`Infinity`, which transformers
-        writes for time limits of Mamba layers), and a key that stands twice with the same value.
+      repeats: accept a key that stands twice with the same value, as hands leave it.
+      constants: accept `NaN` and `Infinity` (of time limits of Mamba layers), which Python writes and transformers reads.
 
     Raises:
       ValueError: it is none; the message follows the name of the file.
@@ -38,14 +39,14 @@ def parse_json(data: bytes, *, tolerant: bool = False) -> Any:
         if len(entries) != len(pairs):
             seen: dict[str, Any] = {}
             for name, value in pairs:
-                if name in seen and not (tolerant and seen[name] == value):
+                if name in seen and not (repeats and seen[name] == value):
                     raise ValueError(f"the name {name!r} appears twice")
                 seen[name] = value
         return entries
 
     def constant(word: str) -> float:
-        if tolerant and word != "NaN":
-            return float(word)
+        if constants:
+            return NAN if word == "NaN" else float(word)
         raise ValueError(f"{word} is not a number of JSON")
 
     try:

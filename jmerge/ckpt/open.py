@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import TensorSpec, view
+from jmerge.ckpt.arrived import check_arrived, check_whole_tensors
+from jmerge.ckpt.copies import Entry, Part, place_tensors
+from jmerge.ckpt.dtypes import view
 from jmerge.ckpt.find import find_source
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import Module, inside, main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
-from jmerge.ckpt.weights import read_json_file, weight_files, weight_map
-from jmerge.errors import CheckpointError, Fault
+from jmerge.ckpt.weights import find_weights, read_json_file
 from jmerge.names import nearest
 from jmerge.recipe.refs import ModelRef
 
@@ -30,14 +31,6 @@ class TensorFile(NamedTuple):
     name: str  # inside the folder
     size: int  # bytes
     sha256: str  # of its header
-
-
-class Entry(NamedTuple):
-    """Where a named tensor lies."""
-
-    spec: TensorSpec
-    file: str  # name inside the folder
-    start: int  # bytes from the beginning of the file
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -51,40 +44,30 @@ class Checkpoint(Mapping[str, np.ndarray]):
       config: the parsed config.json; empty when there is none.
       generation: the parsed generation_config.json; empty when there is none.
       modules: of a Sentence Transformers model, whose config is the transformer's; else empty.
+      notes: what the choice of files and tensors passed over, for a user to know.
     """
 
     def __init__(
         self,
         source: Source,
-        headers: dict[str, Header],
+        headers: Mapping[str, Header],
+        index: Mapping[str, Entry],
         config: dict[str, Any],
         generation: dict[str, Any],
         modules: tuple[Module, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.path = Path(source.label) if isinstance(source, LocalSource) else source.label
         self.config = config
         self.generation = generation
         self.modules = modules
-        main = main_module(modules)
-        prefixes = {file: m.prefix for m in modules if m is not main for file in m.files}
+        self.notes = notes
+        self.index = dict(index)
         self.files = tuple(
             TensorFile(name, head.size, head.sha256) for name, head in headers.items()
         )
-        self.index: dict[str, Entry] = {}
         self._maps: dict[Path, np.ndarray] = {}
-        for file, head in headers.items():
-            for own, extent in head.extents.items():
-                name = prefixes.get(file, "") + own
-                if name in self.index:
-                    raise CheckpointError(
-                        Fault(
-                            f"is in both {self.index[name].file} and {file}; delete the stale file",
-                            name,
-                            source.label,
-                        )
-                    )
-                self.index[name] = Entry(extent.spec, file, extent.start)
 
     @property
     def home(self) -> str:
@@ -145,12 +128,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
-    """A lazy reader of the model folder `path`; no tensor data is read.
+    """A lazy reader of the model folder `path`; no tensor data is read, unless two files hold one
+    tensor and no index says which counts.
 
-    Of a Sentence Transformers model all modules with weights are read, see `ckpt.sentence`. Of each folder it
-    looks for `model.safetensors.index.json` (used only when every file it names is there), `model.safetensors`,
-    then a complete set of `model-00001-of-000NN.safetensors`; likewise for `consolidated` and
-    `diffusion_pytorch_model`.
+    Of a Sentence Transformers model all modules with weights are read, see `ckpt.sentence`. Which files of a folder
+    are its weights, `ckpt.weights.find_weights` says.
 
     Args:
       path: a local folder, `org/name` or `hf://org/name` on the Hub, either with `@revision`, the URL of a folder
@@ -166,22 +148,26 @@ def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
         source = path if isinstance(path, Source) else find_source(path)
     modules = read_modules(source)
     main = main_module(modules)
-    names = [name for module in modules for name in module.files] if main else weight_files(source)
+    if main is None:
+        main = Module("", "", find_weights(source), {})
+    weighted = modules if main in modules else (main,)
+    names = [name for module in weighted for name in module.files]
+    check_arrived(source, names)
     headers = dict(zip(names, source.map(lambda name: header_of(source, name), names), strict=True))
-    home = main.prefix if main else ""
+    check_whole_tensors(source, headers)
     config, generation = (
-        read_json_file(source, home + name, missing={})
+        read_json_file(source, main.prefix + name, missing={})
         for name in ("config.json", "generation_config.json")
     )
-    checkpoint = Checkpoint(source, headers, config, generation, modules)
-    for module in modules if main else [Module("", "", tuple(names), {})]:
-        place, start = inside(source, module.folder), len(module.prefix)
-        indexed = weight_map(place, [name[start:] for name in module.files]) if module.files else {}
-        for name, file in indexed.items():
-            name = name if module is main else module.prefix + name
-            found = checkpoint.index.get(name)
-            if found is None or found.file != module.prefix + file:
-                raise CheckpointError(
-                    Fault(f"the index says it is in {file}, but it is not", name, source.label)
-                )
-    return checkpoint
+    parts = [_part(module, module is main) for module in weighted if module.files]
+    index, copies = place_tensors(source, headers, parts)
+    notes = [
+        f"{m.prefix}: {note}" if m.folder else note for m in weighted for note in m.weights.notes
+    ]
+    return Checkpoint(source, headers, index, config, generation, modules, (*notes, *copies))
+
+
+def _part(module: Module, main: bool) -> Part:
+    """The weights of a module; the names of tensors of all but the main one begin with its folder."""
+    where = {name: module.prefix + file for name, file in module.weights.where.items()}
+    return Part("" if main else module.prefix, module.files, where, module.weights.indexed)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from jmerge.ckpt.instead import PICKLES
 from jmerge.ckpt.source import Source
-from jmerge.ckpt.weights import PICKLES, read_json, read_json_file, weight_files
+from jmerge.ckpt.weights import WEIGHTS, Weights, find_weights, read_json, read_json_file
 from jmerge.errors import CONTROL, CheckpointError
 
 T = TypeVar("T")
@@ -32,13 +33,18 @@ class Module(NamedTuple):
 
     folder: str  # inside the model's; empty: that itself
     kind: str  # its class
-    files: tuple[str, ...]  # its weight files, by their paths in the model's folder
+    weights: Weights  # by their paths in its own folder
     config: dict[str, Any]  # what it is told
 
     @property
     def prefix(self) -> str:
         """What stands before the names of its files."""
         return f"{self.folder}/" if self.folder else ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its weight files, by their paths in the model's folder."""
+        return tuple(self.prefix + name for name in self.weights.files)
 
 
 class Inside(Source):
@@ -52,6 +58,9 @@ class Inside(Source):
 
     def names(self, folder: str = "") -> list[str]:
         return self._source.names(self._at(folder) if folder else self._folder)
+
+    def folders(self, folder: str = "") -> list[str]:
+        return self._source.folders(self._at(folder) if folder else self._folder)
 
     def size(self, name: str) -> int | None:
         return self._source.size(self._at(name))
@@ -119,18 +128,17 @@ def _read_module(source: Source, entry: Any) -> Module:
     if kind in BRANCHED:
         raise source.broken(MODULES, f"lists a {kind}, whose branches cannot be merged")
     place = inside(source, folder)
-    prefix = f"{folder}/" if folder else ""
-    names: list[str] = []
+    weights = Weights(())
     if kind in WEIGHTED or _has_weights(place):
         try:
-            names = weight_files(place)
+            weights = find_weights(place)
         except CheckpointError:
             if folder or kind in WEIGHTED:
                 raise
     config = CONFIGS.get(kind, "config.json" if folder else "")
     told = read_json_file(place, config, missing={}) if config else {}
-    return Module(folder, kind, tuple(prefix + name for name in names), told)
+    return Module(folder, kind, weights, told)
 
 
 def _has_weights(place: Source) -> bool:
-    return any(name.endswith((".safetensors", *PICKLES)) for name in place.names())
+    return any(name.endswith((WEIGHTS, *PICKLES)) for name in place.names())

@@ -14,6 +14,9 @@ import numpy as np
 from jmerge.errors import CheckpointError, Fault
 
 MAX_WHOLE_BYTES = 256_000_000  # of a file that is read at once; tokenizers have up to 40 MB
+POINTER = b"version https://git-lfs"  # what git leaves of a file whose content it did not fetch
+MAX_POINTER_BYTES = 1024
+NOT_FETCHED = "is a git-LFS pointer, not the file itself; run: git lfs pull"
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -37,6 +40,10 @@ class Source(ABC):
     def names(self, folder: str = "") -> list[str]:
         """The files directly in the folder, or in `folder` in it without its name, in name order; where nothing lists
         them, those of the known names."""
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The folders directly in the folder, or in `folder` in it, in name order; none where nothing lists them."""
+        return []
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -70,7 +77,18 @@ class Source(ABC):
             )
         buffer = np.empty(self.size_of(name), np.uint8)
         self.read_into(name, 0, buffer)
-        return buffer.tobytes()
+        data = buffer.tobytes()
+        if data.startswith(POINTER):
+            raise self.broken(name, NOT_FETCHED)
+        return data
+
+    def is_pointer(self, name: str) -> bool:
+        """Whether a file is only what git leaves of one that git-LFS did not fetch."""
+        if not len(POINTER) <= self.size_of(name) <= MAX_POINTER_BYTES:
+            return False
+        start = np.empty(len(POINTER), np.uint8)
+        self.read_into(name, 0, start)
+        return start.tobytes() == POINTER
 
     def check_whole(self, name: str) -> int:
         """Bytes of a file that will be read at once; CheckpointError when it cannot be or is too large for that."""
@@ -78,6 +96,8 @@ class Source(ABC):
         if size > MAX_WHOLE_BYTES:
             message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
             raise self.broken(name, message)
+        if self.is_pointer(name):
+            raise self.broken(name, NOT_FETCHED)
         return size
 
     def size_of(self, name: str) -> int:
@@ -118,6 +138,12 @@ class LocalSource(Source):
         except OSError as error:
             message = f"cannot be listed: {error.strerror or error}"
             raise CheckpointError(Fault(message, file=str(place))) from error
+
+    def folders(self, folder: str = "") -> list[str]:
+        try:
+            return sorted(path.name for path in (self.folder / folder).iterdir() if path.is_dir())
+        except OSError:  # what cannot be listed says nothing
+            return []
 
     def size(self, name: str) -> int | None:
         path = self.folder / name

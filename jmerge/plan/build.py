@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jmerge.arch.config import Change, set_depth, set_dtype, untie
+from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
 from jmerge.ckpt.open import Checkpoint
+from jmerge.ckpt.weights import EXPLICIT
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
@@ -17,6 +18,7 @@ from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.convert import convert_views
+from jmerge.plan.files import tell_of_files
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
@@ -81,6 +83,7 @@ def build_plan(
         if ref not in checkpoints:
             notes.fault(f"'{ref}' fills tokens, so it has to be opened too", recipe.first_path(ref))
     raise_all(PlanError, notes.faults, notes.warnings)
+    tell_of_files(checkpoints, notes)
     layouts = layouts or infer_layouts(checkpoints)
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
@@ -119,6 +122,8 @@ def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, 
 
 def untied(plan: Plan) -> tuple[dict[str, Any], tuple[Change, ...]]:
     """config.json and changes of a plan whose written head turned out to differ from its embedding."""
+    if not plan.config:  # there is none, and none is made up
+        return {}, plan.changes
     config, new = untie(dict(plan.config))
     return config, (*plan.changes, *new)
 
@@ -422,6 +427,10 @@ class _Builder:
     def _new_config(self) -> tuple[dict[str, Any], list[Change]]:
         config = _config(self.donor.ref, self.donor.checkpoint)
         changes: list[Change] = []
+        if not self.donor.checkpoint.config:  # there is none, and none is made up
+            return {}, changes
+        config, new = forget(config, EXPLICIT, "the weights have the usual names")
+        changes += new
         classes = self.donor.checkpoint.config.get("architectures")
         if config.get("architectures") != classes:
             why = "override_architecture of the recipe"

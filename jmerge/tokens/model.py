@@ -196,7 +196,7 @@ def _find_text(
     try:
         if file == TOKENIZER:
             text = _read_text(source, file)
-            check_values(parse_json(text.encode("utf-8"), tolerant=True))
+            check_values(parse_json(text.encode("utf-8"), repeats=True))
             return file, text, None
         if PIECES.fullmatch(file):
             pieces = parse_pieces(source.read(file))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jmerge.ckpt.copies import Entry, equal
 from jmerge.ckpt.donor import CHECKED
 from jmerge.ckpt.dtypes import BITS
-from jmerge.ckpt.open import Entry
-from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS
+from jmerge.ckpt.sentence import inside
+from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS, read_index
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
 from jmerge.tokens.model import ADDED, CONFIG, JINJA, SPECIAL_MAP
@@ -38,8 +39,11 @@ def index(folder: Folder) -> Iterator[Finding]:
         if content is None:
             continue
         place = place_of(name)
-        entries, files = content.get("weight_map"), folder.inside(place, folder.files)
-        if not isinstance(entries, dict) or not set(entries.values()) <= set(files):
+        entries = _entries(folder, name)
+        files = [file.removeprefix(place) for file in folder.files if file.startswith(place)]
+        if not set(entries.values()) <= set(files) or not isinstance(
+            content.get("weight_map"), dict
+        ):
             continue  # broken, or of other files: told by `readable` and `stale`
         for tensor, file in entries.items():
             header = folder.headers.get(place + file)
@@ -48,7 +52,9 @@ def index(folder: Folder) -> Iterator[Finding]:
                 found = f"it is in {lies.file}" if lies else "it is in no file"
                 yield Finding(f"the index says it is in {file}; {found}", name, tensor)
         named = {folder.name_in(name, tensor) for tensor in entries}
-        here = {t: each for t, each in folder.tensors.items() if place_of(each.file) == place}
+        here = {
+            t: each for t, each in folder.tensors.items() if folder.place_of(each.file) == place
+        }
         for tensor, entry in here.items():
             if tensor not in named:
                 yield Finding(f"is in {entry.file}; the index does not name it", name, tensor)
@@ -63,12 +69,34 @@ def _total(folder: Folder, name: str, metadata: Any, entries: Iterable[Entry]) -
         yield Finding(message, name, warning=True)
 
 
+def _entries(folder: Folder, name: str) -> dict[str, str]:
+    """Tensor -> file of an index; empty when it cannot be read, which `readable` tells."""
+    if folder.json(name) is None:
+        return {}
+    place = place_of(name)
+    try:
+        return read_index(inside(folder.source, place.removesuffix("/")), name.removeprefix(place))
+    except CheckpointError:
+        return {}
+
+
 def duplicates(folder: Folder) -> Iterator[Finding]:
     """No tensor is in two files."""
-    for tensor, file in folder.twice:
-        yield Finding(
-            f"is in {folder.tensors[tensor].file} too; delete the stale file", file, tensor
-        )
+    for tensor, other in folder.twice:
+        used = folder.tensors[tensor]
+        indexed = folder.where.get(tensor) == used.file
+        if equal(folder.source, used, other):
+            yield Finding(f"is in {other.file} too, and equal", used.file, tensor, warning=True)
+        elif indexed and folder.files.index(used.file) > folder.files.index(other.file):
+            message = f"is in {other.file} too, which the index passes over"
+            yield Finding(message, used.file, tensor, warning=True)
+        else:
+            message = f"is in {other.file} too, with other values"
+            if indexed:
+                message += ", which transformers takes although the index names this file"
+            else:
+                message += ", and no index says which counts"
+            yield Finding(message, used.file, tensor)
 
 
 def stale(folder: Folder) -> Iterator[Finding]:
@@ -87,11 +115,10 @@ def stale(folder: Folder) -> Iterator[Finding]:
             )
             yield Finding(message, place + name, warning=not rival)
         for name in folder.inside(place, folder.index_files):
-            content = folder.json(place + name) or {}
-            entries = content.get("weight_map")
-            if name.removesuffix(INDEX_SUFFIX) not in stems or not isinstance(entries, dict):
+            if name.removesuffix(INDEX_SUFFIX) not in stems:
                 continue
-            strange = sorted({str(file) for file in entries.values()} - set(files))
+            own = {file.removeprefix(place) for file in folder.files if file.startswith(place)}
+            strange = sorted(set(_entries(folder, place + name).values()) - own)
             if strange and folder.whole:
                 message = (
                     f"names {strange[0]}, which is not among the weight files; delete the index"

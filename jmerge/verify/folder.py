@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import Layout, infer_layout
+from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.dtypes import TensorSpec
-from jmerge.ckpt.open import Entry
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import MODULES, Module, inside, main_module, read_modules
 from jmerge.ckpt.source import Source
-from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file, weight_files
+from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
 from jmerge.plan.folders import placed_name
@@ -43,9 +43,10 @@ class Folder:
       names: the files in all of them, by their paths in it.
       files: its weight files.
       headers: of those that can be read.
-      tensors: name -> where it lies; the first place of those that have several. Names of modules after the first with
+      tensors: name -> where it lies; of several places that which the index names, else the first. Names of modules after the first with
         weights begin with their folder, as those of a `Checkpoint`.
-      twice: (tensor, file) of every further place.
+      where: name -> file, as the indexes say that are followed.
+      twice: (tensor, where it lies too) of every further place.
       config: config.json; empty when there is none.
       ledger: jmerge's; None when there is none.
       prefix: where the ledger's folder has this one, with a slash; empty when it is the same.
@@ -67,11 +68,8 @@ class Folder:
         self.places = tuple(dict.fromkeys(("", *(module.prefix for module in self.modules))))
         for place in self.places[1:]:
             self.names += [place + name for name in source.names(place.removesuffix("/"))]
-        self.files = (
-            list(dict.fromkeys(name for module in self.modules for name in module.files))
-            if main
-            else self._weight_files()
-        )
+        self.where: dict[str, str] = {}
+        self.files = self._module_files() if main else self._weight_files()
         self.headers: dict[str, Header] = {}
         for name in self.files:
             try:
@@ -81,14 +79,16 @@ class Folder:
         self.config = self.json(self.config_file) or {}
         self.ledger = ledger if ledger is not None else self.json(LEDGER)
         self.tensors: dict[str, Entry] = {}
-        self.twice: list[tuple[str, str]] = []
+        self.twice: list[tuple[str, Entry]] = []
         for file, header in self.headers.items():
             for own, extent in header.extents.items():
                 name = self.name_in(file, own)
-                if name in self.tensors:
-                    self.twice.append((name, file))
-                else:
-                    self.tensors[name] = Entry(extent.spec, file, extent.start)
+                entry = Entry(extent.spec, file, extent.start)
+                held = self.tensors.setdefault(name, entry)
+                if held is not entry:
+                    if self.where.get(name) == file:
+                        self.tensors[name], entry = entry, held
+                    self.twice.append((name, entry))
         self.layout = Layout({}, {}, (), (), (), ())
         try:
             self.layout = infer_layout(self.specs, self.config, self.folders)
@@ -131,8 +131,12 @@ class Folder:
 
     def name_in(self, file: str, own: str) -> str:
         """The name here of a tensor that a file or an index beside it calls `own`."""
-        place = place_of(file)
+        place = self.place_of(file)
         return own if place == self.home else place + own
+
+    def place_of(self, file: str) -> str:
+        """The place that a file belongs to; an index may name files in folders that are none."""
+        return max((place for place in self.places if file.startswith(place)), key=len)
 
     def name_in_ledger(self, name: str) -> str:
         """What the ledger calls a tensor of ours."""
@@ -186,9 +190,18 @@ class Folder:
             self.note(error)
             return ()
 
+    def _module_files(self) -> list[str]:
+        for module in self.modules:
+            for own, file in module.weights.where.items():
+                file = module.prefix + file
+                self.where[self.name_in(file, own)] = file
+        return list(dict.fromkeys(name for module in self.modules for name in module.files))
+
     def _weight_files(self) -> list[str]:
         try:
-            return weight_files(self.source)
+            found = find_weights(self.source)
+            self.where.update(found.where)
+            return list(found.files)
         except CheckpointError as error:
             if self.known:  # else the weights may be in the folders of modules
                 self.note(error)

@@ -152,6 +152,11 @@ def add_shard(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def single_beside_shards(folder: Path) -> None:
+    """The whole model in one file, which transformers takes, beside shards."""
+    write_checkpoint(folder, llama_tensors(0, **SIZES))
+
+
 def same_tensor_in_two_shards(folder: Path) -> None:
     write_tensors(lambda tensors: None)(folder)
     tensors = llama_tensors(0, **SIZES)
@@ -161,11 +166,14 @@ def same_tensor_in_two_shards(folder: Path) -> None:
     entries = {}
     for number, half in enumerate(halves, 1):
         file = f"model-{number:05d}-of-00002.safetensors"
-        write_checkpoint(folder / "more", {name: tensors[name] for name in half})
+        half_of = {name: tensors[name] for name in half}
+        if number == 2:
+            half_of[names[19]] = half_of[names[19]] + 1
+        write_checkpoint(folder / "more", half_of)
         (folder / "more" / "model.safetensors").rename(folder / file)
         entries |= dict.fromkeys(half, file)
     shutil.rmtree(folder / "more")
-    # either file would do for the index, so only the double is wrong
+    # the index and the order of files do not agree, so what is loaded is not what is meant
     entries[names[19]] = "model-00001-of-00002.safetensors"
     (folder / INDEX).write_text(json.dumps({"weight_map": entries}))
 
@@ -194,7 +202,7 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
     ],
     "duplicates": [same_tensor_in_two_shards],
     "stale": [
-        add_shard("model.safetensors"), add_shard("model-00001-of-00099.safetensors"), stale_index,
+        single_beside_shards, add_shard("model-00001-of-00099.safetensors"), stale_index,
     ],
     "companions": [
         lambda folder: (folder / "config.json").unlink(),

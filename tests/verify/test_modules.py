@@ -110,7 +110,7 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
         lambda out: (out / "modules.json").write_text("{" + " " * (len((out / "modules.json").read_text()) - 1)),
     ],
     "index": [edit_index],
-    "stale": [lambda out: shutil.copy(out / "2_Dense" / SHARD, out / "2_Dense" / "model.safetensors")],
+    "stale": [lambda out: shutil.copy(out / "2_Dense" / SHARD, out / "2_Dense" / "model-00001-of-00099.safetensors")],
     "ledger": [lambda out: (out / "modules.json").write_text((out / "modules.json").read_text() + " ")],
     "checksums": [lambda out: flip(out / "2_Dense" / SHARD)],
 }  # fmt: skip

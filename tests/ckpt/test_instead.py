@@ -1,0 +1,149 @@
+"""Folders that hold no weights to merge: one line that says what is there and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jmerge.ckpt.open import open_checkpoint
+from jmerge.ckpt.sentence import inside
+from jmerge.ckpt.source import LocalSource
+from jmerge.ckpt.weights import find_weights
+from jmerge.errors import CheckpointError
+from jmerge.testing.tiny import write_llama
+
+ADAPTER = json.dumps({"base_model_name_or_path": "org/base"})
+# Files of a folder (with what is in those that are read), and words of the line, {} being the folder.
+KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
+    "adapter": (
+        {"adapter_config.json": ADAPTER, "adapter_model.safetensors": ""},
+        ["PEFT adapter of 'org/base'", "merge_and_unload()"],
+    ),
+    "adapter without config": ({"adapter_model.bin": ""}, ["PEFT adapter, not", "its base"]),
+    "adapter, broken config": ({"adapter_config.json": "{"}, ["PEFT adapter, not"]),
+    "pickles": (
+        {"config.json": "{}", "pytorch_model-00001-of-00002.bin": "", "optimizer.pt": ""},
+        ["pytorch_model-00001-of-00002.bin", "convert", "from_pretrained('{}').save_pretrained"],
+    ),
+    "pickle of a name of its own": ({"weights.pth": ""}, ["pickled", "weights.pth", "convert"]),
+    "meta": ({"consolidated.00.pth": "", "params.json": "{}"}, ["convert_llama_weights_to_hf"]),
+    "gguf": (
+        {"x-Q4_K_M.gguf": "", "config.json": "{}"},
+        ["GGUF", "from_pretrained('{}', gguf_file='x-Q4_K_M.gguf')"],
+    ),
+    "trainer": (
+        {
+            "checkpoint-500/model.safetensors": "",
+            "checkpoint-1500/model.safetensors": "",
+            "checkpoint-2000/optimizer.pt": "",
+            "training_args.bin": "",
+        },
+        ["3 checkpoints of a training run", "the last is {}/checkpoint-1500"],
+    ),
+    "cache": (
+        {
+            "snapshots/aa/model.safetensors": "",
+            "snapshots/bb/model.safetensors": "",
+            "refs/main": "aa",
+            "blobs/x": "",
+        },
+        ["Hub's cache", "{}/snapshots/aa"],
+    ),
+    "cache without refs": ({"snapshots/bb/model.safetensors": ""}, ["{}/snapshots/bb"]),
+    "snapshots of a cache": ({"aa/model.safetensors": ""}, ["the folder in it", "{}/aa"]),
+    "zero": (
+        {"global_step9/zero_pp_rank_0_mp_rank_00_optim_states.pt": "", "zero_to_fp32.py": ""},
+        ["DeepSpeed ZeRO", "python zero_to_fp32.py {} OUT --safe_serialization"],
+    ),
+    "zero, the step itself": (
+        {"mp_rank_00_model_states.pt": "", "zero_pp_rank_0_mp_rank_00_optim_states.pt": ""},
+        ["DeepSpeed ZeRO", "python zero_to_fp32.py {}/.. OUT"],
+    ),
+    "dcp": ({".metadata": "", "__0_0.distcp": ""}, ["accelerate merge-weights {} OUT"]),
+    "fsdp of accelerate": (
+        {"pytorch_model_fsdp_0/__0_0.distcp": "", "optimizer_0/__0_0.distcp": ""},
+        ["FSDP", "accelerate merge-weights {}/pytorch_model_fsdp_0 OUT"],
+    ),
+    "ranks": ({"model_world_size_2_rank_0.pt": "", "config.json": "{}"}, ["verl.model_merger"]),
+    "megatron": ({"latest_checkpointed_iteration.txt": "9", "iter_9/x": ""}, ["Megatron"]),
+    "mlx": ({"weights.npz": "", "config.json": "{}"}, ["MLX", "mlx_lm.convert"]),
+    "flax": ({"flax_model.msgpack": ""}, ["Flax", "from_flax=True"]),
+    "tensorflow": ({"tf_model.h5": ""}, ["TensorFlow", "from_tf=True"]),
+    "onnx": ({"model.onnx": "", "config.json": "{}"}, ["exported program", "made from"]),
+    "diffusers": (
+        {"model_index.json": "{}", "vae/diffusion_pytorch_model.safetensors": "",
+         "unet/diffusion_pytorch_model.safetensors": "", "scheduler/x.json": ""},
+        ["diffusers pipeline", "(unet, vae)", "{}/unet"],
+    ),
+    "another name": ({"mine.safetensors": ""}, ["mine.safetensors", "rename it"]),
+    "other names": ({"a.safetensors": "", "b.safetensors": ""}, ["2 safetensors", "write the index"]),
+    "folders": (
+        {"a/model.safetensors": "", "b/model.safetensors.index.json": ""},
+        ["2 folders that do (a, b)", "{}/b"],
+    ),
+    "interrupted": (
+        {"config.json": "{}", ".cache/huggingface/download/model.incomplete": ""},
+        ["no model.safetensors", "interrupted", "run it again"],
+    ),
+    "config alone": ({"config.json": "{}"}, ["no model.safetensors", "config.json"]),
+    "empty": ({}, ["is empty", "model.safetensors"]),
+}  # fmt: skip
+
+
+def make(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    (fault,) = caught.value.faults
+    assert "\n" not in str(fault)
+    return str(fault)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_there_instead(kind: str, tmp_path: Path) -> None:
+    files, words = KINDS[kind]
+    folder = make(tmp_path / "m", files)
+    line = refusal(folder)
+    for word in words:
+        assert word.replace("{}", str(folder)) in line, line
+    assert "delete" not in line
+
+
+def test_weights_beside_what_else_may_lie_there(tmp_path: Path) -> None:
+    """Nothing of all that keeps a model from being read."""
+    folder = make(tmp_path / "m", {n: "x" for files, _ in KINDS.values() for n in files})
+    (folder / "config.json").unlink()
+    write_llama(folder, 0)
+    assert open_checkpoint(folder).config["model_type"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.safetensors", ["name the folder it lies in: {}"]),
+        ("pytorch_model.bin", ["name the folder it lies in: {}"]),
+        ("x.gguf", ["GGUF", "from_pretrained('{}', gguf_file='x.gguf')"]),
+        ("notes.txt", ["name the folder of a model"]),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder(name: str, words: list[str], tmp_path: Path) -> None:
+    folder = make(tmp_path / "m", {name: ""})
+    line = refusal(folder / name)
+    assert "is not a folder but a file" in line
+    for word in words:
+        assert word.replace("{}", str(folder)) in line
+
+
+def test_a_folder_inside_says_the_same(tmp_path: Path) -> None:
+    make(tmp_path / "m", {"sub/x.gguf": ""})
+    with pytest.raises(CheckpointError, match="m/sub: holds GGUF"):
+        find_weights(inside(LocalSource(tmp_path / "m"), "sub"))
