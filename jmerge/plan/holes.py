@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jmerge.arch.config import told_of_layers
 from jmerge.arch.infer import Stack
-from jmerge.arch.kinds import home_of, told_of_layers
+from jmerge.arch.kinds import home_of
 from jmerge.plan.views import View, spell
 
 

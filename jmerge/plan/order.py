@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers, Unsaid
+from jmerge.arch.config import Layers, Unsaid, told_of_layers
 from jmerge.arch.infer import Stack
-from jmerge.arch.kinds import told_of_layers
 from jmerge.plan.views import View
 
 SHOWN = 6  # layers that a message names
@@ -46,8 +45,14 @@ def order_faults(
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons, instead, written in said:
+    for key, ons, instead, written, why in said:
         if written:
+            continue
+        if why:
+            yield (
+                f"config.json's '{key}' {why}; pick layers in another order, or take it out of the donor's config.json "
+                "and write what is right into the output's"
+            )
             continue
         where = f"config.json's '{key}' tells kinds of layers by their number"
         fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
@@ -82,7 +87,7 @@ def order_faults(
 
 def order_warnings(said: Iterable[Unsaid]) -> Iterator[str]:
     """What whoever loads the output has to know for its layers to be of the right kinds; said: as of `order_faults`."""
-    for key, _, instead, written in said:
+    for key, _, instead, written, _ in said:
         if written:
             where = f"no '{key}' tells the kinds of the layers in their new order"
             yield f"{where}, so config.json gets '{instead}'; what loads the model has to read that"
