@@ -221,9 +221,7 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, certain: bool) -> 
     if (runs := _runs(value)) is not None and len(runs) == depth:
         entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
-    if is_per_layer(key, value, depth) or (
-        len(value) == depth and certain and PER_LAYER.fullmatch(key)
-    ):
+    if is_per_layer(key, value, depth) or (len(value) == depth and SIZES.fullmatch(key)):
         return _entries(key, value, moved, own, certain)
     if all(isinstance(each, str) for each in value):
         return _words(key, value, moved, own)
