@@ -119,12 +119,12 @@ def told_of_layers(
     """What config.json says of each layer of a stack: a list of its depth for each field that tells layers apart."""
     told: dict[str, list[Hashable]] = {}
     part = home_of(config, stack)
-    for path, value, certain, _ in mentions(config, stack, beside):
-        if certain or path[:-1] == (stack.keys[0][:-1] if stack.keys else ()):
-            first = first_number(get_path(config, path[:-1]), stack.depth)
-            kinds = kinds_of(path[-1], value, stack.depth, first)
+    for each in mentions(config, stack, beside):
+        if each.certain or each.path[:-1] == (stack.keys[0][:-1] if stack.keys else ()):
+            first = first_number(get_path(config, each.path[:-1]), stack.depth)
+            kinds = kinds_of(each.name, each.value, stack.depth, first)
             if kinds is not None:
-                told[".".join(path)] = kinds
+                told[".".join(each.path)] = kinds
     for rule in RULES:
         values = rule.values(part)
         if values is not None:
@@ -142,14 +142,17 @@ def _followed(
     part = get_path(config, home)
     ruled = {key for rule in RULES if rule.is_meant(part) for key in rule.keys} - {*LAYER_NUMBERS}
     behind = sum(n for n in map(part.get, EXTRA_LAYER_KEYS) if type(n) is int and n > 0)
-    order = Moved(stack.depth, tuple(source.layer for source in layers), behind)
-    for path, value, certain, _ in mentions(config, stack, beside):
+    order = Moved(
+        stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
+    )
+    for path, value, certain, named, counts, name in mentions(config, stack, beside):
         if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
             continue
         first = first_number(get_path(config, path[:-1]), stack.depth)
         own = partial(_own, layers, path, home)
         try:
-            new = follow(path[-1], value, order._replace(first=first), own, certain=certain)
+            now = order._replace(first=first, counts=counts)
+            new = follow(name, value, now, own, certain=certain, named=named)
         except Stuck as why:
             stuck.append(Unsaid(".".join(path), [], why=str(why)))
         else:

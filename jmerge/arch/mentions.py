@@ -23,6 +23,11 @@ PLAIN = frozenset(
     " sizes stage stages the to total transformer type types use weight bias norm linear self moe expert experts gate"
     " dense local global sliding window rope output input inner main base net network".split()
 )
+# Of names of counts that are of all layers
+COUNTED = frozenset(
+    "block blocks count decoder depth encoder hidden language layer layers model n num number of text total transformer".split()
+)
+OUTER = re.compile(r"layer|block")
 SIDES = (
     "encoder",
     "decoder",
@@ -56,6 +61,8 @@ class Mention(NamedTuple):
     value: Any
     certain: bool  # its name and place leave no other stack that it could speak of
     named: bool  # its name has a word of this stack's
+    counts: bool  # its name, if that is of a count, is of one of these layers
+    name: str  # its key, with that of the map around it where that speaks of layers
 
 
 def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator[Mention]:
@@ -88,7 +95,10 @@ def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator
             named = bool((words - PLAIN) & own) or (inside and key in LAYER_NUMBERS)
             if not named and _of_another(words - PLAIN, own, theirs, loose, inside):
                 continue
-            yield Mention((*path, key), value, named or (alone and bool(stack.keys)), named)
+            counts = not words - COUNTED - own
+            outer = path[-1] if len(path) > len(home) and OUTER.search(path[-1]) else ""
+            name = f"{outer}_{key}" if outer and not outer.endswith("config") else key
+            yield Mention((*path, key), value, named or alone, named, counts, name)
 
 
 def _maps(

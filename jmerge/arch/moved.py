@@ -54,16 +54,22 @@ BY_NUMBER = re.compile(
 )
 FIRST = re.compile(r".*(first|initial|prefix|leading|early|bottom).*")
 LAST = re.compile(r".*(last|final|suffix|trailing|late|top).*")
-KINDS = re.compile(r".*(types?|kinds?|pattern|layers?|blocks?)")
+KINDS = re.compile(r".*(types?|kinds?|pattern|layout|schedule|layers?|blocks?)")
 # Lists as long as the stack that are its layers' whatever else the config counts
 PER_LAYER = re.compile(
     r".*(layer|block(?!_sizes)|per_|pattern|types?$|kinds?$|sliding|rope|nope|activation|attn|attention|moe|expert|mamba"
-    r"|swiglu|heads|indexer|sparsity|cache|window).*|(\w+_)?intermediate_size|head_dim|hidden_act"
+    r"|swiglu|heads|indexer|sparsity|cache|window|ffn|mlp|layout|schedule).*|(\w+_)?intermediate_size|head_dim|hidden_act"
 )
 # Among what else counts as sizes of a picture or of a kernel
 SIZES = re.compile(r".*(layer|block|attn|attention|sliding|per_)\w*(sizes?|kernels?|shapes?)")
 ENTRY_KINDS = (str, bool, dict, type(None))
+SOURCES = re.compile(r".*(source|share|target|map|parent|ref)\w*")
+DEPTH_SCALE = (
+    "scale_depth"  # MiniCPM's, which its class divides by the square root of the number of layers
+)
+LISTED = re.compile(r"[0-9]+([-,:; ]+[0-9]+)*")
 NAMED = re.compile(r"(?P<word>[a-z_.]*[a-z_.])(?P<number>[0-9]{1,4})")
+LAYER_NAME = re.compile(r"([\w.]*?)\.(0|[1-9][0-9]{0,3})(\.|$)")
 DIGITS = re.compile(r"[0-9]{1,4}")
 ALPHABET = 5  # kinds of layers that letters tell, at most
 
@@ -79,6 +85,8 @@ class Moved(NamedTuple):
     layers: tuple[int, ...]  # of the output: where each was in its own model
     behind: int = 0  # layers that config.json counts behind the stack
     first: int = 0  # what the first layer is called in lists of numbers
+    counts: bool = True  # a count in this field can be of nothing but these layers
+    prefix: str = ""  # of the names of the layers' tensors, before their number
 
     @property
     def alike(self) -> bool:
@@ -105,42 +113,50 @@ Own = Callable[
 ]  # what the model of an output layer says in this field, by the layer's place
 
 
-def follow(key: str, value: Any, moved: Moved, own: Own, *, certain: bool) -> Any:
+def follow(
+    key: str, value: Any, moved: Moved, own: Own, *, certain: bool = True, named: bool = False
+) -> Any:
     """What a field says after the layers moved; `value` itself where it says nothing of them, or says it still.
 
     Args:
       own: the field of the model that an output layer comes from.
-      certain: whether the field is known to speak of this stack by its name and place, so that a list as long as the
-        stack can be nothing else.
+      certain: there is no other stack of which it could speak.
+      named: its name has a word of this stack's.
 
     Raises:
       Stuck: the field speaks of layers, and what it would have to say is not known.
     """
-    made = _follow(key.lower(), value, moved, own, certain)
+    made = _follow(key.lower(), value, moved, own, named)
     if not certain and made != value:
         raise Stuck("may speak of these layers or of others")
     return made
 
 
-def _follow(key: str, value: Any, moved: Moved, own: Own, certain: bool) -> Any:
+def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
     if value is None:
         return value
     if isinstance(value, bool):
         if value and BY_NUMBER.fullmatch(key) and any(i != n for i, n in enumerate(moved.layers)):
             raise Stuck("makes weights depend on the number of their layer")
         return value
-    if isinstance(value, int):
-        return _int(key, value, moved)
+    if key == DEPTH_SCALE and isinstance(value, int | float):
+        return (
+            value * (len(moved.layers) / moved.depth) ** 0.5
+            if len(moved.layers) != moved.depth
+            else value
+        )
     if isinstance(value, float):
         if SHARE.fullmatch(key) and not moved.alike:
             raise Stuck("tells kinds of layers by their share")
         return value
+    if isinstance(value, int):
+        return _int(key, value, moved)
     if isinstance(value, str):
         return _text(key, value, moved, own)
     if isinstance(value, dict):
         return _by_number(value, moved, own) if is_numbered(key, value) else value
     if isinstance(value, list) and (value or key in LAYER_NUMBERS):
-        return _list(key, value, moved, own, certain)
+        return _list(key, value, moved, own, named)
     return value
 
 
@@ -156,6 +172,10 @@ def is_numbered(key: str, value: dict[Any, Any]) -> bool:
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
+        if value == depth and new != depth and not moved.counts:
+            raise Stuck(
+                f"is {depth}, as many as there were layers, and nothing tells whether it counts these"
+            )
         if value == depth:
             return new
         if 0 < value < depth and (FIRST.fullmatch(key) or LAST.fullmatch(key)):
@@ -204,8 +224,10 @@ def _tap(value: int, moved: Moved) -> int:
         return value  # before all layers, after all of them
     if value < 0:
         return moved.place(depth + value) - new
-    after = new if value == depth and moved.layers[-1] == depth - 1 else moved.place(value - 1) + 1
-    if value < depth and moved.place(value) != after:
+    if value == depth:
+        return new  # the end
+    after = moved.place(value - 1) + 1
+    if moved.place(value) != after:
         raise Stuck(f"names layer {value}, and what comes before it is not what came before")
     return after
 
@@ -213,16 +235,18 @@ def _tap(value: int, moved: Moved) -> int:
 # Lists
 
 
-def _list(key: str, value: list[Any], moved: Moved, own: Own, certain: bool) -> Any:
+def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> Any:
     depth = moved.depth
     numbers = all(type(each) is int for each in value)
+    if numbers and SOURCES.fullmatch(key) and len(value) == depth and max(value) < depth:
+        return _sources(key, value, moved, own)
     if numbers and is_numbers_key(key) and _are_numbers(key, value, depth):
         return _numbers(key, value, moved, own)
     if (runs := _runs(value)) is not None and len(runs) == depth:
         entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
     if is_per_layer(key, value, depth) or (len(value) == depth and SIZES.fullmatch(key)):
-        return _entries(key, value, moved, own, certain)
+        return _entries(key, value, moved, own, named)
     if all(isinstance(each, str) for each in value):
         return _words(key, value, moved, own)
     if SPANS.fullmatch(key) and _are_spans(value, depth):
@@ -233,6 +257,16 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, certain: bool) -> 
         if re.search(rf"{LAYER}|depths?|repeats|stages?", key):
             raise Stuck(f"shares out the {depth} layers")
     return value
+
+
+def _sources(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
+    """For each layer the number of another, from which it has something, or its own."""
+    made = []
+    for i, layer in enumerate(moved.layers):
+        numbers = own(i)
+        numbers = numbers if isinstance(numbers, list) and len(numbers) > layer else value
+        made.append(i if numbers[layer] == layer else moved.place(numbers[layer]))
+    return made
 
 
 def is_numbers_key(key: str) -> bool:
@@ -272,13 +306,13 @@ def _numbers(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
     return found
 
 
-def _entries(key: str, value: list[Any], moved: Moved, own: Own, certain: bool) -> list[Any]:
+def _entries(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> list[Any]:
     """A list with an entry for each layer; what stands behind these stays there."""
     depth = moved.depth
     made = [copy.deepcopy(_entry(own(i), value, n, depth)) for i, n in enumerate(moved.layers)]
     made += value[depth:]
     plain = PER_LAYER.fullmatch(key) or all(isinstance(each, ENTRY_KINDS) for each in value)
-    if made != value and not plain and not certain:
+    if made != value and not plain and not named:
         raise Stuck(
             f"has {depth} entries, as many as there were layers, and nothing tells whose they are"
         )
@@ -294,9 +328,11 @@ def _entry(own: Any, donor: Sequence[Any], layer: int, depth: int) -> Any:
 def _words(key: str, value: list[str], moved: Moved, own: Own) -> list[Any]:
     """Kinds of layers of which some follow each other again and again, or names that end with the number of a layer."""
     depth = moved.depth
+    for each in value:
+        _check_name(each, moved)
     named = [NAMED.fullmatch(each) for each in value]
     if re.search(r"feature|out|layer|stage|hook|tap|block|name", key) and any(named):
-        return _named(key, value, moved)
+        return _named(value, moved)
     if _repeats(key, value):
         if len(value) > depth:
             return _entries(key, value, moved, own, True)
@@ -307,11 +343,28 @@ def _words(key: str, value: list[str], moved: Moved, own: Own) -> list[Any]:
 
 def _repeats(key: str, value: list[Any]) -> bool:
     """Whether a list holds kinds of layers, which may begin again after its last."""
-    told = KINDS.fullmatch(key) and re.search(r"layer|block|pattern|attn|attention|mlp", key)
+    told = KINDS.fullmatch(key) and re.search(
+        r"layer|block|pattern|layout|schedule|attn|attention|mlp", key
+    )
     return bool(told) and len(value) > 1 and all(isinstance(each, str) for each in value)
 
 
-def _named(key: str, value: list[str], moved: Moved) -> list[str]:
+def _check_name(value: str, moved: Moved) -> None:
+    """What names a tensor or a module of one layer has to name it still."""
+    found = LAYER_NAME.match(value)
+    head = found[1] if found else ""
+    if found and (moved.prefix.endswith(head) or head.endswith(moved.prefix)) and head:
+        layer = int(found[2])
+        if layer < moved.depth and [i for i, n in enumerate(moved.layers) if n == layer] != [layer]:
+            raise Stuck(f"names '{value}', a layer that is elsewhere now")
+
+
+def _named(value: list[str], moved: Moved) -> list[str]:
+    plain = [each for each in value if not NAMED.fullmatch(each)]
+    stem = value[-1].rstrip("0123456789")
+    for first in (0, 1):
+        if value == plain + [f"{stem}{first + i}" for i in range(moved.depth)]:
+            return plain + [f"{stem}{first + i}" for i in range(len(moved.layers))]
     made = []
     for each in value:
         found = NAMED.fullmatch(each)
@@ -356,16 +409,21 @@ def _as_runs(like: list[Any], entries: list[str]) -> list[Any]:
 
 def _text(key: str, value: str, moved: Moved, own: Own) -> Any:
     depth = moved.depth
+    _check_name(value, moved)
+    if NUMBERS.fullmatch(key) and LISTED.fullmatch(value):
+        last = max(map(int, re.findall("[0-9]+", value)))
+        if last <= depth and not (moved.alike or (last < depth - 1 and moved.keeps(last + 1))):
+            raise Stuck("names layers by their numbers")
     letters = len(set(value)) <= min(ALPHABET, max(2, len(value) // 2)) and not value.isdigit()
     if SHARE.fullmatch(key) and re.fullmatch(r"[0-9]+([:/][0-9]+)+", value):
         _check_period(sum(map(int, re.split("[:/]", value))), moved)
-    told = letters and re.search(r"pattern|layers?|blocks?|hybrid|types", key)
+    told = letters and re.search(r"pattern|layers?|blocks?|hybrid|types|layout|schedule", key)
     if not told and key not in PER_LAYER_TEXT:
         return value
     if len(value) in (depth, depth + moved.behind):
         made = "".join(_entry(own(i), value, n, depth) for i, n in enumerate(moved.layers))
         return made + value[depth:]
-    if 1 < len(value) < depth and "pattern" in key:
+    if 1 < len(value) < depth and re.search("pattern|layout|schedule", key):
         if any(value[i % len(value)] != value[n % len(value)] for i, n in enumerate(moved.layers)):
             raise Stuck(f"repeats {len(value)} kinds of layers, and here they are in another order")
     return value
