@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from jmerge.arch.infer import VISION, Config, KeyPath, Stack, config_dicts
-from jmerge.arch.kinds import ORDERED, RULES, Rule, Values, home_of, is_numbers, is_per_layer
+from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
+from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
+from jmerge.arch.mentions import NOTHING, Beside, mentions
+from jmerge.arch.moved import Moved, Stuck, first_number, follow, kinds_of
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
@@ -38,6 +41,7 @@ class Unsaid(NamedTuple):
     layers: list[int]  # of the output that it would have to tell
     instead: str = ""  # a list with an entry for each layer that could; empty when there is none
     written: bool = False  # that list is written
+    why: str = ""  # what else it says of layers that is wrong now
 
 
 def get_path(config: Config, path: KeyPath) -> Any:
@@ -49,71 +53,119 @@ def get_path(config: Config, path: KeyPath) -> Any:
 
 
 def set_depth(
-    config: dict[str, Any], stack: Stack, layers: Sequence[Layers]
+    config: dict[str, Any], stack: Stack, layers: Sequence[Layers], beside: Beside = NOTHING
 ) -> tuple[dict[str, Any], list[Change]]:
-    """`config` with the length of `stack` and every per-layer list made to describe the output `layers`.
+    """`config` with the length of `stack` and all that speaks of its layers made to describe the output `layers`.
 
-    An entry of a per-layer list is taken from the config of the model the layer comes from, when that has the list.
+    What it says of a layer is what the config of the model says that the layer comes from, when that says it.
     """
     if not stack.keys:
         return config, []
     home = stack.keys[0][:-1]
-    edited: dict[str, Any] = copy.deepcopy(config)
-    part = get_path(edited, home)
-    old, new = stack.depth, len(layers)
-    changes = []
     before = home_of(config, stack)
-    for path in stack.keys:
-        part[path[-1]] = new
-    for key, value in before.items():
-        if is_numbers(key, value):
-            part[key] = [
-                i for i, source in enumerate(layers) if source.layer in _numbers(source, key, value)
-            ]
-        elif is_per_layer(key, value, old):
-            entries = [_entry(source, key, value) for source in layers]
-            part[key] = "".join(entries) if isinstance(value, str) else entries
+    written: dict[KeyPath, Any] = dict.fromkeys(stack.keys, len(layers))
+    written |= _followed(config, stack, layers, beside)[0]
     for rule, values, order in _orders(before, stack, layers):
-        fitting, listed = rule.fit(order, values), rule.listed(order)
+        fitting, listed = rule.fit(order, values, before), rule.listed(order, before)
         if fitting is None and listed is not None:
-            part[rule.unless] = listed
+            written[*home, rule.unless] = listed
         for (key, default), value in zip(rule.keys.items(), fitting or values, strict=True):
             if key in before or value != default:
-                part[key] = value
+                written[*home, key] = value
     for key in CLIPPED:
-        if type(before.get(key)) is int and before[key] <= old:
-            part[key] = min(part[key], new)
-    for key, value in part.items():
-        if key not in before or value != before[key]:
-            changes.append(
-                Change(".".join((*home, key)), before.get(key), value, "the layers of the output")
-            )
+        count = written.get((*home, key), before.get(key))
+        if type(count) is int and before[key] <= stack.depth:
+            written[*home, key] = min(count, len(layers))
+    edited: dict[str, Any] = copy.deepcopy(config)
+    changes = []
+    for path, value in written.items():
+        part = get_path(edited, path[:-1])
+        if path[-1] not in part or part[path[-1]] != value:
+            old = part.get(path[-1])
+            changes.append(Change(".".join(path), old, value, "the layers of the output"))
+            part[path[-1]] = value
     return edited, changes
 
 
-def unsaid(config: Config, stack: Stack, layers: Sequence[Layers]) -> list[Unsaid]:
-    """Keys of config.json with which no numbers say the kinds of the output `layers`."""
+def unsaid(
+    config: Config, stack: Stack, layers: Sequence[Layers], beside: Beside = NOTHING
+) -> list[Unsaid]:
+    """Keys of config.json with which nothing known says the kinds of the output `layers`."""
+    stuck = _followed(config, stack, layers, beside)[1]
     if not stack.keys:
-        return []
+        return stuck
     part = home_of(config, stack)
     found = [
         Unsaid(
             rule.name,
             [i for i, on in enumerate(order) if on],
             rule.unless,
-            rule.listed(order) is not None,
+            rule.listed(order, part) is not None,
         )
         for rule, values, order in _orders(part, stack, layers)
-        if rule.fit(order, values) is None
+        if rule.fit(order, values, part) is None
     ]
-    for key in ORDERED:
-        if isinstance(part.get(key), list):
-            lists = [(_numbers(source, key, part[key]), source.layer) for source in layers]
-            places = [numbers.index(layer) for numbers, layer in lists if layer in numbers]
-            if places != list(range(len(part[key]))):
-                ons = [i for i, (numbers, layer) in enumerate(lists) if layer in numbers]
-                found.append(Unsaid(key, ons))
-    return found
+    if len(layers) != stack.depth:
+        stuck += [
+            Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'")
+            for path, other in stack.doubtful
+        ]
+    return found + stuck
+
+
+def told_of_layers(
+    config: Config, stack: Stack, beside: Beside = NOTHING
+) -> dict[str, list[Hashable]]:
+    """What config.json says of each layer of a stack: a list of its depth for each field that tells layers apart."""
+    told: dict[str, list[Hashable]] = {}
+    part = home_of(config, stack)
+    for each in mentions(config, stack, beside):
+        if each.certain or each.path[:-1] == (stack.keys[0][:-1] if stack.keys else ()):
+            first = first_number(get_path(config, each.path[:-1]), stack.depth)
+            kinds = kinds_of(each.name, each.value, stack.depth, first)
+            if kinds is not None:
+                told[".".join(each.path)] = kinds
+    for rule in RULES:
+        values = rule.values(part)
+        if values is not None:
+            told[rule.name] = list(rule.says(stack.depth, *values))
+    return told
+
+
+def _followed(
+    config: Config, stack: Stack, layers: Sequence[Layers], beside: Beside
+) -> tuple[dict[KeyPath, Any], list[Unsaid]]:
+    """What the fields that speak of the layers have to say now, and those of which that is not known."""
+    made: dict[KeyPath, Any] = {}
+    stuck = []
+    home = stack.keys[0][:-1] if stack.keys else ()
+    part = get_path(config, home)
+    ruled = {key for rule in RULES if rule.is_meant(part) for key in rule.keys} - {*LAYER_NUMBERS}
+    behind = sum(n for n in map(part.get, EXTRA_LAYER_KEYS) if type(n) is int and n > 0)
+    order = Moved(
+        stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
+    )
+    for path, value, certain, named, counts, name in mentions(config, stack, beside):
+        if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
+            continue
+        first = first_number(get_path(config, path[:-1]), stack.depth)
+        own = partial(_own, layers, path, home)
+        try:
+            now = order._replace(first=first, counts=counts)
+            new = follow(name, value, now, own, certain=certain, named=named)
+        except Stuck as why:
+            stuck.append(Unsaid(".".join(path), [], why=str(why)))
+        else:
+            if new != value:
+                made[path] = new
+    return made, stuck
+
+
+def _own(layers: Sequence[Layers], path: KeyPath, home: KeyPath, place: int) -> Any:
+    """What the model of an output layer says in a field that the donor has at `path`, beside its count of layers."""
+    config, stack, _ = layers[place]
+    own = stack.keys[0][:-1] if stack.keys else ()
+    return get_path(config, (*own, *path[len(home) :]) if path[: len(home)] == home else path)
 
 
 def _orders(
@@ -212,16 +264,3 @@ def set_vocabulary_size(
 
 def _parts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     yield from config_dicts(config)  # type: ignore[misc]  # they are the dicts of our own copy
-
-
-def _numbers(source: Layers, key: str, donor: list[int]) -> list[int]:
-    """The model's own list of layer numbers, an empty one too; the donor's when it has none."""
-    own = home_of(source.config, source.stack).get(key)
-    return own if isinstance(own, list) else donor
-
-
-def _entry(source: Layers, key: str, donor: Sequence[Any]) -> Any:
-    own = home_of(source.config, source.stack).get(key)
-    if isinstance(own, type(donor)) and len(own) == source.stack.depth:
-        return own[source.layer]
-    return donor[min(source.layer, len(donor) - 1)]

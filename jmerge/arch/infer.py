@@ -76,6 +76,8 @@ class Stack:
     prefix: str  # what stands before the layer number, without the dot
     indices: tuple[int, ...]  # the numbers in the names, consecutive
     keys: tuple[KeyPath, ...]  # of config.json that hold its length; empty when none does
+    # of these, those that may as well count the layers of another stack, which has this prefix
+    doubtful: tuple[tuple[KeyPath, str], ...] = ()
 
     @property
     def depth(self) -> int:
@@ -281,13 +283,15 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
         raise CheckpointError(Fault(f"{message}; no model has so many"))
     candidates = []
+    scores: dict[tuple[KeyPath, str], float] = {}
     for path, key, value in counts:
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
             if score is not None:
                 rank = ranks[stack.prefix]
-                candidates.append((score - (not usual), -rank, (*path, key), usual, stack.prefix))
+                scores[(*path, key), stack.prefix] = score = score - (not usual)
+                candidates.append((score, -rank, (*path, key), usual, stack.prefix))
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     keys: dict[str, list[KeyPath]] = {}
     taken: dict[KeyPath, str] = {}
@@ -300,8 +304,19 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         if usual and same_map and path not in taken and _same_side(prefix, path):
             keys[prefix].append(path)
             taken[path] = prefix
+    doubtful: dict[str, list[tuple[KeyPath, str]]] = {}
+    for (path, prefix), score in scores.items():
+        owner = taken.get(path, prefix)
+        if owner != prefix and score >= scores[path, owner] and prefix not in keys:
+            doubtful.setdefault(owner, []).append((path, prefix))
     return [
-        Stack(stack.prefix, stack.indices, tuple(keys.get(stack.prefix, ()))) for stack in stacks
+        Stack(
+            stack.prefix,
+            stack.indices,
+            tuple(keys.get(stack.prefix, ())),
+            tuple(doubtful.get(stack.prefix, ())),
+        )
+        for stack in stacks
     ]
 
 

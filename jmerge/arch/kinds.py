@@ -51,6 +51,9 @@ class Rule(NamedTuple):
     )
     when: str = ""  # a switch without which the rule says nothing
     assumed_by: tuple[str, ...] = ()  # model types that have it where config.json does not say so
+    # beginnings of the model types whose classes read all of the keys and the list, also where config.json lacks some
+    readers: tuple[str, ...] = ()
+    needs: str = ""  # a key without which only these types mean this rule by its name
 
     @property
     def name(self) -> str:
@@ -62,6 +65,8 @@ class Rule(NamedTuple):
         instead = part.get(self.unless)
         if isinstance(instead, list) and (instead or self.unless in LAYER_NUMBERS):
             return None  # Llama 4's empty list of layers without rope says nothing
+        if not self.is_meant(part):
+            return None
         if self.assumed_by:
             known = part.get("model_type") in self.assumed_by and self.name not in part
             return tuple(self.keys.values()) if known else None
@@ -76,13 +81,31 @@ class Rule(NamedTuple):
             for value, default in zip(found, defaults, strict=True)
         )
 
-    def listed(self, order: Order) -> list[Hashable] | None:
-        """The list that says an order instead of the rule; None when nothing is known to read one."""
-        return [self.kinds[not on] for on in order] if self.kinds else None
+    def is_read(self, part: Config) -> bool:
+        """Whether the class that a part of config.json names reads keys that it lacks."""
+        return str(part.get("model_type")).startswith(self.readers or self.assumed_by)
 
-    def fit(self, order: Order, values: Values) -> Values | None:
-        """Values of the keys that say this order, `values` if they do; None when none do."""
-        tried = (values, *self.others(order))
+    def is_meant(self, part: Config) -> bool:
+        """Whether a part of config.json that has the key means this rule by it."""
+        return not self.needs or self.needs in part or self.is_read(part)
+
+    def listed(self, order: Order, part: Config) -> list[Hashable] | None:
+        """The list that says an order instead of the rule; None when nothing is known to read one."""
+        return [self.kinds[not on] for on in order] if self.kinds and self.is_read(part) else None
+
+    def fit(self, order: Order, values: Values, part: Config) -> Values | None:
+        """Values of the keys that say this order, `values` if they do; None when none do without a key that the part of
+        config.json lacks and its class is not known to read."""
+        lacked = [] if self.is_read(part) else [key not in part for key in self.keys]
+        defaults = tuple(self.keys.values())
+        tried = [
+            each
+            for each in (values, *self.others(order))
+            if not any(
+                lacks and value != default
+                for lacks, value, default in zip(lacked, each, defaults, strict=bool(lacked))
+            )
+        ]
         return next((each for each in tried if list(self.says(len(order), *each)) == order), None)
 
 
@@ -146,6 +169,9 @@ RULES = (
         {"decoder_sparse_step": 1, "mlp_only_layers": []},
         _sparse,
         lambda order: [(1, [i for i, sparse in enumerate(order) if not sparse])],
+        # the sparse step of NLLB and of Switch Transformers counts otherwise
+        readers=("qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe", "qwen3_omni_moe", "flint"),
+        needs="mlp_only_layers",
     ),
     Rule({"interleave_moe_layer_step": 1}, _every, _periods, unless="moe_layers"),
     Rule(
@@ -157,10 +183,23 @@ RULES = (
     # kinds of attention
     Rule({"attn_layer_period": 1, "attn_layer_offset": 0}, _at, _offsets),
     Rule(
-        {"full_attention_interval": 1}, _every, _periods, unless="layer_types", kinds=FULL_OR_LINEAR
+        {"full_attention_interval": 1},
+        _every,
+        _periods,
+        unless="layer_types",
+        kinds=FULL_OR_LINEAR,
+        readers=("qwen3_5", "qwen3_next", "qwen4_exp"),
     ),
     Rule(
-        {"sliding_window_pattern": 1}, _every, _periods, unless="layer_types", kinds=FULL_OR_SLIDING
+        {"sliding_window_pattern": 1},
+        _every,
+        _periods,
+        unless="layer_types",
+        kinds=FULL_OR_SLIDING,
+        readers=(
+            *("gemma2", "gemma3", "gemma4", "diffusion_gemma", "embedding_gemma2", "t5gemma2"),
+            *("cohere2", "cohere_compass", "exaone4", "exaone_moe", "muse_glimmer", "muse_spark"),
+        ),
     ),
     Rule(
         {"global_attn_every_n_layers": 1},
@@ -168,6 +207,7 @@ RULES = (
         _periods,
         unless="layer_types",
         kinds=FULL_OR_SLIDING,
+        readers=("afmoe", "modernbert"),
     ),
     Rule(
         {"max_window_layers": 0},
@@ -176,6 +216,7 @@ RULES = (
         unless="layer_types",
         kinds=FULL_OR_SLIDING[::-1],
         when="use_sliding_window",
+        readers=("qwen2", "qwen3", "dots1", "deepseek_ocr2"),
     ),
     *(
         Rule(
@@ -196,6 +237,7 @@ RULES = (
             unless="no_rope_layers",
             kinds=WITHOUT_ROPE_OR_WITH,
             assumed_by=models,
+            readers=("llama4", "smollm3", "mistral_large4"),
         )
         for period, models in ((1, ()), (4, ("llama4_text", "smollm3")))
     ),
@@ -209,22 +251,6 @@ def home_of(config: Config, stack: Stack) -> Config:
     for key in stack.keys[0][:-1] if stack.keys else ():
         part = part[key]
     return part
-
-
-def told_of_layers(config: Config, stack: Stack) -> dict[str, list[Hashable]]:
-    """What config.json says of each layer of a stack: a list of its depth for each key that tells layers apart."""
-    told: dict[str, list[Hashable]] = {}
-    part = home_of(config, stack)
-    for key, value in part.items():
-        if is_numbers(key, value):
-            told[key] = [i in value for i in range(stack.depth)]
-        elif is_per_layer(key, value, stack.depth):
-            told[key] = [entry if isinstance(entry, Hashable) else repr(entry) for entry in value]
-    for rule in RULES:
-        values = rule.values(part)
-        if values is not None:
-            told[rule.name] = list(rule.says(stack.depth, *values))
-    return told
 
 
 def is_numbers(key: str, value: Any) -> bool:

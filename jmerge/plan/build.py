@@ -436,7 +436,8 @@ class _Builder:
             why = "override_architecture of the recipe"
             changes.append(Change("architectures", classes, config["architectures"], why))
         for prefix, layers in self.places.new_layers.items():
-            config, new = set_depth(config, self.donor.stacks[prefix], layers)
+            stack = self.donor.stacks[prefix]
+            config, new = set_depth(config, stack, layers, self.donor.beside)
             changes += new
         weight: dict[str, int] = {}
         for step in self.steps.values():

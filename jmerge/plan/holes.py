@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jmerge.arch.config import told_of_layers
 from jmerge.arch.infer import Stack
-from jmerge.arch.kinds import home_of, told_of_layers
+from jmerge.arch.kinds import home_of
 from jmerge.plan.views import View, spell
 
 
@@ -38,11 +39,15 @@ def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Ho
     return Hole(spell(template, stack, layer), len(having))
 
 
-def holes_of_its_own(view: View, prefix: str, *, whole_blocks: bool = False) -> Iterator[Hole]:
+def holes_of_its_own(
+    view: View, prefix: str, others: Sequence[View] = (), *, whole_blocks: bool = False
+) -> Iterator[Hole]:
     """Holes that one model shows alone: a layer with a part of a block that most layers have whole.
 
-    A layer of another kind has templates of its own in the block (dense instead of experts) or lacks the block.
+    A layer of another kind has templates of its own in the block (dense instead of experts) or lacks the block. What
+    the first layer alone lacks, and that of all others too, is nothing that such models have there.
 
+    others: models that are merged with it.
     whole_blocks: of blocks, too, that three layers or more and all have but one, which has others around it and nothing
       of its own instead.
     """
@@ -63,10 +68,17 @@ def holes_of_its_own(view: View, prefix: str, *, whole_blocks: bool = False) -> 
             block = _block(template)
             here = {other for other in templates if _block(other) == block}
             having = [at for at, names in layers.items() if template in names]
+            if layer == 0 and len(having) == len(layers) - 1 and _lack_it_too(others, template):
+                continue
             inner = 0 < layer < stack.depth - 1 and len(having) == len(layers) - 1 >= 3
             lost = here <= usual if here else whole_blocks and inner and templates <= usual
             if lost and not config_explains(view.checkpoint.config, stack, layer, having):
                 yield Hole(spell(template, stack, layer), len(having))
+
+
+def _lack_it_too(others: Sequence[View], template: str) -> bool:
+    """Whether the first layers of other models lack a tensor that their other layers have."""
+    return not any((template, 0) in other.names for other in others)
 
 
 def config_explains(

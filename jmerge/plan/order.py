@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from jmerge.arch.config import Layers, Unsaid
+from jmerge.arch.config import Layers, Unsaid, told_of_layers
 from jmerge.arch.infer import Stack
-from jmerge.arch.kinds import told_of_layers
 from jmerge.plan.views import View
 
 SHOWN = 6  # layers that a message names
@@ -28,12 +27,12 @@ class Origin(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A layer of an input, or of the output: what config.json says of it, its place, and whether it has a tensor."""
+    """A layer of an input, or of the output: what config.json says of it, its place, and what it has of a tensor."""
 
     told: Hashable
     place: int
     depth: int  # layers of its model
-    has: bool
+    has: Hashable  # the tensor's shape; None without it
 
 
 def order_faults(
@@ -46,8 +45,14 @@ def order_faults(
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons, instead, written in said:
+    for key, ons, instead, written, why in said:
         if written:
+            continue
+        if why:
+            yield (
+                f"config.json's '{key}' {why}; pick layers in another order, or take it out of the donor's config.json "
+                "and write what is right into the output's"
+            )
             continue
         where = f"config.json's '{key}' tells kinds of layers by their number"
         fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
@@ -55,24 +60,27 @@ def order_faults(
     models = {origin.view.ref: origin for origin in origins}
     told = {ref: _told(origin) for ref, origin in models.items()}
     for template in templates:
-        having = {ref: set(o.view.layers_with.get(template, ())) for ref, o in models.items()}
-        if all(len(own) in (0, models[ref].stack.depth) for ref, own in having.items()):
+        having = {ref: _shapes(origin, template) for ref, origin in models.items()}
+        if all(len(set(own)) == 1 for own in having.values()):
             continue
         inputs = {
-            (ref, i): _Known(told[ref][i], i, origin.stack.depth, i in having[ref])
+            (ref, i): _Known(told[ref][i], i, origin.stack.depth, having[ref][i])
             for ref, origin in models.items()
             for i in range(origin.stack.depth)
-            if having[ref]
+            if any(having[ref])
         }
         output = [
-            _Known(told[ref][layer], place, len(origins), layer in having[ref])
+            _Known(told[ref][layer], place, len(origins), having[ref][layer])
             for place, (ref, layer) in enumerate((o.view.ref, o.layer) for o in origins)
         ]
         if not _by_place(tuple(inputs.values()), output):
-            ref, _ = next(iter(inputs))
-            own = [i for (each, i), known in inputs.items() if each == ref and known.has]
-            new = [known.place for known in output if known.has]
+            ref = next(ref for ref, own in having.items() if len(set(own)) > 1)
+            shapes = having[ref]
+            rarest = min({shape for shape in shapes if shape is not None}, key=shapes.count)
+            own = [i for i, shape in enumerate(shapes) if shape == rarest]
+            new = [known.place for known in output if known.has == rarest]
             where = f"layers {_list(own)} of {ref} have '{template}'"
+            where += f" as {list(rarest)}" if len(set(shapes) - {None}) > 1 else ""
             yield (
                 f"only {where}, by their place, as config.json does not tell them apart; "
                 f"here it would be in {_list(new)}; pick layers in another order"
@@ -82,14 +90,14 @@ def order_faults(
 
 def order_warnings(said: Iterable[Unsaid]) -> Iterator[str]:
     """What whoever loads the output has to know for its layers to be of the right kinds; said: as of `order_faults`."""
-    for key, _, instead, written in said:
+    for key, _, instead, written, _ in said:
         if written:
             where = f"no '{key}' tells the kinds of the layers in their new order"
             yield f"{where}, so config.json gets '{instead}'; what loads the model has to read that"
 
 
 def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:
-    """Whether the output has a tensor in the layers that would be expected to have it.
+    """Whether the output has a tensor, and of its shape, in the layers that would be expected to have it.
 
     What config.json says of a layer decides. Where that does not explain the inputs, the place does too: whether a layer
     is among the first few, or the last few, of which few are at most half. So T5's first layer has the positions of all.
@@ -117,15 +125,23 @@ def _explains(
     inputs: Iterable[_Known], output: Iterable[_Known], key: Callable[[_Known], Hashable]
 ) -> bool:
     """Whether all inputs with one key have the tensor or none has, and each of the output is like an input with its key."""
-    has: dict[Hashable, bool] = {}
+    has: dict[Hashable, Hashable] = {}
     return all(has.setdefault(key(known), known.has) == known.has for known in inputs) and all(
         has.get(key(known)) == known.has for known in output
     )
 
 
+def _shapes(origin: Origin, template: str) -> list[tuple[int, ...] | None]:
+    """Of a tensor in each layer of the stack an output layer comes from; None where it is not."""
+    view = origin.view
+    names = (view.names.get((template, i)) for i in range(origin.stack.depth))
+    return [None if name is None else tuple(view.spec(name).shape) for name in names]
+
+
 def _told(origin: Origin) -> list[Hashable]:
     """What config.json says of each layer of the stack an output layer comes from."""
-    told = told_of_layers(origin.view.checkpoint.config, origin.stack)
+    view = origin.view
+    told = told_of_layers(view.checkpoint.config, origin.stack, view.beside)
     return [tuple((key, said[i]) for key, said in told.items()) for i in range(origin.stack.depth)]
 
 

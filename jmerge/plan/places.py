@@ -157,9 +157,11 @@ class Places:
 
     def _check_whole(self, module: Module, prefix: str) -> bool:
         whole = True
-        for source in {s.ref: s for out in module.slices for s in out.sources}.values():
+        sources = {s.ref: s for out in module.slices for s in out.sources}
+        for source in sources.values():
             view = self.views[source.ref]
-            for hole in holes_of_its_own(view, prefix):
+            others = [self.views[ref] for ref in sources if ref != source.ref]
+            for hole in holes_of_its_own(view, prefix, others):
                 self.notes.fault(hole.message(view), source.model_path)
                 whole = False
         return whole
@@ -198,7 +200,7 @@ class Places:
             self.notes.fault(f"{message}, so layers cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         layers = [origin.layers for origin in origins]
-        said = unsaid(self.donor.checkpoint.config, stack, layers)
+        said = unsaid(self.donor.checkpoint.config, stack, layers, self.donor.beside)
         for fault in order_faults(said, origins, trained):
             self.notes.fault(fault, path)
         for warning in order_warnings(said):

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
+from jmerge.arch.mentions import Beside
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
@@ -56,6 +57,12 @@ class View:
             if layer is not None:
                 layers.setdefault(template, []).append(layer)
         return layers
+
+    @cached_property
+    def beside(self) -> Beside:
+        """What may be spoken of in config.json besides one of its stacks."""
+        loose = [name for name, role in self.layout.roles.items() if role.stack is None]
+        return Beside(tuple(self.layout.stacks.values()), tuple(loose))
 
     def spec(self, name: str) -> TensorSpec:
         """Of a tensor that `names` has."""

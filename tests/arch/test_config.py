@@ -257,11 +257,14 @@ RULES = [
         (0, 1, 2, 1),
         {"decoder_sparse_step": 2, "mlp_only_layers": []},
     ),
-    (
-        {"decoder_sparse_step": 2},
+    (  # what a class reads is written where config.json has it not, and only then
+        {"model_type": "qwen2_moe", "decoder_sparse_step": 2},
         (0, 1, 1, 2),
         {"decoder_sparse_step": 1, "mlp_only_layers": [0, 3]},
     ),
+    ({"model_type": "nllb-moe", "decoder_sparse_step": 2}, (0, 1, 1, 2), None),
+    ({"model_type": "nllb-moe", "decoder_sparse_step": 4}, (0, 1, 2, 1), None),
+    ({"model_type": "nllb-moe", "decoder_sparse_step": 2}, (0, 1, 2, 1), {}),
     (
         {"decoder_sparse_step": 1, "mlp_only_layers": [1]},
         (0, 1, 1, 2),
@@ -355,6 +358,8 @@ def test_rules_are_found_quickly() -> None:
     order = [0, *range(99), 0]
     keys = {
         "moe_layer_start_index": 3,
+        "moe_layer_end_index": 98,
+        "moe_layer_interval": 1,
         "attn_layer_period": 8,
         "attn_layer_offset": 4,
         "first_k_dense_replace": 3,

@@ -121,7 +121,7 @@ def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_list_instead_of_a_rule(tmp_path: Path) -> None:
     """Kinds of attention are listed where no number places them, and whoever loads the model is warned."""
     for model, seed in (("a", 0), ("b", 1)):
-        write(tmp_path / model, seed, sliding_window_pattern=2)
+        write(tmp_path / model, seed, model_type="gemma3_text", sliding_window_pattern=2)
     made = run(tmp_path, stack(("a", 0, 2), ("b", 1, 4)))
     full, sliding = "full_attention", "sliding_attention"
     assert made.config["layer_types"] == [sliding, full, full, sliding, full]
