@@ -7,7 +7,7 @@ from typing import Any
 
 from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
+from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
@@ -25,6 +25,7 @@ from jmerge.plan.kept import Kept
 from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
+from jmerge.plan.precision import Precision
 from jmerge.plan.presence import judge
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
@@ -171,6 +172,7 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.twice: dict[Path, list[str]] = {}  # names that two targets have, by slice
         self.findings = Findings(notes, self.views)
+        self.precision = Precision(self.views, notes)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
         if len(notes.faults) > before:
@@ -183,12 +185,15 @@ class _Builder:
         for path, (name, *others) in self.twice.items():
             more = f" ({len(others)} more like it)" if others else ""
             self.notes.fault(f"two tensors of the output would be called {name}{more}", path)
-        unmentioned = Unmentioned(self.views, self.places, self.kept, self.tables, self.notes)
+        unmentioned = Unmentioned(
+            self.views, self.places, self.kept, self.tables, self.precision, self.notes
+        )
         for step in unmentioned.steps():
             self._add(step)
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
+        self.precision.tell()
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
@@ -300,8 +305,7 @@ class _Builder:
         elif not models:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
-        dtype = self.recipe.out_dtype or self.recipe.dtype
-        dtype = dtype or promote([reads_of(read)[0].spec.dtype for read in reads])
+        dtype, kept = self.precision.of(target.name, target.template.name, reads)
         numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
@@ -313,7 +317,7 @@ class _Builder:
                 numbers=numbers,
                 t=place.t,
                 keys=self._keys(target.name, [i for i, _ in models], base) if not copied else (),
-                note=note,
+                note="; ".join(filter(None, (note, kept))),
             )
         )
 

@@ -95,7 +95,7 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
 TWO_NUMBERS = "expected [first, end], two layer numbers, found"
 TOP_KEYS = (
     "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
-    "otherwise, allow_conflicts, dtype, out_dtype, "
+    "otherwise, allow_conflicts, dtype, out_dtype, cast, "
     "tokenizer_source, tokenizer, chat_template, name"
 )
 INDENT = "; if it is a number of the method, indent it under 'parameters:'"
