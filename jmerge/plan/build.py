@@ -7,6 +7,7 @@ from typing import Any
 
 from jmerge.arch.config import Change, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
+from jmerge.arch.quantised import without_quantisation
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
@@ -155,6 +156,10 @@ class _Builder:
         prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
+        told = len(notes.faults)
+        check_models(tuple(self.views.values()), guests, recipe, method, notes)
+        if len(notes.faults) > told:  # they say why whatever else there is to find is so
+            raise_all(PlanError, notes.faults, notes.warnings)
         templates = convert_views(self.views, templates, notes)
         if not notes.faults:  # of a map, say
             check_common(self.views, notes)
@@ -163,7 +168,6 @@ class _Builder:
         if recipe.tokenizer is not None:
             alignment = tokens.alignment if tokens else None
             self.tables = Tables(recipe.tokenizer, self.views, guests, self.heads, alignment, notes)
-        check_models((*self.views.values(), *guests), recipe, method, notes)
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
         self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
@@ -436,6 +440,9 @@ class _Builder:
         weight: dict[str, int] = {}
         for step in self.steps.values():
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
+        if self.donor.quantised.reason is None:
+            config, new = without_quantisation(config)
+            changes += new
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
         changes += new
         if self.tables is not None:
