@@ -175,7 +175,12 @@ def _with_folders(
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:
     """Whether a tensor is computed rather than trained: masks, positions, rotary tables, anything not floating."""
-    if spec.dtype not in FLOATS or BUFFER.fullmatch(name):
+    return spec.dtype not in FLOATS or is_computed(name, spec)
+
+
+def is_computed(name: str, spec: TensorSpec) -> bool:
+    """Whether name or shape tells of a tensor, whatever its dtype, that it is a mask, a position or a rotary table."""
+    if BUFFER.fullmatch(name):
         return True
     causal_mask = (
         len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and spec.shape[2] == spec.shape[3]

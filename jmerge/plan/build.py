@@ -7,7 +7,8 @@ from typing import Any
 
 from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec, promote
+from jmerge.arch.quantised import without_quantisation
+from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
@@ -27,6 +28,7 @@ from jmerge.plan.kept import Kept
 from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
+from jmerge.plan.precision import Precision
 from jmerge.plan.presence import judge
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
@@ -159,6 +161,10 @@ class _Builder:
         prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
+        told = len(notes.faults)
+        check_models(tuple(self.views.values()), guests, recipe, method, notes)
+        if len(notes.faults) > told:  # they say why whatever else there is to find is so
+            raise_all(PlanError, notes.faults, notes.warnings)
         templates = convert_views(self.views, templates, notes)
         if not notes.faults:  # of a map, say
             check_common(self.views, notes)
@@ -167,7 +173,6 @@ class _Builder:
         if recipe.tokenizer is not None:
             alignment = tokens.alignment if tokens else None
             self.tables = Tables(recipe.tokenizer, self.views, guests, self.heads, alignment, notes)
-        check_models((*self.views.values(), *guests), recipe, method, notes)
         self.places = Places(self.views, templates, notes)
         self.resolver = Resolver(recipe, method)
         self.given = {f"lines.{key}": value for key, value in (recipe.lines or {}).items()} | {
@@ -176,6 +181,7 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.twice: dict[Path, list[str]] = {}  # names that two targets have, by slice
         self.findings = Findings(notes, self.views)
+        self.precision = Precision(self.views, notes)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
         if len(notes.faults) > before:
@@ -188,12 +194,15 @@ class _Builder:
         for path, (name, *others) in self.twice.items():
             more = f" ({len(others)} more like it)" if others else ""
             self.notes.fault(f"two tensors of the output would be called {name}{more}", path)
-        unmentioned = Unmentioned(self.views, self.places, self.kept, self.tables, self.notes)
+        unmentioned = Unmentioned(
+            self.views, self.places, self.kept, self.tables, self.precision, self.notes
+        )
         for step in unmentioned.steps():
             self._add(step)
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
+        self.precision.tell()
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
@@ -305,8 +314,7 @@ class _Builder:
         elif not models:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
-        dtype = self.recipe.out_dtype or self.recipe.dtype
-        dtype = dtype or promote([reads_of(read)[0].spec.dtype for read in reads])
+        dtype, kept = self.precision.of(target.name, target.template.name, reads)
         numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
@@ -318,7 +326,7 @@ class _Builder:
                 numbers=numbers,
                 t=place.t,
                 keys=self._keys(target.name, [i for i, _ in models], base) if not copied else (),
-                note=note,
+                note="; ".join(filter(None, (note, kept))),
             )
         )
 
@@ -442,6 +450,9 @@ class _Builder:
         weight: dict[str, int] = {}
         for step in self.steps.values():
             weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
+        if self.donor.quantised.reason is None:
+            config, new = without_quantisation(config)
+            changes += new
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
         changes += new
         if self.tables is not None:

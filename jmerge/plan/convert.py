@@ -77,7 +77,7 @@ class _Conversion:
     def run(self, templates: Mapping[str, Template]) -> dict[str, Template]:
         """Convert the module in all layers, and return the templates of what is made."""
         like = templates[next(iter(self.wanted.templates.values()))]
-        if self.view.quantized():
+        if self.view.quantised.reason:
             self._fault("quantised weights cannot be brought into that form")
             return {}
         if self.own.experts != self.wanted.experts:

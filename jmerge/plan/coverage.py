@@ -27,8 +27,8 @@ class Coverage:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._only = _patterns(recipe, "only", recipe.only)
-        self._excluded = _patterns(recipe, "except", recipe.excluded)
+        self._only = patterns(recipe, "only", recipe.only)
+        self._excluded = patterns(recipe, "except", recipe.excluded)
         self._matched: set[Path] = set()
         self._asked: dict[str, None] = {}
         self._refused: dict[str, list[str]] = {}  # why -> tensors
@@ -91,7 +91,8 @@ def check_otherwise(recipe: Recipe, notes: Notes) -> None:
                 notes.fault(message, out_slice.sources_path)
 
 
-def _patterns(recipe: Recipe, key: str, texts: Sequence[str]) -> list[Pattern]:
+def patterns(recipe: Recipe, key: str, texts: Sequence[str]) -> list[Pattern]:
+    """The patterns `texts` that stand under `key` of the recipe."""
     listed = isinstance(recipe.document.value.get(key), list)
     return [
         Pattern(text, re.compile(translate(text)), (key, i) if listed else (key,))

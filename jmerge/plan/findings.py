@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jmerge.plan.notes import Notes, and_more
+from jmerge.plan.notes import Notes, and_more, pattern_of, patterns_of
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
@@ -61,10 +61,7 @@ class Findings:
             hint = "models of different sizes cannot be merged"
             if set(shapes) <= tables and self._notes.recipe.tokenizer is None:
                 hint = OTHER_VOCABULARY
-            elif (
-                not set(shapes) <= tables
-                and len(patterns := dict.fromkeys(map(_pattern, shapes))) <= FEW
-            ):
+            elif not set(shapes) <= tables and len(patterns := patterns_of(shapes)) <= FEW:
                 hint = f"leave out what differs with 'except: [{', '.join(patterns)}]'"
             path = self._notes.recipe.first_path(ref)
             self._notes.fault(f"{name} is {text}{more}: {hint}", path)
@@ -76,7 +73,7 @@ class Findings:
             message = f"{spelt} is no tensor of {donor}{more}; map it to one, or leave it out"
             path = self._notes.recipe.first_path(ref)
             path = (*path[:-1], "map") if self._views[ref].prefixes else path
-            self._notes.fault(f"{message} with 'except: [{_pattern(name)}]'", path)
+            self._notes.fault(f"{message} with 'except: [{pattern_of(name)}]'", path)
         for (absent, reason, path), names in self._refused.items():
             self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}", path)
 
@@ -85,8 +82,3 @@ class Findings:
         for (absent, reason), names in self._partial.items():
             then = reason or "merged from the others"
             self._notes.warn(f"{and_more(names)}: not in {absent}; {then}", ())
-
-
-def _pattern(name: str) -> str:
-    """A pattern of what is called like `name` in any layer."""
-    return ".".join("*" if word.isdigit() else word for word in name.split("."))

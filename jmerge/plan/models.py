@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from jmerge.methods.spec import Method
 from jmerge.plan.notes import Notes
+from jmerge.plan.sharded import why_sharded
 from jmerge.plan.steps import InputFile, InputModel, Read, Stored
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 
 
-def check_models(views: Iterable[View], recipe: Recipe, method: Method, notes: Notes) -> None:
-    """Refuse revisions of models that have none, and quantised weights, but for copying them as they are."""
+def check_models(
+    views: Sequence[View], guests: Sequence[View], recipe: Recipe, method: Method, notes: Notes
+) -> None:
+    """Refuse revisions of models that have none, parts of models, and quantised weights, but for copying them as they are.
+
+    guests: models that only fill tokens.
+    """
     scopes = [recipe.parameters]
     for module, out_slice in recipe.slices():
         scopes += [module.parameters, out_slice.parameters]
         scopes += [source.parameters for source in out_slice.sources]
     copies = method.name == "passthrough" and not any("scale" in scope for scope in scopes)
     casts = bool(recipe.dtype or recipe.out_dtype)
-    for view in views:
+    for view in (*views, *guests):
         ref = view.ref
         path = recipe.first_path(ref)
         if ref.revision is not None and view.checkpoint.source.revision is None:
             message = f"'{ref.path}' has no revision '{ref.revision}': only models of the Hub have"
             notes.fault(f"{message}; write the path alone", path)
-        reason = view.quantized()
+        if reason := why_sharded(view, (other for other in views if other is not view)):
+            notes.fault(f"'{ref}': {reason}", path)
+        reason = view.quantised.reason
         if reason and not copies:
             hint = "merge the unquantised model (only plain passthrough can copy it)"
             notes.fault(f"'{ref}': {reason}; {hint}", path)
         elif reason and casts:
             hint = "remove dtype and out_dtype to copy its tensors as they are"
             notes.fault(f"'{ref}': {reason}; {hint}", path)
+        elif view.quantised.left_over:
+            kept = "" if view is not views[0] else "; the output's says nothing of it"
+            notes.warn(f"'{ref}': {view.quantised.left_over_text()}{kept}", path)
+    if copies:
+        _check_alike(views, recipe, notes)
+
+
+def _check_alike(views: Sequence[View], recipe: Recipe, notes: Notes) -> None:
+    """Refuse to copy quantised layers beside others under one config.json."""
+    sources = {source.ref for _, out_slice in recipe.slices() for source in out_slice.sources}
+    donor, *rest = views
+    for view in rest:
+        if view.ref in sources and bool(view.quantised.reason) != bool(donor.quantised.reason):
+            one, other = (view, donor) if view.quantised.reason else (donor, view)
+            message = f"'{one.ref}' is quantised and '{other.ref}' is not"
+            hint = "take all layers from models that are stored alike"
+            notes.fault(
+                f"{message}, and config.json can say one only; {hint}", recipe.first_path(view.ref)
+            )
 
 
 def read_of(view: View, name: str) -> Read:

@@ -9,6 +9,7 @@ from jmerge.plan.kept import Kept
 from jmerge.plan.models import read_of, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places
+from jmerge.plan.precision import Precision
 from jmerge.plan.steps import COPY, Gathered, Result, Step
 from jmerge.plan.tables import Tables
 from jmerge.plan.views import View
@@ -24,6 +25,7 @@ class Unmentioned:
         places: Places,
         kept: Kept,
         tables: Tables | None,
+        precision: Precision,
         notes: Notes,
     ) -> None:
         self._views = views
@@ -31,6 +33,7 @@ class Unmentioned:
         self._places = places
         self._kept = kept
         self._tables = tables
+        self._precision = precision
         self._notes = notes
         self._templates = {template.name: template for template in places.templates}
 
@@ -45,7 +48,7 @@ class Unmentioned:
             if self._kept.coverage.stated:
                 step = self._as_stated(name, template, layer, why)
             else:
-                step = self._cast(name, why)
+                step = self._cast(name, template, why)
                 skipped[module] = skipped.get(module, 0) + 1
             if step is not None and self._tables is not None and layer is None:
                 found = [
@@ -66,12 +69,12 @@ class Unmentioned:
         stored = stored_of(view, found) if found else None
         return self._kept.unmentioned(name, stored, view.ref, why)
 
-    def _cast(self, name: str, why: str) -> Step:
+    def _cast(self, name: str, template: str, why: str) -> Step:
         """The copy of a tensor in the dtype of the output."""
-        read, recipe = read_of(self._donor, name), self._notes.recipe
-        dtype = read.spec.dtype
+        read = read_of(self._donor, name)
+        dtype, kept = read.spec.dtype, ""
         if dtype in FLOATS and not self._donor.layout.roles[name].buffer:
-            dtype = recipe.out_dtype or recipe.dtype or dtype
+            dtype, kept = self._precision.of(name, template, [read])
         return Step(
             name=name,
             spec=TensorSpec(dtype, read.spec.shape),
@@ -80,5 +83,5 @@ class Unmentioned:
             method=COPY,
             numbers={},
             t=0.0,
-            note=why,
+            note="; ".join(filter(None, (why, kept))),
         )

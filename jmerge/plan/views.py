@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from jmerge.arch.infer import Layout, Stack, config_dicts
+from jmerge.arch.infer import Layout, Stack
 from jmerge.arch.match import match_templates
 from jmerge.arch.mentions import Beside
+from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
 from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef
-
-SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,11 @@ class View:
         converted = self.converted.get(name)
         return converted.spec if converted else self.checkpoint.index[name].spec
 
-    def quantized(self) -> str | None:
-        """Why its weights are not plain numbers, or None when they are."""
-        for _, part in config_dicts(self.checkpoint.config):
-            if isinstance(part.get("quantization_config"), dict):
-                kind = part["quantization_config"].get("quant_method", "an unnamed method")
-                return f"config.json says that its weights are quantised ({kind})"
-        for name, entry in self.checkpoint.index.items():
-            if entry.spec.dtype not in FLOATS[:4] and entry.spec.dtype.startswith("F"):
-                stem = name.removesuffix(".weight")
-                scale = next((s for s in SCALE_SUFFIXES if name + s in self.checkpoint.index), None)
-                scale = scale or next(
-                    (s for s in SCALE_SUFFIXES if stem + s in self.checkpoint.index), None
-                )
-                if scale:
-                    return f"{name} is {entry.spec.dtype} with a scale beside it"
-        return None
+    @cached_property
+    def quantised(self) -> Quantised:
+        """Whether its weights are codes and no numbers."""
+        specs = {name: entry.spec for name, entry in self.checkpoint.index.items()}
+        return Quantised(specs, self.checkpoint.config)
 
 
 def build_views(

@@ -232,6 +232,7 @@ def _canonical(
         allow_conflicts=parsed.allow_conflicts or (),
         dtype=parsed.dtype,
         out_dtype=parsed.out_dtype,
+        cast=parsed.cast or (),
         tokenizer=_tokenizer(parsed),
         chat_template=parsed.chat_template,
         notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),

@@ -77,6 +77,9 @@ class Recipe:
     allow_conflicts: tuple[str, ...]  # fields of config.json in which models may differ
     dtype: str | None  # safetensors names
     out_dtype: str | None
+    cast: tuple[
+        str, ...
+    ]  # patterns of tensors that get the dtype though the donor keeps them wider
     tokenizer: TokenizerPart | None  # None: the donor's files are copied
     chat_template: str | None  # auto, the name of a built-in, or Jinja; None: the tokenizer's own
     notes: tuple[Path, ...]  # keys that are known and have no effect

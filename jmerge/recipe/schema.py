@@ -143,6 +143,15 @@ Except = Annotated[
     PlainValidator(_parse_words),
     WithJsonSchema(_words_schema("patterns (*, ?, [ab]) of names: these tensors are not merged")),
 ]
+Cast = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_words),
+    WithJsonSchema(
+        _words_schema(
+            "patterns (*, ?, [ab]) of names: these tensors get the dtype though the donor keeps them wider"
+        )
+    ),
+]
 Fields = Annotated[
     tuple[str, ...],
     PlainValidator(_parse_words),
@@ -345,6 +354,7 @@ class RecipeFile(Node):
     allow_conflicts: Fields | None = None
     dtype: Dtype = None
     out_dtype: Dtype = None
+    cast: Cast | None = None
     tokenizer_source: OptionalVocabulary = None
     tokenizer: TokenizerNode | None = None
     chat_template: Template = None

@@ -257,7 +257,10 @@ def test_parts_of_several_dtypes(tmp_path: Path) -> None:
 
 def test_quantised_weights(tmp_path: Path) -> None:
     row = ROWS["qwen3_moe"](0)
-    row.apart.config["quantization_config"] = {"quant_method": "fp8"}
+    for stored in (row.together, row.apart):
+        stored.config["quantization_config"] = {"quant_method": "fp8"}
+        for i in range(2):
+            stored.tensors[f"model.layers.{i}.self_attn.k_scale"] = np.ones(1, np.float32)
     written(row, tmp_path)
     copy = "merge_method: passthrough\nslices:\n"
     copy += "".join(f"- sources: [{{{{model: {{{i}}}, layer_range: [0, 2]}}}}]\n" for i in range(2))

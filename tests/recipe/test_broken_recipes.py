@@ -47,7 +47,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counted = llama_tensors(16) | {"model.position_ids": np.arange(4).astype(kind)}
         write_checkpoint(root / name, counted, llama_config())
     gptq = llama_config() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    write_checkpoint(root / "gptq", llama_tensors(17), gptq)
+    codes = {"model.layers.0.mlp.up_proj.qweight": np.ones((1, 8), np.int32)}
+    write_checkpoint(root / "gptq", llama_tensors(17) | codes, gptq)
     for seed, name in enumerate(("vis1", "vis2")):
         vision = llama_tensors(20 + seed)
         vision |= {f"visual.blocks.{i}.norm.weight": np.ones(6, np.float32) for i in range(2)}
@@ -95,7 +96,7 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
 TWO_NUMBERS = "expected [first, end], two layer numbers, found"
 TOP_KEYS = (
     "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
-    "otherwise, allow_conflicts, dtype, out_dtype, "
+    "otherwise, allow_conflicts, dtype, out_dtype, cast, "
     "tokenizer_source, tokenizer, chat_template, name"
 )
 INDENT = "; if it is a number of the method, indent it under 'parameters:'"

@@ -1,0 +1,47 @@
+"""Checkpoints that are one process's part of a model in training: what other processes hold is empty here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from jmerge.plan.views import View
+
+TOOLS = (
+    "it is one process's part of a sharded training state; put the parts together with DeepSpeed's "
+    "zero_to_fp32.py (ZeRO-3) or 'accelerate merge-weights' (FSDP), and merge what that writes"
+)
+
+
+def why_sharded(view: View, others: Iterable[View]) -> str | None:
+    """Why a model is taken for such a part, and what to do; None where it is whole.
+
+    A tensor of shape [0] stands for one that another process holds. A module without elements by design has mostly one
+    of shape [0, n], and is merged like others. So [0] is a shard's where the same tensor has elements in another layer
+    or model, or where several kinds of weights are so: one alone may be made so.
+    """
+    empty: dict[str, str] = {}  # template -> the first that is empty
+    count = 0
+    for (template, _), name in view.names.items():
+        if view.spec(name).shape == (0,) and not view.layout.roles[name].buffer:
+            empty.setdefault(template, name)
+            count += 1
+    if not empty:
+        return None
+    whole = _with_elements((view, *others), empty)
+    found = next((name for template, name in empty.items() if template in whole), None)
+    weights = [name for name in empty.values() if name.endswith("weight")]
+    if found is None and len(weights) < 2:
+        return None
+    total = len(view.checkpoint.index)
+    name = found or weights[0]
+    return f"{count} of its {total} tensors are empty ({name} is [0]): {TOOLS}"
+
+
+def _with_elements(views: Iterable[View], templates: Collection[str]) -> set[str]:
+    """Those of `templates` of which a model has a tensor that is not empty."""
+    return {
+        template
+        for view in views
+        for (template, _), name in view.names.items()
+        if template in templates and view.spec(name).size
+    }
