@@ -363,7 +363,7 @@ def _vocabulary(
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})
     # a patch of a picture, or a layer of its tower, may have as many rows as there are tokens
-    heads = [n for n in found if n not in inputs and not _is_classifier(n) and not VISION.search(n)]
+    heads = [n for n in found if n not in inputs and not is_classifier(n) and not VISION.search(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
         n
@@ -381,7 +381,8 @@ def _is_position_table(name: str) -> bool:
     return bool(re.search(r"pos(ition)?(al)?_?emb|token_type|wpe|embed_positions|patch_", name))
 
 
-def _is_classifier(name: str) -> bool:
+def is_classifier(name: str) -> bool:
+    """Whether a tensor is of a head that classifies, by its name."""
     return bool(re.search(r"(^|\.)(score|classifier|qa_outputs|pre_classifier)\.", name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from jmerge.arch.infer import Layout, Stack, config_dicts
 from jmerge.arch.match import match_templates
@@ -48,6 +49,11 @@ class View:
     # what it has in another form than the donor, by what `names` calls it
     converted: dict[str, Assembled] = field(default_factory=dict)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json, with the class that the recipe says it has."""
+        return config_of(self.ref, self.checkpoint)
+
     @cached_property
     def layers_with(self) -> dict[str, list[int]]:
         """Template -> the layers that have it; asked for when `names` is complete."""
@@ -78,6 +84,12 @@ class View:
                 if scale:
                     return f"{name} is {entry.spec.dtype} with a scale beside it"
         return None
+
+
+def config_of(ref: ModelRef, checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json of a model, with the class that the recipe says it has."""
+    override = ref.override_architecture
+    return {**checkpoint.config, "architectures": [override]} if override else checkpoint.config
 
 
 def build_views(
