@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jmerge.arch.families import MODULES
+from jmerge.arch.match import plain_name
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
 
@@ -137,8 +138,8 @@ def infer_layout(
     loose = [name for name, (stack, _) in located.items() if stack is None]
     embeddings, heads, biases = _vocabulary(loose, specs, config)
     layered = _layered(stacks, ranks)
-    branches = _branches(layered, loose, embeddings, heads, config)
     layered_prefixes = {stack.prefix for stack in layered}
+    branches = _branches(layered, specs, embeddings, heads, config)
     roles = {}
     for name, (stack, index) in located.items():
         buffer = is_buffer(name, specs[name])
@@ -208,7 +209,7 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
     groups: dict[str, dict[int, set[str]]] = {}
     for name in specs:
         if found := NUMBER.search(name):
-            rest = NUMBER.sub("#", name[found.end() :])
+            rest = NUMBER.sub("#", plain_name(name[found.end() :]))
             groups.setdefault(name[: found.start()].removesuffix("."), {}).setdefault(
                 int(found[0]), set()
             ).add(rest)
@@ -388,7 +389,7 @@ def _vocabulary(
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})
     # a patch of a picture, or a layer of its tower, may have as many rows as there are tokens
-    heads = [n for n in found if n not in inputs and not _is_classifier(n) and not VISION.search(n)]
+    heads = [n for n in found if n not in inputs and not is_classifier(n) and not VISION.search(n)]
     lengths = {rows(n) for n in inputs + heads}
     biases = [
         n
@@ -406,7 +407,8 @@ def _is_position_table(name: str) -> bool:
     return bool(re.search(r"pos(ition)?(al)?_?emb|token_type|wpe|embed_positions|patch_", name))
 
 
-def _is_classifier(name: str) -> bool:
+def is_classifier(name: str) -> bool:
+    """Whether a tensor is of a head that classifies, by its name."""
     return bool(re.search(r"(^|\.)(score|classifier|qa_outputs|pre_classifier)\.", name))
 
 
@@ -433,38 +435,39 @@ def _layered(stacks: list[Stack], ranks: Mapping[str, int]) -> list[Stack]:
 
 def _branches(
     stacks: list[Stack],
-    loose: list[str],
+    names: Iterable[str],
     embeddings: tuple[str, ...],
     heads: tuple[str, ...],
     config: Config,
 ) -> dict[str, str]:
-    """Prefix of tensor names -> module; empty when the whole model is one module."""
+    """Prefix of tensor names -> module; empty when the whole model is one module, else each of `names` has a prefix."""
     if len(stacks) < 2:
         return {}
-    named = next((MODULES.get(name) for name in class_names(config)), None)
-    if named:
-        return {prefix: module for module, prefixes in named.items() for prefix in prefixes}
     paths = [stack.prefix.split(".") for stack in stacks]
-    shared = 0
-    while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
-        shared += 1
-    common = "".join(f"{word}." for word in paths[0][:shared])
-    branches = {f"{common}{path[shared]}.": path[shared] for path in paths}
+    named = next((MODULES.get(name) for name in class_names(config)), None)
+    common = ""
+    if named:
+        branches = {prefix: module for module, prefixes in named.items() for prefix in prefixes}
+    else:
+        shared = 0
+        while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+            shared += 1
+        common = "".join(f"{word}." for word in paths[0][:shared])
+        branches = {f"{common}{path[shared]}.": path[shared] for path in paths if path[shared]}
     home = _module_of(embeddings[0], branches) if embeddings else "default"
-    for name in loose:
+    for name in names:
         if _branch_of(name, branches) is None:
             word = name.removeprefix(common).split(".")[0]
             prefix = f"{common}{word}." if name.startswith(common) else f"{name.split('.')[0]}."
-            branches[prefix] = home if name in heads and home != "default" else word
+            module = "default" if word.isdigit() else word  # layers without any name before them
+            branches[prefix] = home if name in heads and home != "default" else module
     return branches
 
 
 def _module_of(name: str, branches: Mapping[str, str]) -> str:
-    """The module with the longest prefix of `name`."""
+    """The module with the longest prefix of `name`; `default` when there is none."""
     branch = _branch_of(name, branches)
-    if branch is not None:
-        return branches[branch]
-    return name.split(".")[0] if branches else "default"
+    return "default" if branch is None else branches[branch]
 
 
 def _branch_of(name: str, branches: Mapping[str, str]) -> str | None:

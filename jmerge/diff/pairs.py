@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.parts import parts_of, row_of
+from jmerge.arch.ties import is_tied_unstored
 from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint
@@ -81,7 +82,7 @@ def pair_up(a: Checkpoint, b: Checkpoint) -> Pairs:
         for ref, each in checkpoints.items()
     }
     places = {ref: _places(layout) for ref, layout in layouts.items()}
-    tied = {ref: bool(each.embeddings and not each.heads) for ref, each in layouts.items()}
+    tied = {ref: is_tied_unstored(checkpoints[ref].config, layouts[ref]) for ref in layouts}
     views, templates = build_views(checkpoints, layouts, tied, {A: {}, B: {}})
     mine, others = views[A], views[B]
     own = {name: key for key, name in mine.names.items()}

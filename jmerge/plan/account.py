@@ -57,6 +57,8 @@ def _reason(
         return f"layer {role.layer} is in no layer_range"
     if heads.tied_away(view, name):
         return "tied away: equal to the embedding, and the donor stores no head"
+    if heads.all_tied and name in view.layout.heads:
+        return "tied: equal to the embedding, which is merged for both"
     if role.layer is None and len(slices) > 1:
         return f"the model is no source of the {role.part} slice"
     return None

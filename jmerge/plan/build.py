@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
+from jmerge.arch.ties import is_tied_unstored
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
@@ -45,7 +47,7 @@ from jmerge.plan.steps import (
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.unmentioned import Unmentioned
-from jmerge.plan.views import View, build_views
+from jmerge.plan.views import View, build_views, config_of
 from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
@@ -88,7 +90,9 @@ def build_plan(
     tell_of_files(checkpoints, notes)
     layouts = layouts or infer_layouts(checkpoints)
     if tied is None:
-        tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
+        tied = {
+            ref: is_tied_unstored(config_of(ref, checkpoints[ref]), layouts[ref]) for ref in layouts
+        }
     models = recipe.models()  # the donor first
     every = tuple(dict.fromkeys((*models, *fill)))  # as `Alignment.models`
     guests = [
@@ -115,7 +119,7 @@ def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, 
     for ref, checkpoint in checkpoints.items():
         specs = {name: entry.spec for name, entry in checkpoint.index.items()}
         try:
-            layouts[ref] = infer_layout(specs, _config(ref, checkpoint), checkpoint.folders)
+            layouts[ref] = infer_layout(specs, config_of(ref, checkpoint), checkpoint.folders)
         except CheckpointError as error:
             faults = (fault._replace(file=str(checkpoint.path)) for fault in error.faults)
             raise CheckpointError(*faults) from error
@@ -128,11 +132,6 @@ def untied(plan: Plan) -> tuple[dict[str, Any], tuple[Change, ...]]:
         return {}, plan.changes
     config, new = untie(dict(plan.config))
     return config, (*plan.changes, *new)
-
-
-def _config(ref: ModelRef, checkpoint: Checkpoint) -> dict[str, Any]:
-    override = ref.override_architecture
-    return {**checkpoint.config, "architectures": [override]} if override else checkpoint.config
 
 
 class _Builder:
@@ -260,6 +259,9 @@ class _Builder:
             if step is not None:
                 self._add(step)
             return
+        if (twin := self._twin(target)) is not None:
+            self._add(twin)
+            return
         self._check_holes(target, [i for i, _ in found])
         inputs = self.tables.inputs(target.name, target.template, found) if self.tables else found
         if inputs is None:
@@ -291,6 +293,14 @@ class _Builder:
             if name is not None:
                 found.append((i, stored_of(view, name)))
         return found
+
+    def _twin(self, target: Target) -> Step | None:
+        """The step of a head that is the embedding in all models: that of the embedding, under the head's name."""
+        table = self.heads.twin(target.template.name)
+        step = self.steps.get(table) if table else None
+        merged = step is not None and self.kept.coverage.excluded(step.name) is None
+        note = f"{table} over again: every model ties them"
+        return dataclasses.replace(step, name=target.name, note=note) if step and merged else None
 
     def _merge(self, target: Target, found: Inputs) -> None:
         place, sources = target.place, target.place.out_slice.sources
@@ -433,7 +443,7 @@ class _Builder:
         return tuple(unused)
 
     def _new_config(self) -> tuple[dict[str, Any], list[Change]]:
-        config = _config(self.donor.ref, self.donor.checkpoint)
+        config = self.donor.config
         changes: list[Change] = []
         if not self.donor.checkpoint.config:  # there is none, and none is made up
             return {}, changes

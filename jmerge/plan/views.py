@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from jmerge.arch.infer import Layout, Stack
 from jmerge.arch.match import match_templates
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
 from jmerge.plan.steps import Assembled
@@ -48,6 +49,11 @@ class View:
     # what it has in another form than the donor, by what `names` calls it
     converted: dict[str, Assembled] = field(default_factory=dict)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json, with the class that the recipe says it has."""
+        return config_of(self.ref, self.checkpoint)
+
     @cached_property
     def layers_with(self) -> dict[str, list[int]]:
         """Template -> the layers that have it; asked for when `names` is complete."""
@@ -73,6 +79,12 @@ class View:
         """Whether its weights are codes and no numbers."""
         specs = {name: entry.spec for name, entry in self.checkpoint.index.items()}
         return Quantised(specs, self.checkpoint.config)
+
+
+def config_of(ref: ModelRef, checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json of a model, with the class that the recipe says it has."""
+    override = ref.override_architecture
+    return {**checkpoint.config, "architectures": [override]} if override else checkpoint.config
 
 
 def build_views(

@@ -65,17 +65,19 @@ def test_a_layer_that_is_counted_from_another_number(tmp_path: Path) -> None:
 
 def test_heads_that_one_does_not_store(tmp_path: Path) -> None:
     """A stored head is compared with the embedding of a model that has it for a head, on either side."""
-    table = "model.embed_tokens.weight"
-    pairs = paired(tmp_path / "1", llama_tensors(0), llama_tensors(1, tied=True))
+    table, tied = "model.embed_tokens.weight", llama_config(tied=True)
+    pairs = paired(tmp_path / "1", llama_tensors(0), llama_tensors(1, tied=True), tied)
     assert pairs.only_a == pairs.only_b == ()
     assert pairs.both[-1][:3] == ("lm_head.weight", "lm_head.weight", table)
-    pairs = paired(tmp_path / "2", llama_tensors(0, tied=True), llama_tensors(1))
+    pairs = paired(tmp_path / "2", llama_tensors(0, tied=True), llama_tensors(1), tied)
     assert pairs.only_a == pairs.only_b == ()
     assert pairs.both[-1][:3] == ("lm_head.weight", table, "lm_head.weight")
     assert pairs.both[-1].place.part == "head"
-    base = llama_config() | {"architectures": ["LlamaModel"]}  # which has no head at all
+    base = tied | {"architectures": ["LlamaModel"]}  # which has no head at all
     pairs = paired(tmp_path / "3", llama_tensors(0, tied=True), llama_tensors(1), base)
     assert [each.name for each in pairs.only_b] == ["lm_head.weight"]
+    pairs = paired(tmp_path / "4", llama_tensors(0, tied=True), llama_tensors(1), llama_config())
+    assert [each.name for each in pairs.only_b] == ["lm_head.weight"]  # which is missing from A
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
