@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
 from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
 from jmerge.arch.mentions import NOTHING, Beside, mentions
-from jmerge.arch.moved import Moved, Stuck, first_number, follow, kinds_of
+from jmerge.arch.moved import Moved, Stuck, first_number, follow, is_overruled, kinds_of
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
@@ -145,15 +145,18 @@ def _followed(
     order = Moved(
         stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
     )
+    unique = all(each.depth != stack.depth for each in beside.stacks if each.prefix != stack.prefix)
     for path, value, certain, named, counts, name in mentions(config, stack, beside):
         if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
             continue
         first = first_number(get_path(config, path[:-1]), stack.depth)
         own = partial(_own, layers, path, home)
         try:
-            now = order._replace(first=first, counts=counts)
+            now = order._replace(first=first, counts=counts, unique=unique)
             new = follow(name, value, now, own, certain=certain, named=named)
         except Stuck as why:
+            if is_overruled(name, value, get_path(config, path[:-1]), stack.depth):
+                continue
             stuck.append(Unsaid(".".join(path), [], why=str(why)))
         else:
             if new != value:

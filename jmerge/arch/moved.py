@@ -27,6 +27,7 @@ NUMBER = re.compile(
 NUMBERS = re.compile(
     rf"(\w+_)?(idx|idxs|indexes|indices|indexs)|(\w+_)?{LAYER}|{LAYER}_\w+|\w*{LAYER}_?(ids?|nums?|numbers?)|return_idx"
 )
+OF_ANOTHER = re.compile(rf"(?!.*(attn|attention|moe|expert|dense|mamba)).+_num_{LAYER}")
 SPANS = re.compile(rf".*({LAYER}|range|span|group|segment).*")
 # Layers of a kind, of which any number may be; other lists of numbers name layers from which something is taken.
 MEMBERS = re.compile(
@@ -85,6 +86,7 @@ class Moved(NamedTuple):
     layers: tuple[int, ...]  # of the output: where each was in its own model
     behind: int = 0  # layers that config.json counts behind the stack
     first: int = 0  # what the first layer is called in lists of numbers
+    unique: bool = False  # no other stack has as many layers
     counts: bool = True  # a count in this field can be of nothing but these layers
     prefix: str = ""  # of the names of the layers' tensors, before their number
 
@@ -127,7 +129,8 @@ def follow(
       Stuck: the field speaks of layers, and what it would have to say is not known.
     """
     made = _follow(key.lower(), value, moved, own, named)
-    if not certain and made != value:
+    as_many = value == moved.depth or (isinstance(value, list) and len(value) == moved.depth)
+    if made != value and not (certain or (moved.unique and as_many)):
         raise Stuck("may speak of these layers or of others")
     return made
 
@@ -172,6 +175,8 @@ def is_numbered(key: str, value: dict[Any, Any]) -> bool:
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
+        if value == depth and new != depth and not moved.counts and OF_ANOTHER.fullmatch(key):
+            return value
         if value == depth and new != depth and not moved.counts:
             raise Stuck(
                 f"is {depth}, as many as there were layers, and nothing tells whether it counts these"
@@ -446,6 +451,19 @@ def _by_number(value: dict[Any, Any], moved: Moved, own: Own) -> dict[Any, Any]:
                 entries[layer]
             )
     return made
+
+
+def is_overruled(key: str, value: Any, part: Mapping[str, Any], depth: int) -> bool:
+    """Whether a field that tells kinds of layers by a period stands beside a list that tells the same of each layer."""
+    if type(value) is not int or not _is_period(key.lower()):
+        return False
+    for other, kinds in part.items():
+        if re.search(r"types?$|kinds?$", str(other)) and isinstance(kinds, list):
+            if len(kinds) >= depth and all(isinstance(kind, str) for kind in kinds):
+                places = [(i % value, kinds[i]) for i in range(depth)]
+                if len(set(places)) == len({place for place, _ in places}):
+                    return True
+    return False
 
 
 def first_number(part: Mapping[str, Any], depth: int) -> int:
