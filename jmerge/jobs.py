@@ -32,7 +32,7 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
 from jmerge.engine.channel import StoppedError
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
-from jmerge.engine.events import Listener
+from jmerge.engine.events import Event, Listener, Nonfinite
 from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
 from jmerge.engine.run import Outcome
@@ -49,6 +49,7 @@ from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
+from jmerge.report.nonfinite import nonfinite_text, owners_text
 from jmerge.sizes import parse_size
 from jmerge.tracer import Span, Timings, Tracer
 from jmerge.verify.checks import MISSING, READABLE, WRITTEN, verify
@@ -68,7 +69,7 @@ class Merged:
     timings: Timings | None  # where the time went; None: it was there already
     strange: tuple[
         Fault, ...
-    ] = ()  # what `verify` says of the folder, which may be so in the inputs
+    ] = ()  # what `verify` says of the folder, which may be so in the inputs, and NaN that was allowed
 
 
 def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
@@ -170,6 +171,12 @@ def merge(
         "plan": identity["plan"],  # last, as it differs whenever something else does
     }
     agree(hosts, facts)
+    tainted: set[int] = set()  # models with NaN or infinity
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Nonfinite):
+            tainted.update(event.models)
+
     for chosen in platforms:
         run_facts = {
             RECIPE: _sha256(f"{plan.recipe}\0{seed}\0{most}"),
@@ -200,7 +207,7 @@ def merge(
                         blocks=blocks,
                         resumed=folder.resumed,
                         share=share,
-                        listeners=(note, *listeners),
+                        listeners=(note, hear, *listeners),
                         allow_nonfinite=allow_nonfinite,
                         scratch=folder.work,
                         tracer=tracer,
@@ -218,6 +225,9 @@ def merge(
                         outcome = put_together(plan.outputs, made, written)
                         _write_companions(folder, plan, files, outcome, identity)
                         strange = _verify(folder)
+                        for line in nonfinite_text(plan, outcome.nonfinite):
+                            line += owners_text(plan, tainted)
+                            strange = (*strange, Fault(line, file=str(place)))
                         hosts.check()
                         folder.publish()
                     hosts.hear()

@@ -138,7 +138,11 @@ def test_allow_nonfinite(place: Path) -> None:
     write_checkpoint(place / "b", tensors, llama_config())
     assert_refused(Said("x.yml", "out"), "model.norm.weight", "b", "--allow_nonfinite")
     assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
-    assert Said("x.yml", "out", "--allow_nonfinite").code == 0
+    said = Said("x.yml", "out", "--allow_nonfinite")
+    assert said.code == 0
+    (line,) = said.err.splitlines()
+    assert line.startswith("warning: out: NaN or infinity in 1 element of 1 tensor: ")
+    assert line.endswith("model.norm.weight (1 of 8); they come from b")
 
 
 # Mistakes

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from zlib_ng import zlib_ng
 
+from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.dtypes import BITS
+from jmerge.engine.events import Event, Nonfinite
 from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle
 from jmerge.engine.tally import Tally
@@ -36,10 +38,14 @@ class Checked(NamedTuple):
 class Checker:
     """Checks pieces in the order in which they are made."""
 
-    def __init__(self, plan: Plan, allow_nonfinite: bool, tracer: Tracer) -> None:
+    def __init__(
+        self, plan: Plan, allow_nonfinite: bool, tracer: Tracer, tell: Callable[[Event], None]
+    ) -> None:
+        """tell: called with the tensors in whose inputs there is NaN or infinity, where that is allowed."""
         self._plan = plan
         self._allow_nonfinite = allow_nonfinite
         self._tracer = tracer
+        self._tell = tell
         self._tally = Tally()
 
     def check(self, made: Made) -> Iterator[Checked]:
@@ -82,13 +88,19 @@ class Checker:
         for position, item in enumerate(others, 1):
             if not np.array_equal(loaded.raw(position), loaded.raw(0)):
                 message = f"differs between {self._owner(first)} and {self._owner(item)}"
-                message += "; it is not floating point, so it cannot be merged"
+                message += "; it is not floating point, so it cannot be merged; leave it as one model has it"
+                message += f" with 'except: [{step.tensor}]'"
                 raise NonFiniteError(Fault(message, where=step.name))
 
     def _judge(self, step: Step) -> None:
-        """Stop when a tensor that is complete holds NaN or infinity."""
+        """Stop when a tensor that is complete holds NaN or infinity, unless that is allowed or a mask is made of it."""
         inputs, result = self._tally.take()
-        if self._allow_nonfinite or not (result or inputs):
+        if not (result or inputs) or is_buffer(step.tensor, step.spec):
+            return
+        if self._allow_nonfinite:
+            items = (step.inputs[position] for position in inputs)
+            models = {item.model for item in items if not isinstance(item, Result)}
+            self._tell(Nonfinite(step.name, tuple(sorted(models))))
             return
         message = (
             f"{result} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype"

@@ -51,5 +51,12 @@ class Finished(NamedTuple):
     crc32: int
 
 
-Event = Started | Resumed | Wrote | WroteElsewhere | Finished
+class Nonfinite(NamedTuple):
+    """A tensor is made of inputs that hold NaN or infinity, which is allowed."""
+
+    tensor: str
+    models: tuple[int, ...]  # whose they are, by position in the plan
+
+
+Event = Started | Resumed | Wrote | WroteElsewhere | Finished | Nonfinite
 Listener = Callable[[Event], None]

@@ -292,7 +292,7 @@ class _Run:
     # Writing
 
     def _write_all(self) -> None:
-        checker = Checker(self.plan, self.allow_nonfinite, self.tracer)
+        checker = Checker(self.plan, self.allow_nonfinite, self.tracer, self._tell)
         while (made := self._next(self.made)) is not None:
             slot = made.loaded.slot
             # Freeing an array of JAX waits for the interpreter's lock: that is left to whoever loads the slot next.

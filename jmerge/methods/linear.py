@@ -27,6 +27,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="models",
     check=_check,
     carries_nan=True,
+    unnormalised=lambda numbers, models: not numbers["normalize"],
     title="Linear",
     summary=(
         "The weighted mean of the models, tensor by tensor. With one weight for all it "

@@ -34,6 +34,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     statistics=(Sums(gram_terms),),
     check=_check,
     carries_nan=True,
+    unnormalised=lambda numbers, models: models > 1 and not numbers["normalize_weights"],
     title="Multi-SLERP",
     summary=(
         "Averages the directions of any number of models, and separately their lengths. "

@@ -170,6 +170,8 @@ class Method:
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
     copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
+    # Whether the result of so many whole tensors is as long as their weights sum to, which nothing normalises.
+    unnormalised: Callable[[Numbers, int], bool]
     title: str
     summary: str  # two sentences
     formula: str
@@ -243,6 +245,7 @@ def merge_method(
     per_model_output: bool = False,
     bundled: bool = True,
     copies: Callable[[Numbers], bool] = lambda numbers: False,
+    unnormalised: Callable[[Numbers, int], bool] = lambda numbers, models: False,
     title: str = "",
     summary: str = "",
     formula: str = "",
@@ -292,6 +295,7 @@ def merge_method(
             per_model_output=per_model_output,
             bundled=bundled,
             copies=copies,
+            unnormalised=unnormalised,
             title=title or name,
             summary=summary,
             formula=formula,

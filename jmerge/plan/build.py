@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jmerge.arch.ahead import without_ahead
 from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
@@ -31,7 +32,7 @@ from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places, Target
 from jmerge.plan.precision import Precision
-from jmerge.plan.presence import judge
+from jmerge.plan.presence import WEIGHT, Verdict, judge, made_up
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.steps import (
@@ -47,6 +48,7 @@ from jmerge.plan.steps import (
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.unmentioned import Unmentioned
+from jmerge.plan.untrained import Untrained
 from jmerge.plan.views import View, build_views, config_of
 from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
@@ -180,6 +182,7 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.twice: dict[Path, list[str]] = {}  # names that two targets have, by slice
         self.findings = Findings(notes, self.views)
+        self.untrained = Untrained(notes)
         self.precision = Precision(self.views, notes)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
@@ -202,6 +205,7 @@ class _Builder:
         check_conflicts(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
         self.precision.tell()
+        self.untrained.tell()
         self.notes.faults += self.resolver.faults()
         self.notes.warnings += self.resolver.warnings()
         grouped = group(self.steps.values(), self.method, self.notes)
@@ -268,7 +272,9 @@ class _Builder:
             return
         floating = [read.spec.dtype in FLOATS for _, read in found]
         if target.template.buffer or not any(floating):
-            self._copy(target, found, trained=all(floating))
+            step = self.untrained.step(target, found)
+            if step is not None:
+                self._add(step)
         elif not all(floating):
             kinds = ", ".join(f"{read.spec.dtype} in {sources[i].ref}" for i, read in found)
             message = f"{target.name} is a float in one model and not in another: {kinds}"
@@ -307,25 +313,29 @@ class _Builder:
         base = base_position(self.method, place.out_slice)
         present = [i for i, _ in found]
         models = [(i, read) for i, read in found if i != base]
-        note, copied = "", None
+        note, copied, numbers = "", None, None
         if len(found) < len(sources):
             absent = ", ".join(
                 dict.fromkeys(str(s.ref) for i, s in enumerate(sources) if i not in present)
             )
             without = len(sources) - (base is not None) - len(models)
             verdict = judge(self.method, base in present, len(models), without)
+            if verdict.action == "run" and base not in present:
+                numbers, verdict = self._made_up(target, models, base)
             if verdict.action == "refuse":
                 lacking = next(source for i, source in enumerate(sources) if i not in present)
                 self.findings.refused(target.name, absent, verdict.reason, lacking.model_path)
                 return
-            note = verdict.reason or f"not in {absent}"
+            who = f"not in {absent}" if verdict.action == "run" else ""
+            note = "; ".join(filter(None, (who, verdict.reason)))
             copied = found[0][1] if verdict.action == "copy" else None
             self.findings.partial(target.name, absent, verdict.reason)
         elif not models:
             note, copied = "the base is the only source", found[0][1]
         reads = (copied,) if copied else tuple(read for _, read in found)
         dtype, kept = self.precision.of(target.name, target.template.name, reads)
-        numbers = {} if copied else self._numbers(target, models)
+        if numbers is None:
+            numbers = {} if copied else self._numbers(target, models)
         self._add(
             Step(
                 name=target.name,
@@ -339,6 +349,19 @@ class _Builder:
                 note="; ".join(filter(None, (note, kept))),
             )
         )
+
+    def _made_up(
+        self, target: Target, models: Inputs, base: int | None
+    ) -> tuple[dict[str, Any], Verdict]:
+        """The method's parameters for a tensor that only these models have, and whether they are known."""
+        numbers, sources = self._numbers(target, models), target.place.out_slice.sources
+        if not self.method.unnormalised(numbers, len(models)):
+            return numbers, Verdict("run")
+        every = [Input(source, target.name) for i, source in enumerate(sources) if i != base]
+        others = self.resolver.numbers(target.place, target.name, every, self.given)
+        present = [i - (base is not None and i > base) for i, _ in models]
+        weights, verdict = made_up(others[WEIGHT], present)
+        return {**numbers, WEIGHT: weights}, verdict
 
     def _numbers(self, target: Target, models: Inputs) -> dict[str, Any]:
         """The method's parameters for a tensor merged from these models (without the base)."""
@@ -358,30 +381,6 @@ class _Builder:
             return ()
         places = [i - (base is not None and i > base) for i in models]
         return tuple(make_key(self.seed, name, place) for place in places)
-
-    def _copy(self, target: Target, found: Found, *, trained: bool) -> None:
-        """A tensor that is not merged: the base's, or the first; those that are not floats must all be equal."""
-        sources = target.place.out_slice.sources
-        base = target.place.out_slice.base
-        chosen = next((read for i, read in found if sources[i].ref == base), found[0][1])
-        if not trained and any(read.spec != chosen.spec for _, read in found):
-            kinds = ", ".join(f"{read.spec} in {sources[i].ref}" for i, read in found)
-            self.notes.fault(f"{target.name} differs in kind: {kinds}", target.place.out_slice.path)
-            return
-        self._add(
-            Step(
-                name=target.name,
-                spec=chosen.spec,
-                inputs=(chosen,)
-                if trained
-                else tuple(dict.fromkeys([chosen, *(read for _, read in found)])),
-                base=None,
-                method=COPY,
-                numbers={},
-                t=target.place.t,
-                note="a buffer: not trained" if trained else "not floating point",
-            )
-        )
 
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step
@@ -463,6 +462,8 @@ class _Builder:
         if self.donor.quantised.reason is None:
             config, new = without_quantisation(config)
             changes += new
+        config, new = without_ahead(config, self.steps)
+        changes += new
         config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
         changes += new
         if self.tables is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 
 from jmerge.plan.notes import Notes, and_more, pattern_of, patterns_of
 from jmerge.plan.views import View
@@ -75,10 +76,24 @@ class Findings:
             path = (*path[:-1], "map") if self._views[ref].prefixes else path
             self._notes.fault(f"{message} with 'except: [{pattern_of(name)}]'", path)
         for (absent, reason, path), names in self._refused.items():
-            self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}", path)
+            hint = f"; leave it out with 'except: [{self._patterns(names)}]'"
+            if path == ("otherwise",):  # it is left out already
+                hint = ""
+            self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}{hint}", path)
 
     def tell_warnings(self) -> None:
         """Note what was done about missing tensors."""
         for (absent, reason), names in self._partial.items():
             then = reason or "merged from the others"
             self._notes.warn(f"{and_more(names)}: not in {absent}; {then}", ())
+
+    def _patterns(self, names: Sequence[str]) -> str:
+        """Patterns of these tensors of the output: of a part of a model that has nothing else, else of each kind."""
+        part = commonprefix([f"{name}." for name in names]).rpartition(".")[0]
+        told = set(names)
+        stored = (name for view in self._views.values() for name in view.checkpoint.index)
+        if part and len(names) > 1:
+            inside = [name for name in stored if name.startswith(f"{part}.")]
+            if told.issuperset(inside):
+                return f"{part}.*"
+        return ", ".join(patterns_of(names))

@@ -13,6 +13,7 @@ from jmerge.arch.config import Change
 from jmerge.ckpt.shards import OutFile
 from jmerge.engine.run import Outcome
 from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step
+from jmerge.report.nonfinite import nonfinite_text
 
 TOKENS = "jmerge.tokens.jsonl"  # which rows made which token, beside the ledger
 
@@ -59,7 +60,7 @@ def ledger(
             {"file": file, **change._asdict()} for file, made in changes.items() for change in made
         ],
         "tokens": plan.tokens.summary if plan.tokens else [],
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *nonfinite_text(plan, outcome.nonfinite)],
         "files": dict(sizes),
         "left_behind": [{"file": each.name, "reason": each.reason} for each in plan.left],
     }

@@ -470,6 +470,19 @@ def test_a_result_that_does_not_fit(out: str, size: float, tmp_path: Path) -> No
     assert np.flatnonzero(~np.isfinite(sink["x"].astype(np.float64))).tolist() == [5, 2999]
 
 
+def test_masks_hold_infinity(tmp_path: Path) -> None:
+    """What is added to scores that are masked is minus infinity on purpose; what is trained never is."""
+    mask = np.full((1, 1, 3, 3), -np.inf, np.float32)
+    models = checkpoints(tmp_path, {"h.0.attn.bias": mask, "h.0.attn.masked_bias": mask[0, 0, 0]})
+    names = ("h.0.attn.bias", "h.0.attn.masked_bias")
+    plan = plan_of(models, *(step(n, [read(models, 0, n)], "copy") for n in names))
+    sink, _ = carry_out(plan)
+    assert np.isneginf(sink["h.0.attn.bias"]).all()
+    models = checkpoints(tmp_path / "other", {"gain": mask})
+    with pytest.raises(NonFiniteError):
+        carry_out(plan_of(models, step("gain", [read(models, 0, "gain")], "copy")))
+
+
 def test_counts_do_not_depend_on_pieces(tmp_path: Path) -> None:
     """The ledger holds them, and equal merges give equal ledgers whatever the pieces."""
     one, other = normal((10_000,)), normal((10_000,), 1)

@@ -322,3 +322,5 @@ def test_nonfinite_numbers_are_counted(tmp_path: Path) -> None:
     ledger = merge(tmp_path, recipe, allow_nonfinite=True)
     assert ledger["tensors"]["model.norm.weight"]["nonfinite"] == 3
     assert sum("nonfinite" in entry for entry in ledger["tensors"].values()) == 1
+    (warning,) = ledger["warnings"]
+    assert warning == "NaN or infinity in 3 elements of 1 tensor: model.norm.weight (3 of 8)"

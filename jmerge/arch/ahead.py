@@ -1,0 +1,56 @@
+"""Layers that foretell more tokens than the next, as config.json promises them: fine-tunes keep the promise, not the layers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection
+from typing import Any
+
+from jmerge.arch.config import Change
+from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config, config_dicts
+
+WORD = re.compile(r"(^|[._])(mtp|nextn)([._]|$)")
+COUNT = re.compile(
+    r"layers|modules|depths?|^n(um)?_(mtp|nextn)(_heads)?$"
+)  # not of heads in a layer
+SWITCH = re.compile(r"(use|with|has|enable)_(mtp|nextn)")
+
+
+def without_ahead(
+    config: dict[str, Any], tensors: Collection[str]
+) -> tuple[dict[str, Any], list[Change]]:
+    """`config` that promises no such layers where none of the `tensors` is of one, and what changed.
+
+    They are called so, or are numbered behind the layers that config.json counts.
+    """
+    if any(WORD.search(name) for name in tensors) or _behind(config, tensors):
+        return config, []
+    edited = copy.deepcopy(config)
+    changes = []
+    for path, part in config_dicts(edited):
+        for key, told in list(part.items()):
+            count = WORD.search(key) and COUNT.search(key) and type(told) is int and told > 0
+            if count or (SWITCH.fullmatch(key) and told is True):
+                new = 0 if count else False
+                part[key] = new  # type: ignore[index]  # a dict of our own copy
+                name = ".".join((*path, key))
+                changes.append(
+                    Change(name, told, new, "no tensor of the output is of such a layer")
+                )
+    return edited, changes
+
+
+def _behind(config: Config, tensors: Collection[str]) -> bool:
+    """Whether a list of layers goes on behind its last, as config.json counts them."""
+    depths = {
+        part[key]
+        for _, part in config_dicts(config)
+        for key in LAYER_KEYS
+        if type(part.get(key)) is int and part[key] > 0
+    }
+    numbers: dict[str, set[int]] = {}
+    for name in tensors:
+        if found := NUMBER.search(name):
+            numbers.setdefault(name[: found.start()], set()).add(int(found[0]))
+    return any({depth - 1, depth} <= own for depth in depths for own in numbers.values())

@@ -1,0 +1,65 @@
+"""Counters and other whole numbers: copies of one model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from partialkit import SOUP, refused, run, write
+
+from jmerge.jobs import plan_recipe
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
+
+BASE = "base_model: {b}\n"
+TASK = SOUP.replace("linear", "task_arithmetic") + BASE
+NAME = "model.bn.num_batches_tracked"
+
+
+def models(folder: Path, name: str, *values: Any) -> None:
+    for seed, (model, value) in enumerate(zip("ab", values, strict=True)):
+        extra = (
+            {} if value is None else {name: value, "model.bn.running_mean": np.ones(8, np.float32)}
+        )
+        write_checkpoint(folder / model, llama_tensors(seed) | extra, llama_config())
+
+
+@pytest.mark.parametrize(
+    "recipe", [SOUP, SOUP.replace("a}", "x}").replace("b}", "a}").replace("x}", "b}"), TASK]
+)
+def test_counters(tmp_path: Path, recipe: str) -> None:
+    """That of the base, or else of the first model, is taken and told, whatever the others have."""
+    models(tmp_path, NAME, np.array(5), np.array(9))
+    made = run(tmp_path, recipe)
+    owner = "b" if recipe != SOUP else "a"
+    assert made.tensors[NAME] == {"a": 5, "b": 9}[owner]
+    (warning,) = [each for each in made.ledger["warnings"] if "not merged; taken" in each]
+    assert warning.endswith(f"{NAME}: a counter is not merged; taken from {tmp_path / owner}")
+    assert "a counter" in made.ledger["tensors"][NAME]["note"]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [(np.array([5]), np.array([9])), (np.array(5, np.int32), np.array([9])), (None, np.array(9))],
+)
+def test_kinds_of_counters(tmp_path: Path, pair: tuple[Any, Any]) -> None:
+    """One number is a counter whatever its shape and width, and nothing is told where one model has it."""
+    models(tmp_path, NAME, *pair)
+    plan = plan_recipe(write(tmp_path, SOUP))
+    (step,) = (step for step in plan.steps if step.name == NAME)
+    assert (
+        len(step.inputs) == 1
+        and step.spec.shape == (pair[0] if pair[0] is not None else pair[1]).shape
+    )
+    told = [each for each in plan.warnings if "not merged; taken" in each]
+    assert len(told) == (pair[0] is not None)
+
+
+def test_other_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They have to be equal; the line tells the key that takes one model's, which works."""
+    models(tmp_path, "model.table", np.arange(4), np.arange(4)[::-1].copy())
+    (error,) = refused(tmp_path, SOUP, capsys)
+    assert "model.table: differs between" in error and "'except: [model.table]'" in error
+    made = run(tmp_path, SOUP + "except: [model.table]\n")
+    np.testing.assert_array_equal(made.tensors["model.table"], np.arange(4))
