@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from said import start
 
 import jmerge
 from jmerge import cli, options
@@ -94,16 +95,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def interrupted(place: Path, point: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """What a program says that gets Ctrl-C at a point of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, point, *words],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def interrupted(place: Path, point: str, *words: str) -> tuple[int, str, str]:
+    """The exit code of a program that gets Ctrl-C at a point of its own, and what it says."""
+    process = start(place, point, *words, code=PROGRAM)
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
 
 
 @pytest.mark.parametrize(
@@ -119,8 +115,7 @@ def interrupted(place: Path, point: str, *words: str) -> subprocess.CompletedPro
     ],
 )
 def test_one_line_wherever_it_comes(point: str, place: Path) -> None:
-    done = interrupted(place, point, "x.yml", "out")
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", GOES_ON)
+    assert interrupted(place, point, "x.yml", "out") == (130, "", GOES_ON)
     assert not (place / "out").exists()
     if "hangs" in point or point == "an error of another kind":  # it had begun
         assert (place / "out.jmerge-work" / "journal.jsonl").exists()
@@ -128,8 +123,7 @@ def test_one_line_wherever_it_comes(point: str, place: Path) -> None:
 
 @pytest.mark.parametrize("words", [["diff", "a", "b"], ["verify", "a"]])
 def test_other_commands_do_not_go_on(words: list[str], place: Path) -> None:
-    done = interrupted(place, "import numpy", *words)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert interrupted(place, "import numpy", *words) == (130, "", "interrupted\n")
 
 
 def test_the_commands_are_known_before_their_help_is_read() -> None:
@@ -162,14 +156,11 @@ def test_a_template_that_is_tried_ends_with_what_is_killed(place: Path) -> None:
 
 def test_where_it_is_ignored_it_stays_so(place: Path) -> None:
     """As in `nohup` and in jobs in the background."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jmerge", "x.yml", "out"],
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(place, "x.yml", "out", signals="SIG_IGN")
+    finally:
+        signal.signal(signal.SIGINT, before)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
@@ -199,19 +190,6 @@ def test_the_library_leaves_signals_alone(place: Path, monkeypatch: pytest.Monke
     assert not [
         each for each in threading.enumerate() if each.name in ("jmerge-read", "jmerge-write")
     ]
-
-
-def start(place: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """The program as a process of its own that hears Ctrl-C."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "jmerge", *words],
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
 
 
 def children(process: int) -> list[int]:

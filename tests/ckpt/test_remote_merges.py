@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,11 @@ from typing import Any, NamedTuple
 import layoutkit
 import numpy as np
 import pytest
+from said import start
 from serverkit import SHA, Fault, FileServer, make_certificate
 
 import jmerge
 from jmerge import cli
-from jmerge.ckpt import remote
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.diff.compare import compare
 from jmerge.engine import fetch, store
@@ -284,23 +283,18 @@ def test_an_interrupted_merge_ends_at_once(web: FileServer, tmp_path: Path) -> N
     """Though a server is silent, and would be waited for."""
     stall = Fault("stall", "/model.safetensors", times=99, skip=4)
     web.faults = [stall]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jmerge", str(recipe(tmp_path, web.url)), str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    path = recipe(tmp_path, web.url)
+    process = start(tmp_path, str(path), "out")
     deadline = time.monotonic() + 60
     while stall.times == 99 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
+    sent = time.monotonic()
     said = process.communicate(timeout=60)
     assert (process.returncode, *said) == (
         130, "", "interrupted; the same command goes on from here\n",
     )  # fmt: skip
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - sent < 4
     assert not list(tmp_path.rglob("jmerge-fetched-*"))
 
 
