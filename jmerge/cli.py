@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         from jmerge.commands import run
 
         return run(arguments)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupt.came():
+            raise
         interrupt.say(interrupted(arguments))
         return interrupt.CODE
 

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
-from jmerge.interrupt import allow, came
+from jmerge.interrupt import came, check
 from jmerge.names import did_you_mean
 from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
 from jmerge.version import VERSION
@@ -24,8 +24,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _dispatch(parse_words(values, list(arguments)), values)
     except (JmergeError, RunError) as error:
-        if came():  # which failed because of that
-            raise KeyboardInterrupt from error
+        if came():  # and so it failed
+            raise
         return _explain(error)
     except BrokenPipeError:
         _drop_output()
@@ -143,6 +143,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
             on_span=profile,
             hosts=hosts,
         )
+    check()
     if quiet:
         return 0
     if merged.up_to_date:
@@ -184,10 +185,8 @@ def _meet(values: flags.FlagValues) -> Any:
         from jmerge.engine.hosts import Hosts
 
         return Hosts()
-    from jmerge.engine.hosts import PARTING_SECONDS
     from jmerge.engine.meeting import meet
 
-    allow(PARTING_SECONDS + 1)  # to tell the others
     return meet(values.coordinator, values.num_processes, values.process_id, _give_up)
 
 

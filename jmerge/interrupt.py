@@ -1,13 +1,13 @@
 """Ctrl-C in the program: one line and exit code 130, wherever it comes.
 
-Python turns Ctrl-C into an exception that begins at whatever the main thread does next. That unwinds a merge in good
-order, but it is not enough: a callback (of the garbage collector, of a weak reference, of XLA) swallows the exception,
-an import turns it into another, and a call that does not return never sees it. So a thread, which the system wakes at
-every Ctrl-C, ends the process when it has not ended by itself within a moment. That harms nothing: a merge can be
-killed at any time, and goes on from its journal.
+Python makes of Ctrl-C an exception that begins at whatever the main thread does next. That is no good here: a callback
+(of the garbage collector, of a weak reference, of XLA) swallows it, an import turns it into another, a call that does
+not return never sees it, and a library that was not written for it may crash. So in the program Ctrl-C raises nothing.
+A thread, which the system wakes, ends the process: at once, or after a moment in which a merge that is under way stops
+by itself, at places where it asks (`check`). That harms nothing: a merge can be killed at any time, and goes on from
+its journal.
 
-Only the program does this, never the library. It is the first thing that the program does, so this file imports next
-to nothing.
+The library leaves Ctrl-C as Python has it. The program begins with this, so this file imports next to nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ import signal
 import sys
 import time
 
+TYPE_CHECKING = False  # as in typing, which takes time to import
+if TYPE_CHECKING:
+    from types import FrameType
+
 CODE = 130
-GRACE = 0.7  # seconds to end in good order
+MOMENT = 0.7  # seconds in which what is under way may stop by itself
 
 
 class _State:
     watching = False
-    came = False  # Ctrl-C, while there was something to interrupt
+    came = False  # Ctrl-C, before the process came to its end
     code: int | None = None  # what the process ends with; None: it has not come to its end
     line = "interrupted"
-    grace = GRACE
-    saying = _thread.allocate_lock()  # taken by who says the line, and never given back
+    grace = 0.0  # seconds
+    said = False
+    saying = _thread.allocate_lock()
 
 
 def watch(line: str) -> None:
@@ -43,10 +48,8 @@ def watch(line: str) -> None:
     if hasattr(os, "set_blocking"):
         os.set_blocking(mouth, False)
     _State.watching = True
-    sys.excepthook = _excepthook
-    sys.unraisablehook = _unraisablehook
     signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, _handle)
+    signal.signal(signal.SIGINT, _take_note)
     _thread.start_new_thread(_wait, (ear,))
 
 
@@ -55,55 +58,69 @@ def came() -> bool:
     return _State.came
 
 
+def check() -> None:
+    """Raise KeyboardInterrupt where Ctrl-C has come; for those who wait, in any thread."""
+    if _State.came:
+        raise KeyboardInterrupt
+
+
+class Gently:
+    """While this context is open, something is under way that stops by itself soon after Ctrl-C."""
+
+    def __init__(self, seconds: float = MOMENT) -> None:
+        """seconds: how long it may take."""
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._before, _State.grace = _State.grace, self._seconds
+        check()
+
+    def __exit__(self, *_: object) -> None:
+        if not _State.came:  # else the process may take the time that is left
+            _State.grace = self._before
+
+
 def say(line: str) -> None:
     """Print what the program says of an interrupt, once."""
     if not _State.watching:
         print(line, file=sys.stderr)
-    elif _State.saying.acquire(blocking=False):
-        _write(line)
-
-
-def allow(seconds: float) -> None:
-    """Give the process so long to end in good order."""
-    _State.grace = seconds
+    elif _State.saying.acquire(timeout=MOMENT):  # else somebody is saying it, and is not heard
+        if not _State.said:
+            _write(line)
+        _State.said = True
+        _State.saying.release()
 
 
 def settle(code: int) -> int:
-    """What the process that is about to end with `code` ends with; from now on Ctrl-C interrupts nothing, and only makes
-    the end come at once."""
+    """What the process that is about to end with `code` ends with; from now on Ctrl-C only makes the end come soon."""
+    _State.code = CODE if _State.came else code
     if _State.came:
         say(_State.line)
-        code = CODE
-    _State.code = code
-    return code
+    return _State.code
 
 
-def _handle(number: int, frame: object) -> None:
-    """Python's part of Ctrl-C, in the main thread."""
-    if _State.code is None and not _State.came:
-        _State.came = True
-        raise KeyboardInterrupt
+def _take_note(number: int, frame: FrameType | None) -> None:
+    """Python's part of Ctrl-C, in the main thread. The system's part has woken `_wait`."""
 
 
 def _wait(ear: int) -> None:
     """The thread that hears of every Ctrl-C, also while the main thread is in a call that does not return."""
     os.read(ear, 1)
-    _thread.start_new_thread(_end_after, (_State.grace,))
+    if _State.code is None:
+        _State.came = True
+        _thread.start_new_thread(_end_after, (_State.grace,))
+    else:
+        _thread.start_new_thread(_end_after, (MOMENT,))
     os.read(ear, 1)  # somebody cannot wait
     _end_after(0.0)
 
 
 def _end_after(seconds: float) -> None:
     time.sleep(seconds)
-    if (code := _State.code) is not None:
-        os._exit(code)
-    _end()
-
-
-def _end() -> None:
-    if _State.saying.acquire(blocking=False):
-        _write(_State.line)
-    os._exit(CODE)
+    if _State.code is None or _State.came:
+        say(_State.line)
+        os._exit(CODE)
+    os._exit(_State.code)
 
 
 def _write(line: str) -> None:
@@ -113,14 +130,3 @@ def _write(line: str) -> None:
         os.write(2, f"{clear}{line}\n".encode())
     except OSError:
         pass
-
-
-def _excepthook(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    if _State.came:
-        _end()
-    sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
-
-
-def _unraisablehook(unraisable: sys.UnraisableHookArgs) -> None:
-    if not _State.came:  # else it is the interrupt that a callback lost, or what came of it
-        sys.__unraisablehook__(unraisable)

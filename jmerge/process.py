@@ -12,10 +12,10 @@ import platform
 import sys
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jmerge.errors import RunError
-from jmerge.interrupt import came, settle
+from jmerge.interrupt import settle
 
 # Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
 # memory for the result of every kernel costs a page fault every 4 kB.
@@ -35,7 +35,6 @@ def prepare() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    threading.excepthook = _tell_of_thread
     if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does what it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # importing and tracing make many objects and no garbage worth it
@@ -44,12 +43,6 @@ def prepare() -> None:
         mallopt(MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(TRIM_THRESHOLD, 4 * KEPT_BYTES)
         mallopt(ARENA_MAX, 1)  # kept once, and not once for every thread
-
-
-def _tell_of_thread(failed: Any) -> None:
-    """Print what a thread failed with, unless that is what comes of an interrupt."""
-    if not came():
-        threading.__excepthook__(failed)
 
 
 def compile_cache() -> Path:

@@ -14,7 +14,7 @@ from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
-from jmerge.plan.check import base_position, check_recipe
+from jmerge.plan.check import check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.convert import convert_views
 from jmerge.plan.findings import Findings
@@ -24,6 +24,7 @@ from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.kept import Kept
 from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
+from jmerge.plan.parameters import base_position, note_missing
 from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
 from jmerge.plan.rename import check_against
@@ -75,12 +76,15 @@ def build_plan(
       PlanError: the recipe does not suit its method or the models; holds every fault found.
     """
     notes = Notes(recipe)
-    check_recipe(recipe, notes)
+    sound = check_recipe(recipe, notes)
     fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
     for ref in fill:
         if ref not in checkpoints:
             notes.fault(f"'{ref}' fills tokens, so it has to be opened too", recipe.first_path(ref))
-    raise_all(PlanError, notes.faults, notes.warnings)
+            sound = False
+    if not sound:
+        note_missing(recipe, notes)
+        raise_all(PlanError, notes.faults, notes.warnings)
     layouts = layouts or infer_layouts(checkpoints)
     if tied is None:
         tied = {ref: bool(each.embeddings) and not each.heads for ref, each in layouts.items()}
@@ -155,7 +159,7 @@ class _Builder:
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
         templates = convert_views(self.views, templates, notes)
-        if not notes.faults:  # of a map, say
+        if len(notes.faults) == before:  # of a map, say
             check_common(self.views, notes)
         self.heads = Heads(self.views)
         self.tables = None
@@ -174,6 +178,7 @@ class _Builder:
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
         if len(notes.faults) > before:
+            note_missing(recipe, notes)
             raise_all(PlanError, notes.faults, notes.warnings)
 
     def build(self) -> Plan:
