@@ -5,19 +5,26 @@ The names below are the public interface. They load on first use, so that `impor
 
 from __future__ import annotations
 
-from typing import Any
-
-from jmerge.errors import (
-    CheckpointError,
-    JmergeError,
-    NonFiniteError,
-    PlanError,
-    RecipeError,
-    RunError,
-)
 from jmerge.version import VERSION as __version__
 
+TYPE_CHECKING = False  # as in typing, which takes time to import
+if TYPE_CHECKING:
+    from typing import Any
+
+    from jmerge.errors import CheckpointError as CheckpointError
+    from jmerge.errors import JmergeError as JmergeError
+    from jmerge.errors import NonFiniteError as NonFiniteError
+    from jmerge.errors import PlanError as PlanError
+    from jmerge.errors import RecipeError as RecipeError
+    from jmerge.errors import RunError as RunError
+
 _LAZY = {
+    "CheckpointError": "jmerge.errors",
+    "JmergeError": "jmerge.errors",
+    "NonFiniteError": "jmerge.errors",
+    "PlanError": "jmerge.errors",
+    "RecipeError": "jmerge.errors",
+    "RunError": "jmerge.errors",
     "merge": "jmerge.jobs",
     "plan_recipe": "jmerge.jobs",
     "load_recipe": "jmerge.recipe.parse",
@@ -31,16 +38,7 @@ _LAZY = {
     "methods": "jmerge.methods",
 }
 
-__all__ = [
-    "CheckpointError",
-    "JmergeError",
-    "NonFiniteError",
-    "PlanError",
-    "RecipeError",
-    "RunError",
-    "__version__",
-    *_LAZY,
-]
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,299 +1,39 @@
-"""The command line: sub-commands, exit codes and one line a fault; its flags are in `options`."""
+"""The program: what runs before anything is imported that takes time. Its commands are in `commands`."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from absl import flags
+from jmerge import interrupt
 
-from jmerge.errors import Fault, JmergeError, PlanError, RunError
-from jmerge.names import did_you_mean
-from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
-from jmerge.process import leave, prepare
-from jmerge.version import VERSION
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program with these arguments (default: the process's) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    values = define_flags()
-    try:
-        return _dispatch(parse_words(values, arguments), values)
-    except JmergeError as error:
-        for warning in error.warnings:  # errors are for everyone, and these may explain them
-            print(f"warning: {warning}", file=sys.stderr)
-        for fault in error.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        if len(error.faults) > 1:
-            print(f"{len(error.faults)} errors; nothing was written", file=sys.stderr)
-        return error.exit_code
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        hint = "" if HELP.keys() & set(arguments) else "; the same command goes on from here"
-        print(f"interrupted{hint}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        _drop_output()
-        return 0
+# Those besides merging; `options.HELP` says more about each.
+COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema")
 
 
 def program() -> None:
     """The console script."""
+    interrupt.watch(interrupted(sys.argv[1:]))
+    from jmerge.process import leave, prepare
+
     prepare()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does what it cannot encode
-        sys.stdout.reconfigure(errors="backslashreplace")
     leave(main())
 
 
-def _tell(text: str) -> None:
-    """Print all of what was found; a reader who has read enough (`| head`) changes no exit code.
-
-    Raises:
-      RunError: it cannot be written, as on a full disk.
-    """
+def main(argv: list[str] | None = None) -> int:
+    """Run the program with these arguments (default: the process's) and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _drop_output()
-    except OSError as error:
-        _drop_output()
-        raise RunError(f"standard output: {error.strerror or error}") from error
+        from jmerge.commands import run
+
+        return run(arguments)
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupt.came():
+            raise
+        interrupt.say(interrupted(arguments))
+        return interrupt.CODE
 
 
-def _drop_output() -> None:
-    """Leave to nobody what is still to be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _dispatch(words: list[str], values: flags.FlagValues) -> int:
-    if values.version:
-        print(f"jmerge {VERSION}")
-        return 0
-    if values.help and words and words[0] in HELP:
-        print(HELP[words[0]])
-        return 0
-    if values.help or (not words and values.config is None and values.out is None):
-        print(USAGE)
-        print(flag_help(values))
-        return 0 if values.help else 2
-    commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {
-        "plan": _plan,
-        "inspect": _inspect,
-        "verify": _verify,
-        "diff": _diff,
-        "methods": _methods,
-        "schema": _schema,
-    }
-    if words and words[0] in commands:
-        return commands[words[0]](words[1:], values)
-    return _merge(words, values)
-
-
-def _paths(
-    words: list[str], values: flags.FlagValues, names: tuple[str, ...], command: str = "jmerge"
-) -> list[str]:
-    """The values of the path flags `names`, which may also be given as words, in that order."""
-    words = list(words)
-    found = []
-    for name in names:
-        value = getattr(values, name)
-        if value is None:
-            if not words:
-                usage = " ".join([command, *(each.upper() for each in names)])
-                raise PlanError(Fault(f"is missing; write {usage}", f"--{name}"))
-            value = words.pop(0)
-        found.append(value)
-    if words:
-        raise PlanError(
-            Fault(f"is one word too many{did_you_mean(words[0], HELP)}", where=f"'{words[0]}'")
-        )
-    return found
-
-
-def _merge(words: list[str], values: flags.FlagValues) -> int:
-    began = time.perf_counter()
-    config, out = _paths(words, values, ("config", "out"))
-    from jmerge.jobs import merge
-    from jmerge.report.profile import Profile
-    from jmerge.report.progress import Progress
-    from jmerge.report.show import size
-    from jmerge.report.summary import summary
-
-    def announce(plan: Any) -> None:
-        if not quiet:
-            warn(plan)
-
-    hosts = _meet(values)
-    quiet = values.quiet or not hosts.first
-    profile = None if values.profile is None else Profile(values.profile, out)
-    with hosts, Progress(quiet=quiet) as progress, profile or contextlib.nullcontext():
-        called = time.perf_counter()
-        merged = merge(
-            config,
-            out,
-            seed=values.seed,
-            overwrite=values.overwrite,
-            shard_size=values.shard_size,
-            memory=values.memory,
-            devices=values.devices,
-            allow_nonfinite=values.allow_nonfinite,
-            listeners=(progress,),
-            on_plan=announce,
-            on_span=profile,
-            hosts=hosts,
-        )
-    if quiet:
-        return 0
-    if merged.up_to_date:
-        untold = "" if profile is None else f"; nothing was done that {profile.path} could tell"
-        print(f"{out} is up to date: same recipe, same inputs{untold}")
-        return 0
-    for each in merged.strange:
-        print(f"warning: {each}", file=sys.stderr)
-    plan = merged.plan
-    print(
-        f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
-    )
-    for line in plan.tokens.summary if plan.tokens else ():
-        print(line)
-    print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
-    if plan.changes:
-        print(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")
-    for output in plan.checkpoints:
-        folder = os.path.join(out, output) if output else str(out)
-        loads = f"from_pretrained({folder!r}) in transformers"
-        if plan.modules:
-            loads = f"SentenceTransformer({folder!r})"
-        print(f"next: jmerge inspect {folder}, or {loads}")
-    if profile is not None:
-        print(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
-    if merged.timings is not None:
-        print(summary(merged.timings.begun_earlier(called - began)))
-    return 0
-
-
-def _meet(values: flags.FlagValues) -> Any:
-    """The hosts that share the merge."""
-    given = [
-        n for n in ("coordinator", "num_processes", "process_id") if values[n].value is not None
-    ]
-    if given and not values.distributed:
-        raise PlanError(Fault("does nothing without --distributed", where=f"--{given[0]}"))
-    if not values.distributed:
-        from jmerge.engine.hosts import Hosts
-
-        return Hosts()
-    from jmerge.engine.meeting import meet
-
-    return meet(values.coordinator, values.num_processes, values.process_id, _give_up)
-
-
-def _give_up(reason: str) -> None:
-    """End the process, of which some call does not return."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    os._exit(RunError.exit_code)
-
-
-def _plan(words: list[str], values: flags.FlagValues) -> int:
-    (config,) = _paths(words, values, ("config",), "jmerge plan")
-    from jmerge.engine.memory import fit, need_of
-    from jmerge.jobs import plan_recipe
-    from jmerge.report.show import plan_json, plan_text
-    from jmerge.sizes import parse_size
-
-    budget = None if values.memory is None else parse_size(values.memory, "--memory")
-    plan = plan_recipe(config, seed=values.seed)
-    schedule = fit(plan, budget)
-    need = need_of(schedule).total
-    _tell((plan_json if values.json else plan_text)(plan, schedule, need))
-    if not values.quiet:
-        warn(plan)
-    return 0
-
-
-def _inspect(words: list[str], values: flags.FlagValues) -> int:
-    if len(words) != 1:
-        raise PlanError(Fault("needs one model: jmerge inspect MODEL", where="inspect"))
-    import json
-
-    from jmerge.ckpt.open import open_checkpoint
-    from jmerge.report.inspect import inspect_checkpoint, inspect_text
-
-    found = inspect_checkpoint(open_checkpoint(words[0]))
-    _tell(json.dumps(found, indent=1) if values.json else inspect_text(found))
-    return 0
-
-
-def _verify(words: list[str], values: flags.FlagValues) -> int:
-    if len(words) != 1:
-        raise PlanError(Fault("needs one folder: jmerge verify DIR", where="verify"))
-    from jmerge.ckpt.find import find_source
-    from jmerge.report.verify import verify_json, verify_text
-    from jmerge.verify.checks import verify
-
-    found = verify(find_source(words[0]), deep=values.deep)
-    _tell((verify_json if values.json else verify_text)(found))
-    return 0 if all(each.fine for each in found) else 1
-
-
-def _diff(words: list[str], values: flags.FlagValues) -> int:
-    if len(words) != 2:
-        raise PlanError(Fault("needs two models: jmerge diff A B", where="diff"))
-    if values.html is not None:
-        from jmerge.report.page import check_page
-
-        check_page(values.html)
-    from jmerge.ckpt.open import open_checkpoint
-    from jmerge.diff.compare import compare
-    from jmerge.report.diff import diff_text, terminal_width
-    from jmerge.report.diff_json import diff_json
-    from jmerge.report.progress import Reading
-
-    a, b = (open_checkpoint(word) for word in words)
-    with Reading("comparing", quiet=values.quiet) as reading:
-        found = compare(a, b, tell=reading)
-    if values.html is not None:
-        from jmerge.report.page import write_page
-
-        write_page(found, values.html)
-    text = diff_json(found) if values.json else diff_text(found, terminal_width())
-    if values.html is not None and not values.json:
-        text += f"\n\n{values.html} has charts of it"
-    _tell(text)
-    return 1 if found.faults else 0
-
-
-def _methods(words: list[str], values: flags.FlagValues) -> int:
-    from jmerge.report.methods import method_text, methods_text
-
-    if not words:
-        _tell(methods_text())
-        return 0
-    try:
-        _tell("\n\n".join(method_text(word) for word in words))
-    except ValueError as error:
-        raise PlanError(Fault(str(error), where="methods")) from error
-    return 0
-
-
-def _schema(words: list[str], values: flags.FlagValues) -> int:
-    import json
-
-    from jmerge.report.schema import recipe_schema
-
-    _tell(json.dumps(recipe_schema(), indent=1))
-    return 0
-
-
-def warn(plan: Any) -> None:
-    """Print the plan's warnings."""
-    for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+def interrupted(arguments: list[str]) -> str:
+    """What to say when the program with these arguments is interrupted."""
+    goes_on = not set(COMMANDS).intersection(arguments)
+    return "interrupted" + ("; the same command goes on from here" if goes_on else "")

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from jmerge import interrupt
 from jmerge.arch.config import Change
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
@@ -43,10 +44,11 @@ from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
 from jmerge.plan.files import carried_files
 from jmerge.plan.notes import Notes
+from jmerge.plan.parameters import note_missing
 from jmerge.plan.steps import Plan
 from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
-from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.refs import UNKNOWN, ModelRef
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
 from jmerge.report.nonfinite import nonfinite_text, owners_text
@@ -82,17 +84,24 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     if recipe is None:
         raise RecipeError(*dict.fromkeys(faults))
     notes = Notes(recipe)
-    check_recipe(recipe, notes)
-    faults += notes.faults
+    notes.faults += faults
+    sound = check_recipe(recipe, notes) and not faults
     checkpoints = {}
     fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
     for ref in dict.fromkeys((*recipe.models(), *fill)):
         try:
-            checkpoints[ref] = _open(recipe, ref)
+            if ref != UNKNOWN:
+                checkpoints[ref] = _open(recipe, ref)
         except CheckpointError as error:
-            faults += error.faults
-    raise_all(RecipeError, faults, notes.warnings)
-    layouts = infer_layouts(checkpoints)
+            notes.faults += error.faults
+            sound = False
+    if not sound:
+        note_missing(recipe, notes)
+        raise_all(RecipeError, notes.faults, notes.warnings)
+    try:
+        layouts = infer_layouts(checkpoints)
+    except CheckpointError as error:
+        raise CheckpointError(*error.faults, *notes.faults) from error
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     plan = build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
     return replace(plan, left=carried_files(plan).left)
@@ -193,7 +202,7 @@ def merge(
         strange: tuple[Fault, ...] = ()
         guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
         try:
-            with guest or folder, hosts.telling():
+            with interrupt.Gently(hosts.moment), guest or folder, hosts.telling():
                 found = folder.create(files) if hosts.first else []
                 blocks = [Block(*each) for each in hosts.hear(found)]
                 share = Share(files, hosts, folder, guest)
@@ -229,6 +238,7 @@ def merge(
                             line += owners_text(plan, tainted)
                             strange = (*strange, Fault(line, file=str(place)))
                         hosts.check()
+                        interrupt.check()
                         folder.publish()
                     hosts.hear()
             break

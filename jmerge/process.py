@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import hashlib
+import io
 import os
 import platform
 import sys
@@ -12,11 +14,14 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from jmerge.errors import RunError
+from jmerge.interrupt import settle
+
 # Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
 # memory for the result of every kernel costs a page fault every 4 kB.
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 1 << 25  # the most it takes
-# The name of a thread that is in a call of JAX which nothing interrupts: the end of the interpreter waits for it.
+# The name of a thread that is in a call of JAX which nothing interrupts: what JAX does at the end waits for it.
 STUCK = "jmerge-meeting"
 
 
@@ -30,6 +35,8 @@ def prepare() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does what it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # importing and tracing make many objects and no garbage worth it
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
@@ -66,10 +73,16 @@ def resident_bytes() -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with this exit code."""
-    if any(thread.name == STUCK for thread in threading.enumerate()):
+    """End the process with this exit code, without taking apart first what the system takes back anyway."""
+    code = settle(code)
+    if all(thread.name != STUCK for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+    try:
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    gc.freeze()  # spare the interpreter the search for garbage in what it is about to drop whole
-    sys.exit(code)
+    except BrokenPipeError:
+        pass  # its reader has read enough
+    except OSError as error:
+        print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+        code = code or RunError.exit_code
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,9 +1,13 @@
-"""The program called in process."""
+"""The program called in process, and as a process that gets signals."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from jmerge import cli
 
@@ -18,3 +22,25 @@ class Said:
         self.out, self.err = out.getvalue(), err.getvalue()
         self.errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
         self.warnings = [line for line in self.err.splitlines() if line.startswith("warning: ")]
+
+
+# Jobs in the background begin with Ctrl-C ignored, and what they start does too.
+BEGIN = "import os, signal, sys; signal.signal(signal.SIGINT, signal.{0}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
+def start(
+    cwd: Path, *words: str, code: str = "", signals: str = "SIG_DFL", **environment: str
+) -> subprocess.Popen[str]:
+    """The program (or other code with these words) in a process of its own.
+
+    signals: what it does at Ctrl-C before it decides that itself, SIG_DFL or SIG_IGN.
+    """
+    what = ("-c", code) if code else ("-m", "jmerge")
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGIN.format(signals), *what, *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )

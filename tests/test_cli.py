@@ -15,7 +15,7 @@ import pytest
 from said import Said
 
 import jmerge
-from jmerge import cli, options
+from jmerge import cli, commands, options
 from jmerge.sizes import parse_size
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -431,7 +431,7 @@ def test_only_a_merge_goes_on_after_an_interrupt(
         raise KeyboardInterrupt
 
     for command, words in (("_diff", ["diff", "a", "b"]), ("_merge", ["x.yml", "out"])):
-        monkeypatch.setattr(cli, command, interrupt)
+        monkeypatch.setattr(commands, command, interrupt)
         assert cli.main(words) == 130
         assert ("goes on" in capsys.readouterr().err) == (command == "_merge")
 

@@ -18,7 +18,7 @@ PACKAGE = Path(jmerge.__file__).parent
 
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "names", "version", "sizes", "process", "tracer"),
+    ("interrupt", "errors", "names", "version", "sizes", "process", "tracer"),
     ("recipe",),
     ("ckpt",),
     ("arch",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("diff",),
     ("report",),
     ("jobs",),
-    ("options", "cli", "__main__"),
+    ("options", "commands", "cli", "__main__"),
     ("testing",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -180,7 +180,7 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
         ("import jmerge", set()),
         ("import jmerge; dir(jmerge); jmerge.__all__; jmerge.__version__", set()),
         ("from jmerge import JmergeError, PlanError, RunError", set()),
-        ("import jmerge.cli", {"absl"}),
+        ("import jmerge.cli", set()),
         ("from jmerge import open_checkpoint", {"numpy", "ml_dtypes"}),
         (
             "import jmerge.tokens.align, jmerge.tokens.chat, jmerge.tokens.pieces",

@@ -26,6 +26,7 @@ from jmerge.ckpt.shards import OutFile
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.written import WritesWeights, Written
 from jmerge.errors import PlanError, RunError
+from jmerge.interrupt import came
 from jmerge.tracer import Tracer
 
 LEDGER = "jmerge.lock.json"
@@ -301,7 +302,8 @@ class OutputFolder(WritesWeights):
         if self._written is not None:
             self._written.close()
             self._written.close_journal()
-        if self.work.exists() and not isinstance(error, RunError | KeyboardInterrupt):
+        kept = isinstance(error, RunError | KeyboardInterrupt) or came()
+        if self.work.exists() and not kept:
             shutil.rmtree(self.work, ignore_errors=True)
         self._lock.release()
 

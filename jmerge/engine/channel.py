@@ -6,6 +6,8 @@ import queue
 import threading
 from typing import Any
 
+from jmerge.interrupt import check
+
 
 class StoppedError(Exception):
     """Another thread failed, or another host; its error is the one to report."""
@@ -31,5 +33,6 @@ class Channel:
                 continue
 
     def _check(self) -> None:
+        check()
         if self._stop.is_set():
             raise StoppedError

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from jmerge.errors import JmergeError, PlanError, RunError
+from jmerge.interrupt import MOMENT, check
 
 PULSE_SECONDS = 2.0  # between signs of life
 SILENCE_SECONDS = 25.0  # without one, after which a host counts as dead
@@ -70,6 +71,11 @@ class Hosts:
             threading.Thread(target=self._pulse, name="jmerge-pulse", daemon=True).start()
 
     @property
+    def moment(self) -> float:
+        """Seconds in which this host may stop by itself after an interrupt."""
+        return MOMENT + (PARTING_SECONDS if self._links else 0)
+
+    @property
     def first(self) -> bool:
         """Whether this is host 0, which makes the output folder and publishes it."""
         return self.number == 0
@@ -104,6 +110,7 @@ class Hosts:
     def _take(self, number: int, meanwhile: Callable[[], None] = lambda: None) -> Any:
         link = self._links[number]
         while True:
+            check()
             with self._news:
                 if not link.inbox:
                     self.check()

@@ -126,10 +126,10 @@ class _Run:
             threading.Thread(target=self._guard, args=(part,), name=name, daemon=True)
             for name, part in (("jmerge-read", self._read_all), ("jmerge-write", self._write_all))
         ]
-        for thread in threads:
-            thread.start()
         stopped: StoppedError | None = None
         try:
+            for thread in threads:
+                thread.start()
             self._compute_all()
             threads[-1].join()
             if self.stop.is_set():
@@ -139,7 +139,8 @@ class _Run:
         finally:
             self.stop.set()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # an interrupt may come before it is started
+                    thread.join()
             for slot in self.slots:
                 self._empty(slot)
             self.inputs.close()

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import Cut, cut_largest, is_kept
+from jmerge.methods.cuts import Cut, check_shares, cut_largest, is_kept
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import Density
 
@@ -37,6 +37,7 @@ def drop(
     """delta [models, *shape] with what is small and what is an outlier set to zero."""
     if not isinstance(keep, Cut) or not isinstance(outliers, Cut):
         assert not isinstance(keep, Cut) and not isinstance(outliers, Cut)
+        check_shares([*keep, *outliers])
         size = math.prod(delta.shape[1:])
         shares = zip(keep, outliers, strict=True)
         bands = [band(float(density), float(gamma), size) for density, gamma in shares]
@@ -65,6 +66,8 @@ _declare = partial(
     keep=Density(
         1.0,
         yaml="density",
+        low=0.0,
+        high=1.0,
         count=lambda own, size: _counts(own, size)[1],
         doc="share of the model's changes that is kept",
     ),
@@ -72,6 +75,7 @@ _declare = partial(
         0.01,
         yaml="gamma",
         low=0.0,
+        high=1.0,
         count=lambda own, size: _counts(own, size)[0],
         doc="share of the model's changes, the largest, that is dropped as outliers",
     ),

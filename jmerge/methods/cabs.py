@@ -60,8 +60,8 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     when="Two to four specialists; the one that matters most comes first.",
     paper="https://arxiv.org/abs/2503.01874",
     weight=PerModel(1.0, doc="factor of the model's change"),
-    n=Shared(64.0, low=0.0, doc="changes that a model keeps of each block"),
-    m=Whole(256, doc="length of a block, a power of two up to 4096"),
+    n=Shared(64.0, low=0.0, high=BLOCK, doc="changes that a model keeps of each block"),
+    m=Whole(256, low=1, high=BLOCK, doc="length of a block, a power of two"),
     scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
 )
 def cabs(

@@ -135,7 +135,9 @@ _declare = partial(
     paper="https://arxiv.org/abs/2406.11617",
     density=PerModel(1.0, low=0.0, high=1.0, doc="mean chance of a change to be kept"),
     epsilon=PerModel(
-        0.15, doc="how far the chances of the largest and smallest of a row lie from it"
+        0.15,
+        low=0.0,
+        doc="how far the chances of the largest and smallest of a row lie from density",
     ),
 )
 

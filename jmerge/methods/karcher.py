@@ -39,7 +39,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     formula="u sum_i |x_i| / N,   u = argmin sum_i angle(u, x_i)^2",
     when="Several models of equal standing, when averaging makes the weights too small.",
     paper="https://arxiv.org/abs/2603.04972",
-    max_iter=Shared(10.0, low=0.0, doc="most steps of the iteration"),
+    max_iter=Shared(10.0, low=1.0, doc="most steps of the iteration"),
     tol=Shared(1e-5, low=0.0, doc="a step, angle or length below this is none"),
 )
 def karcher(

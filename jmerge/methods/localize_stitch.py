@@ -32,6 +32,8 @@ from jmerge.methods.spec import Density, merge_method
     keep=Density(
         0.05,
         yaml="density",
+        low=0.0,
+        high=1.0,
         even=True,
         count=lambda own, size: kept_count(own["density"], size),
         doc="share of the whole model's changes, the largest, that is kept",

@@ -45,7 +45,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/",
     weight=PerModel(doc="share of the model"),
     normalize_weights=Switch(True, doc="divide the weights by their sum"),
-    eps=Shared(1e-8, doc="added to lengths; a mean direction shorter than this is none"),
+    eps=Shared(1e-8, low=0.0, doc="added to lengths; a mean direction shorter than this is none"),
 )
 def multislerp(
     vectors: jax.Array,

@@ -68,7 +68,7 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     when="As ram, when the averaged changes make the merged model weaker than its parts.",
     paper="https://arxiv.org/abs/2601.13572",
     r=Shared(0.1, doc="how much the changes of one model alone are enlarged"),
-    alpha=Shared(0.2, doc="the most that shared over alone counts for"),
+    alpha=Shared(0.2, low=0.0, doc="the most that shared over alone counts for"),
     epsilon=EPSILON,
 )
 def ramplus_tl(

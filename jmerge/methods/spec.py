@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -59,8 +60,8 @@ class Parameter:
     kind: Kind
     per_model: bool
     yaml: str = ""  # its name in recipes, when the Python name cannot be it (`lambda`)
-    low: float | None = None
-    high: float | None = None
+    low: float | None = None  # the range of its values, both ends in it
+    high: float | None = None  # only with `low`
     # It becomes a cut: how many of a tensor's elements (its size) the model's own numbers keep, the largest first.
     count: Callable[[Mapping[str, float], int], int] | None = None
     even: bool = (
@@ -75,8 +76,19 @@ class Parameter:
     def range_text(self) -> str:
         """Its range in words; empty when it has none."""
         if self.high is None:
-            return "" if self.low is None else f"of at least {self.low:g}"
+            return "" if self.low is None else f"at least {self.low:g}"
         return f"from {self.low:g} to {self.high:g}"
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with a value; None when it can be used."""
+        if not math.isfinite(value):
+            return f"expected a finite number, found {value:g}"
+        low, high = self.low, self.high
+        if (low is None or value >= low) and (high is None or value <= high):
+            return None
+        return (
+            f"expected a number {'of ' if high is None else ''}{self.range_text()}, found {value:g}"
+        )
 
 
 def PerModel(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802  (reads as a type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -323,16 +324,13 @@ def _arguments(
 
 
 def _checked(value: Any, declared: Parameter, name: str) -> Any:
-    """A value in plain numbers; ValueError where one is out of its range."""
+    """A value in plain numbers; ValueError where one is out of its range, or no number at all."""
     plain = value
     if isinstance(value, jax.Array | np.ndarray):
         plain = tuple(np.ravel(value).tolist()) if np.ndim(value) else float(value)
     for each in plain if isinstance(plain, tuple) else (plain,):
-        low, high = declared.low, declared.high
-        if each is not None and (
-            (low is not None and each < low) or (high is not None and each > high)
-        ):
-            raise ValueError(f"{name}: expected a number {declared.range_text()}, found {each:g}")
+        if isinstance(each, Real) and (problem := declared.problem(float(each))):
+            raise ValueError(f"{name}: {problem}")
     return plain
 
 

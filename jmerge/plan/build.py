@@ -19,7 +19,7 @@ from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
-from jmerge.plan.check import base_position, check_recipe
+from jmerge.plan.check import check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
 from jmerge.plan.convert import convert_views
 from jmerge.plan.files import tell_of_files
@@ -30,6 +30,7 @@ from jmerge.plan.holes import hole_beside_others
 from jmerge.plan.kept import Kept
 from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
+from jmerge.plan.parameters import base_position, note_missing
 from jmerge.plan.places import Places, Target
 from jmerge.plan.precision import Precision
 from jmerge.plan.presence import WEIGHT, Verdict, judge, made_up
@@ -83,12 +84,15 @@ def build_plan(
       PlanError: the recipe does not suit its method or the models; holds every fault found.
     """
     notes = Notes(recipe)
-    check_recipe(recipe, notes)
+    sound = check_recipe(recipe, notes)
     fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
     for ref in fill:
         if ref not in checkpoints:
             notes.fault(f"'{ref}' fills tokens, so it has to be opened too", recipe.first_path(ref))
-    raise_all(PlanError, notes.faults, notes.warnings)
+            sound = False
+    if not sound:
+        note_missing(recipe, notes)
+        raise_all(PlanError, notes.faults, notes.warnings)
     tell_of_files(checkpoints, notes)
     layouts = layouts or infer_layouts(checkpoints)
     if tied is None:
@@ -167,7 +171,7 @@ class _Builder:
         if len(notes.faults) > told:  # they say why whatever else there is to find is so
             raise_all(PlanError, notes.faults, notes.warnings)
         templates = convert_views(self.views, templates, notes)
-        if not notes.faults:  # of a map, say
+        if len(notes.faults) == before:  # of a map, say
             check_common(self.views, notes)
         self.heads = Heads(self.views)
         self.tables = None
@@ -187,6 +191,7 @@ class _Builder:
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
         if len(notes.faults) > before:
+            note_missing(recipe, notes)
             raise_all(PlanError, notes.faults, notes.warnings)
 
     def build(self) -> Plan:

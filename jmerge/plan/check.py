@@ -1,39 +1,27 @@
-"""Does the recipe suit its method? Names of parameters, numbers of models, the base: what needs no checkpoint."""
+"""Does the recipe suit its method? Numbers of models, the base, layers: what needs no checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.methods.wrap import can_wrap
-from jmerge.names import did_you_mean, nearest
+from jmerge.names import did_you_mean
 from jmerge.plan.conflicts import check_allowed
 from jmerge.plan.coverage import check_otherwise
 from jmerge.plan.notes import Notes
+from jmerge.plan.parameters import base_position, check_parameters
 from jmerge.plan.rename import check_once
-from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
-from jmerge.recipe.refs import ModelRef
-from jmerge.recipe.yamltree import Path, show_path
-
-# Parameters of MergeKit's methods: known, so without effect rather than wrong where a method does not take them.
-KNOWN = tuple(
-    "weight density gamma epsilon scale t normalize rescale lambda int8_mask nuslerp_row_wise nuslerp_flatten "
-    "filter_wise max_iter tol normalize_weights eps r alpha select_topk".split()
-)
+from jmerge.recipe.recipe import OutSlice, Recipe, Source
+from jmerge.recipe.refs import UNKNOWN, ModelRef
+from jmerge.recipe.yamltree import show_path
 
 
-class Scope(NamedTuple):
-    """A `parameters` map of a recipe."""
+def check_recipe(recipe: Recipe, notes: Notes) -> bool:
+    """Note the faults of a recipe that its method alone shows, and what has no effect.
 
-    parameters: Parameters
-    path: Path  # of what holds it
-    of_model: bool  # it belongs to one source
-    of_base: bool = False  # which is the base
-
-
-def check_recipe(recipe: Recipe, notes: Notes) -> None:
-    """Note the faults of a recipe that its method alone shows, and what has no effect."""
+    Returns:
+      Whether planning can go on, to find what else is wrong: no more than numbers are.
+    """
+    before = len(notes.faults)
     for path in recipe.notes:
         notes.warn("has no effect", path)
     fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
@@ -45,10 +33,12 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
     check_otherwise(recipe, notes)
     check_allowed(recipe, notes)
     method = REGISTRY.get(recipe.method)
+    if not recipe.method:
+        return False  # which is told
     if method is None:
         hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
         notes.fault(f"'{recipe.method}' is not a merge method{hint}", ("merge_method",))
-        return
+        return False
     if recipe.wrapped_method != recipe.method and not can_wrap(method):
         usable = [name for name, other in sorted(REGISTRY.items()) if can_wrap(other)]
         message = f"'{method.name}' does not merge changes from a base"
@@ -56,51 +46,13 @@ def check_recipe(recipe: Recipe, notes: Notes) -> None:
             message = f"'{method.name}' makes several checkpoints"
         message += ", so it cannot be wrapped"
         notes.fault(f"{message}; those that do: {', '.join(usable)}", ("wrap",))
-    for scope in _scopes(recipe, method):
-        _check_names(method, scope, notes)
     for _, out_slice in recipe.slices():
-        _check_base(method, out_slice, notes)
-        _check_sources(out_slice, notes)
-
-
-def base_position(method: Method, out_slice: OutSlice) -> int | None:
-    """Which source of a slice is the base for `method`; None when there is none or it is an ordinary input."""
-    if method.base == "input" or out_slice.base is None:
-        return None
-    refs = [source.ref for source in out_slice.sources]
-    return refs.index(out_slice.base) if out_slice.base in refs else None
-
-
-def _scopes(recipe: Recipe, method: Method) -> Iterator[Scope]:
-    yield Scope(recipe.parameters, (), False)
-    for module in recipe.modules:
-        if module.path:
-            yield Scope(module.parameters, module.path, False)
-        for out_slice in module.slices:
-            yield Scope(out_slice.parameters, out_slice.path, False)
-            base = base_position(method, out_slice)
-            for i, source in enumerate(out_slice.sources):
-                yield Scope(source.parameters, source.path, True, i == base)
-
-
-def _check_names(method: Method, scope: Scope, notes: Notes) -> None:
-    known = [*KNOWN, *(name for other in REGISTRY.values() for name in other.settable)]
-    for name in scope.parameters:
-        path = (*scope.path, "parameters", name)
-        declared = method.parameters.get(name)
-        if declared is not None and not declared.planned:
-            if scope.of_model and not declared.per_model:
-                owner = "slice" if "slices" in scope.path else "recipe"
-                message = f"has no effect here: '{name}' is one number for all models"
-                notes.warn(f"{message}; move it to 'parameters:' of the {owner}", path)
-            elif scope.of_base:
-                notes.warn("has no effect on the base model", path)
-        elif name in method.no_effect or name in known:
-            notes.warn(f"has no effect with '{method.name}'", path)
-        else:
-            best = nearest(name, [*method.settable, *known])
-            hint = f"; did you mean '{best}'?" if best else did_you_mean(name, method.settable)
-            notes.fault(f"not a parameter of '{method.name}'{hint}", path)
+        if all(source.ref != UNKNOWN for source in out_slice.sources):
+            _check_base(method, out_slice, notes)
+            _check_sources(out_slice, notes)
+    sound = len(notes.faults) == before
+    check_parameters(recipe, method, notes)
+    return sound
 
 
 def _check_base(method: Method, out_slice: OutSlice, notes: Notes) -> None:
@@ -108,6 +60,8 @@ def _check_base(method: Method, out_slice: OutSlice, notes: Notes) -> None:
     path = out_slice.sources_path
     base = base_position(method, out_slice)
     if method.base == "needed" and out_slice.base is None:
+        if ("base_model",) in notes.recipe.document.lines:
+            return  # what it says is wrong, which is told
         notes.fault(f"'{method.name}' needs a base_model; add 'base_model: PATH'", ())
         return
     if method.base != "input" and out_slice.base is not None and base is None:

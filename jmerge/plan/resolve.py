@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jmerge.errors import Fault
 from jmerge.methods.spec import Method, Parameter, Required
+from jmerge.plan.parameters import is_misspelt, missing
 from jmerge.plan.places import Place
 from jmerge.recipe.recipe import Parameters, Recipe, Source
 from jmerge.recipe.settings import Undefined
@@ -20,13 +21,21 @@ class Input(NamedTuple):
     name: str
 
 
+class _Missing(NamedTuple):
+    """A parameter that is needed and not there."""
+
+    names: list[str]  # of the tensors that need it
+    scopes: Sequence[Parameters]  # where it could stand
+
+
 class Resolver:
     """Resolves the parameters of one recipe and keeps its faults, one for each cause however many tensors show it."""
 
     def __init__(self, recipe: Recipe, method: Method) -> None:
         self.recipe = recipe
         self.method = method
-        self.missing: dict[tuple[Path, str], list[str]] = {}
+        self.missing: dict[tuple[Path, str], _Missing] = {}
+        self.sound = True  # every number is there and in its range
         self.wrong: dict[tuple[Path, str], None] = {}  # (path, message)
         self.advised: dict[tuple[Path, str], None] = {}
 
@@ -64,10 +73,12 @@ class Resolver:
                 numbers[key] = None if unset and declared.default is None else tuple(values)
             else:
                 numbers[key] = self._look_up(key, declared, outer, name, t, ("parameters",))
-        if not self.missing and not self.wrong and (problem := self.method.check(numbers)):
-            self.wrong[(out_slice.sources_path, problem)] = None
+        where = out_slice.sources_path
+        told = any(where == path for path, _ in self.wrong)
+        if self.sound and not told and (problem := self.method.check(numbers)):
+            self.wrong[(where, problem)] = None
         if advice := self.method.advice(numbers, len(models)):
-            self.advised[(out_slice.sources_path, advice)] = None
+            self.advised[(where, advice)] = None
         return numbers
 
     def _look_up(
@@ -87,17 +98,17 @@ class Resolver:
                 value = parameters[key].resolve(declared.kind, t, name)
             except ValueError as error:
                 self.wrong[(where, str(error))] = None
+                self.sound = False
                 return 0.0
             if isinstance(value, Undefined):
                 continue
-            low, high = declared.low, declared.high
-            if (low is not None and value < low) or (high is not None and value > high):
-                self.wrong[
-                    (where, f"expected a number {declared.range_text()}, found {value:g}")
-                ] = None
+            if declared.problem(value):
+                self.sound = False  # which `check_parameters` tells
             return value
         if isinstance(declared.default, Required):
-            self.missing.setdefault((owner, key), []).append(name)
+            self.sound = False
+            lack = self.missing.setdefault((owner, key), _Missing([], [p for p, _ in scopes]))
+            lack.names.append(name)
             return 0.0
         return declared.default
 
@@ -108,16 +119,11 @@ class Resolver:
     def faults(self) -> list[Fault]:
         """Everything that could not be resolved."""
         found = [self.recipe.fault(message, path) for path, message in self.wrong]
-        for (owner, key), names in self.missing.items():
+        for (owner, key), (names, scopes) in self.missing.items():
+            if is_misspelt(self.method, key, scopes):
+                continue
             declared = self.method.parameters[key]
             more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-            where = (
-                "parameters here, or of the recipe"
-                if declared.per_model
-                else "parameters of the recipe"
-            )
-            message = (
-                f"'{self.method.name}' needs '{key}' for {names[0]}{more}; set it under {where}"
-            )
+            message = missing(self.method, key, f"{names[0]}{more}")
             found.append(self.recipe.fault(message, owner if declared.per_model else ()))
         return found

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jmerge.methods.spec import Method
-from jmerge.plan.check import base_position
 from jmerge.plan.notes import Notes
+from jmerge.plan.parameters import base_position
 from jmerge.plan.steps import Step
 from jmerge.recipe.recipe import OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef

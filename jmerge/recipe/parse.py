@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from jmerge.errors import Fault, RecipeError, raise_all
 from jmerge.names import did_you_mean, nearest
 from jmerge.recipe.recipe import Module, OutSlice, Recipe, Source
-from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.refs import UNKNOWN, ModelRef
 from jmerge.recipe.schema import (
+    UNKNOWN_RANGE,
     LinesEntry,
     ModelEntry,
     ModuleEntry,
@@ -95,7 +97,7 @@ def examine_recipe(text: str, file: str) -> tuple[Recipe | None, list[Fault]]:
             found, fatal = _explain(error, document, file)
             faults += found
             # What is wrong is taken out and the rest read again, so that one typo hides no other fault.
-            if fatal or not _prune(values, [e["loc"] for e in error.errors()]):
+            if fatal or not _prune(values, error.errors()):
                 return None, faults
     return _canonical(parsed, text, document, file, faults), faults
 
@@ -108,8 +110,8 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
             case "extra_forbidden":
                 message = _unknown_key(path, each["input"])
             case "missing":
-                fatal = True
                 if len(path) == 1 and OTHER_KINDS.keys() & document.value.keys():
+                    fatal = True
                     continue  # it is another kind of recipe, which is said
                 message = f"the key '{path[-1]}' is missing"
                 path = path[:-1]
@@ -144,16 +146,38 @@ def _unknown_key(path: Path, value: Any) -> str:
     return message + hint
 
 
-def _prune(values: Any, locations: Sequence[tuple[str | int, ...]]) -> bool:
-    """Empty the given places; False when a place could not be changed, so that reading again would not help."""
-    for location in locations:
+def _unknown_source() -> dict[str, Any]:
+    return {"model": UNKNOWN, "layer_range": UNKNOWN_RANGE}
+
+
+# What is put in the place of what has to be there and is missing or wrong, so that the rest can be read: under a key,
+# and for an item of a list under that.
+INSTEAD: dict[str, Callable[[], Any]] = {
+    "merge_method": lambda: "",
+    "model": lambda: UNKNOWN,
+    "layer_range": lambda: UNKNOWN_RANGE,
+    "sources": lambda: [_unknown_source()],
+}
+ITEMS: dict[str, Callable[[], Any]] = {
+    "models": lambda: {"model": UNKNOWN},
+    "sources": _unknown_source,
+    "slices": lambda: {"sources": [_unknown_source()]},
+}
+
+
+def _prune(values: Any, errors: Sequence[ErrorDetails]) -> bool:
+    """Empty the places of errors; False when one could not be changed, so that reading again would not help."""
+    for error in errors:
+        *path, last = error["loc"]
         holder = values
-        for part in location[:-1]:
+        for part in path:
             holder = holder[part]
-        if isinstance(holder, dict) and location[-1] in holder:
-            if location[-1] in ("model", "layer_range", "sources", "merge_method"):
-                return False  # required: there is nothing to put in its place
-            del holder[location[-1]]
+        if isinstance(holder, list) and path[-1] in ITEMS:
+            holder[int(last)] = ITEMS[str(path[-1])]()
+        elif isinstance(holder, dict) and last in INSTEAD and error["type"] != "extra_forbidden":
+            holder[last] = INSTEAD[str(last)]()
+        elif isinstance(holder, dict) and last in holder:
+            del holder[last]
         else:
             return False
     return True
@@ -214,7 +238,7 @@ def _canonical(
         (*s.path, "residual_weight")
         for m in modules
         for s in m.slices
-        if (*s.path, "residual_weight") in document.lines
+        if "slices" in s.path and (*s.path, "residual_weight") in document.lines
     ]
     recipe = Recipe(
         file=file,

@@ -25,6 +25,9 @@ class ModelRef:
         return text + (f"+{self.lora}" if self.lora else "")
 
 
+UNKNOWN = ModelRef("")  # stands where a recipe names no model, which is told
+
+
 def parse_ref(value: Any) -> ModelRef:
     """The reference that a string or map means; ValueError with a line for the user when it means none.
 

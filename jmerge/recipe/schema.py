@@ -30,8 +30,12 @@ from jmerge.recipe.tokens import (
     parse_vocabulary_source,
 )
 
+UNKNOWN_RANGE = object()  # stands where a recipe has no range, which is told
 
-def _parse_range(value: Any) -> tuple[int, int]:
+
+def _parse_range(value: Any) -> tuple[int, int] | None:
+    if value is UNKNOWN_RANGE:
+        return None
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
     ends = []
@@ -78,7 +82,9 @@ Ref = Annotated[ModelRef, PlainValidator(parse_ref), WithJsonSchema(REF_SCHEMA)]
 Value = Annotated[Setting, PlainValidator(parse_setting)]
 PARAMETERS_SCHEMA = {"type": "object", "title": "Parameters"}  # `report.schema` knows the names
 Parameters = Annotated[dict[str, Value], WithJsonSchema(PARAMETERS_SCHEMA)]
-LayerRange = Annotated[tuple[int, int], PlainValidator(_parse_range), WithJsonSchema(RANGE_SCHEMA)]
+LayerRange = Annotated[
+    tuple[int, int] | None, PlainValidator(_parse_range), WithJsonSchema(RANGE_SCHEMA)
+]
 Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"type": "string"})]
 
 

@@ -171,9 +171,6 @@ def _parameter(key: str, declared: Parameter, width: int) -> str:
         shown = "default: unset"
     else:
         shown = f"default: {str(default).lower() if isinstance(default, bool) else f'{default:g}'}"
-    bounds = ""
-    if declared.low is not None or declared.high is not None:
-        low, high = declared.low, declared.high
-        bounds = f", from {low:g} to {high:g}" if high is not None else f", at least {low:g}"
+    bounds = f", {declared.range_text()}" if declared.range_text() else ""
     scope = "for each model" if declared.per_model else "one for all"
     return f"  {key:<{width}} {declared.doc} ({scope}, {shown}{bounds})"

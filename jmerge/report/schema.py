@@ -74,4 +74,5 @@ def _text(declared: Parameter) -> str:
     default = (
         "required" if isinstance(declared.default, Required) else f"default {declared.default}"
     )
-    return f"{declared.doc} ({default})"
+    bounds = f", {declared.range_text()}" if declared.range_text() else ""
+    return f"{declared.doc} ({default}{bounds})"

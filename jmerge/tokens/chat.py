@@ -113,7 +113,9 @@ def try_template(template: str, patience: float = PATIENCE) -> str:
       ValueError: it renders none, or not in good time; the message is the tail of one.
       RunError: the system starts no process to try it in.
     """
-    task = json.dumps({"template": template, "dialogues": dialogues(), "most": MOST})
+    task = json.dumps(
+        {"template": template, "dialogues": dialogues(), "most": MOST, "parent": os.getpid()}
+    )
     # jinja2 is found where this process finds it; -P: the program's own folder is no place to import from
     places = {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     try:

@@ -1,13 +1,16 @@
 """A program that renders a chat template once, in a process of its own that can be ended: a template may never end.
 
-Reads {"template", "dialogues", "most"} as JSON from standard input, writes {"text"} or {"error", "compiled"}. It must
-import nothing of jmerge, since it is run by its path.
+Reads {"template", "dialogues", "most", "parent"} as JSON from standard input, writes {"text"} or {"error", "compiled"}.
+It must import nothing of jmerge, since it is run by its path.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -71,9 +74,17 @@ def render(template: str, dialogues: list[dict[str, Any]], most: int) -> dict[st
     return {"error": problem, "compiled": True}
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after the one that started it, which may have been killed or interrupted."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
 def main() -> None:
     """Render what standard input asks for."""
     task = json.load(sys.stdin)
+    threading.Thread(target=end_with, args=(task["parent"],), daemon=True).start()
     import jinja2.sandbox  # noqa: F401  # before memory is limited
 
     try:

@@ -93,6 +93,7 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
     return "\n".join([*lines, "]}]", tail])
 
 
+NO_WEIGHT = "'linear' needs 'weight'; set it under parameters here, or of the recipe"
 TWO_NUMBERS = "expected [first, end], two layer numbers, found"
 TOP_KEYS = (
     "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
@@ -468,13 +469,19 @@ slices:
         slices("linear", "[no, 1]", "[0, .inf]", "[~, end]"),
         (
             f"x.yml:3: slices[0].sources[0].layer_range: {TWO_NUMBERS} [False, 1]",
+            f"x.yml:3: slices[0].sources[0]: {NO_WEIGHT}",
             f"x.yml:4: slices[0].sources[1].layer_range: {TWO_NUMBERS} [0, inf]",
+            f"x.yml:4: slices[0].sources[1]: {NO_WEIGHT}",
             f"x.yml:5: slices[0].sources[2].layer_range: {TWO_NUMBERS} [None, 'end']",
+            f"x.yml:5: slices[0].sources[2]: {NO_WEIGHT}",
         ),
     ),
     "layer_range_not_a_number": Case(
         slices("linear", "[0, .nan]"),
-        (f"x.yml:3: slices[0].sources[0].layer_range: {TWO_NUMBERS} [0, nan]",),
+        (
+            f"x.yml:3: slices[0].sources[0].layer_range: {TWO_NUMBERS} [0, nan]",
+            f"x.yml:3: slices[0].sources[0]: {NO_WEIGHT}",
+        ),
     ),
     "layers_beyond_the_last": Case(
         slices("linear", "[1, 3]", "[0, 2]", tail="parameters: {weight: 1}"),
@@ -628,6 +635,82 @@ models:
             "and 20 more tensors; set it under parameters here, or of the recipe",
         ),
     ),
+    "numbers_out_of_their_range": Case(
+        """\
+merge_method: ties
+base_model: {base}
+models:
+  - model: {a}
+    parameters: {weight: 1, density: 50}
+  - model: {b}
+    parameters: {weight: -1, density: [0.5, -1]}
+  - model: {c}
+    parameters: {weight: 1, density: [{filter: nothing_is_called_so, value: 1.5}, {value: 1}]}
+parameters: {density: 2}
+""",
+        (
+            "x.yml:5: models[0].parameters.density: expected a number from 0 to 1, found 50",
+            "x.yml:7: models[1].parameters.density: expected a number from 0 to 1, found -1",
+            "x.yml:9: models[2].parameters.density: expected a number from 0 to 1, found 1.5",
+            "x.yml:10: parameters.density: expected a number from 0 to 1, found 2",
+        ),
+    ),
+    # Everything at once: numbers, what is missing, models that do not fit
+    "numbers_and_models": Case(
+        """\
+merge_method: ties
+base_model: {base}
+models:
+  - model: {a}
+    parameters: {weight: 1, density: 50}
+  - model: {wide}
+  - model: {b}
+    parameters: {weight: .nan, densty: 1}
+""",
+        (
+            "x.yml:5: models[0].parameters.density: expected a number from 0 to 1, found 50",
+            "x.yml:6: models[1].model: model.embed_tokens.weight is [16, 16] in wide and [16, 8] in "
+            "base (21 tensors differ): models of different sizes cannot be merged",
+            "x.yml:6: models[1]: 'ties' needs 'weight' for model.embed_tokens.weight and 20 more "
+            "tensors; set it under parameters here, or of the recipe",
+            "x.yml:8: models[2].parameters.weight: expected a finite number, found nan",
+            "x.yml:8: models[2].parameters.densty: not a parameter of 'ties'; "
+            "did you mean 'density'?",
+        ),
+    ),
+    "keys_numbers_and_models": Case(
+        """\
+merge_method: ties
+base_modell: {base}
+base_model: {base}
+models:
+  - model: {a}
+    parameters: {density: 50}
+  - parameters: {weight: 1, density: 3}
+  - org/name
+  - model: {nowhere}
+  - model: {b}
+    parameters: {wieght: 1}
+  - model: {c}
+    parameter: {weight: 1}
+dtype: float17
+""",
+        (
+            "x.yml:2: base_modell: not a key that a recipe has here; did you mean 'base_model'?",
+            "x.yml:5: models[0]: 'ties' needs 'weight'; set it under parameters here, or of the recipe",
+            "x.yml:6: models[0].parameters.density: expected a number from 0 to 1, found 50",
+            "x.yml:7: models[1]: the key 'model' is missing",
+            "x.yml:7: models[1].parameters.density: expected a number from 0 to 1, found 3",
+            "x.yml:8: models[2]: expected a map, found 'org/name'",
+            "x.yml:9: models[3].model: 'nowhere' is not a folder",
+            "x.yml:9: models[3]: 'ties' needs 'weight'; set it under parameters here, or of the recipe",
+            "x.yml:11: models[4].parameters.wieght: not a parameter of 'ties'; "
+            "did you mean 'weight'?",
+            "x.yml:13: models[5].parameter: not a key that a recipe has here; "
+            "did you mean 'parameters'?",
+            f"x.yml:14: dtype: 'float17' {CANNOT}; did you mean 'float16'?",
+        ),
+    ),
     "weights_that_sum_to_zero": Case(
         """\
 merge_method: linear
@@ -662,6 +745,7 @@ models:
 """,
         (
             "x.yml:2: base_model: 'vocab2' is not a folder; did you mean 'vocab20'?",
+            f"x.yml:2: base_model: {NO_WEIGHT}",
             "x.yml:4: models[0].model: 'nowhere' is not a folder",
             "x.yml:6: models[1].model: 'bass' is not a folder; did you mean 'base'?",
         ),
