@@ -12,8 +12,7 @@ import pytest
 from goldens import CONFORMANCE
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What a run compiles, here and in commands, it compiles once: it goes into a folder of this run, which the workers of
-# pytest-xdist share, and not into the user's cache. JMERGE_TEST_CACHE names a folder that is kept for the next run.
+# Nothing of a run goes into the user's cache: it has a folder of its own, which the workers of pytest-xdist share.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jmerge-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
@@ -22,12 +21,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = os.path.join(os.environ["XDG_CACHE_HOME"], "hub")
 
+# What a run compiles it compiles once, whichever of its processes needs it: workers, and programs that tests start.
+# JMERGE_TEST_CACHE names a folder for it that is kept for the next run. JAX reads all this when it is imported.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(
+    os.environ.get("JMERGE_TEST_CACHE") or os.path.join(os.environ["XDG_CACHE_HOME"], "kernels")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import jax
 
-KERNELS = os.environ.get("JMERGE_TEST_CACHE") or os.environ["XDG_CACHE_HOME"]
-jax.config.update("jax_compilation_cache_dir", KERNELS)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

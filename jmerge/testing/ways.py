@@ -136,12 +136,13 @@ def _program(
 
     if way == "eager":
         return program
-    return jax.jit(program, compiler_options=_quick_options() if way == "quick" else None)
+    return jax.jit(program, compiler_options=quick_options() if way == "quick" else None)
 
 
 @cache
-def _quick_options() -> dict[str, Any] | None:
-    """The options of `QUICK`; None where they mean nothing, on another device or to another version of XLA."""
+def quick_options() -> dict[str, Any] | None:
+    """Options for `jax.jit` of what has to hold to rounding: those of `QUICK`; None where they mean nothing, on another
+    device or to another version of XLA."""
     if jax.default_backend() != "cpu":
         return None
     try:

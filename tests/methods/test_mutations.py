@@ -18,6 +18,7 @@ from jmerge.errors import JmergeError
 from jmerge.methods.linear import linear
 from jmerge.methods.wrap import conditioned, lines
 from jmerge.testing import laws
+from jmerge.testing.examples import Setting
 from jmerge.testing.laws import LAWS, cases
 from jmerge.testing.ways import forget_kernels
 
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No compiled program outlives the function it was made of; and a few shapes are enough here."""
+    """No compiled program outlives the function it was made of; a few shapes are enough here, and what has to hold
+    to rounding is compiled quickly, for no other law needs these programs."""
+    monkeypatch.setattr(Setting, "way", lambda self, shape: "quick")
     monkeypatch.setattr(laws, "SHAPES", (*laws.FEW, (1,)))
     monkeypatch.setattr(laws, "SHORT", ())
     monkeypatch.setattr(laws, "LONGEST", ())

@@ -22,6 +22,7 @@ import jmerge
 from jmerge.methods import REGISTRY, find_method, trees
 from jmerge.testing.close import assert_close, assert_same_bytes
 from jmerge.testing.tiny import write_checkpoint
+from jmerge.testing.ways import quick_options
 
 Tree = dict[str, Any]
 SHAPES = {"b": (), "layers.0.w": (9, 130), "layers.1.w": (3, 5, 7)}
@@ -102,6 +103,11 @@ def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str,
     return jmerge.merge_trees(models, method=method, base=base, **numbers)
 
 
+def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` for tests to rounding, most of whose time compiling takes."""
+    return jax.jit(function, compiler_options=quick_options())
+
+
 def test_every_method_is_tried() -> None:
     assert set(REGISTRY) <= set(NUMBERS)
 
@@ -140,7 +146,7 @@ def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
         recipe["base_model"] = str(tmp_path / "base")
     (tmp_path / "x.yml").write_text(yaml.safe_dump(recipe))
     jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
-    found = jax.jit(lambda models, base: merge(method, base, models, numbers))(models, base)
+    found = quickly(lambda models, base: merge(method, base, models, numbers))(models, base)
     folders = [tmp_path / "out"]
     if declared.per_model_output:
         folders = [tmp_path / "out" / f"m{i}" for i in range(len(models))]
@@ -199,8 +205,8 @@ def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
 def test_gradients_agree_with_finite_differences(method: str) -> None:
     """In float64, where steps are so small that they cross no kink (nearswap has one at every element near t)."""
     with jax.enable_x64(True):
-        loss, numbers = jax.jit(objective(method)), continuous(method)
-        slope = jax.jit(jax.grad(objective(method)))(numbers)
+        loss, numbers = quickly(objective(method)), continuous(method)
+        slope = quickly(jax.grad(objective(method)))(numbers)
         for key, value in numbers.items():
             for i in np.ndindex(value.shape):
                 step = 1e-6 * max(abs(float(value[i])), 1e-2)
