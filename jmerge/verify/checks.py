@@ -12,7 +12,7 @@ from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import WEIGHTS, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
-from jmerge.verify import files, layers, structure, tables, values
+from jmerge.verify import files, layers, names, places, said, structure, tables, values
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tokens import tokens
 from jmerge.verify.values import Values, read_values
@@ -26,7 +26,10 @@ QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
     "stale": files.stale,
     "companions": files.companions,
     "ledger": files.ledger,
+    "names": names.names,
+    "places": places.places,
     "layers": layers.layers,
+    "config": said.said,
     "shapes": structure.shapes,
     "dtypes": structure.dtypes,
     "ties": tables.ties,

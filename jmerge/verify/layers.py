@@ -8,7 +8,16 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from jmerge.arch.infer import LAYER_KEYS, NUMBER, VISION, KeyPath, Stack, config_dicts, may_count
+from jmerge.arch.infer import (
+    LAYER_KEYS,
+    NUMBER,
+    VISION,
+    Config,
+    KeyPath,
+    Stack,
+    config_dicts,
+    may_count,
+)
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.views import build_views
@@ -71,7 +80,7 @@ def layers(folder: Folder) -> Iterator[Finding]:
 def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
     """Counts of layers that no stack has, each with a stack that it may be meant for and that no count fits."""
     stacks = folder.layout.stacks
-    depths = {stack.depth for stack in stacks.values()}
+    depths = {stack.depth for stack in stacks.values()} | _depths_inside(folder)
     wrong = [count for count in told if count.value not in depths and not count.summed]
     sizes = Counter(
         found[0]
@@ -79,9 +88,11 @@ def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
         if (number := NUMBER.search(name))
         if (found := [name[: number.start()].removesuffix(".")])[0] in stacks
     )
+    most = max(sizes.values(), default=0)
     free = [
         stacks[prefix]
-        for prefix, _ in sizes.most_common()
+        for prefix, size in sizes.most_common()
+        if 5 * size >= most  # not a head with some layers of its own
         if stacks[prefix].depth > 1 and not stacks[prefix].keys and alike(folder, stacks[prefix])
     ]
     wrong = [count for count in wrong if not any(_goes_round(count, stack) for stack in free)]
@@ -93,14 +104,30 @@ def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
             yield Finding(message, folder.config_file)
 
 
+def _depths_inside(folder: Folder) -> set[int]:
+    """How many layers there are of anything that is numbered, inside of what is numbered too."""
+    numbers: dict[str, set[str]] = {}
+    for name in folder.tensors:
+        for number in list(NUMBER.finditer(name))[1:]:
+            numbers.setdefault(name[: number.start()], set()).add(number[0])
+    return {len(each) for each in numbers.values()}
+
+
 def _goes_round(count: Count, stack: Stack) -> bool:
     """Whether a count is of passes through layers, which come round several times, or of guesses."""
-    before = count.path[-1] == "decoder_layers" and "vocab_size" not in count.part
-    if before and count.value == stack.depth + 1:
-        return True  # of objects in pictures, which are guessed before the first layer too
-    return count.value % stack.depth == 0 and any(
-        LOOPS.fullmatch(str(key).lower()) for key in count.part
-    )
+    if is_guessed(count.part, count.path[-1]) and count.value == stack.depth + 1:
+        return True
+    return count.value % stack.depth == 0 and goes_round(count.part)
+
+
+def is_guessed(part: Config, key: str) -> bool:
+    """Whether a count may be of guesses at the objects of a picture, the first of which comes before the layers."""
+    return key == "decoder_layers" and "vocab_size" not in part
+
+
+def goes_round(part: Config) -> bool:
+    """Whether a model goes through the same layers several times, by what a part of config.json says."""
+    return any(LOOPS.fullmatch(str(key).lower()) for key in part)
 
 
 def alike(folder: Folder, stack: Stack) -> bool:

@@ -363,7 +363,7 @@ SOUND: dict[str, Callable[[Path], Any]] = {
     "a layer of another shape that is listed": lambda folder: write_tensors(
         lambda t: t.update({f"{LAYER}self_attn.rel_pos": np.ones((9, 8), np.float32)} | {
             f"model.layers.{i}.self_attn.rel_pos": np.ones((3, 8), np.float32) for i in (0, 1, 3)}),
-        global_attn_indexes=[2, 5],
+        global_attn_indexes=[2],
     )(write_model(folder)),
     "a head of one module, an embedding of another": lambda folder: write_checkpoint(
         folder,

@@ -1,0 +1,78 @@
+"""Checks for tensors that the class has no place for, by its name and by what config.json turns on and off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from jmerge.arch.infer import VISION, KeyPath, config_dicts, is_classifier
+from jmerge.arch.ties import is_headless
+from jmerge.verify.folder import Finding, Folder
+from jmerge.verify.tables import HEADED, called_heads, class_name
+
+# The first projections of attention and of an MLP, which have biases where any has
+ATTENTION = r"(attn|attention)\w*\.(\w+\.)?((q|k|v|qkv)_proj|query|key|value|w?qkv|c_attn|query_key_value|w[qkv])"
+MLP = r"(mlp|ffn|feed_forward)\w*\.((gate|up|down|gate_up)_proj|fc[12]|dense_h_to_4h|c_fc|w[123])"
+# Keys of config.json that turn biases on and off, and whose these are
+BIASES = {
+    **dict.fromkeys(
+        ("attention_bias", "use_attention_bias", "qkv_bias", "use_qkv_bias"), ATTENTION
+    ),
+    "mlp_bias": MLP,
+    **dict.fromkeys(("use_bias", "bias", "add_bias_linear"), f"({ATTENTION}|{MLP})"),
+}
+
+
+def places(folder: Folder) -> Iterator[Finding]:
+    """The class has a place for every tensor, by its name and by what config.json turns on."""
+    yield from _heads(folder)
+    yield from _biases(folder)
+    yield from _towers(folder)
+
+
+def _heads(folder: Folder) -> Iterator[Finding]:
+    named = class_name(folder.config)
+    if named.endswith(HEADED):
+        for name, role in folder.layout.roles.items():
+            if role.stack is None and is_classifier(name):
+                yield Finding(f"is a classifier's; {named} has none", tensor=name)
+                return
+    if is_headless(folder.config, folder.layout) and not named.endswith("Model"):
+        for name in called_heads(folder):
+            yield Finding(f"is a head; {named} has none", tensor=name)
+
+
+def _biases(folder: Folder) -> Iterator[Finding]:
+    homes: dict[KeyPath, list[str]] = {}
+    for stack in folder.layout.stacks.values():
+        for path in stack.keys[:1]:
+            homes.setdefault(path[:-1], []).append(f"{stack.prefix}." if stack.prefix else "")
+    for path, part in config_dicts(folder.config):
+        for key, modules in BIASES.items():
+            pattern = re.compile(rf".*{modules}\.bias", re.IGNORECASE)
+            if not isinstance(part.get(key), bool) or path not in homes:
+                continue
+            inside = [n for n in folder.tensors if n.startswith(tuple(homes[path]))]
+            found = [n for n in inside if pattern.fullmatch(n)]
+            told = ".".join((*path, key))
+            if found and not part[key]:
+                more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+                yield Finding(f"is there{more}, and {told} is false", tensor=found[0])
+            of = [n for n in inside if pattern.fullmatch(n.removesuffix("weight") + "bias")]
+            blocks = {n.rpartition(".")[0].rpartition(".")[0] for n in of}
+            biased = any(n.endswith(".bias") and n.startswith(tuple(blocks)) for n in inside)
+            if part[key] and of and not found and not biased:
+                message = f"{told} is true, and there is no bias beside {of[0]}"
+                yield Finding(message, folder.config_file)
+
+
+def _towers(folder: Folder) -> Iterator[Finding]:
+    """Layers of pictures or sounds in a class for text whose config.json speaks of neither."""
+    if not class_name(folder.config).endswith(HEADED) or VISION.search(str(folder.config).lower()):
+        return
+    for prefix, stack in folder.layout.stacks.items():
+        if VISION.search(prefix):
+            first = next(n for n in folder.tensors if n.startswith(f"{prefix}.{stack.indices[0]}."))
+            message = f"is of layers ('{prefix}') that config.json does not describe"
+            yield Finding(message, tensor=first)
+            return
