@@ -7,6 +7,7 @@ first that gives one is told.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -225,7 +226,9 @@ def _pickled(place: Place) -> str | None:
     if not files:
         return None
     first = next((n for n in files if n.startswith("pytorch_model")), files[0])
-    how = f"transformers' from_pretrained('{place.label}').{SAVE}"
+    how = "load it with torch and write it with safetensors.torch.save_file"
+    if _said(place, "config.json", "model_type"):
+        how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
         how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
     return f"has only pickled weights ({first}); convert them to safetensors first: {how}"
@@ -298,7 +301,7 @@ KINDS: tuple[Callable[[Place], str | None], ...] = (
 
 
 def _nothing(place: Place) -> str:
-    if not place.names and not place.folders and not place.source.why_empty():
+    if not place.names and not place.folders and os.path.isdir(place.label):
         return (
             "is empty; it should hold model.safetensors, or shards and model.safetensors.index.json"
         )
