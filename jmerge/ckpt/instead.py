@@ -46,8 +46,13 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
     variants: names of variants of the weights that it has.
     """
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
+    listed = ", ".join(variants)
+    pickled = _pickled(place)
+    if variants and pickled is not None:
+        return (
+            f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
+        )
     if variants:
-        listed = ", ".join(variants)
         message = f"has its weights as several variants ({listed}) and none without; "
         return message + "copy one of them to a folder of its own with config.json, and name that"
     for kind in KINDS:
