@@ -22,7 +22,7 @@ KINDS: tuple[tuple[str, Sequence[str]], ...] = (
     (HIDDEN, (".*", "*~", "*.pyc", "*.incomplete", "*.crdownload", "*.part", "*.aria2", "*.lock",
               "*.tmp", "*.swp", "thumbs.db", "desktop.ini")),
     (CARD, ("readme*",)),
-    (MADE, ("jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.y*ml")),
+    (MADE, ("jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.y*ml", "journal*.jsonl*")),
     (STATE, ("optimizer*", "scheduler.*", "lr_scheduler*", "scaler.*", "rng_state*",
              "random_states*", "training_args*", "trainer_state*", "trainer_log*", "train_log*",
              "training_log*", "*tfevents*", "*.log", "*_results.json", "*optim_states*",

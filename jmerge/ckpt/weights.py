@@ -16,7 +16,8 @@ WEIGHTS = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "consolidated", "diffusion_pytorch_model")  # the first that exists wins
 EXPLICIT = "transformers_weights"  # the key of config.json that names the weights of a folder
-VARIANT = r"[A-Za-z]\w*"  # such as fp16 in model.fp16.safetensors
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # which go before variants
+VARIANT = r"[A-Za-z][\w-]*"  # such as fp16 in model.fp16.safetensors
 MAX_JSON_BYTES = (
     100_000_000  # as of headers; real indexes have up to 20 MB, the largest vocabularies 35 MB
 )
@@ -83,7 +84,7 @@ def find_weights(source: Source) -> Weights:
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.({VARIANT})\.safetensors")
     named = (pattern.fullmatch(name) for name in source.names())
     variants = sorted({each[1] for each in named if each})
-    if len(variants) == 1:
+    if len(variants) == 1 and not any(source.size(name) is not None for name in PICKLED):
         for stem in STEMS:
             found = _of_stem(source, stem, f".{variants[0]}")
             if found is not None:

@@ -141,6 +141,14 @@ def test_a_variant_beside_the_model_is_passed_over(tmp_path: Path) -> None:
     assert model["a"][0] == 2 and model.notes == ()
 
 
+def test_a_pickle_goes_before_a_variant(tmp_path: Path) -> None:
+    """As transformers looks for them, and other precision is no way out without a word."""
+    shards(tmp_path, {"model.fp16.safetensors": {"a": value(1)}}, None)
+    (tmp_path / "pytorch_model.bin").touch()
+    line = refusal(tmp_path)
+    assert "pytorch_model.bin" in line and "copy the variant fp16 to a folder" in line
+
+
 def test_several_variants(tmp_path: Path) -> None:
     files = {f"model.{kind}.safetensors": {"a": value(1)} for kind in ("fp16", "bf16")}
     assert "several variants (bf16, fp16)" in refusal(shards(tmp_path, files, None))
