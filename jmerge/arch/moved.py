@@ -39,6 +39,7 @@ TAPS = re.compile(
 )
 PERIOD = re.compile(
     r".*(every_?n?|interval|period|frequency|freq|step|stride|modulo)(_\w+)?|.*_(every|per)_n(_\w+)?|.*group_size"
+    r"|.*layers?_per_\w+"
 )
 OF_LAYERS = re.compile(
     r".*(layer|block|attn|attention|moe|expert|sparse|dense|global|local|sliding|mamba|hybrid|rope_every|nope).*"
@@ -250,7 +251,10 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
     if (runs := _runs(value)) is not None and len(runs) == depth:
         entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
-    if is_per_layer(key, value, depth) or (len(value) == depth and SIZES.fullmatch(key)):
+    if is_per_layer(key, value, depth) or (
+        len(value) == depth
+        and (SIZES.fullmatch(key) or (named and re.search("kernel|sizes?$", key)))
+    ):
         return _entries(key, value, moved, own, named)
     if all(isinstance(each, str) for each in value):
         return _words(key, value, moved, own)
