@@ -21,7 +21,7 @@ from jmerge.arch.infer import (
     side_of,
 )
 from jmerge.arch.kinds import LAYER_NUMBERS
-from jmerge.arch.moved import COUNT, DIGITS
+from jmerge.arch.layer_words import COUNT, DIGITS
 
 WORD = re.compile(r"[._\-]|(?<=[a-z])(?=[A-Z])")
 # Words that many fields and tensors have, whatever they speak of
@@ -49,7 +49,8 @@ SIDES = (
     "talker",
     "thinker",
 )
-SHORT = {"enc": "encoder", "dec": "decoder"}
+SHORT = {"enc": "encoder", "dec": "decoder", "encode": "encoder", "decode": "decoder"}
+STEM = 5  # letters that two forms of one word have in common: `upsample`, `upsampler`
 
 
 class Beside(NamedTuple):
@@ -112,6 +113,10 @@ def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator
             named = named or (inside and key in LAYER_NUMBERS)
             if {side_of(key.lower()), side_of(stack.prefix.lower())} == {"encoder", "decoder"}:
                 continue
+            if COUNT.fullmatch(key) and _has_any(
+                words - PLAIN - own, (theirs | loose) - own - PLAIN
+            ):
+                continue  # of a part of the part that it names: `speech_decoder_postnet_layers`
             if not named and _of_another(words - PLAIN, own, theirs, loose, inside):
                 continue
             counts = not words - COUNTED - own
@@ -166,7 +171,18 @@ def _of_another(
         return True
     if sides and not inside:
         return True
-    return bool(words & (theirs | loose))
+    return _has_any(words, theirs | loose)
+
+
+def _has_any(words: set[str], others: set[str]) -> bool:
+    """Whether one of the words is among others, in another form of it too."""
+    return bool(words & others) or any(
+        other.startswith(word) or word.startswith(other)
+        for word in words
+        if len(word) >= STEM
+        for other in others
+        if len(other) >= STEM
+    )
 
 
 def _home(stack: Stack) -> KeyPath:

@@ -105,9 +105,13 @@ def test_words_of_tensors_outside_layers() -> None:
     """A count of adapters is theirs where the model has some."""
     config = {"num_hidden_layers": 3, "num_adapter_layers": 3, "conv_dim": [8, 8, 8]}
     layers = stack("encoder.layers", ("num_hidden_layers",))
-    names = ("adapter.norm.weight", "features.conv.weight")
+    names = ("adapters.norm.weight", "features.conv.weight", "encoder.postnet.weight")
+    config["encoder_postnet_layers"] = 3
     assert changed(config, layers, names=names) == (set(), set())
-    assert changed(config, layers) == (set(), {"num_adapter_layers", "conv_dim"})
+    assert changed(config, layers) == (
+        set(),
+        {"num_adapter_layers", "conv_dim", "encoder_postnet_layers"},
+    )
 
 
 def names(*prefixes: str) -> dict[str, TensorSpec]:

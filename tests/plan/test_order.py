@@ -13,7 +13,6 @@ from partialkit import SOUP, refused, run
 from partialkit import write as write_recipe
 
 from jmerge.jobs import plan_recipe
-from jmerge.recipe.parse import load_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 LAYERS = 4
@@ -250,7 +249,7 @@ def test_layers_of_another_shape_by_place(
     (error,) = refused(tmp_path, stack(("a", 0, 4), ("b", 1, 4)), capsys)
     assert f"only layers 1 of a have '{TABLE}' as [9], by their place" in error
     assert "here it would be in 1, 4" in error
-    plan = plan_recipe(load_recipe(write_recipe(tmp_path, stack(("a", 0, 2), ("b", 2, 4)))))
+    plan = plan_recipe(write_recipe(tmp_path, stack(("a", 0, 2), ("b", 2, 4))))
     assert {step.name: step.spec.shape for step in plan.steps}[TABLE.format(1)] == (9,)
 
 
