@@ -105,7 +105,7 @@ def unsaid(
         for rule, values, order in _orders(part, stack, layers)
         if rule.fit(order, values, part) is None
     ]
-    if len(layers) != stack.depth:
+    if [source.layer for source in layers] != list(range(stack.depth)):
         stuck += [
             Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'")
             for path, other in stack.doubtful
@@ -145,8 +145,7 @@ def _followed(
     order = Moved(
         stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
     )
-    unique = all(each.depth != stack.depth for each in beside.stacks if each.prefix != stack.prefix)
-    for path, value, certain, named, counts, name in mentions(config, stack, beside):
+    for path, value, certain, named, unique, counts, name in mentions(config, stack, beside):
         if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
             continue
         first = first_number(get_path(config, path[:-1]), stack.depth)

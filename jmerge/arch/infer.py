@@ -310,11 +310,7 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         if usual and same_map and path not in taken and _same_side(prefix, path):
             keys[prefix].append(path)
             taken[path] = prefix
-    doubtful: dict[str, list[tuple[KeyPath, str]]] = {}
-    for (path, prefix), score in scores.items():
-        owner = taken.get(path, prefix)
-        if owner != prefix and score >= scores[path, owner] and prefix not in keys:
-            doubtful.setdefault(owner, []).append((path, prefix))
+    doubtful = _doubtful(scores, keys, taken, by_depth)
     return [
         Stack(
             stack.prefix,
@@ -324,6 +320,46 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         )
         for stack in stacks
     ]
+
+
+def _doubtful(
+    scores: Mapping[tuple[KeyPath, str], float],
+    keys: Mapping[str, list[KeyPath]],
+    taken: Mapping[KeyPath, str],
+    by_depth: Mapping[int, list[Stack]],
+) -> dict[str, list[tuple[KeyPath, str]]]:
+    """Keys that may as well count another stack of the same length, by the stack that has them: one without a key whose
+    name suits as well, one that is the same but for its side (`encoder`, `decoder`), one that would as well have the key
+    of the other map."""
+    found: dict[str, list[tuple[KeyPath, str]]] = {}
+    alike = [(one, other) for stacks in by_depth.values() for one in stacks for other in stacks]
+    for one, other in alike:
+        if one is other or one.prefix not in keys:
+            continue
+        path, prefix = keys[one.prefix][0], other.prefix
+        own, others = scores[path, one.prefix], scores.get((path, prefix))
+        if prefix not in keys:
+            sided = not re.search("encoder|decoder", path[-1])
+            twin = sided and _without_side(one.prefix) == _without_side(prefix)
+            doubt = twin or (others is not None and others >= own)
+        else:
+            theirs = keys[prefix][0]
+            swapped = scores.get((theirs, one.prefix))
+            doubt = (
+                theirs[:-1] != path[:-1] and others is not None and swapped is not None
+            ) and others + swapped >= own + scores[theirs, prefix]
+        if doubt:
+            found.setdefault(one.prefix, []).append((path, prefix))
+    return found
+
+
+def _without_side(prefix: str) -> str:
+    return re.sub("encoder|decoder", "", prefix)
+
+
+def side_of(prefix: str) -> str:
+    """The last word of an encoder or a decoder in a name; empty without any."""
+    return next(iter(reversed(re.findall("encoder|decoder", prefix))), "")
 
 
 def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
@@ -337,8 +373,12 @@ def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
         return None
     if two_kinds and VISION.search(key) and not VISION.search(stack):
         score = -4.0  # a tower may have any name, so this is the last resort and not refused
+    sides = {side_of(path[-1].lower()), side_of(stack)}
+    if sides == {"encoder", "decoder"}:
+        return None
     for side, weight in (("decoder", 2.0), ("encoder", 1.0)):
-        score += weight * ((side in key) == (side in stack))
+        score += weight * ((side in key) == (side == side_of(stack)))
+    stack = stack.replace("language_model", "language_model.text")
     words = set(re.split(r"[._]", key)) & set(re.split(r"[._]", stack))
     return score + 0.2 * len(words) + 0.5 * (path[-1] == "num_hidden_layers")
 
@@ -351,7 +391,7 @@ def may_count(prefix: str, path: KeyPath, config: Config) -> bool:
 
 def _same_side(prefix: str, path: KeyPath) -> bool:
     """Whether a key that speaks of an encoder or decoder speaks of this stack."""
-    return all(side not in path[-1] or side in prefix for side in ("encoder", "decoder"))
+    return side_of(path[-1]) in ("", side_of(prefix))
 
 
 def _locate(name: str, stacks: Mapping[str, Stack]) -> tuple[Stack | None, int]:

@@ -14,65 +14,35 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from jmerge.arch.kinds import LAYER_NUMBERS, ORDERED, PER_LAYER_TEXT, is_per_layer
-
-LAYER = r"(layers?|blocks?)"
-COUNT = re.compile(rf"(\w+_)?(layers|blocks|depth)|(n|num)_(\w+_)?{LAYER}|{LAYER}_(count|num)")
-# Counts of these are of other things, which only sound like layers.
-NOT_COUNT = re.compile(
-    r".*(random|topk|local|per_|max_|min_|drop|freeze|_id).*(layers?|blocks?|depth)|.*per_\w+"
+from jmerge.arch.layer_words import (
+    ALPHABET,
+    BY_NUMBER,
+    COUNT,
+    DEPTH_SCALE,
+    DIGITS,
+    ENTRY_KINDS,
+    FIRST,
+    KINDS,
+    LAST,
+    LAYER,
+    LAYER_NAME,
+    LISTED,
+    MEMBERS,
+    NAMED,
+    NOT_COUNT,
+    NOT_PERIOD,
+    NUMBER,
+    NUMBERS,
+    OF_ANOTHER,
+    OF_LAYERS,
+    PER_LAYER,
+    PERIOD,
+    SHARE,
+    SIZES,
+    SOURCES,
+    SPANS,
+    TAPS,
 )
-NUMBER = re.compile(
-    rf"(\w+_)?{LAYER}(_(id|idx|index|num|number|start|end))*|(\w+_)?{LAYER}_(\w+_)?(id|idx|index|start|end)"
-)
-NUMBERS = re.compile(
-    rf"(\w+_)?(idx|idxs|indexes|indices|indexs)|(\w+_)?{LAYER}|{LAYER}_\w+|\w*{LAYER}_?(ids?|nums?|numbers?)|return_idx"
-)
-OF_ANOTHER = re.compile(rf"(?!.*(attn|attention|moe|expert|dense|mamba)).+_num_{LAYER}")
-SPANS = re.compile(rf".*({LAYER}|range|span|group|segment).*")
-# Layers of a kind, of which any number may be; other lists of numbers name layers from which something is taken.
-MEMBERS = re.compile(
-    r".*(attn|attention|window|global|local|rope|moe|dense|sparse|mlp|linear|mamba|conv|residual|sliding|full|hybrid"
-    r"|expert|skip|swa|kda|ssm|recurrent|block_ind)\w*"
-)
-TAPS = re.compile(
-    r".*(out|feature|visual|vision|intermediate|extract|target|return|hook|select|hidden|source)\w*"
-)
-PERIOD = re.compile(
-    r".*(every_?n?|interval|period|frequency|freq|step|stride|modulo)(_\w+)?|.*_(every|per)_n(_\w+)?|.*group_size"
-)
-OF_LAYERS = re.compile(
-    r".*(layer|block|attn|attention|moe|expert|sparse|dense|global|local|sliding|mamba|hybrid|rope_every|nope).*"
-)
-NOT_PERIOD = re.compile(
-    r".*(time|frame|base|factor|rope_\w*freq|max_period|min_period|frequency_|dim|quant|kernel|conv).*"
-)
-SHARE = re.compile(
-    r"(?!.*(mlp|ffn|drop|expan|hidden|head|mask|intermediate)).*(layer|block|depth|hybrid|linear|mamba|global|local|sliding|full_att\w*)"
-    r"\w*(ratio|fraction|share|portion|percent)|.*(ratio|fraction)_of_\w*(layers|blocks)"
-)
-BY_NUMBER = re.compile(
-    r".*by_(\w+_)?layer(_(idx|id|index|number|depth))?|.*layer_(idx|index)_scal\w+"
-)
-FIRST = re.compile(r".*(first|initial|prefix|leading|early|bottom).*")
-LAST = re.compile(r".*(last|final|suffix|trailing|late|top).*")
-KINDS = re.compile(r".*(types?|kinds?|pattern|layout|schedule|layers?|blocks?)")
-# Lists as long as the stack that are its layers' whatever else the config counts
-PER_LAYER = re.compile(
-    r".*(layer|block(?!_sizes)|per_|pattern|types?$|kinds?$|sliding|rope|nope|activation|attn|attention|moe|expert|mamba"
-    r"|swiglu|heads|indexer|sparsity|cache|window|ffn|mlp|layout|schedule).*|(\w+_)?intermediate_size|head_dim|hidden_act"
-)
-# Among what else counts as sizes of a picture or of a kernel
-SIZES = re.compile(r".*(layer|block|attn|attention|sliding|per_)\w*(sizes?|kernels?|shapes?)")
-ENTRY_KINDS = (str, bool, dict, type(None))
-SOURCES = re.compile(r".*(source|share|target|map|parent|ref)\w*")
-DEPTH_SCALE = (
-    "scale_depth"  # MiniCPM's, which its class divides by the square root of the number of layers
-)
-LISTED = re.compile(r"[0-9]+([-,:; ]+[0-9]+)*")
-NAMED = re.compile(r"(?P<word>[a-z_.]*[a-z_.])(?P<number>[0-9]{1,4})")
-LAYER_NAME = re.compile(r"([\w.]*?)\.(0|[1-9][0-9]{0,3})(\.|$)")
-DIGITS = re.compile(r"[0-9]{1,4}")
-ALPHABET = 5  # kinds of layers that letters tell, at most
 
 
 class Stuck(Exception):  # noqa: N818  # no error yet: whoever asks decides
@@ -250,7 +220,10 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
     if (runs := _runs(value)) is not None and len(runs) == depth:
         entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
-    if is_per_layer(key, value, depth) or (len(value) == depth and SIZES.fullmatch(key)):
+    if is_per_layer(key, value, depth) or (
+        len(value) == depth
+        and (SIZES.fullmatch(key) or (named and re.search("kernel|sizes?$", key)))
+    ):
         return _entries(key, value, moved, own, named)
     if all(isinstance(each, str) for each in value):
         return _words(key, value, moved, own)

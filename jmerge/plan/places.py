@@ -9,6 +9,7 @@ from jmerge.arch.config import Layers, unsaid
 from jmerge.arch.families import find_module
 from jmerge.arch.infer import NUMBER, Stack
 from jmerge.arch.kinds import home_of
+from jmerge.arch.mentions import words_of
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
 from jmerge.plan.notes import Notes
@@ -216,7 +217,10 @@ class Places:
                 numbers.setdefault(numbered, set()).add(int(found[0]))
         depth, home = self.donor.stacks[prefix].depth, prefix[: prefix.rfind(".") + 1]
         alike = (other for other, found in numbers.items() if len(found) == depth > 1)
-        return next((other for other in alike if other.startswith(home)), None)
+        own = words_of(prefix)
+        return next(
+            (other for other in alike if other.startswith(home) or words_of(other) & own), None
+        )
 
     def _of_all_layers(self, stack: Stack) -> tuple[str, int] | None:
         """A tensor with entries for each layer of a stack of the donor, and how many: Gemma 3n's inputs of layers."""

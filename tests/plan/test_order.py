@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from partialkit import SOUP, refused, run
+from partialkit import write as write_recipe
 
+from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 LAYERS = 4
@@ -233,3 +235,98 @@ def test_a_layer_behind_the_others(tmp_path: Path, capsys: pytest.CaptureFixture
     first, second = refused(tmp_path, stack(("a", 0, 3), ("a", 1, 4)), capsys)
     assert f"numbers 'model.layers.{LAYERS}." in first and "' like its layers, and" in first
     assert f"would be called model.layers.{LAYERS}." in second
+
+
+def test_layers_of_another_shape_by_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in Swin, where each is wider than the last: config.json does not say so of one layer."""
+    for model, seed in (("a", 0), ("b", 1)):
+        write(tmp_path / model, seed)
+        tensors = llama_tensors(seed, layers=LAYERS)
+        tensors |= {TABLE.format(i): np.ones(8 + (i == 1), np.float32) for i in range(LAYERS)}
+        write_checkpoint(tmp_path / model, tensors, llama_config(layers=LAYERS))
+    (error,) = refused(tmp_path, stack(("a", 0, 4), ("b", 1, 4)), capsys)
+    assert f"only layers 1 of a have '{TABLE}' as [9], by their place" in error
+    assert "here it would be in 1, 4" in error
+    plan = plan_recipe(write_recipe(tmp_path, stack(("a", 0, 2), ("b", 2, 4))))
+    assert {step.name: step.spec.shape for step in plan.steps}[TABLE.format(1)] == (9,)
+
+
+def test_layers_of_another_shape_by_config(tmp_path: Path) -> None:
+    """Where config.json tells them apart, under whatever key, it follows them."""
+    fields = {"global_attn_indexes": [1], "per_layer_config": {"1": {"size": 9}}}
+    tensors = llama_tensors(0, layers=LAYERS)
+    tensors |= {TABLE.format(i): np.ones(8 + (i == 1), np.float32) for i in range(LAYERS)}
+    write_checkpoint(tmp_path / "a", tensors, llama_config(layers=LAYERS) | fields)
+    made = run(tmp_path, stack(("a", 0, 4), ("a", 1, 4)))
+    assert made.config["global_attn_indexes"] == [1, 4]
+    assert made.config["per_layer_config"] == {"1": {"size": 9}, "4": {"size": 9}}
+    shapes = [made.tensors[TABLE.format(i)].shape for i in range(7)]
+    assert [i for i, shape in enumerate(shapes) if shape == (9,)] == [1, 4]
+
+
+INNER = "model.layers.{}.mlp.gate.scale"
+
+
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "recipe", "hole"),
+    [
+        ([1, 2, 3], [1, 2, 3], SOUP, None),
+        ([1, 2, 3], [1, 2, 3], stack(("a", 0, 2), ("b", 1, 4)), None),
+        ([1, 2, 3], [1, 2, 3], stack(("a", 1, 4)), "only layers 1, 2, 3 of a have"),
+        ([1, 2, 3], [1, 2, 3], stack(("a", 0, 2), ("b", 0, 4)), "only layers 1, 2, 3 of a have"),
+        ([1, 2, 3], [0, 1, 2, 3], SOUP, "a lacks model.layers.0.mlp.gate.scale"),
+        ([0, 2, 3], [0, 2, 3], SOUP, "lacks model.layers.1.mlp.gate.scale"),
+    ],
+)
+def test_what_the_first_layer_alone_lacks(
+    of_a: list[int],
+    of_b: list[int],
+    recipe: str,
+    hole: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """ZAYA mixes in what the layer before had, so its first has no scale for that: no hole where all models lack it."""
+    for seed, (model, having) in enumerate((("a", of_a), ("b", of_b))):
+        tensors = llama_tensors(seed, layers=LAYERS)
+        tensors |= {
+            f"model.layers.{i}.mlp.gate.weight": np.ones((2, 8), np.float32) for i in range(LAYERS)
+        }
+        tensors |= {INNER.format(i): np.ones(8, np.float32) for i in having}
+        write_checkpoint(tmp_path / model, tensors, llama_config(layers=LAYERS))
+    if hole is not None:
+        assert any(hole in line for line in refused(tmp_path, recipe, capsys))
+    else:
+        made = run(tmp_path, recipe)
+        layers = 5 if "slices" in recipe else 4
+        assert [i for i in range(layers) if INNER.format(i) in made.tensors] == [*range(1, layers)]
+
+
+def test_fields_that_nothing_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is named, with what to do; config.json without them is merged."""
+    fields = {"cross_layer_interval": 2, "num_adapter_layers": 4, "exit_layer": 3}
+    write(tmp_path / "a", 0, **fields)
+    errors = refused(tmp_path, stack(("a", 0, 4), ("a", 1, 4)), capsys)
+    assert [next(key for key in fields if f"'{key}'" in line) for line in errors] == list(fields)
+    assert all("pick layers in another order, or take it out of" in line for line in errors)
+    write(tmp_path / "a", 0)
+    assert run(tmp_path, stack(("a", 0, 4), ("a", 1, 4))).config["num_hidden_layers"] == 7
+
+
+def test_one_key_for_two_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an encoder and a decoder of one depth, where config.json has one number for both."""
+    tensors = llama_tensors(0, layers=LAYERS)
+    for side in ("encoder", "decoder"):
+        inner = {n: t for n, t in tensors.items() if ".layers." in n}
+        tensors |= {n.replace("model.", f"model.{side}."): t for n, t in inner.items()}
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("model.layers.")}
+    write_checkpoint(tmp_path / "a", tensors, llama_config(layers=LAYERS))
+    slices = "    slices: [{sources: [{model: {a}, layer_range: [0, 3]}]}]\n"
+    recipe = "merge_method: passthrough\nbase_model: {a}\nmodules:\n  default:\n" + slices
+    errors = refused(tmp_path, recipe, capsys)
+    assert any(
+        "both, so layers cannot be rearranged" in line or "counts as many" in line
+        for line in errors
+    )
