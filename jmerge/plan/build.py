@@ -159,7 +159,7 @@ class _Builder:
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
         told = len(notes.faults)
-        check_models(tuple(self.views.values()), guests, recipe, method, notes)
+        check_models(tuple(self.views.values()), guests, recipe, notes)
         if len(notes.faults) > told:  # they say why whatever else there is to find is so
             raise_all(PlanError, notes.faults, notes.warnings)
         templates = convert_views(self.views, templates, notes)
