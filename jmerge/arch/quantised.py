@@ -117,7 +117,8 @@ class Quantised:
             if _is_scale(last) or (len(spec.shape) < 2 and not weight):
                 continue
             words = spec.dtype in WORDS
-            if words and (COUNTED.search(last) or is_computed(name, spec)):
+            inside = home != name.rpartition(".")[0]
+            if words and not inside and (COUNTED.search(last) or is_computed(name, spec)):
                 continue
             outer = self._scales.get(home.rpartition(".")[0], []) if home else []
             beside = [*self._scales.get(home, ()), *(s for s in outer if s.startswith(f"{home}_"))]
@@ -125,7 +126,7 @@ class Quantised:
                 stem = last.rpartition("_")[0] or last
                 beside = [each for each in beside if each.startswith(stem)]
             packed = spec.dtype not in FLOATS and not words  # F4, F6
-            if beside or packed or (words and "weight" in last):
+            if beside or packed or (words and (inside or "weight" in last)):
                 yield name, beside
 
     def _scheme(self, name: str, scales: list[str]) -> str:

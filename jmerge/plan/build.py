@@ -167,7 +167,7 @@ class _Builder:
         self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
         self.donor = next(iter(self.views.values()))
         told = len(notes.faults)
-        check_models(tuple(self.views.values()), guests, recipe, method, notes)
+        check_models(tuple(self.views.values()), guests, recipe, notes)
         if len(notes.faults) > told:  # they say why whatever else there is to find is so
             raise_all(PlanError, notes.faults, notes.warnings)
         templates = convert_views(self.views, templates, notes)
@@ -254,7 +254,7 @@ class _Builder:
 
     def _make(self, target: Target) -> None:
         """Add the step of a target, if any source has the tensor."""
-        place, sources = target.place, target.place.out_slice.sources
+        place = target.place
         found = self._find(target)
         if not found:
             return
@@ -281,9 +281,7 @@ class _Builder:
             if step is not None:
                 self._add(step)
         elif not all(floating):
-            kinds = ", ".join(f"{read.spec.dtype} in {sources[i].ref}" for i, read in found)
-            message = f"{target.name} is a float in one model and not in another: {kinds}"
-            self.notes.fault(message, place.out_slice.path)
+            self.untrained.refuse_mixed(target, found)
         elif self._same_shapes(target, inputs):
             self._merge(target, inputs)
         else:  # its numbers may be wrong too, and that is to be told together

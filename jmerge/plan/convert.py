@@ -22,7 +22,7 @@ from jmerge.arch.forms import (
 )
 from jmerge.arch.layouts import Tensor
 from jmerge.ckpt.dtypes import BITS, TensorSpec
-from jmerge.plan.models import read_of
+from jmerge.plan.models import read_of, takes_over
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Assembled, Box, Read
 from jmerge.plan.views import Template, View, spell
@@ -78,7 +78,8 @@ class _Conversion:
         """Convert the module in all layers, and return the templates of what is made."""
         like = templates[next(iter(self.wanted.templates.values()))]
         if self.view.quantised.reason:
-            self._fault("quantised weights cannot be brought into that form")
+            if takes_over(self.notes.recipe):  # other recipes are refused
+                self._fault("quantised weights cannot be brought into that form")
             return {}
         if self.own.experts != self.wanted.experts:
             self._fault(f"it has {self.own.experts} experts and not {self.wanted.experts}")

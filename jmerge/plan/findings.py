@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from os.path import commonprefix
+from collections.abc import Mapping
 
-from jmerge.plan.notes import Notes, and_more, pattern_of, patterns_of
+from jmerge.plan.notes import Notes, and_more
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
@@ -62,7 +61,10 @@ class Findings:
             hint = "models of different sizes cannot be merged"
             if set(shapes) <= tables and self._notes.recipe.tokenizer is None:
                 hint = OTHER_VOCABULARY
-            elif not set(shapes) <= tables and len(patterns := patterns_of(shapes)) <= FEW:
+            elif (
+                not set(shapes) <= tables
+                and len(patterns := dict.fromkeys(map(_pattern, shapes))) <= FEW
+            ):
                 hint = f"leave out what differs with 'except: [{', '.join(patterns)}]'"
             path = self._notes.recipe.first_path(ref)
             self._notes.fault(f"{name} is {text}{more}: {hint}", path)
@@ -74,12 +76,9 @@ class Findings:
             message = f"{spelt} is no tensor of {donor}{more}; map it to one, or leave it out"
             path = self._notes.recipe.first_path(ref)
             path = (*path[:-1], "map") if self._views[ref].prefixes else path
-            self._notes.fault(f"{message} with 'except: [{pattern_of(name)}]'", path)
+            self._notes.fault(f"{message} with 'except: [{_pattern(name)}]'", path)
         for (absent, reason, path), names in self._refused.items():
-            hint = f"; leave it out with 'except: [{self._patterns(names)}]'"
-            if path == ("otherwise",):  # it is left out already
-                hint = ""
-            self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}{hint}", path)
+            self._notes.fault(f"{and_more(names)}: not in {absent}; {reason}", path)
 
     def tell_warnings(self) -> None:
         """Note what was done about missing tensors."""
@@ -87,13 +86,7 @@ class Findings:
             then = reason or "merged from the others"
             self._notes.warn(f"{and_more(names)}: not in {absent}; {then}", ())
 
-    def _patterns(self, names: Sequence[str]) -> str:
-        """Patterns of these tensors of the output: of a part of a model that has nothing else, else of each kind."""
-        part = commonprefix([f"{name}." for name in names]).rpartition(".")[0]
-        told = set(names)
-        stored = (name for view in self._views.values() for name in view.checkpoint.index)
-        if part and len(names) > 1:
-            inside = [name for name in stored if name.startswith(f"{part}.")]
-            if told.issuperset(inside):
-                return f"{part}.*"
-        return ", ".join(patterns_of(names))
+
+def _pattern(name: str) -> str:
+    """A pattern of what is called like `name` in any layer."""
+    return ".".join("*" if word.isdigit() else word for word in name.split("."))

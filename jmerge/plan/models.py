@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jmerge.methods.spec import Method
 from jmerge.plan.notes import Notes
 from jmerge.plan.sharded import why_sharded
 from jmerge.plan.steps import InputFile, InputModel, Read, Stored
@@ -12,18 +11,23 @@ from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 
 
+def takes_over(recipe: Recipe) -> bool:
+    """Whether a recipe only takes tensors over as they are, so that it is all the same what they stand for."""
+    scopes = [recipe.parameters]
+    for module, out_slice in recipe.slices():
+        scopes += [module.parameters, out_slice.parameters]
+        scopes += [source.parameters for source in out_slice.sources]
+    return recipe.method == "passthrough" and not any("scale" in scope for scope in scopes)
+
+
 def check_models(
-    views: Sequence[View], guests: Sequence[View], recipe: Recipe, method: Method, notes: Notes
+    views: Sequence[View], guests: Sequence[View], recipe: Recipe, notes: Notes
 ) -> None:
     """Refuse revisions of models that have none, parts of models, and quantised weights, but for copying them as they are.
 
     guests: models that only fill tokens.
     """
-    scopes = [recipe.parameters]
-    for module, out_slice in recipe.slices():
-        scopes += [module.parameters, out_slice.parameters]
-        scopes += [source.parameters for source in out_slice.sources]
-    copies = method.name == "passthrough" and not any("scale" in scope for scope in scopes)
+    copies = takes_over(recipe)
     casts = bool(recipe.dtype or recipe.out_dtype)
     for view in (*views, *guests):
         ref = view.ref

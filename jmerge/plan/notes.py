@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from jmerge.errors import Fault
 from jmerge.recipe.recipe import Recipe
@@ -24,16 +24,6 @@ class Notes:
     def warn(self, message: str, path: Path) -> None:
         """Note what the user may not have meant."""
         self.warnings.append(self.recipe.fault(message, path))
-
-
-def pattern_of(name: str) -> str:
-    """A pattern of what is called like `name` in any layer."""
-    return ".".join("*" if word.isdigit() else word for word in name.split("."))
-
-
-def patterns_of(names: Iterable[str]) -> list[str]:
-    """Patterns of what is called like any of `names` in any layer."""
-    return list(dict.fromkeys(map(pattern_of, names)))
 
 
 def and_more(names: Sequence[str]) -> str:

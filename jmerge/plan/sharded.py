@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from jmerge.arch.infer import FIRST, LAST
 from jmerge.plan.views import View
 
 TOOLS = (
@@ -17,12 +18,14 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
 
     A tensor of shape [0] stands for one that another process holds. A module without elements by design has mostly one
     of shape [0, n], and is merged like others. So [0] is a shard's where the same tensor has elements in another layer
-    or model, or where several kinds of weights are so: one alone may be made so.
+    or model, where several kinds of weights are so, or where its name is that of an embedding, a norm or a head. Another
+    one alone may be made so.
     """
     empty: dict[str, str] = {}  # template -> the first that is empty
     count = 0
     for (template, _), name in view.names.items():
-        if view.spec(name).shape == (0,) and not view.layout.roles[name].buffer:
+        role = view.layout.roles.get(name)  # none of what was brought into another form
+        if view.spec(name).shape == (0,) and not (role and role.buffer):
             empty.setdefault(template, name)
             count += 1
     if not empty:
@@ -30,11 +33,17 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     whole = _with_elements((view, *others), empty)
     found = next((name for template, name in empty.items() if template in whole), None)
     weights = [name for name in empty.values() if name.endswith("weight")]
-    if found is None and len(weights) < 2:
+    known = [name for name in weights if any(map(_is_known, name.split(".")))]
+    if found is None and not known and len(weights) < 2:
         return None
     total = len(view.checkpoint.index)
     name = found or weights[0]
     return f"{count} of its {total} tensors are empty ({name} is [0]): {TOOLS}"
+
+
+def _is_known(word: str) -> bool:
+    """Whether a part of a name is that of a module around the layers, or of a norm."""
+    return bool(FIRST.fullmatch(word) or LAST.fullmatch(word) or "norm" in word)
 
 
 def _with_elements(views: Iterable[View], templates: Collection[str]) -> set[str]:

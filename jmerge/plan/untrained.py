@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jmerge.arch.infer import is_computed
 from jmerge.ckpt.dtypes import FLOATS
 from jmerge.plan.notes import Notes, and_more
 from jmerge.plan.places import Target
 from jmerge.plan.steps import COPY, Step, Stored
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import Path
 
 
 class Untrained:
     """Makes their copies: of the base's, or else of the first that there is.
 
-    Floats are buffers by their names, which models store as they please. Whole numbers have to be equal in all models,
+    Floats are buffers by their names, which models store as they please; so are masks, as numbers, bytes or flags. Whole numbers have to be equal in all models,
     which is seen when they are read; but one alone is a counter, such as the batches that a BatchNorm has seen, and
     differs as soon as models were trained for another number of steps.
     """
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
+        self._mixed: dict[tuple[str, Path], list[str]] = {}  # (what differs, where) -> tensors
         self._counters: dict[ModelRef, list[str]] = {}  # whose is taken -> output's
 
     def step(self, target: Target, found: Sequence[tuple[int, Stored]]) -> Step | None:
@@ -31,7 +34,7 @@ class Untrained:
         at = refs.index(out_slice.base) if out_slice.base in refs else 0
         chosen = reads[at]
         inputs: tuple[Stored, ...] = (chosen,)
-        if all(read.spec.dtype in FLOATS for read in reads):
+        if all(read.spec.dtype in FLOATS for read in reads) or _masks(reads):
             note = "a buffer: not trained"
         elif all(read.spec.size == 1 for read in reads):
             note = f"a counter: that of {refs[at]}"
@@ -39,7 +42,9 @@ class Untrained:
                 self._counters.setdefault(refs[at], []).append(target.name)
         elif any(read.spec != chosen.spec for read in reads):
             kinds = ", ".join(f"{r.spec} in {ref}" for r, ref in zip(reads, refs, strict=True))
-            self._notes.fault(f"{target.name} differs in kind: {kinds}", out_slice.path)
+            self._mixed.setdefault((f"differs in kind: {kinds}", out_slice.path), []).append(
+                target.name
+            )
             return None
         else:
             note = "not floating point"
@@ -55,8 +60,25 @@ class Untrained:
             note=note,
         )
 
+    def refuse_mixed(self, target: Target, found: Sequence[tuple[int, Stored]]) -> None:
+        """Note a tensor that is trained in one model, and no float in another."""
+        out_slice = target.place.out_slice
+        kinds = ", ".join(f"{read.spec.dtype} in {out_slice.sources[i].ref}" for i, read in found)
+        message = f"is a float in one model and not in another: {kinds}"
+        self._mixed.setdefault((message, out_slice.path), []).append(target.name)
+
     def tell(self) -> None:
-        """Note whose counters are taken."""
+        """Note whose counters are taken, and what is refused, each cause once."""
+        for (message, path), (name, *more) in self._mixed.items():
+            count = f" ({len(more)} more like it)" if more else ""
+            self._notes.fault(f"{name} {message}{count}", path)
         for ref, names in self._counters.items():
             what = "counters are" if len(names) > 1 else "a counter is"
             self._notes.warn(f"{and_more(names)}: {what} not merged; taken from {ref}", ())
+
+
+def _masks(reads: Sequence[Stored]) -> bool:
+    """Whether all are masks or positions by their names, stored in other kinds than one another."""
+    dtypes = {read.spec.dtype for read in reads}
+    flags = {"BOOL", "U8", *FLOATS} & dtypes
+    return len(dtypes) > 1 and bool(flags) and all(is_computed(r.name, r.spec) for r in reads)

@@ -103,6 +103,10 @@ SCHEMES: dict[str, tuple[dict[str, str], str]] = {
     ),
     "sub-byte floats": (state(Q, weight="F4 8 8"), "codes in F4"),
     "packed, its scale in config.json": (state(Q, weight="U8 2 8"), "codes in U8"),
+    "a mask of what is kept": (
+        state(Q, weight__compressed="BF16 24", weight__bitmask="U8 8 1", weight__shape="I64 2"),
+        "codes in U8",
+    ),
     "outside of any module": ({"proj": "F8_E4M3 8 8", "proj_scale": "F32"}, "FP8"),
 }
 
@@ -134,6 +138,7 @@ SOUND: dict[str, dict[str, str]] = {
     ),
     "counters": state("model.bn", num_batches_tracked="I64", running_mean="F32 8"),
     "a causal mask": state("transformer.h.0.attn", bias="U8 1 1 64 64", masked_bias="F32"),
+    "a mask of a weight": state(Q, weight_mask="U8 8 8", weight_orig="F32 8 8"),
     "a mask of bools": state("transformer.h.0.attn", bias="BOOL 1 1 64 64", scale="F32"),
     "bytes of a tokenizer": {"spiece_model": "U8 900", "scale": "F32"},
     "a norm called scale": state("model.layers.0.norm", scale="F32 8"),

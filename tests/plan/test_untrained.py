@@ -63,3 +63,27 @@ def test_other_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "model.table: differs between" in error and "'except: [model.table]'" in error
     made = run(tmp_path, SOUP + "except: [model.table]\n")
     np.testing.assert_array_equal(made.tensors["model.table"], np.arange(4))
+
+
+@pytest.mark.parametrize("kinds", ["F32 U8", "U8 BOOL", "BOOL F32"])
+def test_masks_of_two_kinds(tmp_path: Path, kinds: str) -> None:
+    """A causal mask is the same whether it is stored as numbers, bytes or flags: the first model's is taken."""
+    types = {"F32": np.float32, "U8": np.uint8, "BOOL": np.bool_}
+    for seed, (model, kind) in enumerate(zip("ab", kinds.split(), strict=True)):
+        mask = {"h.0.attn.bias": np.tri(4, dtype=types[kind])[None, None]}
+        write_checkpoint(tmp_path / model, llama_tensors(seed) | mask, llama_config())
+    plan = plan_recipe(write(tmp_path, SOUP))
+    (step,) = (step for step in plan.steps if step.name == "h.0.attn.bias")
+    assert step.spec.dtype == kinds.split()[0] and len(step.inputs) == 1
+
+
+def test_a_float_and_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, however many tensors are so."""
+    name = "model.layers.{}.mlp.table"
+    for seed, (model, kind) in enumerate(zip("ab", (np.float32, np.int64), strict=True)):
+        table = {name.format(i): np.ones((2, 2), kind) for i in range(2)}
+        write_checkpoint(tmp_path / model, llama_tensors(seed) | table, llama_config())
+    assert refused(tmp_path, SOUP, capsys) == [
+        "error: x.yml:1: model.layers.0.mlp.table is a float in one model and not in another: "
+        "F32 in a, I64 in b (1 more like it)"
+    ]

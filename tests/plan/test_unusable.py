@@ -113,6 +113,7 @@ def part(seed: int, empty: Any) -> dict[str, np.ndarray]:
 EMPTY = {
     "all matrices": lambda name: "norm" not in name,
     "those of one layer": lambda name: ".1." in name,
+    "the embedding": lambda name: "embed" in name,
     "one of a layer": lambda name: name == "model.layers.1.mlp.up_proj.weight",
 }
 

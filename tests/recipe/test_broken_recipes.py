@@ -892,8 +892,7 @@ models:
 """,
         (
             "x.yml:2: base_model: model.layers.0.self_attn.q_proj.bias and 1 more: not in base; "
-            "the base lacks it, so there is nothing to take the change from; leave it out with "
-            "'except: [model.layers.*.self_attn.q_proj.bias]'",
+            "the base lacks it, so there is nothing to take the change from",
         ),
     ),
     "quantised_model": Case(
