@@ -18,7 +18,6 @@ from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import base_position, check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
-from jmerge.plan.convert import convert_views
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
@@ -30,6 +29,7 @@ from jmerge.plan.places import Places, Target
 from jmerge.plan.presence import judge
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
+from jmerge.plan.spellings import see
 from jmerge.plan.steps import (
     COPY,
     Assembled,
@@ -43,7 +43,7 @@ from jmerge.plan.steps import (
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.unmentioned import Unmentioned
-from jmerge.plan.views import View, build_views, config_of
+from jmerge.plan.views import View, config_of
 from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
@@ -150,10 +150,8 @@ class _Builder:
         self.notes = notes
         before = len(notes.faults)
         check_against(layouts, recipe, notes)
-        prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
-        self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
+        self.views, templates, spellings = see(checkpoints, layouts, tied, notes)
         self.donor = next(iter(self.views.values()))
-        templates = convert_views(self.views, templates, notes)
         if not notes.faults:  # of a map, say
             check_common(self.views, notes)
         self.heads = Heads(self.views)
@@ -172,7 +170,9 @@ class _Builder:
         self.findings = Findings(notes, self.views)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
-        if len(notes.faults) > before:
+        impossible = len(notes.faults) > before
+        notes.faults += spellings
+        if impossible:
             raise_all(PlanError, notes.faults, notes.warnings)
 
     def build(self) -> Plan:
@@ -235,6 +235,7 @@ class _Builder:
         found = self._find(target)
         if not found:
             return
+        self.findings.asked[target.name] = None
         if target.name in self.steps:
             self.twice.setdefault(place.out_slice.path, []).append(target.name)
             return

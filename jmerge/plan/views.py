@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jmerge.arch.infer import Layout, Stack, config_dicts
-from jmerge.arch.match import match_templates
+from jmerge.arch.infer import NUMBER, Layout, Stack, class_names, config_dicts
+from jmerge.arch.match import match_templates, plain_name
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
 from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef
+
+Key = tuple[str, int | None]  # template and layer
 
 SCALE_SUFFIXES = ("_scale_inv", ".weight_scale", "_scales", ".scales", ".absmax")
 
@@ -39,9 +41,7 @@ class View:
     layout: Layout
     tied: bool  # its output head is its embedding
     prefixes: Mapping[str, str]  # of its names -> of the output's
-    names: dict[tuple[str, int | None], str] = field(
-        default_factory=dict
-    )  # (template, layer) -> its own name
+    names: dict[Key, str] = field(default_factory=dict)  # (template, layer) -> its own name
     stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
     modules: dict[str, str] = field(default_factory=dict)  # name -> module of the output
     heads: tuple[str, ...] = ()  # templates of its output heads
@@ -101,27 +101,78 @@ def build_views(
     """Every model as a `View`, and the templates of all of them: the donor's in its file order, then new ones."""
     views: dict[ModelRef, View] = {}
     templates: dict[str, Template] = {}
-    donor_layout = next(iter(layouts.values()))
-    donor_templates = list(dict.fromkeys(role.template for role in donor_layout.roles.values()))
+    shapes: dict[
+        str, tuple[int, ...]
+    ] = {}  # of all templates so far, in the first layer that has them
+    modules = next(iter(layouts.values())).modules
+    known: dict[str, Key] = {}  # how the output calls the donor's tensors -> what they are
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         layout = layouts[ref]
         view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
-        own = dict.fromkeys(role.template for role in layout.roles.values())
-        mapped = {template: rename(template, view.prefixes) for template in own}
-        pairs = match_templates(donor_templates, mapped.values())
+        views[ref] = view
+        spelt = {raw: rename(one, view.prefixes) for raw, one in one_spelling(layout).items()}
+        own: dict[str, tuple[int, ...]] = {}
         for name, role in layout.roles.items():
-            template = pairs[mapped[role.template]]
-            view.names[template, role.layer] = name
+            own.setdefault(spelt[role.template], checkpoint.index[name].spec.shape)
+        family = is_family(next(iter(views.values())).config, view.config)
+        pairs = match_templates(shapes, own, (shapes, own), family=family)
+        keys: dict[str, str] = {}
+        for name, role in layout.roles.items():
+            stack = layout.stacks[role.stack] if role.stack is not None else None
+            template, layer = pairs[spelt[role.template]], role.layer
+            called = spell(template, stack, layer)
+            around = stack or _stack_around(name, layout)
+            if number and template not in shapes and called in known:
+                found = known[called]  # though only one config.json counts these layers
+                if found not in view.names and (found[1] is None or around is not None):
+                    (template, layer), stack = found, around
+            view.names[template, layer] = name
+            keys[name] = template
             prefix = None
-            if role.stack is not None:
+            if layer is not None and stack is not None:
                 prefix = template.partition("{}")[0].removesuffix(".")
-                view.stacks.setdefault(prefix, layout.stacks[role.stack])
-            module = role.module if role.module in donor_layout.modules else donor_layout.modules[0]
+                view.stacks.setdefault(prefix, stack)
+            module = role.module if role.module in modules else modules[0]
             made = Template(template, prefix, role.part, module, role.buffer)
             view.modules[name] = templates.setdefault(template, made).module
-        view.heads = tuple(pairs[mapped[layout.roles[name].template]] for name in layout.heads)
-        views[ref] = view
+            if number == 0:
+                known[called] = template, layer
+        view.heads = tuple(keys[name] for name in layout.heads)
+        for template, shape in own.items():
+            shapes.setdefault(pairs[template], shape)
     return views, templates
+
+
+def one_spelling(layout: Layout) -> dict[str, str]:
+    """Template -> the one that stands for it: the shortest of those that are spellings of one tensor in different
+    layers, some of which are compiled, say."""
+    layers: dict[str, set[int | None]] = {}
+    groups: dict[tuple[str | None, str], list[str]] = {}
+    for role in layout.roles.values():
+        if role.template not in layers:
+            groups.setdefault((role.stack, plain_name(role.template)), []).append(role.template)
+        layers.setdefault(role.template, set()).add(role.layer)
+    found = {template: template for template in layers}
+    for group in groups.values():
+        counted = [layer for each in group for layer in layers[each]]
+        if len(counted) == len(set(counted)):
+            found |= dict.fromkeys(group, min(group, key=len))
+    return found
+
+
+def is_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two config.json are of one class, or of one type of models."""
+    first, second = (
+        [each.casefold() for each in class_names(config)[:1]] for config in (one, other)
+    )
+    kind = one.get("model_type")
+    return bool(first and first == second) or (bool(kind) and kind == other.get("model_type"))
+
+
+def _stack_around(name: str, layout: Layout) -> Stack | None:
+    """The stack that a loose tensor would be in if config.json counted its layers."""
+    found = NUMBER.search(name)
+    return layout.stacks.get(name[: found.start()].removesuffix(".")) if found else None
 
 
 def spell(template: str, stack: Stack | None, layer: int | None) -> str:
