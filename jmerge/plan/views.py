@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from jmerge.arch.infer import NUMBER, Layout, Stack, class_names, config_dicts
 from jmerge.arch.match import match_templates, plain_name
@@ -101,46 +101,85 @@ def build_views(
     """Every model as a `View`, and the templates of all of them: the donor's in its file order, then new ones."""
     views: dict[ModelRef, View] = {}
     templates: dict[str, Template] = {}
-    shapes: dict[
-        str, tuple[int, ...]
-    ] = {}  # of all templates so far, in the first layer that has them
+    shapes: dict[str, tuple[int, ...]] = {}  # of all that is known so far, in the first layer
+    output = _Output()
     modules = next(iter(layouts.values())).modules
-    known: dict[str, Key] = {}  # how the output calls the donor's tensors -> what they are
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         layout = layouts[ref]
         view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
         views[ref] = view
-        spelt = {raw: rename(one, view.prefixes) for raw, one in one_spelling(layout).items()}
+        generals = _generals(layout, view.prefixes)
         own: dict[str, tuple[int, ...]] = {}
-        for name, role in layout.roles.items():
-            own.setdefault(spelt[role.template], checkpoint.index[name].spec.shape)
+        for name, each in generals.items():
+            own.setdefault(each.template, checkpoint.index[name].spec.shape)
         family = is_family(next(iter(views.values())).config, view.config)
         pairs = match_templates(shapes, own, (shapes, own), family=family)
-        keys: dict[str, str] = {}
+        keys: dict[str, Key] = {}
         for name, role in layout.roles.items():
-            stack = layout.stacks[role.stack] if role.stack is not None else None
-            template, layer = pairs[spelt[role.template]], role.layer
-            called = spell(template, stack, layer)
-            around = stack or _stack_around(name, layout)
-            if number and template not in shapes and called in known:
-                found = known[called]  # though only one config.json counts these layers
-                if found not in view.names and (found[1] is None or around is not None):
-                    (template, layer), stack = found, around
+            each = generals[name]
+            template, layer = keys[name] = output.place(pairs[each.template], each)
             view.names[template, layer] = name
-            keys[name] = template
             prefix = None
-            if layer is not None and stack is not None:
+            if layer is not None and each.stack is not None:
                 prefix = template.partition("{}")[0].removesuffix(".")
-                view.stacks.setdefault(prefix, stack)
+                view.stacks.setdefault(prefix, each.stack)
             module = role.module if role.module in modules else modules[0]
             made = Template(template, prefix, role.part, module, role.buffer)
             view.modules[name] = templates.setdefault(template, made).module
-            if number == 0:
-                known[called] = template, layer
-        view.heads = tuple(keys[name] for name in layout.heads)
+        view.heads = tuple(keys[name][0] for name in layout.heads)
         for template, shape in own.items():
             shapes.setdefault(pairs[template], shape)
     return views, templates
+
+
+class _General(NamedTuple):
+    """A tensor as names are compared: without the number of its layer, whether config.json counts layers or not."""
+
+    template: str
+    stack: Stack | None = None
+    number: int | None = None  # of the layer, as its name has it
+    counted: bool = False
+
+
+class _Output:
+    """How the tensors of the output are called: by layers where the first model that has a stack counts them."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, Stack] = {}
+        self._loose: set[str] = set()
+
+    def place(self, template: str, own: _General) -> Key:
+        """Template and layer of a tensor of a model whose general template pairs with this one."""
+        if own.stack is None or own.number is None:
+            return template, None
+        prefix = template.partition("{}")[0].removesuffix(".")
+        if own.counted and prefix not in self._loose:
+            self._counted.setdefault(prefix, own.stack)
+            return template, own.number - own.stack.indices[0]
+        stack = self._counted.get(prefix)
+        if stack is not None and own.number >= stack.indices[0]:
+            return template, own.number - stack.indices[0]
+        self._loose.add(prefix)
+        return template.replace("{}", str(own.number), 1), None
+
+
+def _generals(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _General]:
+    """The tensors of a model by their names, renamed by its map."""
+    plain = one_spelling(layout)
+    found = {}
+    for name, role in layout.roles.items():
+        template = rename(plain[role.template], prefixes)
+        found[name] = _General(template)
+        if role.stack is not None and role.layer is not None:
+            stack = layout.stacks[role.stack]
+            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
+        elif number := NUMBER.search(name):
+            around = layout.stacks.get(name[: number.start()].removesuffix("."))
+            if around is not None and int(number[0]) in around.indices:
+                general = rename(f"{name[: number.start()]}{{}}{name[number.end() :]}", prefixes)
+                if general.replace("{}", number[0], 1) == template:
+                    found[name] = _General(general, around, int(number[0]))
+    return found
 
 
 def one_spelling(layout: Layout) -> dict[str, str]:
@@ -167,12 +206,6 @@ def is_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
     kind = one.get("model_type")
     return bool(first and first == second) or (bool(kind) and kind == other.get("model_type"))
-
-
-def _stack_around(name: str, layout: Layout) -> Stack | None:
-    """The stack that a loose tensor would be in if config.json counted its layers."""
-    found = NUMBER.search(name)
-    return layout.stacks.get(name[: found.start()].removesuffix(".")) if found else None
 
 
 def spell(template: str, stack: Stack | None, layer: int | None) -> str:
