@@ -46,6 +46,7 @@ PART = re.compile(
     r"vision|visual|vit|audio|image|video|speech|text|language|llm|encoder|decoder|talker|mtp|nextn|draft"
 )
 FIRST_WORD = {word: row[0] for row in SYNONYMS for word in row}
+TEXT = SYNONYMS[0][0]  # around which other parts may stand or not
 MAX_PAIRS = 50_000  # of leftover names that are compared; models have some hundreds
 
 
@@ -174,7 +175,10 @@ def _by_beginning(
 
 def _words(template: str, family: bool) -> Words:
     words = reduce_name(template).split(".")
-    return tuple(FIRST_WORD.get(word, word) if family else word for word in words)
+    if not family:
+        return tuple(words)
+    meant = [FIRST_WORD.get(word, word) for word in words]
+    return tuple(word for word in meant[:-1] if word != TEXT) + tuple(meant[-1:])
 
 
 def _unique(keys: Mapping[str, Words]) -> dict[str, Words]:

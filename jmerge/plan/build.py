@@ -21,7 +21,6 @@ from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import check_recipe
 from jmerge.plan.conflicts import check_conflicts, tell_special_tokens
-from jmerge.plan.convert import convert_views
 from jmerge.plan.files import tell_of_files
 from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
@@ -36,6 +35,7 @@ from jmerge.plan.precision import Precision
 from jmerge.plan.presence import WEIGHT, Verdict, judge, made_up
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
+from jmerge.plan.spellings import see
 from jmerge.plan.steps import (
     COPY,
     Assembled,
@@ -50,7 +50,7 @@ from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.unmentioned import Unmentioned
 from jmerge.plan.untrained import Untrained
-from jmerge.plan.views import View, build_views, config_of
+from jmerge.plan.views import View, config_of
 from jmerge.plan.vocabularies import check_table_sizes, tell_other_templates, tell_other_tokens
 from jmerge.plan.whole import check_slices, for_each_model, group
 from jmerge.recipe.recipe import Recipe
@@ -163,14 +163,14 @@ class _Builder:
         self.notes = notes
         before = len(notes.faults)
         check_against(layouts, recipe, notes)
-        prefixes = {ref: recipe.prefixes(ref) for ref in checkpoints}
-        self.views, templates = build_views(checkpoints, layouts, tied, prefixes)
+        known = len(notes.faults)
+        self.views, templates, spellings = see(checkpoints, layouts, tied, notes)
         self.donor = next(iter(self.views.values()))
-        told = len(notes.faults)
-        check_models(tuple(self.views.values()), guests, recipe, notes)
-        if len(notes.faults) > told:  # they say why whatever else there is to find is so
-            raise_all(PlanError, notes.faults, notes.warnings)
-        templates = convert_views(self.views, templates, notes)
+        strange = Notes(recipe)
+        check_models(tuple(self.views.values()), guests, recipe, strange)
+        notes.warnings += strange.warnings
+        if strange.faults:  # they explain whatever else there is to find
+            raise_all(PlanError, [*notes.faults[:known], *strange.faults], notes.warnings)
         if len(notes.faults) == before:  # of a map, say
             check_common(self.views, notes)
         self.heads = Heads(self.views)
@@ -190,7 +190,9 @@ class _Builder:
         self.precision = Precision(self.views, notes)
         self.kept = Kept(recipe, self.views, self.heads, self.findings)
         check_slices(recipe, method, notes)
-        if len(notes.faults) > before:
+        impossible = len(notes.faults) > before
+        notes.faults += spellings
+        if impossible:
             note_missing(recipe, notes)
             raise_all(PlanError, notes.faults, notes.warnings)
 
@@ -258,6 +260,7 @@ class _Builder:
         found = self._find(target)
         if not found:
             return
+        self.findings.asked[target.name] = None
         if target.name in self.steps:
             self.twice.setdefault(place.out_slice.path, []).append(target.name)
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jmerge.arch.infer import class_names
+from jmerge.arch.place import no_place
 from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
 from jmerge.plan.heads import Heads
@@ -97,19 +99,31 @@ class Kept:
         return None
 
     def _is_strange(self, target: Target, found: Found) -> bool:
-        """Whether only mapped models have a tensor, and the donor, whose config describes the output, nothing like it;
-        or it is in the folder of a module, of which the donor has nothing like it.
+        """Whether the donor, whose config describes the output, has nothing like a tensor and no place for it: because
+        only mapped models have it, or it is in the folder of a module, or by class or config.
 
-        A head is not strange: it unties the donor's.
+        A head has a place where the donor's class has a head: it unties the donor's.
         """
         name, sources = target.template.name, target.place.out_slice.sources
-        having = [self._views[sources[i].ref] for i, _ in found]
-        folders = [f"{folder}/" for view in having for folder in view.checkpoint.folders]
-        inside = name.startswith(tuple(folders))
-        mapped = all(view.prefixes for view in having)
-        if name in self._known or not (mapped or inside):
+        if name in self._known:
             return False
-        return not any(name in view.heads for view in having)
+        place = self._heads.has_place(name)
+        if place is None:
+            having = [self._views[sources[i].ref] for i, _ in found]
+            place = not all(self._why_strange(view, target) is not None for view in having)
+        return not place
+
+    def _why_strange(self, view: View, target: Target) -> str | None:
+        """Why the donor has no place for a tensor of a model, which may be said by the map or by the folder alone: an
+        empty text; None where nothing says that."""
+        name = target.template.name
+        if view.prefixes or name.startswith(tuple(f"{each}/" for each in view.checkpoint.folders)):
+            return ""
+        if self._heads.has_place(name) is False:
+            return f"{class_names(self._donor.config)[0]} has no head for tokens"
+        stacks = tuple(f"{prefix}." for prefix in self._donor.layout.stacks if prefix)
+        behind = target.template.stack is None and name.startswith(stacks)
+        return no_place(name, view.config, self._donor.config, behind=behind)
 
     def _tell_strange(self, target: Target, found: Found) -> None:
         """Buffers are left out; anything else is a fault."""
@@ -119,7 +133,8 @@ class Kept:
                 why = f"a buffer that {self._donor.ref} does not have"
                 self.left |= {(each.model, each.name): why for each in reads_of(read)}
             else:
-                self._findings.strange(sources[i].ref, read.name, target.name)
+                why = self._why_strange(self._views[sources[i].ref], target) or ""
+                self._findings.strange(sources[i].ref, read.name, target.name, why)
 
     def _is_tied(self, target: Target, read: Stored, keeper: View) -> bool:
         """Whether a head is not written because it is the embedding, and that is not merged either."""

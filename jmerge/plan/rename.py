@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from jmerge.arch.infer import Layout
 from jmerge.names import did_you_mean
 from jmerge.plan.notes import Notes
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import Path
 
 
 def rename(template: str, prefixes: Mapping[str, str]) -> str:
@@ -18,6 +19,21 @@ def rename(template: str, prefixes: Mapping[str, str]) -> str:
         return template
     longest = max(fitting, key=len)
     return prefixes[longest] + template[len(longest) :]
+
+
+def prefixes_of(recipe: Recipe, ref: ModelRef) -> dict[str, str]:
+    """The map of a model as templates are renamed by it: `*` is the layer's number."""
+    return {_numbered(old): _numbered(new) for old, new in recipe.prefixes(ref).items()}
+
+
+def starred(prefixes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The rules of a map as recipes write them."""
+    for old, new in prefixes.items():
+        yield old.replace("{}", "*", 1), new.replace("{}", "*", 1)
+
+
+def _numbered(prefix: str) -> str:
+    return ".".join("{}" if word == "*" else word for word in prefix.split("."))
 
 
 def check_once(recipe: Recipe, notes: Notes) -> None:
@@ -33,12 +49,23 @@ def check_once(recipe: Recipe, notes: Notes) -> None:
                 notes.fault(f"{message}, from their names to its", path)
             elif source.prefixes != recipe.prefixes(source.ref):
                 notes.fault(f"'{source.ref}' has another map elsewhere in the recipe", path)
+            for old, new in source.prefixes.items():
+                stars = [prefix.split(".").count("*") for prefix in (old, new)]
+                if stars not in ([0, 0], [1, 1]):
+                    message = "expected one '*', the number of the layer, on both sides or on none"
+                    notes.fault(f"{message}, found '{old}' and '{new}'", (*path, old))
+
+
+def map_path(ref: ModelRef, recipe: Recipe) -> Path:
+    """Where the map of a model stands, or the model that has none."""
+    path = recipe.first_path(ref)
+    return (*path[:-1], "map") if recipe.prefixes(ref) else path
 
 
 def check_against(layouts: Mapping[ModelRef, Layout], recipe: Recipe, notes: Notes) -> None:
     """Every rule fits tensors of its model, and no two of its tensors get one name."""
     for ref, layout in layouts.items():
-        prefixes = recipe.prefixes(ref)
+        prefixes = prefixes_of(recipe, ref)
         if not prefixes:
             continue
         path = next(
@@ -48,8 +75,8 @@ def check_against(layouts: Mapping[ModelRef, Layout], recipe: Recipe, notes: Not
             if source.ref == ref and source.prefixes
         )
         templates = dict.fromkeys(role.template for role in layout.roles.values())
-        for prefix in prefixes:
-            if not any(template.startswith(prefix) for template in templates):
+        for prefix in recipe.prefixes(ref):
+            if not any(template.startswith(_numbered(prefix)) for template in templates):
                 hint = did_you_mean(prefix, beginnings(templates))
                 notes.fault(f"no tensor of {ref} begins with '{prefix}'{hint}", (*path, prefix))
         names: dict[str, str] = {}
@@ -69,31 +96,3 @@ def beginnings(templates: Iterable[str]) -> list[str]:
         for end in range(1, len(words)):
             found[".".join(words[:end]) + "."] = None
     return list(found)
-
-
-def suggest(templates: Iterable[str], donor: Iterable[str]) -> str | None:
-    """The rule that makes most layer templates of a model templates of the donor, as a recipe writes it."""
-    known = [template for template in donor if "{}" in template]
-    votes: dict[tuple[str, str], int] = {}
-    for template in templates:
-        if "{}" not in template:
-            continue
-        head, tail = template.split("{}", 1)
-        for other in known:
-            there, rest = other.split("{}", 1)
-            if rest == tail and there != head:
-                rule = _without_end(head, there)
-                votes[rule] = votes.get(rule, 0) + 1
-    if not votes:
-        return None
-    best = max(votes, key=lambda rule: votes[rule])
-    old, new = (part or "''" for part in best)
-    return f"map: {{{old}: {new}}}"
-
-
-def _without_end(head: str, there: str) -> tuple[str, str]:
-    """Two beginnings without the words that end both."""
-    one, two = head.split("."), there.split(".")
-    while len(one) > 1 and len(two) > 1 and one[-2:] == two[-2:]:
-        one, two = [*one[:-2], ""], [*two[:-2], ""]
-    return ".".join(one), ".".join(two)

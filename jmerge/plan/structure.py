@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jmerge.plan.notes import Notes
-from jmerge.plan.rename import suggest
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
 
 
 def check_common(views: Mapping[ModelRef, View], notes: Notes) -> None:
-    """Every source has layers in common with the donor; the map that would make them so is suggested."""
+    """Every source has layers in common with the donor."""
     donor = next(iter(views.values()))
     known = _layered(donor)
     sources = {source.ref for _, out_slice in notes.recipe.slices() for source in out_slice.sources}
@@ -20,9 +19,7 @@ def check_common(views: Mapping[ModelRef, View], notes: Notes) -> None:
         if ref in sources and known and own and not known.keys() & own.keys():
             first, wanted = (next(iter(names)).replace("{}", "0", 1) for names in (own, known))
             message = f"no layer of {ref} is called like one of {donor.ref} ({first}, {wanted})"
-            rule = suggest([role.template for role in view.layout.roles.values()], known)
-            hint = f"write '{rule}' beside the model" if rule else "their structures differ"
-            notes.fault(f"{message}; {hint}", notes.recipe.first_path(ref))
+            notes.fault(f"{message}; their structures differ", notes.recipe.first_path(ref))
 
 
 def first_difference(one: View, other: View, prefix: str) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from jmerge.arch.infer import Layout, Stack
-from jmerge.arch.match import match_templates
+from jmerge.arch.infer import NUMBER, Layout, Stack, class_names
+from jmerge.arch.match import match_templates, plain_name
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.dtypes import TensorSpec
@@ -16,6 +16,8 @@ from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.rename import rename
 from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef
+
+Key = tuple[str, int | None]  # template and layer
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,7 @@ class View:
     layout: Layout
     tied: bool  # its output head is its embedding
     prefixes: Mapping[str, str]  # of its names -> of the output's
-    names: dict[tuple[str, int | None], str] = field(
-        default_factory=dict
-    )  # (template, layer) -> its own name
+    names: dict[Key, str] = field(default_factory=dict)  # (template, layer) -> its own name
     stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
     modules: dict[str, str] = field(default_factory=dict)  # name -> module of the output
     heads: tuple[str, ...] = ()  # templates of its output heads
@@ -96,27 +96,111 @@ def build_views(
     """Every model as a `View`, and the templates of all of them: the donor's in its file order, then new ones."""
     views: dict[ModelRef, View] = {}
     templates: dict[str, Template] = {}
-    donor_layout = next(iter(layouts.values()))
-    donor_templates = list(dict.fromkeys(role.template for role in donor_layout.roles.values()))
+    shapes: dict[str, tuple[int, ...]] = {}  # of all that is known so far, in the first layer
+    output = _Output()
+    modules = next(iter(layouts.values())).modules
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         layout = layouts[ref]
         view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
-        own = dict.fromkeys(role.template for role in layout.roles.values())
-        mapped = {template: rename(template, view.prefixes) for template in own}
-        pairs = match_templates(donor_templates, mapped.values())
+        views[ref] = view
+        generals = _generals(layout, view.prefixes)
+        own: dict[str, tuple[int, ...]] = {}
+        for name, each in generals.items():
+            own.setdefault(each.template, checkpoint.index[name].spec.shape)
+        family = is_family(next(iter(views.values())).config, view.config)
+        pairs = match_templates(shapes, own, (shapes, own), family=family)
+        keys: dict[str, Key] = {}
         for name, role in layout.roles.items():
-            template = pairs[mapped[role.template]]
-            view.names[template, role.layer] = name
+            each = generals[name]
+            template, layer = keys[name] = output.place(pairs[each.template], each)
+            view.names[template, layer] = name
             prefix = None
-            if role.stack is not None:
+            if layer is not None and each.stack is not None:
                 prefix = template.partition("{}")[0].removesuffix(".")
-                view.stacks.setdefault(prefix, layout.stacks[role.stack])
-            module = role.module if role.module in donor_layout.modules else donor_layout.modules[0]
+                view.stacks.setdefault(prefix, each.stack)
+            module = role.module if role.module in modules else modules[0]
             made = Template(template, prefix, role.part, module, role.buffer)
             view.modules[name] = templates.setdefault(template, made).module
-        view.heads = tuple(pairs[mapped[layout.roles[name].template]] for name in layout.heads)
-        views[ref] = view
+        view.heads = tuple(keys[name][0] for name in layout.heads)
+        for template, shape in own.items():
+            shapes.setdefault(pairs[template], shape)
     return views, templates
+
+
+class _General(NamedTuple):
+    """A tensor as names are compared: without the number of its layer, whether config.json counts layers or not."""
+
+    template: str
+    stack: Stack | None = None
+    number: int | None = None  # of the layer, as its name has it
+    counted: bool = False
+
+
+class _Output:
+    """How the tensors of the output are called: by layers where the first model that has a stack counts them."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, Stack] = {}
+        self._loose: set[str] = set()
+
+    def place(self, template: str, own: _General) -> Key:
+        """Template and layer of a tensor of a model whose general template pairs with this one."""
+        if own.stack is None or own.number is None:
+            return template, None
+        prefix = template.partition("{}")[0].removesuffix(".")
+        if own.counted and prefix not in self._loose:
+            self._counted.setdefault(prefix, own.stack)
+            return template, own.number - own.stack.indices[0]
+        stack = self._counted.get(prefix)
+        if stack is not None and own.number >= stack.indices[0]:
+            return template, own.number - stack.indices[0]
+        self._loose.add(prefix)
+        return template.replace("{}", str(own.number), 1), None
+
+
+def _generals(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _General]:
+    """The tensors of a model by their names, renamed by its map."""
+    plain = one_spelling(layout)
+    found = {}
+    for name, role in layout.roles.items():
+        template = rename(plain[role.template], prefixes)
+        found[name] = _General(template)
+        if role.stack is not None and role.layer is not None:
+            stack = layout.stacks[role.stack]
+            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
+        elif number := NUMBER.search(name):
+            around = layout.stacks.get(name[: number.start()].removesuffix("."))
+            if around is not None and int(number[0]) in around.indices:
+                general = rename(f"{name[: number.start()]}{{}}{name[number.end() :]}", prefixes)
+                if general.replace("{}", number[0], 1) == template:
+                    found[name] = _General(general, around, int(number[0]))
+    return found
+
+
+def one_spelling(layout: Layout) -> dict[str, str]:
+    """Template -> the one that stands for it: the shortest of those that are spellings of one tensor in different
+    layers, some of which are compiled, say."""
+    layers: dict[str, set[int | None]] = {}
+    groups: dict[tuple[str | None, str], list[str]] = {}
+    for role in layout.roles.values():
+        if role.template not in layers:
+            groups.setdefault((role.stack, plain_name(role.template)), []).append(role.template)
+        layers.setdefault(role.template, set()).add(role.layer)
+    found = {template: template for template in layers}
+    for group in groups.values():
+        counted = [layer for each in group for layer in layers[each]]
+        if len(counted) == len(set(counted)):
+            found |= dict.fromkeys(group, min(group, key=len))
+    return found
+
+
+def is_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two config.json are of one class, or of one type of models."""
+    first, second = (
+        [each.casefold() for each in class_names(config)[:1]] for config in (one, other)
+    )
+    kind = one.get("model_type")
+    return bool(first and first == second) or (bool(kind) and kind == other.get("model_type"))
 
 
 def spell(template: str, stack: Stack | None, layer: int | None) -> str:

@@ -165,8 +165,8 @@ base_model: {a}
 models: [{model: {b}}, {model: {c}}]
 parameters: {weight: 0.5}
 """
-    (error,) = refused(tmp_path, recipe, capsys)
-    assert "'except: [score.weight]'" in error
+    errors = refused(tmp_path, recipe, capsys)
+    assert len(errors) == 2 and all("'except: [score.weight]'" in error for error in errors)
     plan = planned(tmp_path, recipe + "except: [score.weight]\n")
     assert {step.name for step in plan.steps} == tensors(0, "own").keys()
 

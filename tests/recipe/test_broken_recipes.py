@@ -41,6 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     biased = llama_tensors(14)
     biased |= {f"model.layers.{i}.self_attn.q_proj.bias": np.ones(8, np.float32) for i in range(2)}
     write_checkpoint(root / "biased", biased, llama_config())
+    write_checkpoint(root / "said", biased, llama_config() | {"attention_bias": True})
     whole = llama_tensors(15) | {"model.norm.weight": np.arange(8)}
     write_checkpoint(root / "whole", whole, llama_config())
     for name, kind in (("int32", np.int32), ("int64", np.int64)):
@@ -892,7 +893,25 @@ models:
 """,
         (
             "x.yml:2: base_model: model.layers.0.self_attn.q_proj.bias and 1 more: not in base; "
-            "the base lacks it, so there is nothing to take the change from",
+            "the base lacks it, so there is nothing to take the change from; leave out what only "
+            "some have with 'except: [model.layers.*.self_attn.q_proj.bias]'",
+        ),
+    ),
+    "a_part_that_the_donor_has_not": Case(
+        """\
+merge_method: linear
+models:
+  - model: {a}
+    parameters: {weight: 1}
+  - model: {said}
+    parameters: {weight: 1}
+""",
+        (
+            "x.yml:5: models[1].model: model.layers.0.self_attn.q_proj.bias of said is no tensor "
+            "of a (as are 1 more): which has it by 'attention_bias' of its config.json, and the "
+            "output's does not say that; leave it out with "
+            "'except: [model.layers.*.self_attn.q_proj.bias]', or list it first, so that the output "
+            "has the config.json of said",
         ),
     ),
     "quantised_model": Case(

@@ -1060,14 +1060,14 @@ models:
         """\
 merge_method: linear
 models:
-  - model: {a}
-    parameters: {weight: 0.75}
   - model: {biased}
     parameters: {weight: 0.25}
+  - model: {a}
+    parameters: {weight: 0.75}
 """,
         53,
         {
-            at(2, "q"): ("a biased", soup(0.75, 0.25)),
+            at(2, "q"): ("biased a", soup(0.25, 0.75)),
             "model.layers.2.self_attn.q_proj.bias": ("biased", soup(0.25)),
         },
         warnings=(
@@ -1300,16 +1300,14 @@ models:
   - model: {text}
   - model: {vis1}
 parameters: {weight: 0.5}
+except: [visual.*]
 """,
-        38,
-        {
-            at(2, "up"): ("text vis1", soup(0.5, 0.5)),
-            "visual.blocks.0.norm1.weight": ("vis1", soup(0.5)),
-            "visual.patch_embed.proj.weight": ("vis1", soup(0.5)),
-        },
+        30,
+        {at(2, "up"): ("text vis1", soup(0.5, 0.5))},
+        unused={"vis1": 8},
         warnings=(
-            "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; "
-            "merged from the others",
+            "x.yml:1: visual.patch_embed.proj.weight and 7 more: in 'except' and not in text, "
+            "so not in the output",
             "x.yml:4: models[1].model: config.json differs from that of text, which the output has: "
             "model_type qwen2_vl (output: llama)",
         ),

@@ -1,0 +1,71 @@
+"""Tensors that two models may have under names that nothing known makes one: of one ending and one shape.
+
+A guess is never followed. It is told as the `map` that a recipe may say it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jmerge.arch.match import MAX_PAIRS, Shape, StackPairs, Words
+
+
+class Known(NamedTuple):
+    """What is known of a template besides its name."""
+
+    shape: Shape
+    kind: str  # embedding, head, or anything else: only like kinds are one
+
+
+def guess_pairs(
+    own: Mapping[str, Known], donor: Mapping[str, Known], pairs: Mapping[str, str]
+) -> dict[str, str]:
+    """Template of a model -> template of the donor that may mean the same tensor, among those that nothing pairs.
+
+    Two belong together when their last words, shapes and kinds are equal and no stack would be two stacks. Where several
+    would do, the change of words that brings most together decides, then the likeness of names.
+
+    pairs: what is known to be one; stacks that they pair stay so.
+    """
+    by_end: dict[tuple[str, Known, bool], list[str]] = {}
+    for there, known in donor.items():
+        by_end.setdefault(_end(there, known), []).append(there)
+    stacks = StackPairs(pairs, pairs.values())
+    changes: dict[tuple[Words, Words], list[tuple[str, str]]] = {}
+    budget = MAX_PAIRS
+    for name, known in own.items():
+        found = by_end.get(_end(name, known), [])
+        budget -= len(found)
+        if budget < 0:
+            break
+        for there in found:
+            if stacks.allow(name, there):
+                changes.setdefault(change_of(name, there), []).append((name, there))
+    made: dict[str, str] = {}
+    taken: set[str] = set()
+    for change in sorted(changes, key=lambda each: (-len(changes[each]), sum(map(len, each)))):
+        for name, there in changes[change]:
+            if name not in made and there not in taken and stacks.allow(name, there):
+                made[name] = there
+                taken.add(there)
+        stacks = StackPairs({**pairs, **made}, {*pairs.values(), *taken})
+    return made
+
+
+def change_of(name: str, there: str) -> tuple[Words, Words]:
+    """The words of two names between those that begin and end both."""
+    one, other = tuple(name.split(".")), tuple(there.split("."))
+    room = min(len(one), len(other))
+    start = 0
+    while start < room and one[start] == other[start]:
+        start += 1
+    end = 0
+    while end < room - start and one[-1 - end] == other[-1 - end]:
+        end += 1
+    return one[start : len(one) - end], other[start : len(other) - end]
+
+
+def _end(name: str, known: Known) -> tuple[str, Known, bool]:
+    words = name.split(".")
+    return words[-1], known, "{}" in words

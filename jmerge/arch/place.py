@@ -1,0 +1,61 @@
+"""Has the donor a place for a tensor that another model has? What classes and config.json say of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jmerge.arch.infer import EXTRA_LAYER_KEYS, Config, class_names, config_dicts
+
+# Of an adapter that was not merged into its model: no class has them without the adapter's own config.
+ADAPTER = re.compile(
+    r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w\d_\w+|lokr_w\d\w*)(\.|$)"
+)
+# Words of keys that say nothing of which tensors there are.
+IDLE = frozenset(
+    "use num add has have with enable is no n config size model token tokens id ids".split()
+)
+
+
+def no_place(template: str, own: Config, donor: Config, *, behind: bool = False) -> str | None:
+    """Why a donor with this config.json has no place for a tensor that only a model with `own` has; None when nothing
+    speaks against it.
+
+    behind: it is of a layer numbered like those of a stack and after them.
+    """
+    if ADAPTER.search(template):
+        return "it is an adapter's, which is to be merged into its model first"
+    names = [class_names(config)[:1] for config in (own, donor)]
+    if all(names):
+        (mine,), (other,) = names
+        if mine.casefold() != other.casefold():
+            return f"it is of {mine} and not of {other}"
+    else:
+        kinds = own.get("model_type"), donor.get("model_type")
+        if all(kinds) and kinds[0] != kinds[1]:
+            return f"it is of {kinds[0]} and not of {kinds[1]}"
+    said = _switches(donor)
+    words = {word for part in template.lower().split(".") for word in part.split("_")}
+    for key, on in _switches(own).items():
+        speaks = key in EXTRA_LAYER_KEYS if behind else words & (set(key.lower().split("_")) - IDLE)
+        if on and speaks and not said.get(key):
+            there = "does not say" if key not in said else "turns off"
+            return f"which has it by '{key}' of its config.json, and the output's {there} that"
+    return None
+
+
+def _switches(config: Config) -> dict[str, bool]:
+    """What config.json says is there or not: flags, counts, parts; `no_bias: false` is one that is there."""
+    found: dict[str, bool] = {}
+    for path, part in config_dicts(config):
+        if path:
+            found.setdefault(path[-1], bool(part))
+        for key, value in part.items():
+            if (on := _is_on(value)) is not None:
+                negative = key.startswith(("no_", "disable_"))
+                found[key] = found.get(key, False) or (on != negative)
+    return found
+
+
+def _is_on(value: Any) -> bool | None:
+    return value > 0 if isinstance(value, bool | int) else None

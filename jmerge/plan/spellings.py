@@ -1,0 +1,200 @@
+"""Two spellings of one tensor that nothing known pairs: refused, with the `map` that pairs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import translate
+from typing import NamedTuple
+
+from jmerge.arch.guess import Known, guess_pairs
+from jmerge.arch.infer import Layout
+from jmerge.ckpt.open import Checkpoint
+from jmerge.errors import Fault
+from jmerge.plan.convert import convert_views
+from jmerge.plan.notes import Notes
+from jmerge.plan.patterns import excepting, patterns_of, scalar
+from jmerge.plan.rename import map_path, prefixes_of, rename, starred
+from jmerge.plan.views import Key, Template, View, build_views, one_spelling, spell
+from jmerge.recipe.recipe import Recipe
+from jmerge.recipe.refs import ModelRef
+
+
+class Spelling(NamedTuple):
+    """What one model has under other names than the donor."""
+
+    view: View
+    pairs: Mapping[str, str]  # template, as known spellings have it -> the donor's
+    prefixes: Mapping[str, str]  # the whole map that pairs them
+
+
+class Seen(NamedTuple):
+    """The models of a recipe through the donor's names."""
+
+    views: dict[ModelRef, View]
+    templates: dict[str, Template]
+    faults: list[
+        Fault
+    ]  # of names that nothing known pairs; the views are as if the maps were there that they tell
+
+
+def see(
+    checkpoints: Mapping[ModelRef, Checkpoint],
+    layouts: Mapping[ModelRef, Layout],
+    tied: Mapping[ModelRef, bool],
+    notes: Notes,
+) -> Seen:
+    """The models of a recipe, with names, forms and maps as the donor has them; what is wrong with forms is noted."""
+    prefixes: dict[ModelRef, Mapping[str, str]]
+    prefixes = {ref: prefixes_of(notes.recipe, ref) for ref in checkpoints}
+
+    def look() -> tuple[dict[ModelRef, View], dict[str, Template], Notes]:
+        views, templates = build_views(checkpoints, layouts, tied, prefixes)
+        said = Notes(notes.recipe)
+        return views, convert_views(views, templates, said), said
+
+    spelled = Notes(notes.recipe)
+    views, templates, said = look()
+    found = [] if notes.faults else other_spellings(views, notes.recipe)  # of a map, say
+    if found:
+        tell_spellings(found, next(iter(views.values())), spelled)
+        prefixes |= {each.view.ref: each.prefixes for each in found}
+        views, templates, said = look()
+    notes.faults += said.faults
+    notes.warnings += said.warnings
+    return Seen(views, templates, spelled.faults)
+
+
+def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spelling]:
+    """The models with leftovers that match leftovers of the donor in ending and shape, and that a recipe does not
+    leave out on both sides."""
+    donor, *others = views.values()
+    only, excluded = (
+        [re.compile(translate(p)) for p in each] for each in (recipe.only, recipe.excluded)
+    )
+
+    def is_out(name: str) -> bool:
+        listed = not only or any(each.match(name) for each in only)
+        return not listed or any(each.match(name) for each in excluded)
+
+    known = {template for template, _ in donor.names}
+    found = []
+    for view in others:
+        own = {template for template, _ in view.names}
+        mine = _left(view, known)
+        theirs = _left(donor, own)
+        both = {template: template for template in own & known}
+        pairs = {
+            name: there
+            for name, there in guess_pairs(mine, theirs, both).items()
+            if not (is_out(_first(view, name)) and is_out(_first(donor, there)))
+        }
+        if pairs:
+            found.append(Spelling(view, pairs, _rules(view, pairs, known)))
+    return found
+
+
+def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> None:
+    """Refuse them: with the map alone where no layer of a model is called like one of the donor's, else with the line
+    that leaves both out, too."""
+    layers = {template: None for template, layer in donor.names if layer is not None}
+    for view, pairs, prefixes in spellings:
+        path = map_path(view.ref, notes.recipe)
+        rules = ", ".join(f"{scalar(old)}: {scalar(new)}" for old, new in starred(prefixes))
+        rule = f"write 'map: {{{rules}}}' beside the model"
+        own = {template: None for template, layer in view.names if layer is not None}
+        if layers and own and not layers.keys() & own.keys():
+            first, wanted = (next(iter(each)).replace("{}", "0", 1) for each in (own, layers))
+            message = (
+                f"no layer of {view.ref} is called like one of {donor.ref} ({first}, {wanted})"
+            )
+            notes.fault(f"{message}; {rule}", path)
+            continue
+        name, there = next(iter(pairs.items()))
+        message = f"{_first(view, name)} of {view.ref} and {_first(donor, there)} of {donor.ref}"
+        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        message += f" end alike and have one shape{more}, and neither model has the other's"
+        out = [_called(view, key) for key in view.names if key[0] in pairs]
+        out += [_called(donor, key) for key in donor.names if key[0] in set(pairs.values())]
+        rest = {_called(each, key) for each in (view, donor) for key in each.names} - {*out}
+        line = excepting(patterns_of(out, rest))
+        hint = f"if they are the same tensors, {rule}; if not, leave both out with {line}"
+        notes.fault(f"{message}: {hint}", path)
+
+
+def _left(view: View, known: set[str]) -> dict[str, Known]:
+    """Templates of a model that are none of `known`; neither buffers nor what lies in folders of its own."""
+    layout, folders = view.layout, tuple(f"{each}/" for each in view.checkpoint.folders)
+    left: dict[str, Known] = {}
+    for (template, _), name in view.names.items():
+        role = layout.roles.get(name)
+        if template in known or template in left or role is None or role.buffer:
+            continue
+        if not folders or not name.startswith(folders):
+            kind = (
+                "embedding" if name in layout.embeddings else "head" if name in layout.heads else ""
+            )
+            left[template] = Known(view.spec(name).shape, kind)
+    return left
+
+
+def _rules(view: View, pairs: Mapping[str, str], known: set[str]) -> dict[str, str]:
+    """The map of a model that gives what is guessed the donor's names, and leaves what is known where it is."""
+    final = {name: template for (template, _), name in view.names.items()}
+    plain = one_spelling(view.layout)
+    wanted: dict[str, str | None] = {}  # its own templates -> the donor's; None: the donor has none
+    guessed: dict[str, str] = {}
+    for name, role in view.layout.roles.items():
+        raw, template = plain[role.template], final.get(name, "")
+        wanted.setdefault(raw, pairs.get(template) or (template if template in known else None))
+        if template in pairs:
+            guessed[raw] = pairs[template]
+    rules = dict(view.prefixes)
+    for raw, meant in guessed.items():
+        if rename(raw, rules) != meant:
+            fitting = (
+                each for each in _rules_for(raw, meant) if _holds(*each, rules, wanted, known)
+            )
+            old, new = next(fitting, (raw, meant))
+            rules[old] = new
+    return rules
+
+
+def _rules_for(raw: str, meant: str) -> Iterator[tuple[str, str]]:
+    """Rules that make one name of another, the shortest first: without the words that end both, then with them."""
+    one, other = raw.split("."), meant.split(".")
+    same = 0
+    while same < min(len(one), len(other)) and one[-1 - same] == other[-1 - same]:
+        same += 1
+    for count in range(same, 0, -1):
+        old, new = one[: len(one) - count], other[: len(other) - count]
+        yield "".join(f"{word}." for word in old), "".join(f"{word}." for word in new)
+    yield raw, meant
+
+
+def _holds(
+    old: str,
+    new: str,
+    rules: Mapping[str, str],
+    wanted: Mapping[str, str | None],
+    known: set[str],
+) -> bool:
+    """Whether a rule gives all that it is the longest to fit the name that is wanted, and nothing else the donor's."""
+    for raw, meant in wanted.items():
+        if raw.startswith(old) and not any(
+            len(each) > len(old) and raw.startswith(each) for each in rules
+        ):
+            name = new + raw[len(old) :]
+            if name in known if meant is None else name != meant:
+                return False
+    return True
+
+
+def _first(view: View, template: str) -> str:
+    """What a template is called in the first layer that has it."""
+    return _called(view, next(key for key in view.names if key[0] == template))
+
+
+def _called(view: View, key: Key) -> str:
+    template, layer = key
+    return spell(template, view.stacks.get(template.partition("{}")[0].removesuffix(".")), layer)
