@@ -8,6 +8,13 @@ from typing import NamedTuple
 from jmerge.ckpt.journal import Block
 
 
+class Without(NamedTuple):
+    """Before anything else: platforms that were asked for are not here."""
+
+    missing: tuple[str, ...]
+    platform: str  # that does the work
+
+
 class Started(NamedTuple):
     """Work begins."""
 
@@ -51,5 +58,5 @@ class Finished(NamedTuple):
     crc32: int
 
 
-Event = Started | Resumed | Wrote | WroteElsewhere | Finished
+Event = Without | Started | Resumed | Wrote | WroteElsewhere | Finished
 Listener = Callable[[Event], None]
