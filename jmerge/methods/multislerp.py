@@ -33,6 +33,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     models=(1, None),
     statistics=(Sums(gram_terms),),
     check=_check,
+    divides=lambda numbers: bool(numbers["normalize_weights"]),
     carries_nan=True,
     title="Multi-SLERP",
     summary=(
