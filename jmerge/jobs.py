@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from jmerge.ckpt.donor import check_donor_files, donor_files
 from jmerge.ckpt.find import find_source, is_remote
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
-from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
+from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE, SEED, SHARD_SIZE, other_result
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
@@ -33,7 +34,7 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.attempts import run_within_memory
 from jmerge.engine.channel import StoppedError
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
-from jmerge.engine.events import Event, Listener, Nonfinite
+from jmerge.engine.events import Event, Listener, Nonfinite, Without
 from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
 from jmerge.engine.run import Outcome
@@ -149,7 +150,12 @@ def merge(
     tracer = Tracer(on_span)
     hosts = hosts or Hosts()
     budget = None if memory is None else parse_size(memory, "--memory")
-    platforms = choose_devices(devices)
+
+    def tell(event: Without) -> None:
+        for listener in listeners:
+            listener(event)
+
+    platforms = choose_devices(devices, tell)
     plan = plan_recipe(recipe, seed=seed)
     most = parse_size(shard_size, "--shard_size")
     files = tuple(
@@ -169,8 +175,8 @@ def merge(
     facts = {
         **versions,
         PLATFORM: _platform(platforms[0][0]),
-        "--seed": seed,
-        "--shard_size": most,
+        SEED: seed,
+        SHARD_SIZE: most,
         "--memory": budget,
         "--overwrite": overwrite,
         "--allow_nonfinite": allow_nonfinite,
@@ -186,13 +192,17 @@ def merge(
         if isinstance(event, Nonfinite):
             tainted.update(event.models)
 
+    where = {tensor: file.name for file in files for tensor in file.starts}
+    other = partial(other_result, recipe=plan.recipe, seed=seed, files=where, versions=versions)
     for chosen in platforms:
         run_facts = {
-            RECIPE: _sha256(f"{plan.recipe}\0{seed}\0{most}"),
+            RECIPE: facts[RECIPE],
+            SEED: seed,
+            SHARD_SIZE: most,
             INPUTS: stamps,
             PLATFORM: _platform(chosen[0]),
         }
-        folder = OutputFolder(place, identity, overwrite, run_facts, tracer)
+        folder = OutputFolder(place, identity, overwrite, run_facts, tracer, other)
         if hosts.hear(hosts.first and folder.finished()):
             return Merged(
                 folder=place, plan=plan, up_to_date=True, resumed_bytes=None, timings=None

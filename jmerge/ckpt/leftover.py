@@ -1,12 +1,14 @@
-"""Whether the work of an interrupted run is that of this one: same plan, inputs, versions and platform."""
+"""Whether what is there already is of the same merge: the work of an interrupted run, or a result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What a run says of itself beside its identity: the hash of the recipe and its settings, the inputs, and where it runs.
+# What a run says of itself beside its identity: the hash of the recipe, the flags that change the result, the inputs,
+# and where it runs.
 RECIPE, INPUTS, PLATFORM = "recipe", "inputs", "platform"
+SEED, SHARD_SIZE = "--seed", "--shard_size"
 
 
 def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -20,6 +22,10 @@ def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         return key in found and found[key] != wanted.get(key)
 
     if not differs(RECIPE):
+        flags = [key for key in (SEED, SHARD_SIZE) if differs(key)]
+        if flags:
+            there, here = (" ".join(f"{k} {of[k]}" for k in flags) for of in (found, wanted))
+            return f"was left by an interrupted run with {there}, this is with {here}"
         if differs(INPUTS):
             changed = _changed(found[INPUTS], wanted[INPUTS])
             return f"was left by an interrupted run, and its inputs have changed since ({changed})"
@@ -32,6 +38,39 @@ def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if differs(RECIPE) or differs("plan"):
         return "was left by an interrupted run of another recipe or other settings"
     return ""
+
+
+def other_result(
+    ledger: Mapping[str, Any],
+    recipe: str,
+    seed: int,
+    files: Mapping[str, str],
+    versions: Mapping[str, Any],
+) -> str:
+    """What a folder with this ledger holds in place of the result that a run is about to make, worded to follow `holds`.
+
+    Args:
+      recipe, seed: of the run.
+      files: which file each tensor will be in.
+      versions: of what makes the result, by name, as a ledger has them.
+    """
+    if ledger.get("recipe") != recipe:
+        return "another recipe's result"
+    there = {name: entry["file"] for name, entry in ledger["tensors"].items()}
+    found = []
+    if ledger.get("seed") != seed:
+        found.append(f"with {SEED} {ledger.get('seed')}, not {seed}")
+    if there != files and there.keys() == files.keys():
+        counts = [len(set(each.values())) for each in (there, files)]
+        cut = f"{counts[0]} files, not {counts[1]}" if counts[0] != counts[1] else "other files"
+        found.append(f"in {cut}, by another {SHARD_SIZE}")
+    if not found:
+        found = [
+            f"by {name} {ledger.get(name)}, not {version}"
+            for name, version in versions.items()
+            if ledger.get(name) != version
+        ]
+    return f"this recipe's result {' and '.join(found) or 'from other inputs'}"
 
 
 def _changed(before: object, now: Mapping[str, Any]) -> str:

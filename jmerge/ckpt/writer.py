@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class OutputFolder(WritesWeights):
         overwrite: bool,
         run: Mapping[str, Any] | None = None,
         tracer: Tracer | None = None,
+        other: Callable[[Mapping[str, Any]], str] = lambda ledger: "another recipe's result",
     ) -> None:
         """A folder to be.
 
@@ -58,6 +59,7 @@ class OutputFolder(WritesWeights):
           overwrite: replace another result of ours in `out`, and another plan's work beside it.
           run: what else must be the same for an interrupted run to be resumed, see `leftover.refusal`.
           tracer: is told when the disk is at work.
+          other: what to call the result with a ledger of another plan, see `leftover.other_result`.
         """
         self.out = Path(os.path.realpath(out))
         if not self.out.name:
@@ -67,6 +69,7 @@ class OutputFolder(WritesWeights):
         self.identity = identity
         self._header = {**identity, **(run or {})}  # of the journal
         self.overwrite = overwrite
+        self._other = other
         self._tracer = tracer or Tracer()
         self._claimed: list[Block] = []  # what the journal of an interrupted run says
         self._lock = Lock(self.out)
@@ -98,7 +101,7 @@ class OutputFolder(WritesWeights):
         if ledger.get("plan") == self.identity["plan"] and intact:
             return True
         if not self.overwrite:
-            state = "another recipe's result" if intact else "a damaged result of jmerge"
+            state = self._other(ledger) if intact else "a damaged result of jmerge"
             raise PlanError(f"{self.out} holds {state}; --overwrite replaces it")
         foreign = sorted(set(_files(self.out)) - {*ledger["files"], LEDGER})
         if foreign:

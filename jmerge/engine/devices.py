@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
 
+from jmerge.engine.events import Without
 from jmerge.errors import Fault, PlanError, RunError
 from jmerge.names import did_you_mean
 
@@ -28,16 +29,19 @@ def device_memory_errors() -> Iterator[None]:
         raise DeviceMemoryError(str(error).partition("\n")[0]) from error
 
 
-def choose_devices(text: str | int | None) -> list[list[jax.Device]]:
+def choose_devices(
+    text: str | int | None, tell: Callable[[Without], None] = lambda event: None
+) -> list[list[jax.Device]]:
     """The devices that share the work, by platform; the next platform is for when memory of the one before runs out.
 
     Args:
       text: how many devices of the platform that JAX prefers; or names of platforms with commas, whose devices of this
         process all take part; None: all devices of the platform that JAX prefers. More CPU devices than one are made
         as long as JAX has not been used in the process.
+      tell: called when platforms that are named are not here, and another that is named is.
 
     Raises:
-      PlanError: there is no such platform here, or not that many devices.
+      PlanError: there is none of the platforms here, or not that many devices.
     """
     if text is None:
         return [jax.local_devices()]
@@ -48,7 +52,19 @@ def choose_devices(text: str | int | None) -> list[list[jax.Device]]:
         if word not in PLATFORMS:
             message = f"expected a number or platforms such as gpu or gpu,cpu, found '{text}'"
             raise PlanError(Fault(message + did_you_mean(word, PLATFORMS), where="--devices"))
-    return [_all_of(word) for word in dict.fromkeys(words)]
+    found, missing = [], []
+    for word in dict.fromkeys(words):
+        try:
+            found.append(list(jax.local_devices(backend=word)))
+        except RuntimeError:
+            missing.append(word)
+    if not found:
+        here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
+        message = f"there is no {' and no '.join(missing)} that JAX can use here; there is {here}"
+        raise PlanError(Fault(message, where="--devices"))
+    if missing:
+        tell(Without(tuple(missing), found[0][0].platform))
+    return found
 
 
 def _so_many(count: int) -> list[jax.Device]:
@@ -65,12 +81,3 @@ def _so_many(count: int) -> list[jax.Device]:
         )
         raise PlanError(Fault(message, where="--devices"))
     return found[:count]
-
-
-def _all_of(platform: str) -> list[jax.Device]:
-    try:
-        return list(jax.local_devices(backend=platform))
-    except RuntimeError as error:
-        here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
-        message = f"there is no {platform} that JAX can use here; there is {here}"
-        raise PlanError(Fault(message, where="--devices")) from error

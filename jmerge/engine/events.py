@@ -8,6 +8,13 @@ from typing import NamedTuple
 from jmerge.ckpt.journal import Block
 
 
+class Without(NamedTuple):
+    """Before anything else: platforms that were asked for are not here."""
+
+    missing: tuple[str, ...]
+    platform: str  # that does the work
+
+
 class Started(NamedTuple):
     """Work begins."""
 
@@ -58,5 +65,5 @@ class Nonfinite(NamedTuple):
     models: tuple[int, ...]  # whose they are, by position in the plan
 
 
-Event = Started | Resumed | Wrote | WroteElsewhere | Finished | Nonfinite
+Event = Without | Started | Resumed | Wrote | WroteElsewhere | Finished | Nonfinite
 Listener = Callable[[Event], None]

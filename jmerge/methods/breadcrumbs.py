@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import Cut, check_shares, cut_largest, is_kept
+from jmerge.methods.cuts import Cut, cut_largest, is_kept
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import Density
 
@@ -37,7 +37,6 @@ def drop(
     """delta [models, *shape] with what is small and what is an outlier set to zero."""
     if not isinstance(keep, Cut) or not isinstance(outliers, Cut):
         assert not isinstance(keep, Cut) and not isinstance(outliers, Cut)
-        check_shares([*keep, *outliers])
         size = math.prod(delta.shape[1:])
         shares = zip(keep, outliers, strict=True)
         bands = [band(float(density), float(gamma), size) for density, gamma in shares]

@@ -39,13 +39,6 @@ def kept_count(density: float, size: int) -> int:
     return size if density >= 1 else max(1, int(density * size))
 
 
-def check_shares(shares: Sequence[float]) -> None:
-    """ValueError where one of these is not a share, from 0 to 1."""
-    for share in shares:
-        if not 0 <= share <= 1:
-            raise ValueError(f"expected a share from 0 to 1, found {float(share):g}")
-
-
 def make_cut(bounds: Sequence[int], last: Sequence[int], word: np.dtype[Any]) -> Cut:
     """The cut of keys of an unsigned dtype from a bound and a last position for each."""
     return Cut(
@@ -130,14 +123,9 @@ def _beside(values: jax.Array, part: jax.Array) -> jax.Array:
 
 
 def find_cut(delta: jax.Array, keep: Cut | Sequence[float]) -> Cut:
-    """`keep` if it is a cut already, else that which keeps these shares (concrete numbers) of delta [models, *shape].
-
-    Raises:
-      ValueError: a share is not from 0 to 1.
-    """
+    """`keep` if it is a cut already, else that which keeps these shares (concrete numbers) of delta [models, *shape]."""
     if isinstance(keep, Cut):
         return keep
-    check_shares(keep)
     size = math.prod(delta.shape[1:])
     return cut_largest(delta, [kept_count(float(density), size) for density in keep])
 

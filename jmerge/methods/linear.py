@@ -26,6 +26,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "linear",
     takes="models",
     check=_check,
+    divides=lambda numbers: bool(numbers["normalize"]),
     carries_nan=True,
     unnormalised=lambda numbers, models: not numbers["normalize"],
     title="Linear",

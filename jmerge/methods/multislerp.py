@@ -33,6 +33,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     models=(1, None),
     statistics=(Sums(gram_terms),),
     check=_check,
+    divides=lambda numbers: bool(numbers["normalize_weights"]),
     carries_nan=True,
     unnormalised=lambda numbers, models: models > 1 and not numbers["normalize_weights"],
     title="Multi-SLERP",

@@ -36,6 +36,7 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     models=(2, 2),
     statistics=(Sums(gram_terms, when=lambda numbers: numbers["nuslerp_flatten"]),),
     unit=_unit,
+    divides=lambda numbers: True,
     title="NuSLERP",
     summary=(
         "Goes along the arc from the first model to the second, as far as the second's share of the weights. "

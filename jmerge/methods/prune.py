@@ -90,6 +90,7 @@ def pruning_method(
         models=(0, None),
         statistics=(*before, Sums(sums, when=lambda numbers: numbers["rescale"])),
         no_effect=("int8_mask",),
+        divides=lambda numbers: bool(numbers["normalize"]),
         weight=weight,
         **rest,
         scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.cuts import Cut, check_shares, cut_terms, is_kept_key, magnitude_keys
+from jmerge.methods.cuts import Cut, cut_terms, is_kept_key, magnitude_keys
 from jmerge.methods.reduce import total
 from jmerge.methods.spec import Cuts, Shared, Sums, merge_method
 
@@ -121,7 +121,6 @@ def sce(
     count = delta.shape[0]
     if count == 0 or delta.size == 0:
         return jnp.zeros(delta.shape[1:], delta.dtype)
-    check_shares([select_topk])
     if chosen is None and select_topk < 1:
         if varied is None:
             varied = total(varied_terms(delta))

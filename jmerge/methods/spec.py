@@ -181,6 +181,8 @@ class Method:
     ]  # what to warn of with these numbers and so many models
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
+    # Whether only the proportions of the models' weights count, as they are divided by their sum.
+    divides: Callable[[Numbers], bool]
     copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
     # Whether the result of so many whole tensors is as long as their weights sum to, which nothing normalises.
     unnormalised: Callable[[Numbers, int], bool]
@@ -256,6 +258,7 @@ def merge_method(
     carries_nan: bool = False,
     per_model_output: bool = False,
     bundled: bool = True,
+    divides: Callable[[Numbers], bool] = lambda numbers: False,
     copies: Callable[[Numbers], bool] = lambda numbers: False,
     unnormalised: Callable[[Numbers, int], bool] = lambda numbers, models: False,
     title: str = "",
@@ -306,6 +309,7 @@ def merge_method(
             carries_nan=carries_nan,
             per_model_output=per_model_output,
             bundled=bundled,
+            divides=divides,
             copies=copies,
             unnormalised=unnormalised,
             title=title or name,

@@ -20,6 +20,7 @@ NO_WEIGHT = 1e-8  # a sum of weights nearer to zero than this does not normalise
     base="needed",
     models=(0, None),
     no_effect=("density", "int8_mask", "rescale"),
+    divides=lambda numbers: bool(numbers["normalize"]),
     carries_nan=True,
     title="Task Arithmetic",
     summary=(

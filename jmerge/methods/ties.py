@@ -72,7 +72,7 @@ def ties(
     """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
 
     keep: a concrete share for each model, or the cut that follows from it. Of a positive share at least one element
-    is kept, of zero none; ties go to the lower flat index.
+    is kept, of one that is not positive none; ties go to the lower flat index.
     """
     return merge_kept(
         delta,

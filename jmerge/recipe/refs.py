@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from jmerge.errors import CONTROL
 from jmerge.names import did_you_mean
+from jmerge.recipe.yamltree import ESCAPES
 
 KEYS = ("model", "lora", "override_architecture")
 
@@ -39,7 +41,7 @@ def parse_ref(value: Any) -> ModelRef:
         return _parse_map(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"expected a model path, found {_show(value)}")
-    text = str(value)
+    text = _path(str(value))
     if text and os.path.isdir(os.path.expanduser(text)):
         return ModelRef(text)
     model, plus, lora = text.partition("+")
@@ -78,15 +80,26 @@ def _parse_map(value: dict[str, Any]) -> ModelRef:
 
 def _parse_part(value: Any) -> tuple[str, str | None]:
     if isinstance(value, str) and value:
-        return value, None  # in a map the text is the path as it stands, `+` and `@` included
+        return _path(
+            value
+        ), None  # in a map the text is the path as it stands, `+` and `@` included
     if (
         isinstance(value, dict)
         and set(value) <= {"path", "revision"}
         and isinstance(value.get("path"), str)
         and value["path"]
     ):
-        return value["path"], None if value.get("revision") is None else str(value["revision"])
+        return _path(value["path"]), None if value.get("revision") is None else str(
+            value["revision"]
+        )
     raise ValueError(f"expected a path or {{path, revision}}, found {_show(value)}")
+
+
+def _path(text: str) -> str:
+    """A text that may be a path; ValueError when it cannot be one."""
+    if CONTROL.search(text):
+        raise ValueError(f"{text!r} is no path: it holds a control character; {ESCAPES}")
+    return text
 
 
 def _show(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from jmerge.recipe.settings import convert
 from jmerge.recipe.yamltree import Path
 
 UNION, BASE = "union", "base"
+MODEL = "model:"
 UNION_MODES = ("added", "bpe")
 KINDS = ("zero", "model_token")
 MOST_PADDED = (
@@ -89,6 +91,14 @@ def parse_vocabulary_source(value: Any) -> VocabularySource:
         return "union"
     if value == BASE:
         return "base"
+    return _parse_model(value)
+
+
+def _parse_model(value: Any) -> ModelRef:
+    """A model, as itself or as published recipes write it here, `model:path`."""
+    if isinstance(value, str) and value.startswith(MODEL):
+        if not os.path.isdir(os.path.expanduser(value)):
+            return parse_ref(value.removeprefix(MODEL).strip())
     return parse_ref(value)
 
 
@@ -102,7 +112,7 @@ def parse_fill_source(value: Any) -> FillSource:
                 "expected a model, {kind: zero} or {kind: model_token, model, token or token_id}; "
                 "found a map without 'kind'"
             )
-        return parse_ref(value)
+        return _parse_model(value)
     kind = value["kind"]
     if kind not in KINDS:
         raise ValueError(
@@ -126,10 +136,10 @@ def _parse_model_token(value: dict[str, Any]) -> ModelToken:
         number = convert(number, "int")
         if number < 0:
             raise ValueError(f"token_id: expected a number of at least 0, found {number}")
-        return ModelToken(parse_ref(value["model"]), None, int(number))
+        return ModelToken(_parse_model(value["model"]), None, int(number))
     if isinstance(token, bool) or not isinstance(token, str | int | float):
         raise ValueError(f"token: expected a text, found {token!r}; put it in quotes")
-    return ModelToken(parse_ref(value["model"]), str(token), None)
+    return ModelToken(_parse_model(value["model"]), str(token), None)
 
 
 def parse_force(value: Any) -> bool:

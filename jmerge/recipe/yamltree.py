@@ -16,6 +16,8 @@ from jmerge.errors import Fault, RecipeError
 Entry = tuple[yaml.ScalarNode, yaml.Node]  # of a map: key and value
 Path = tuple[str | int, ...]  # of keys and list positions, from the top of the document
 
+# What people do who write a path of Windows.
+ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
 MAX_DIGITS = 400  # beyond, an integer is a float, which says infinity
 MAX_NODES = 200_000  # aliases expanded; stops "billion laughs" documents
 TRUE = {"true", "yes", "on"}
@@ -49,6 +51,8 @@ def parse_yaml(text: str, file: str) -> Document:
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
+        if fault := _bad_escape(error, file):
+            raise RecipeError(fault) from error
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if problem == "second occurrence":  # PyYAML keeps the anchor's name in the context
@@ -62,6 +66,9 @@ def parse_yaml(text: str, file: str) -> Document:
         ) from error
     except RecursionError as error:
         raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+    except (ValueError, OverflowError) as error:  # of `chr`
+        message = f"not valid YAML: an escape stands for no letter; {ESCAPES}"
+        raise RecipeError(Fault(message, file=file)) from error
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         raise RecipeError(
@@ -75,6 +82,25 @@ def parse_yaml(text: str, file: str) -> Document:
         return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
     except RecursionError as error:  # by way of aliases
         raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+
+
+def _bad_escape(error: yaml.YAMLError, file: str) -> Fault | None:
+    """What to say of a backslash that stands in double quotes as in a path of Windows; None for another error."""
+    problem, start = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    if problem is None or start is None or problem.buffer is None:
+        return None
+    text = problem.buffer
+    place = text.rfind("\\", start.pointer, problem.pointer)
+    if text[start.pointer] != '"' or place < 0:
+        return None
+    if "escape" in str(getattr(error, "problem", "")):
+        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is no escape", problem
+        column = mark.column - (problem.pointer - place) + 1
+    elif '\\"' in text[start.pointer : problem.pointer]:
+        said, mark, column = "these quotes do not end", start, start.column + 1
+    else:
+        return None
+    return Fault(f"not valid YAML: {said}; {ESCAPES}", f"column {column}", file, mark.line + 1)
 
 
 def read_scalar(text: str) -> Any:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from jmerge.engine.events import Event, Resumed, Started, Wrote, WroteElsewhere
+from jmerge.engine.events import Event, Resumed, Started, Without, Wrote, WroteElsewhere
 from jmerge.report.show import size
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -31,7 +31,11 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if self.quiet:
             return
-        if isinstance(event, Resumed):
+        if isinstance(event, Without):
+            missing = " and no ".join(event.missing)
+            message = f"there is no {missing} that JAX can use here; {event.platform} does the work"
+            print(f"--devices: {message}", file=sys.stderr)
+        elif isinstance(event, Resumed):
             self.done = self.kept = event.kept_bytes
             print(_resumption(event), file=sys.stderr)
         elif isinstance(event, Started):

@@ -19,7 +19,9 @@ PATH = ("chat_template",)
 SHORT = 20  # characters; MergeKit refuses shorter templates
 PATIENCE = 10.0  # seconds that rendering a few words may take
 MOST = 1_000_000  # characters that it may make of them
-BOS, EOS = "<s>", "</s>"
+ANSWER = "Hello"  # of the assistant, to a greeting
+# EOS is what no template writes by itself, so that what a template writes as eos_token can be told from it.
+BOS, EOS = "<s>", "<jmerge eos>"
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 
@@ -30,6 +32,7 @@ class Chosen(NamedTuple):
     reason: str  # in a few words, such as `auto: of 2 models`
     notes: tuple[Fault, ...]
     marks: tuple[str, ...] = ()  # that it writes and that look like tokens, such as <|im_start|>
+    after: str = ""  # what it writes after an answer; empty when it wrote none
 
 
 def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
@@ -61,7 +64,14 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
     if len(found) < SHORT:
         message = f"'{found}' is very short for a chat template; MergeKit refuses it"
         notes.append(recipe.fault(" ".join(message.split()), PATH))
-    return Chosen(found, reason, tuple(notes), tuple(dict.fromkeys(MARK.findall(text))))
+    _, answered, after = text.rpartition(ANSWER)
+    return Chosen(
+        found,
+        reason,
+        tuple(notes),
+        tuple(dict.fromkeys(MARK.findall(text))),
+        after if answered else "",
+    )
 
 
 def most_frequent(templates: Sequence[str | None]) -> tuple[str | None, str]:
@@ -87,7 +97,7 @@ def most_frequent(templates: Sequence[str | None]) -> tuple[str | None, str]:
 
 def dialogues() -> list[dict[str, Any]]:
     """What a template is tried with, until one is rendered: some take no system text, some only lists of parts."""
-    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ANSWER}
     system = {"role": "system", "content": "Be kind"}
     parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
     talks = [[user, answer, user], [system, user, answer, user], [user], [parts]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from jmerge.arch.config import Change
@@ -16,12 +17,12 @@ from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.align import Alignment, Input, align
 from jmerge.tokens.chat import PATH as TEMPLATE_PATH
 from jmerge.tokens.chat import Chosen, choose_template
+from jmerge.tokens.ending import ending_ids, ending_token, never_ends
 from jmerge.tokens.files import NO_EDITS, FileEdits, template_edits
 from jmerge.tokens.inputs import read_input
 from jmerge.tokens.model import ModelTokens, read_tokens
 from jmerge.tokens.special import set_special_ids
 from jmerge.tokens.table import summary, table_lines
-from jmerge.tokens.vocabulary import Vocabulary
 
 GENERATION = "generation_config.json"
 
@@ -109,10 +110,9 @@ class _Planner:
         donor = alignment.donor if alignment else 0
         edits = alignment.edits if alignment else NO_EDITS
         notes = alignment.notes if alignment else ()
-        template = ""
+        chosen = None
         if self.recipe.chat_template is not None:
-            edits, template, more = self.choose_template(donor, edits, alignment)
-            notes += more
+            edits, chosen = self.choose_template(donor, edits)
         raise_all(RecipeError, self.faults)
         changes: dict[str, tuple[Change, ...]] = {}
         if alignment is not None and alignment.donor:
@@ -120,7 +120,9 @@ class _Planner:
             if made:
                 changes[GENERATION] = made
                 edits = FileEdits({**edits.written, GENERATION: data}, edits.left_out)
-        return TokenPlan(alignment, donor, edits, changes, template, notes)
+        if chosen is not None:
+            notes += chosen.notes + self.doubts(chosen, donor, edits, alignment)
+        return TokenPlan(alignment, donor, edits, changes, chosen.reason if chosen else "", notes)
 
     def align(self) -> Alignment | None:
         """The output's tokens; None, with faults, when they cannot be aligned."""
@@ -139,10 +141,8 @@ class _Planner:
             self.faults += error.faults
             return None
 
-    def choose_template(
-        self, donor: int, edits: FileEdits, alignment: Alignment | None
-    ) -> tuple[FileEdits, str, tuple[Fault, ...]]:
-        """The edits with the chat template, what it is, and what there is to say."""
+    def choose_template(self, donor: int, edits: FileEdits) -> tuple[FileEdits, Chosen | None]:
+        """The edits with the chat template, and which it is; None, with faults, when it cannot be."""
         asked = self.refs if self.recipe.chat_template == "auto" else (self.refs[donor],)
         for ref in asked:
             if ref not in self.tokens and not self.faults:
@@ -157,21 +157,42 @@ class _Planner:
             )
         except RecipeError as error:
             self.faults += error.faults
-            return edits, "", ()
+            return edits, None
         if chosen.template is not None and not self.faults:
             edits = template_edits(found[donor], edits, chosen.template)
-        own = found[donor]
-        known = alignment.vocabulary if alignment else own.vocabulary if own else None
-        return edits, chosen.reason, chosen.notes + self.strange_marks(chosen, known)
+        return edits, chosen
 
-    def strange_marks(self, chosen: Chosen, known: Vocabulary | None) -> tuple[Fault, ...]:
-        """What to say of marks that the template writes and that are no tokens: a model sees them in pieces."""
-        strange = [mark for mark in chosen.marks if known is not None and mark not in known.ids]
-        if not strange:
+    def doubts(
+        self, chosen: Chosen, donor: int, edits: FileEdits, alignment: Alignment | None
+    ) -> tuple[Fault, ...]:
+        """What to say of a template that writes what is no token, which a model sees in pieces, or whose turns do not
+        end."""
+        own = self.tokens.get(self.refs[donor])
+        if own is None:
             return ()
-        message = f"writes {', '.join(strange)}, for which the output has no token"
-        hint = "name them under 'tokenizer: tokens:', or take another template"
-        return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
+        known = alignment.vocabulary if alignment else own.vocabulary
+        strange = [mark for mark in chosen.marks if mark not in known.ids]
+        if strange:
+            message = f"writes {', '.join(strange)}, for which the output has no token"
+            hint = "name them under 'tokenizer: tokens:', or take another template"
+            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
+        token = ending_token(chosen.after, known)
+        base = self.checkpoints[self.refs[0]]
+        generation = base.generation
+        if GENERATION in edits.written:
+            generation = json.loads(edits.written[GENERATION])
+        ids = ending_ids(own, known, generation, {} if donor else base.config)
+        if token is None or known.ids[token] in ids:
+            return ()
+        message = never_ends(token, known, ids)
+        for ref in self.refs:
+            with suppress(CheckpointError):  # of a model whose tokenizer nobody asked for
+                tokens = self.tokens.get(ref) or read_tokens(self.checkpoints[ref].main_source)
+                if tokens and tokens.specials.get("eos_token") == token:
+                    hint = f"'tokenizer_source: {ref}'"
+                    message += f", or take the tokenizer of a model that ends so ({hint})"
+                    break
+        return (self.recipe.fault(message, TEMPLATE_PATH),)
 
     def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
         """generation_config.json with the ids of the tokenizer's special tokens."""

@@ -152,6 +152,8 @@ FULL = {
     "jmerge": "1",
     "jaxlib": "2",
     "recipe": "r",
+    "--seed": 0,
+    "--shard_size": 5,
     "inputs": {"m/x": [1, "h", 9], "m/y": [1, "h", 9]},
     "platform": "Linux cpu",
 }
@@ -166,6 +168,12 @@ FULL = {
         ({"plan": "q", "inputs": {"m/x": [1, "h", 9]}}, "m/y"),
         ({"plan": "q", "inputs": {}, "recipe": "s"}, "another recipe"),
         ({"plan": "q"}, "another recipe"),
+        ({"plan": "q", "--seed": 3}, "with --seed 3, this is with --seed 0"),
+        (
+            {"plan": "q", "--seed": 3, "--shard_size": 7, "inputs": {}},
+            "with --seed 3 --shard_size 7, this is with --seed 0 --shard_size 5",
+        ),
+        ({"plan": "q", "--seed": 3, "recipe": "s"}, "another recipe"),
         ({"jmerge": "0"}, "under jmerge 0, this is 1"),
         ({"plan": "q", "jmerge": "0"}, "under jmerge 0"),
         ({"plan": "q", "recipe": "s", "jmerge": "0", "platform": "x"}, "another recipe"),

@@ -18,7 +18,7 @@ import jmerge
 from jmerge import cli
 from jmerge.engine import compute, devices
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
-from jmerge.engine.events import Resumed
+from jmerge.engine.events import Resumed, Without
 from jmerge.engine.schedule import LENGTHS
 from jmerge.errors import PlanError
 from jmerge.methods import REGISTRY
@@ -124,7 +124,25 @@ def test_platforms_in_order() -> None:
     with pytest.raises(
         PlanError, match=f"there is no {missing} that JAX can use here; there is .*cpu"
     ):
-        choose_devices(f"{missing},cpu")
+        choose_devices(missing)
+    told: list[Without] = []
+    cpus = [jax.local_devices(backend="cpu")]
+    for text in (f"{missing},cpu", f"cpu,{missing}"):
+        assert choose_devices(text, told.append) == cpus
+    assert told == [Without((missing,), "cpu")] * 2
+
+
+def test_a_platform_that_is_not_here_is_told(tmp_path: Path, capsys: Any) -> None:
+    """The one after it does the work."""
+    write_models(tmp_path, 10)
+    recipe = write_recipe(tmp_path, "linear")
+    missing = next(name for name in ("tpu", "gpu") if name != jax.default_backend())
+    words = [str(recipe), str(tmp_path / "out"), f"--devices={missing},cpu"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().err == (
+        f"--devices: there is no {missing} that JAX can use here; cpu does the work\n"
+    )
+    assert (tmp_path / "out").exists()
 
 
 # Memory of devices
@@ -218,7 +236,7 @@ def test_another_platform_goes_on_where_it_is_listed(
     from jmerge import jobs
 
     first, second = jax.local_devices()[:1], list(jax.local_devices()[:1])
-    monkeypatch.setattr(jobs, "choose_devices", lambda text: [first, second])
+    monkeypatch.setattr(jobs, "choose_devices", lambda text, tell: [first, second])
     original, failed = jobs.run_within_memory, []
 
     def failing(plan: Any, folder: Any, chosen: Any, **rest: Any) -> Any:

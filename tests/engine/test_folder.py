@@ -165,12 +165,19 @@ def test_a_failed_overwrite_keeps_the_old_result(place: Path) -> None:
 
 def test_another_seed_shards_or_inputs_are_another_result(place: Path) -> None:
     jmerge.merge(place / "x.yml", place / "out")
-    for changed in ({"seed": 1}, {"shard_size": 500}):
-        with pytest.raises(PlanError, match="another recipe's result"):
+    for changed, what in (
+        ({"seed": 1}, "this recipe's result with --seed 0, not 1; --overwrite replaces it"),
+        ({"shard_size": 500}, r"this recipe's result in 1 files, not \d+, by another --shard_size"),
+        ({"seed": 1, "shard_size": 500}, "with --seed 0, not 1 and in 1 files, not"),
+    ):
+        with pytest.raises(PlanError, match=what):
             jmerge.merge(place / "x.yml", place / "out", **changed)
     write_checkpoint(
         place / "a", llama_tensors(0) | {"extra": np.ones(3, np.float32)}, llama_config()
     )
+    with pytest.raises(PlanError, match="this recipe's result from other inputs"):
+        jmerge.merge(place / "x.yml", place / "out")
+    write_recipe(place, 0.25)
     with pytest.raises(PlanError, match="another recipe's result"):
         jmerge.merge(place / "x.yml", place / "out")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jmerge.recipe.refs import ModelRef, parse_ref
+from jmerge.recipe.yamltree import ESCAPES
 
 GOOD: dict[str, tuple[Any, ModelRef]] = {
     "local": ("./models/a", ModelRef("./models/a")),
@@ -91,6 +92,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "no_revision": ("a@", "'a@' lacks a path or a revision; write path or path@revision"),
     "no_adapter": ("a+", "'' lacks a path or a revision; write path or path@revision"),
     "no_model": ("+l", "'' lacks a path or a revision; write path or path@revision"),
+    "windows": (
+        "C:\new\tab",
+        f"'C:\\new\\tab' is no path: it holds a control character; {ESCAPES}",
+    ),
+    "map_windows": (
+        {"model": {"path": "D:\bin"}},
+        f"'D:\\x08in' is no path: it holds a control character; {ESCAPES}",
+    ),
     "null": (None, "expected a model path, found None"),
     "switch": (True, "expected a model path, found True"),
     "list": (["a"], "expected a model path, found ['a']"),

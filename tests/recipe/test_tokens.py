@@ -45,6 +45,14 @@ MEANT: dict[str, TokenizerPart | None] = {
     "tokenizer_source: union": part("union", path=("tokenizer_source",)),
     "tokenizer_source: base": part("base", path=("tokenizer_source",)),
     "tokenizer_source: org/a": part(A, path=("tokenizer_source",)),
+    "tokenizer_source: model:org/a": part(A, path=("tokenizer_source",)),
+    "tokenizer_source: 'model: org/a'": part(A, path=("tokenizer_source",)),
+    "tokenizer_source: model:union": part(UNION, path=("tokenizer_source",)),
+    "tokenizer: {source: 'model:org/a'}": part(A),
+    "tokenizer: {tokens: {x: {source: 'model:org/a'}}}": part("union", entry("x", A)),
+    "tokenizer: {tokens: {x: {source: {kind: model_token, model: 'model:org/z', token: y}}}}": part(
+        "union", entry("x", ModelToken(ModelRef("org/z"), "y", None))
+    ),
     "tokenizer_source: {model: union}": part(UNION, path=("tokenizer_source",)),
     "tokenizer_source:": None,
     'tokenizer_source: ""': None,
@@ -78,6 +86,9 @@ def test_meant(text: str) -> None:
 
 REFUSED = {
     "tokenizer_source: org/b": (
+        "5: tokenizer_source: 'org/b' is not a model of this merge; did you mean 'org/a'?",
+    ),
+    "tokenizer_source: model:org/b": (
         "5: tokenizer_source: 'org/b' is not a model of this merge; did you mean 'org/a'?",
     ),
     "tokenizer_source: unoin": (

@@ -10,7 +10,7 @@ import pytest
 
 from jmerge.errors import RecipeError
 from jmerge.recipe.parse import MAX_BYTES, load_recipe, read_text
-from jmerge.recipe.yamltree import Document, parse_yaml, show_path
+from jmerge.recipe.yamltree import ESCAPES, Document, parse_yaml, show_path
 
 
 def parse(text: str) -> Document:
@@ -280,6 +280,34 @@ REFUSED = {
     "self_in_map": ("a: &a\n  b: *a\n", [f"x.yml:1: a.b: {SELF}"]),
     "self_at_a_distance": ("a: &a\n  b: [{c: *a}]\n", [f"x.yml:1: a.b[0].c: {SELF}"]),
     "self_in_merge": ("a: &a\n  <<: *a\n  k: 1\n", None),
+    "windows_users": (
+        'a: 1\nmodels:\n  - model: "C:\\Users\\x"\n',
+        [f"x.yml:3: column 15: not valid YAML: '\\U' is no escape; {ESCAPES}"],
+    ),
+    "windows_models": (
+        'a: "D:\\models\\a"\n',
+        [f"x.yml:1: column 7: not valid YAML: '\\m' is no escape; {ESCAPES}"],
+    ),
+    "windows_hexadecimal": (
+        'a: "D:\\xmod"\n',
+        [f"x.yml:1: column 7: not valid YAML: '\\x' is no escape; {ESCAPES}"],
+    ),
+    "windows_escape_on_another_line": (
+        'a: "D:/one\n  two\\user"\n',
+        [f"x.yml:2: column 6: not valid YAML: '\\u' is no escape; {ESCAPES}"],
+    ),
+    "windows_folder_at_the_end": (
+        'a: "D:\\\\models\\"\nb: 1\n',
+        [f"x.yml:1: column 4: not valid YAML: these quotes do not end; {ESCAPES}"],
+    ),
+    "escape_of_no_letter": (
+        'a: "\\UFFFFFFFF"\n',
+        [f"x.yml: not valid YAML: an escape stands for no letter; {ESCAPES}"],
+    ),
+    "quotes_that_do_not_end": (
+        'a: "b\n',
+        ["x.yml:2: not valid YAML: found unexpected end of stream"],
+    ),
     "unknown_alias": ("a: *b\n", ["x.yml:1: not valid YAML: found undefined alias 'b'"]),
     "open_bracket": (
         "a: 1\nb: [1, 2\n",

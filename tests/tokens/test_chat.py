@@ -93,9 +93,22 @@ def test_most_frequent() -> None:
     assert most_frequent(["c", "b", "a", "b", "a"])[0] == "b"
 
 
-def choose(tail: str, *templates: str | None) -> object:
-    """What a recipe with this line makes of two models' templates."""
-    return choose_template(kit.recipe_of("a", "b", tail=tail), templates or (None, None))
+def choose(tail: str, *templates: str | None) -> tuple[object, ...]:
+    """What a recipe with this line makes of two models' templates, and the marks that the one chosen writes."""
+    return choose_template(kit.recipe_of("a", "b", tail=tail), templates or (None, None))[:4]
+
+
+def test_what_follows_an_answer() -> None:
+    """An answer, not what was asked; nothing where no answer was written."""
+    for name, begins in (
+        ("chatml", "<|im_end|>\n"),
+        ("mistral", "<jmerge eos>"),
+        ("alpaca", "\n\n#"),
+    ):
+        chosen = choose_template(kit.recipe_of("a", tail=f"chat_template: {name}"), (None,))
+        assert chosen.after.startswith(begins)
+    chosen = choose_template(kit.recipe_of("a", tail=f'chat_template: "{TEXT}"'), (None,))
+    assert chosen.after == ""
 
 
 TEXT = "{{ messages[0]['content'] }}"
