@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -126,26 +127,14 @@ def test_the_program_says_why_it_refuses(case: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.yml"]
 
 
-def through_the_program(case: Path, folder: Path) -> None:
-    """Run a case in a process of its own and check what check.py checks."""
-    recipe = write_recipe(case, folder)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from jmerge.cli import program; program()"),
-            *("--config", str(recipe), "--out", str(folder / "out")),
-        ],
-        cwd=folder,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "Traceback" not in done.stderr
+def assert_as_told(case: Path, folder: Path, code: int, errors: str) -> None:
+    """What check.py checks, of a run in `folder` that ended with this code."""
+    assert "Traceback" not in errors
     if case in REFUSED:
-        assert done.returncode == 2 and "error: " in done.stderr
+        assert code == 2 and "error: " in errors
         assert [path.name for path in folder.iterdir()] == ["x.yml"]
     else:
-        assert done.returncode == 0, done.stderr
+        assert code == 0, errors
         assert_conforms(open_checkpoint(folder / "out"), golden(case, folder))
 
 
@@ -153,13 +142,63 @@ def through_the_program(case: Path, folder: Path) -> None:
     "case", [case for case in CASES if case.stem in THROUGH_THE_PROGRAM], ids=name
 )
 def test_cases_through_the_program(case: Path, tmp_path: Path) -> None:
-    through_the_program(case, tmp_path)
+    """Each in a process of its own."""
+    recipe = write_recipe(case, tmp_path)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from jmerge.cli import program; program()"),
+            *("--config", str(recipe), "--out", str(tmp_path / "out")),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert_as_told(case, tmp_path, done.returncode, done.stderr)
+
+
+# The program in one process for many recipes, which is set up as that of the command is, and not as that of the tests.
+IN_TURN = """
+import contextlib, io, json, os, sys
+from jmerge.process import prepare
+prepare()
+from jmerge.cli import main
+
+for folder in json.load(sys.stdin):
+    os.chdir(folder)
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(["--config", folder + "/x.yml", "--out", folder + "/out"])
+    print(json.dumps([code, errors.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int, str]]:
+    """Of every case the folder, the exit code, and what was printed on standard error."""
+    folders = [tmp_path_factory.mktemp(case.stem) for case in CASES]
+    for case, folder in zip(CASES, folders, strict=True):
+        write_recipe(case, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN],
+        input=json.dumps([str(folder) for folder in folders]),
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {
+        case.stem: (folder, *line) for case, folder, line in zip(CASES, folders, lines, strict=True)
+    }
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("conformance")
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_every_case_through_the_program(case: Path, tmp_path: Path) -> None:
-    through_the_program(case, tmp_path)
+def test_every_case_through_the_program(case: Path, told: dict[str, tuple[Path, int, str]]) -> None:
+    assert_as_told(case, *told[case.stem])
 
 
 def test_every_case_can_be_read() -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +37,11 @@ def gathered(program: str) -> list[int]:
     return found
 
 
+def jitted(name: str, numbers: dict[str, Any]) -> Any:
+    """The merge of a list of trees and a base, which is compiled for each sharding."""
+    return jax.jit(lambda trees, origin: merge(name, origin, trees, numbers))
+
+
 def main(names: Sequence[str]) -> None:
     assert jax.device_count() == 8
     rng = np.random.default_rng(0)
@@ -44,6 +50,12 @@ def main(names: Sequence[str]) -> None:
     for name in names or NUMBERS:
         method, numbers = find_method(name), NUMBERS[name]
         chosen = models[: method.counts[1] or 3]
+        plain = jax.tree.leaves(
+            jitted(name, numbers)(
+                [{"w": model} for model in chosen],
+                None if method.base == "input" else {"w": base},
+            )
+        )
         for layout, (kind, spec) in LAYOUTS.items():
             mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
             sharding = NamedSharding(mesh, spec)
@@ -51,18 +63,10 @@ def main(names: Sequence[str]) -> None:
             origin = None
             if method.base != "input":
                 origin = {"w": jax.device_put(base, sharding)}
-            call = jax.jit(
-                lambda trees, origin, name=name, numbers=numbers: merge(
-                    name, origin, trees, numbers
-                )
-            )
-            program = call.lower(trees, origin).compile()
+            program = jitted(name, numbers).lower(trees, origin).compile()
             largest = max(gathered(program.as_text()), default=0)
             assert largest <= base.size // 8, f"{name}, {layout}: gathers {largest} elements"
-            found = jax.tree.leaves(call(trees, origin))
-            plain = jax.tree.leaves(
-                call([{"w": model} for model in chosen], None if origin is None else {"w": base})
-            )
+            found = jax.tree.leaves(program(trees, origin))
             for ours, wanted in zip(found, plain, strict=True):
                 assert ours.sharding.is_equivalent_to(sharding, 2), (
                     f"{name}, {layout}: {ours.sharding}"
