@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -71,7 +72,7 @@ POSITIONS = re.compile(
 )
 EXPERTS = re.compile(r".*(experts|expert_num)")
 CHOSEN = re.compile(r".*(per_tok|top_?k|topk).*|n_groups?|topk_group|num_groups|.*_groups")
-IMAGE = re.compile(r".*(image_size|img_size|input_size|resolution|spectrogram_length|max_length)")
+IMAGE = re.compile(r".*(image_size|img_size|resolution|spectrogram_length|max_length)")
 PATCH = re.compile(r".*patch_size|.*patch_stride")
 
 
@@ -84,6 +85,38 @@ NEEDED: dict[str, Any] = {
     "num_key_value_heads": 2,
     "hidden_sizes": [16, 24, 32, 40],
     "depths": [2, 1, 3, 2],
+}
+
+
+# Keys of single types that no rule finds: what they must be when the others are small.
+ROWS: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGA": 6}},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "DbrxAttentionConfig": {"rope_theta": 10000.0},
+    "deepseek_ocr2_text": {
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse", "sparse"],
+        "num_experts_per_tok": 2,
+    },
+    "dots1": {
+        "n_routed_experts": 6,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "gemma4_text": {"global_head_dim": 24, "num_global_key_value_heads": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+}
+# Of types that refuse their own defaults.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
 }
 
 
@@ -168,8 +201,9 @@ def _listed(names: Any) -> list[Any]:
 # Sizes
 
 
-def tree_of(config: PretrainedConfig) -> Tree:
-    """The keyword arguments that make `config`, without those that follow from others."""
+def tree_of(config: PretrainedConfig, lists: bool = False) -> Tree:
+    """The keyword arguments that make `config`, without those that follow from others; but with lists of sizes that do
+    where `lists`."""
     kind = type(config)
     plain = None
     tree = Tree(kind)
@@ -179,12 +213,13 @@ def tree_of(config: PretrainedConfig) -> Tree:
             default = field.default_factory()
         try:
             value = getattr(config, field.name, None)
-        except AttributeError:  # of layers that differ, which follows from the others
+        except Exception:  # of layers that differ, which follows from the others
             value = default
         if isinstance(value, PretrainedConfig):
-            tree[field.name] = tree_of(value)
+            tree[field.name] = tree_of(value, lists)
             continue
-        if default is None and value is not None:
+        sized = lists and isinstance(value, list) and all(type(each) is int for each in value)
+        if default is None and value is not None and not sized:
             with contextlib.suppress(Exception):
                 plain = plain or kind()
             if plain is not None and _same(vars(plain).get(field.name), value):
@@ -215,13 +250,15 @@ class Sizes:
     depths: int = 0
     ids: int = 2
 
-    def small(self, path: Path_, value: Any) -> Any:
-        """What stands for the value at a path."""
-        key = path[-1].lower()
-        if isinstance(value, bool) or value is None or isinstance(value, float | str):
+    def small(self, part: Mapping[str, Any], name: str, value: Any) -> Any:
+        """What stands for the value of a key in a part of the tree."""
+        key = name.lower()
+        if isinstance(value, bool) or value is None or isinstance(value, float | str | dict):
             return value
         if isinstance(value, list | tuple):
             return type(value)(self._listed(key, list(value)))
+        if KV_HEADS.fullmatch(key) and value == heads_of(part, but=name):
+            key = "num_heads"  # as many as there are for queries
         return self._number(key, value) if isinstance(value, int) else value
 
     def _listed(self, key: str, values: list[Any]) -> list[Any]:
@@ -276,6 +313,12 @@ class Sizes:
         return self.widths[value]
 
 
+def heads_of(part: Mapping[str, Any], but: str) -> int | None:
+    """The number of heads for queries."""
+    keys = [k for k, x in part.items() if HEADS_KEY.fullmatch(k) and type(x) is int and k != but]
+    return next((part[key] for key in keys if not KV_HEADS.fullmatch(key)), None)
+
+
 def with_needed(tree: Tree) -> Tree:
     """The same with numbers for keys that have none by default, although no model can be built without."""
     tree = tree.copy()
@@ -297,31 +340,24 @@ def widths_of(tree: Tree, unit: int) -> dict[int, int]:
     return {value: unit * (min(i, 10) + first) for i, value in enumerate(sorted(numbers))}
 
 
-def by_layer(tree: Tree) -> None:
-    """Cut lists with an entry for each layer to the small number of layers, keeping every kind; and numbers of layers."""
-    for part in tree.parts():
-        depth = next((part[k] for k in part if LAYERS.fullmatch(k) and type(part[k]) is int), None)
-        if depth is None:
+def by_layer(part: Tree, full: Tree) -> None:
+    """Cut lists with an entry for each layer of the full config to the small number of layers, keeping every kind, and
+    bring numbers of layers into range."""
+    counts = [key for key in part if LAYERS.fullmatch(key) and type(part[key]) is int]
+    for key, value in part.items():
+        if not isinstance(value, list | tuple) or not value:
             continue
-        for key, value in part.items():
-            if (
-                isinstance(value, list)
-                and len(value) > depth
-                and re.search("layer|type|pattern", key)
-            ):
-                if all(isinstance(each, str | bool) for each in value):
-                    part[key] = shortened(value, depth)
-                elif all(type(each) is int for each in value) and max(value) >= depth:
-                    part[key] = sorted({each % depth for each in value})[: max(depth - 2, 1)]
-            elif (
-                isinstance(value, list | tuple)
-                and value
-                and all(type(each) is int for each in value)
-                and re.search("layer|ind(ex|ic)es|idx", key)
-                and max(value) >= depth
-            ):
-                few = sorted({1 + i for i in range(min(len(value), depth - 2))})
-                part[key] = type(value)(few)
+        depths = {full[k]: part[k] for k in counts if type(full.get(k)) is int and full[k] > 1}
+        depth = depths.get(len(value))
+        if depth is not None and len(value) > depth:
+            part[key] = type(value)(shortened(list(value), depth))
+        elif (
+            depths
+            and all(type(each) is int for each in full[key])
+            and re.search("layer|block|index|indices|idx|stages", key)
+            and max(full[key]) >= (least := min(depths.values()))
+        ):
+            part[key] = type(value)(1 + i for i in range(min(len(value), least - 2)))
 
 
 def shortened(values: list[Any], count: int) -> list[Any]:
@@ -373,41 +409,46 @@ def build(model_type: str) -> tuple[type[PreTrainedModel], PretrainedConfig]:
 
 def default_config(kind: type[PretrainedConfig]) -> PretrainedConfig:
     """The config with its defaults."""
-    return kind()
+    return kind(**DEFAULTS.get(kind.model_type, {}))
 
 
 def tiny_config(model: type[PreTrainedModel], tree: Tree) -> PretrainedConfig:
     """The config with small sizes that a class of models takes; NotBuildableError when it takes none."""
     reasons = []
     candidates = []
-    for needed, unit, scaled in product((False, True), (8, 32), (False, True)):
-        if scaled and unit != 8:
-            continue
-        given = with_needed(tree) if needed else tree
+    wide = with_needed(tree_of(default_config(tree.kind), lists=True))
+    without_downloads(wide)
+    needed = with_needed(tree)
+    ways = ((8, False), (8, True), (32, False))
+    for given, (unit, scaled) in product((tree, needed, wide), ways):
         changed = given.copy()
         sizes = Sizes(widths_of(given, unit), scaled)
-        for path, value in given.leaves():
-            changed.put(path, sizes.small(path, value))
-        by_layer(changed)
+        for part in changed.parts():
+            old = dict(part)
+            part |= {key: sizes.small(old, key, value) for key, value in old.items()}
+        for part, full in zip(changed.parts(), given.parts(), strict=True):
+            by_layer(part, full)
+        for part in changed.parts():
+            part |= ROWS.get(part.kind.model_type or part.kind.__name__, {})
         candidates.append(changed)
         try:
             return tried(model, changed)
         except Exception as error:
             reasons.append(said(error))
-    for changed in candidates[-3:]:
-        config = kept_where_borne(model, with_needed(tree), dict(changed.leaves()))
+    for changed, given in ((candidates[3], needed), (candidates[4], needed), (candidates[6], wide)):
+        config = kept_where_borne(model, given, changed)
         if config is not None:
             return config
     raise NotBuildableError(reasons[0])
 
 
 def kept_where_borne(
-    model: type[PreTrainedModel], tree: Tree, small: Mapping[Path_, Any]
+    model: type[PreTrainedModel], tree: Tree, candidate: Tree
 ) -> PretrainedConfig | None:
     """The config with the defaults where the class does not bear the small sizes; None when that is no tiny model."""
     held = tree.copy()
-    default = dict(tree.leaves())
-    changes = [path for path in small if path in default and small[path] != default[path]]
+    default, small = dict(tree.leaves()), dict(candidate.leaves())
+    changes = [path for path in small if path not in default or small[path] != default[path]]
     # the number of layers first, so that what follows is quick
     changes.sort(key=lambda path: not LAYERS.fullmatch(path[-1].lower()))
     groups = [changes]
@@ -461,7 +502,12 @@ def said(error: BaseException) -> str:
 
 def filled(model: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A model whose parameters and buffers of floats, each once, are seeded noise without a zero."""
-    made = model(config).eval().float()
+    try:
+        made = model(config)
+    except Exception:  # in the first values of weights, which do not stay
+        with no_init_weights():
+            made = model(config)
+    made = made.eval().float()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         seen: set[int] = set()
