@@ -292,6 +292,8 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
 
 def _where_else(recipe: Recipe, path: Path) -> str:
     """A hint for a model that is not where the recipe says."""
+    if "\\" in str(path) and os.path.isdir(slashed := str(path).replace("\\", "/")):
+        return f"; paths on this system have forward slashes: '{slashed}'"
     if not path.is_absolute() and os.path.isdir(Path(recipe.file).parent / path):
         return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
     if os.path.isdir(path.parent) and str(path.parent) != ".":

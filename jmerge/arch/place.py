@@ -39,8 +39,8 @@ def no_place(template: str, own: Config, donor: Config, *, behind: bool = False)
     for key, on in _switches(own).items():
         speaks = key in EXTRA_LAYER_KEYS if behind else words & (set(key.lower().split("_")) - IDLE)
         if on and speaks and not said.get(key):
-            there = "does not say" if key not in said else "turns off"
-            return f"which has it by '{key}' of its config.json, and the output's {there} that"
+            there = "lacks that key" if key not in said else "turns it off"
+            return f"'{key}' in its config.json turns it on, and the output's config.json {there}"
     return None
 
 

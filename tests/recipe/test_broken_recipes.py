@@ -908,8 +908,8 @@ models:
 """,
         (
             "x.yml:5: models[1].model: model.layers.0.self_attn.q_proj.bias of said is no tensor "
-            "of a (as are 1 more): which has it by 'attention_bias' of its config.json, and the "
-            "output's does not say that; leave it out with "
+            "of a (as are 1 more): 'attention_bias' in its config.json turns it on, and the "
+            "output's config.json lacks that key; leave it out with "
             "'except: [model.layers.*.self_attn.q_proj.bias]', or list it first, so that the output "
             "has the config.json of said",
         ),
