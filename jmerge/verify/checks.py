@@ -12,7 +12,18 @@ from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import WEIGHTS, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
-from jmerge.verify import files, layers, names, places, said, structure, tables, values
+from jmerge.verify import (
+    beside,
+    files,
+    layers,
+    names,
+    numbers,
+    places,
+    said,
+    structure,
+    tables,
+    values,
+)
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tokens import tokens
 from jmerge.verify.values import Values, read_values
@@ -24,7 +35,7 @@ QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
     "index": files.index,
     "duplicates": files.duplicates,
     "stale": files.stale,
-    "companions": files.companions,
+    "companions": beside.companions,
     "ledger": files.ledger,
     "names": names.names,
     "places": places.places,
@@ -32,6 +43,7 @@ QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
     "config": said.said,
     "shapes": structure.shapes,
     "dtypes": structure.dtypes,
+    "numbers": numbers.numbers,
     "ties": tables.ties,
     "tokens": tokens,
 }

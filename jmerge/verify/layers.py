@@ -28,6 +28,9 @@ from jmerge.verify.tables import quantised
 PLAIN = (".weight", ".bias")
 # Keys of models that go through the same layers several times, and count the times
 LOOPS = re.compile(r".*(loop|cycle|recur|repeat|passes|hidden_groups).*")
+# Norms that layers begin with, and how names of the token tables of such models end; GPT's own `ln_1` comes last
+FIRST_NORMS = (("input_layernorm", ""), ("ln_1", ".wte.weight"))
+NORM = re.compile(r"norm|(^|[._])ln(_?\w)?([._]|$)", re.IGNORECASE)
 
 
 class Count(NamedTuple):
@@ -75,6 +78,7 @@ def layers(folder: Folder) -> Iterator[Finding]:
     if not gaps:
         yield from _miscounted(folder, told)
     yield from _holes(folder)
+    yield from _final_norm(folder)
 
 
 def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
@@ -174,3 +178,26 @@ def _holes(folder: Folder) -> Iterator[Finding]:
                 continue  # a scale, of weights that this layer has unpacked
             message = f"is missing; {hole.having} other layers have it"
             yield Finding(message, tensor=hole.name)
+
+
+def _final_norm(folder: Folder) -> Iterator[Finding]:
+    """The norm behind the layers of a decoder. It is there where each layer begins with one, since what comes out of the
+    last has been through none."""
+    loose = [name for name, role in folder.layout.roles.items() if role.stack is None]
+    for prefix, stack in folder.layout.stacks.items():
+        around = prefix[: prefix.rfind(".") + 1]
+        tables = [name for name in folder.layout.embeddings if name.startswith(around)]
+        for norm, table in FIRST_NORMS:
+            first = folder.tensors.get(f"{prefix}.{stack.indices[0]}.{norm}.weight")
+            if first is None or not any(f".{name}".endswith(table) for name in tables):
+                continue
+            shapes = [
+                folder.tensors[name].spec.shape
+                for name in loose
+                if name.startswith(around) and NORM.search(name)
+            ]
+            if first.spec.shape not in shapes:
+                message = (
+                    f"there is no norm behind the last of the {stack.depth} layers of '{prefix}'"
+                )
+                yield Finding(message)

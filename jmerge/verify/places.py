@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from jmerge.arch.infer import VISION, KeyPath, config_dicts, is_classifier
@@ -43,10 +44,15 @@ def _heads(folder: Folder) -> Iterator[Finding]:
 
 
 def _biases(folder: Folder) -> Iterator[Finding]:
+    stacks = folder.layout.stacks
+    sizes = Counter(role.stack for role in folder.layout.roles.values() if role.stack is not None)
+    largest = max(sizes, key=lambda prefix: sizes[prefix], default=None)
     homes: dict[KeyPath, list[str]] = {}
-    for stack in folder.layout.stacks.values():
+    for prefix, stack in stacks.items():
         for path in stack.keys[:1]:
-            homes.setdefault(path[:-1], []).append(f"{stack.prefix}." if stack.prefix else "")
+            seen = VISION.search(".".join(path[:-1])) and VISION.search(prefix)
+            if seen or prefix == largest:  # others may be of parts that a map tells nothing of
+                homes.setdefault(path[:-1], []).append(f"{prefix}." if prefix else "")
     for path, part in config_dicts(folder.config):
         for key, modules in BIASES.items():
             pattern = re.compile(rf".*{modules}\.bias", re.IGNORECASE)

@@ -86,7 +86,7 @@ def _fields(config: Config, stack: Stack, beside: Beside) -> Iterator[tuple[str,
             numbers = is_numbers_key(key) and not OTHERS.fullmatch(key)
             if numbers and (beyond := _beyond(key, value, depth)):
                 message = f"{path} names layer {beyond[0]}; '{stack.prefix}' has {depth} layers"
-                yield message, key in LAYER_NUMBERS or MEMBERS.fullmatch(key) is not None
+                yield message, True
         elif isinstance(value, list) and key.endswith(ENTRIES):
             if len(value) not in (depth, depth + behind):
                 message = f"{path} has {len(value)} entries; '{stack.prefix}' has {depth} layers"

@@ -15,6 +15,15 @@ from jmerge.verify.folder import Finding, Folder
 HEADED = ("ForCausalLM", "LMHeadModel")  # how classes end that give a score to every token
 # how classes end that give it to some, or to none at times
 SCORING = (*HEADED, "ForMaskedLM", "ForConditionalGeneration")
+# how classes end that read tokens, besides
+READING = (
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 HEAD = "lm_head"
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 # config keys of models whose embedding has another width than their layers
@@ -76,11 +85,21 @@ def token_tables(folder: Folder) -> Iterator[Finding]:
         yield from _columns(parts, shapes, widths)
     matrices = {n for n, s in folder.specs.items() if len(s.shape) == 2 and s.shape[0] in rows}
     bare = not folder.layout.embeddings and matrices <= set(heads)
-    if folder.whole and rows and bare and class_name(config).endswith(HEADED):
+    if folder.whole and rows and bare and _reads_text(folder):
         message = (
             f"vocab_size is {listed(rows)}; the weights have no embedding for {class_name(config)}"
         )
         yield Finding(message, folder.config_file)
+
+
+def _reads_text(folder: Folder) -> bool:
+    """Whether the class is one that reads tokens: what hears or sees has convolutions, and may have a vocabulary that it
+    only writes."""
+    named = class_name(folder.config)
+    if named.endswith(HEADED):
+        return True
+    plain = all(len(spec.shape) < 3 for spec in folder.specs.values())
+    return plain and named.endswith(READING) and not VISION.search(str(folder.config).lower())
 
 
 def _counted_rows(parts: list[Config], rows: set[int]) -> set[int]:
@@ -93,7 +112,8 @@ def _counted_rows(parts: list[Config], rows: set[int]) -> set[int]:
         if type(value) is int and value > 1 and OTHER_TOKENS.fullmatch(str(key))
     ][:MOST_SIZES]
     products = {a * b for a, b in combinations(sizes, 2)}
-    more = products | {size + 1 for size in products} | {*sizes} - rows
+    other = {*sizes} - rows
+    more = products | {size + 1 for size in products} | other | ({1} if other else set())
     return {base + each for base in {0, *rows} for each in more}
 
 
@@ -132,8 +152,8 @@ def ties(folder: Folder) -> Iterator[Finding]:
     told = _ties_told(folder.config)
     layout = folder.layout
     named = class_name(folder.config)
-    headless = not layout.heads and not called_heads(folder)
-    if told == {False} and layout.embeddings and headless and named.endswith(HEADED):
+    headless = not layout.heads and not any(HEAD in name for name in folder.tensors)
+    if told == {False} and layout.embeddings and headless and named.endswith(SCORING):
         message = f"tie_word_embeddings is false; the weights have no head for {named}"
         if folder.whole:
             yield Finding(message, folder.config_file)
