@@ -151,7 +151,8 @@ def _trainer(place: Place) -> str | None:
         return None
     whole = [each for each in steps if holds_model(place.source, each[1])]
     last = (whole or steps)[-1][1]
-    message = f"holds {len(steps)} checkpoints of a training run and no weights beside them; "
+    what = "a checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
+    message = f"holds {what} of a training run and no weights beside; "
     return message + f"name one, the last is {_below(place, last)}"
 
 

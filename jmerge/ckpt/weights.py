@@ -80,17 +80,24 @@ def find_weights(source: Source) -> Weights:
     for stem in STEMS:
         found = _of_stem(source, stem, "")
         if found is not None:
-            return found
+            pickled = _pickled(source) if stem != STEMS[0] else None
+            note = f"has {pickled} too, which transformers loads, and not {found.files[0]}"
+            return found._replace(notes=(*found.notes, note)) if pickled else found
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.({VARIANT})\.safetensors")
     named = (pattern.fullmatch(name) for name in source.names())
     variants = sorted({each[1] for each in named if each})
-    if len(variants) == 1 and not any(source.size(name) is not None for name in PICKLED):
+    if len(variants) == 1 and _pickled(source) is None:
         for stem in STEMS:
             found = _of_stem(source, stem, f".{variants[0]}")
             if found is not None:
                 note = f"has its weights only as the variant '{variants[0]}' ({found.files[0]})"
                 return found._replace(notes=(note,))
     raise CheckpointError(Fault(found_instead(source, variants), file=source.label))
+
+
+def _pickled(source: Source) -> str | None:
+    """The pickled weights that transformers loads where it finds none of its own in safetensors."""
+    return next((name for name in PICKLED if source.size(name) is not None), None)
 
 
 def _explicit(source: Source) -> Weights | None:
