@@ -44,7 +44,6 @@ from jmerge.arch.layer_words import (
     TAPS,
 )
 
-
 UNKNOWN = -1  # where numbers of layers begin
 
 
