@@ -44,6 +44,8 @@ from jmerge.arch.layer_words import (
     TAPS,
 )
 
+UNKNOWN = -1  # where numbers of layers begin
+
 
 class Stuck(Exception):  # noqa: N818  # no error yet: whoever asks decides
     """Nothing is known to say in a field what it said of the layers before they moved."""
@@ -259,6 +261,8 @@ def is_numbers_key(key: str) -> bool:
 def _are_numbers(key: str, value: list[int], depth: int) -> bool:
     if key in LAYER_NUMBERS:
         return True
+    if MEMBERS.fullmatch(key) and re.search(r"ind|idx|_ids?$", key):
+        return len(set(value)) == len(value) and min(value) >= 0  # some may be of no layer
     if len(value) == depth and set(value) <= {0, 1} and depth > 2:
         return False  # a flag for each layer
     return len(set(value)) == len(value) and all(-depth <= each <= depth for each in value)
@@ -275,13 +279,16 @@ def _numbers(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
             raise Stuck("names layers that are in another order now")
         return made
     first = 0 if key in LAYER_NUMBERS else moved.first
+    if first == UNKNOWN and not moved.alike:
+        raise Stuck("names layers by numbers that may begin with 0 or with 1")
     found = []
     for i, layer in enumerate(moved.layers):
         numbers = own(i)
         numbers = numbers if isinstance(numbers, list) else value
         if layer + first in numbers:
             found.append(i + first)
-    return found
+    before = [each for each in value if each - first < moved.depth]
+    return value if moved.alike and sorted(before) == found else found
 
 
 def _entries(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> list[Any]:
@@ -440,8 +447,8 @@ def is_overruled(key: str, value: Any, part: Mapping[str, Any], depth: int) -> b
 
 
 def first_number(part: Mapping[str, Any], depth: int) -> int:
-    """What the lists of numbers in a part of config.json call the first of `depth` layers: 1 where one of them has a
-    layer of the number `depth` and none has 0, as in Kimi Linear's, else 0."""
+    """What the lists of numbers in a part of config.json call the first of `depth` layers: 1 where they share out the
+    numbers from 1 to `depth`, as Kimi Linear's do, else 0, and `UNKNOWN` where `depth` is the highest and none is 0."""
     lists = [
         value
         for key, value in part.items()
@@ -449,7 +456,10 @@ def first_number(part: Mapping[str, Any], depth: int) -> int:
         if MEMBERS.fullmatch(str(key).lower()) and is_numbers_key(str(key).lower())
         if _are_numbers(str(key).lower(), value, depth)
     ]
-    return int(any(depth in each for each in lists) and not any(0 in each for each in lists))
+    named = {number for each in lists for number in each}
+    if named == set(range(1, depth + 1)):
+        return 1
+    return UNKNOWN if named and min(named) > 0 and max(named) == depth else 0
 
 
 def kinds_of(key: str, value: Any, depth: int, first: int = 0) -> list[Hashable] | None:
@@ -467,7 +477,7 @@ def kinds_of(key: str, value: Any, depth: int, first: int = 0) -> list[Hashable]
         return [told.get(i) for i in range(depth)]
     if isinstance(value, list) and value:
         if all(type(each) is int for each in value) and is_numbers_key(key):
-            if _are_numbers(key, value, depth):
+            if _are_numbers(key, value, depth) and first != UNKNOWN:
                 return [i + first in value for i in range(depth)]
         elif (runs := _runs(value)) is not None and len(runs) == depth:
             return list(runs)

@@ -45,6 +45,7 @@ FIELDS = [
     ("global_attn_indexes", [1], [1, 4], [1]),
     ("window_block_indices", [0, 2], [0, 2, 5], [0, 2]),
     ("moe_layer_ids", [1, 3], [1, 3, 4, 6], [1]),
+    ("global_attn_indexes", [2, 5, 8], [2, 5], [2]),  # of a class with more layers by default
     ("rope_scaling_layers", [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2]),
     ("residual_block_indices", [], [], []),
     # layers from which something is taken
@@ -164,10 +165,14 @@ def test_a_period_stays_where_every_layer_has_its_place_in_it(
 
 
 def test_numbers_that_begin_with_one() -> None:
-    """Kimi Linear's: one of the lists names the last layer by the number of layers, and none names layer 0."""
+    """Kimi Linear's lists share out the numbers from 1; of others it is not known when they may be such numbers."""
     part = {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 4}
     assert first_number(part, 4) == 1
     assert first_number({"full_attn_layers": [3], "kda_layers": [0, 1, 2]}, 4) == 0
+    assert first_number({"global_attn_indexes": [2, 4, 8]}, 4) == 0
+    unknown = first_number({"full_attn_layers": [2, 4]}, 4)
+    assert said("full_attn_layers", [2, 4], AGAIN, first=unknown) is STUCK
+    assert kinds_of("full_attn_layers", [2, 4], 4, unknown) is None
     assert said("full_attn_layers", [4], AGAIN, first=1) == [4, 7]
     assert said("kda_layers", [1, 2, 3], AGAIN, first=1) == [1, 2, 3, 5, 6]
     assert kinds_of("full_attn_layers", [4], 4, 1) == [False, False, False, True]
