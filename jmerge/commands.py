@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
-from jmerge.interrupt import came, check
+from jmerge.interrupt import came, check, part
 from jmerge.names import did_you_mean
 from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
 from jmerge.version import VERSION
@@ -68,14 +68,13 @@ def _drop_output() -> None:
 
 def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if values.version:
-        print(f"jmerge {VERSION}")
+        _tell(f"jmerge {VERSION}")
         return 0
     if values.help and words and words[0] in HELP:
-        print(HELP[words[0]])
+        _tell(HELP[words[0]])
         return 0
     if values.help or (not words and values.config is None and values.out is None):
-        print(USAGE)
-        print(flag_help(values))
+        _tell(f"{USAGE}\n{flag_help(values)}")
         return 0 if values.help else 2
     commands: dict[str, Callable[[list[str], flags.FlagValues], int]] = {
         "plan": _plan,
@@ -148,29 +147,29 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         return 0
     if merged.up_to_date:
         untold = "" if profile is None else f"; nothing was done that {profile.path} could tell"
-        print(f"{out} is up to date: same recipe, same inputs{untold}")
+        _tell(f"{out} is up to date: same recipe, same inputs{untold}")
         return 0
     for each in merged.strange:
         print(f"warning: {each}", file=sys.stderr)
     plan = merged.plan
-    print(
+    _tell(
         f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
     )
     for line in plan.tokens.summary if plan.tokens else ():
-        print(line)
-    print(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
+        _tell(line)
+    _tell(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
     if plan.changes:
-        print(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")
+        _tell(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")
     for output in plan.checkpoints:
         folder = os.path.join(out, output) if output else str(out)
         loads = f"from_pretrained({folder!r}) in transformers"
         if plan.modules:
             loads = f"SentenceTransformer({folder!r})"
-        print(f"next: jmerge inspect {folder}, or {loads}")
+        _tell(f"next: jmerge inspect {folder}, or {loads}")
     if profile is not None:
-        print(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
+        _tell(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
     if merged.timings is not None:
-        print(summary(merged.timings.begun_earlier(called - began)))
+        _tell(summary(merged.timings.begun_earlier(called - began)))
     return 0
 
 
@@ -187,7 +186,9 @@ def _meet(values: flags.FlagValues) -> Any:
         return Hosts()
     from jmerge.engine.meeting import meet
 
-    return meet(values.coordinator, values.num_processes, values.process_id, _give_up)
+    hosts = meet(values.coordinator, values.num_processes, values.process_id, _give_up)
+    part(hosts.part)
+    return hosts
 
 
 def _give_up(reason: str) -> None:

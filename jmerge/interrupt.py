@@ -20,6 +20,7 @@ import time
 
 TYPE_CHECKING = False  # as in typing, which takes time to import
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 CODE = 130
@@ -32,6 +33,7 @@ class _State:
     code: int | None = None  # what the process ends with; None: it has not come to its end
     line = "interrupted"
     grace = 0.0  # seconds
+    farewell: Callable[[], None] | None = None
     said = False
     saying = _thread.allocate_lock()
 
@@ -91,6 +93,11 @@ def say(line: str) -> None:
         _State.saying.release()
 
 
+def part(farewell: Callable[[], None]) -> None:
+    """Call `farewell` last, when Ctrl-C ends the process in the middle; it may take a few seconds."""
+    _State.farewell = farewell
+
+
 def settle(code: int) -> int:
     """What the process that is about to end with `code` ends with; from now on Ctrl-C only makes the end come soon."""
     _State.code = CODE if _State.came else code
@@ -119,7 +126,11 @@ def _end_after(seconds: float) -> None:
     time.sleep(seconds)
     if _State.code is None or _State.came:
         say(_State.line)
-        os._exit(CODE)
+        try:
+            if _State.farewell is not None:
+                _State.farewell()
+        finally:
+            os._exit(CODE)
     os._exit(_State.code)
 
 

@@ -78,11 +78,11 @@ def leave(code: int) -> NoReturn:
     if all(thread.name != STUCK for thread in threading.enumerate()):
         atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:
         pass  # its reader has read enough
     except OSError as error:
         print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
         code = code or RunError.exit_code
-    sys.stderr.flush()
+    print(end="", file=sys.stderr, flush=True)
     os._exit(code)

@@ -158,6 +158,12 @@ class Hosts:
             self.close()
             raise
 
+    def part(self) -> None:
+        """Part from the others in the middle, as this process was interrupted, which they are told."""
+        if not self._over.is_set():
+            self._tell(self.number, _reason(KeyboardInterrupt()))
+        self.close()
+
     def _tell(self, number: int, why: str) -> None:
         for link in self._links.values():
             link.send({"failed": [number, why]})

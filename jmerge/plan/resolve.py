@@ -31,11 +31,23 @@ class _Missing(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """Weights of which only the proportions count."""
+    """The weights of a slice."""
 
     out_slice: OutSlice
-    where: Path  # one of them stands
-    seen: set[float | None]  # what all models have for a tensor; None: not all have the same
+    origins: dict[Path, None]  # where they stand
+    # What all models have for a tensor, where only proportions count; None: they differ, or more than proportions count.
+    seen: set[float | None]
+
+    def alone(self, method: Method) -> bool:
+        """Whether there is one model besides the base."""
+        base = base_position(method, self.out_slice)
+        return len(self.out_slice.sources) - (base is not None) == 1
+
+    def idle(self, method: Method) -> bool:
+        """Whether they change nothing though they look as if they did."""
+        return None not in self.seen and (
+            self.seen != {1} if self.alone(method) else len(self.seen) > 1
+        )
 
 
 class Resolver:
@@ -131,27 +143,32 @@ class Resolver:
     def _note_weights(
         self, numbers: Mapping[str, Any], origins: Sequence[Path | None], out_slice: OutSlice
     ) -> None:
-        """Keep in mind weights of which only the proportions count."""
-        if origins and origins[0] is not None and self.sound and self.method.divides(numbers):
-            weights = numbers[WEIGHT]
-            known = self.weights.setdefault(out_slice.path, _Weights(out_slice, origins[0], set()))
-            known.seen.add(weights[0] if min(weights) == max(weights) > 0 else None)
+        """Keep in mind where weights come from and whether they count."""
+        if not self.sound or not origins:
+            return
+        weights = numbers[WEIGHT]
+        alike = self.method.divides(numbers) and min(weights) == max(weights) > 0
+        known = self.weights.setdefault(out_slice.path, _Weights(out_slice, {}, set()))
+        known.origins.update((path, None) for path in origins if path is not None)
+        known.seen.add(weights[0] if alike else None)
 
     def _idle_weights(self) -> Iterator[Fault]:
-        """Weights that are divided away: of one model alone, or varying ones that all models have alike."""
-        for out_slice, where, seen in self.weights.values():
-            switch = next((key for key in self.method.settable if key.startswith("normalize")), "")
-            remedy = f", or set '{switch}: false'" if switch else ""
-            message = "has no effect: weights are divided by their sum, and"
-            base = base_position(self.method, out_slice)
-            alone = len(out_slice.sources) - (base is not None) == 1
-            if None in seen or seen == {1} or (len(seen) == 1 and not alone):
+        """Weights that are divided away wherever they are used: of one model alone, or varying ones that all models
+        have alike."""
+        idle = {path for path, weights in self.weights.items() if weights.idle(self.method)}
+        count = {where for p in self.weights.keys() - idle for where in self.weights[p].origins}
+        switch = next((key for key in self.method.settable if key.startswith("normalize")), "")
+        remedy = f", or set '{switch}: false'" if switch else ""
+        for path in self.weights:
+            where = next(iter(self.weights[path].origins), None)
+            if path not in idle or where is None or where in count:
                 continue
-            if alone:
-                message += f" here one model is alone; remove it{remedy}"
+            message = "has no effect: weights are divided by their sum, and here"
+            if self.weights[path].alone(self.method):
+                message += " one model is alone; remove it"
             else:
-                message += f" here all models have the same; give each its own{remedy}"
-            yield self.recipe.fault(message, where)
+                message += " all models have the same; give each its own"
+            yield self.recipe.fault(message + remedy, where)
 
     def warnings(self) -> list[Fault]:
         """What the method has to say of the numbers."""

@@ -23,7 +23,7 @@ PIECE = 4096
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from jmerge.process import leave, prepare
+from jmerge.process import prepare
 prepare()
 import jmerge.cli, jmerge.engine.memory, jmerge.jobs
 from jmerge.ckpt.writer import OutputFolder
@@ -65,7 +65,8 @@ meeting._through_jax = marking
 stopping("plan", jmerge.jobs, jmerge.jobs.plan_recipe)
 stopping("create", OutputFolder, OutputFolder.create)
 stopping("publish", OutputFolder, OutputFolder.publish)
-leave(jmerge.cli.main(sys.argv[2:]))
+del sys.argv[1]
+jmerge.cli.program()
 """
 
 

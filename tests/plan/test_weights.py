@@ -56,6 +56,9 @@ def test_told(text: str, warning: str, place: Path) -> None:
         "merge_method: linear\n" + OWN.format("0.5", "0.5"),
         "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: [1, 0.5], normalize: false}\n",
         BASE + "models: [{model: a, parameters: {weight: 0.5}}]\nparameters: {normalize: false}\n",
+        # it counts in the other slice
+        f"merge_method: linear\n{TWO}, parameters: {{normalize: false}}}}, "
+        "{sources: [{model: c, layer_range: [0, 2]}]}]\nparameters: {weight: 0.5}\n",
         "merge_method: task_arithmetic\nbase_model: c\nmodels: [{model: a, parameters: {weight: 0.5}}]\n",
     ],
 )
