@@ -43,8 +43,12 @@ Way = Literal["jit", "quick", "eager"]
 TENSOR = "tensor"  # the name of a tensor that needs none of its own; random numbers depend on it
 
 # Options of the compiler that give up speed and bits of the result, nothing else: XLA's old code generator, and LLVM
-# without optimisation. The rewriting of the program itself is the usual one.
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+# without optimisation and with all of a program at once. The rewriting of the program itself is the usual one.
+QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 class Inputs(NamedTuple):
