@@ -7,9 +7,9 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ import jaxlib.version
 from jmerge.arch.config import Change
 from jmerge.arch.ties import find_ties
 from jmerge.ckpt.disk import environment_errors
-from jmerge.ckpt.donor import check_donor_files, donor_files, is_tokenizer_file
-from jmerge.ckpt.find import find_source, is_remote, source_of
+from jmerge.ckpt.donor import check_donor_files, donor_files
+from jmerge.ckpt.find import find_source, is_remote
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
-from jmerge.ckpt.sentence import inside, main_module, read_modules
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
@@ -42,6 +41,7 @@ from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunErr
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
+from jmerge.plan.files import carried_files
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Plan
 from jmerge.recipe.parse import examine_recipe, read_text
@@ -93,7 +93,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     raise_all(RecipeError, faults, notes.warnings)
     layouts = infer_layouts(checkpoints)
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
-    return build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
+    plan = build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
+    return replace(plan, left=carried_files(plan).left)
 
 
 def merge(
@@ -250,7 +251,8 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
     try:
         checkpoint = open_checkpoint(source)
         if ref == recipe.models()[0]:
-            check_donor_files(source, checkpoint.modules)
+            weights = [file.name for file in checkpoint.files]
+            check_donor_files(source, checkpoint.modules, weights)
         return checkpoint
     except CheckpointError as error:
         raise CheckpointError(
@@ -342,8 +344,11 @@ def _write_companions(
     home = f"{plan.home}/" if plan.home else ""
     for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for name, data in _taken_over(plan):
-            folder.write_file(prefix + name, data)
+        for file in carried_files(plan).taken:
+            if file.data is None:
+                folder.copy_file(prefix + file.name, file.source, file.own)
+            else:
+                folder.write_file(prefix + file.name, file.data)
         for name, edits in plan.tokens.changes.items() if plan.tokens else ():
             changes[prefix + home + name] = edits
         config, made = dict(plan.config), plan.changes
@@ -381,7 +386,8 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
     for model in verify(LocalSource(folder.work)):
         place = folder.out / Path(model.label).relative_to(folder.work)
         source, modules = model.folder.source, model.folder.modules
-        taken_over = donor_files(source, modules)  # as it was, whatever is in it
+        # as it was, whatever is in it
+        taken_over = donor_files(source, modules, model.folder.files)
         for check in model.checks:
             found = []
             for each in check.faults:
@@ -398,32 +404,6 @@ def _verify(folder: OutputFolder) -> tuple[Fault, ...]:
                 more = f"{len(found) - SHOWN} more like these; run: jmerge verify {folder.out}"
                 strange.append(Fault(more, file=str(place)))
     return tuple(strange)
-
-
-def _taken_over(plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """The files of models that come along, in name order: the donor's, but those of the tokenizer from the model whose
-    tokens the output has, as edited."""
-    donor = source_of(plan.models[0].path)
-    names = donor_files(donor, read_modules(donor) if plan.modules else ())
-    tokens = plan.tokens
-    if tokens is None:
-        for name in names:
-            yield name, donor.read(name)
-        return
-    home = f"{plan.home}/" if plan.home else ""
-    owner = source_of(plan.models[tokens.donor].path)
-    main = main_module(read_modules(owner))
-    place = inside(owner, main.folder if main else "")
-    found = {name: (donor, name) for name in names if not is_tokenizer_file(name)}
-    found |= {home + name: (place, name) for name in donor_files(place) if is_tokenizer_file(name)}
-    written = {home + name: data for name, data in tokens.edits.written.items()}
-    left_out = {home + name for name in tokens.edits.left_out}
-    for name in sorted({*found, *written} - left_out):
-        if name in written:
-            yield name, written[name]
-        else:
-            source, own = found[name]
-            yield name, source.read(own)
 
 
 def _equal(plan: Plan, outcome: Outcome, first: str, second: str) -> bool:

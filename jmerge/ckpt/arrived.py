@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from jmerge.ckpt.dtypes import FLOATS
 from jmerge.ckpt.safetensors import Header
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import LocalSource, Source
 from jmerge.errors import CheckpointError, Fault
 
 HELD_BACK = ".aria2"  # beside a file that this downloader made at full size and did not fill yet
@@ -25,9 +25,10 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
                 f"{len(pointers)} of {len(files)} weight files are git-LFS pointers ({pointers[0]})"
             )
         raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label))
-    beside = set(source.names())
+    if not isinstance(source, LocalSource):
+        return
     for name in there:
-        if name + HELD_BACK in beside:
+        if source.size(name + HELD_BACK) is not None:
             message = (
                 f"its download was interrupted ({name}{HELD_BACK} lies beside it); run it again"
             )

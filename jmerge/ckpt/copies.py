@@ -9,7 +9,7 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.safetensors import Header
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import LocalSource, Source
 from jmerge.errors import CheckpointError, Fault
 
 STRIDE = 16_000_000  # bytes of two copies that are compared at a time
@@ -80,6 +80,8 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
         entry = next((each for each in entries if each.file == wanted), last)
         if entry is last:
             return entry, "the index names that one"
+        if isinstance(source, LocalSource) and equal(source, entry, last):
+            return entry, "they are equal"
         return entry, (
             "the index names that one; transformers, which reads files in name order, takes the "
             "other if they differ"

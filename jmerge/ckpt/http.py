@@ -19,7 +19,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from jmerge.ckpt.donor import PATTERNS
+from jmerge.ckpt.filekinds import KNOWN
 from jmerge.ckpt.remote import PATIENCE, PassingError, RemoteSource, Stat, redacted
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS
 from jmerge.errors import CheckpointError, Fault, RunError
@@ -141,8 +141,8 @@ class HttpSource(RemoteSource):
         self._refused = 0  # the status with which access to a file was refused
 
     def names(self, folder: str = "") -> list[str]:
-        names = [name for name in PATTERNS if "*" not in name]
-        names += ["config.json", "README.md", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+        names = [*KNOWN, "config.json", "README.md", "pytorch_model.bin"]
+        names.append("pytorch_model.bin.index.json")
         names += [stem + end for stem in STEMS for end in (INDEX_SUFFIX, ".safetensors")]
         sizes = self.map(self.size, [f"{folder}/{name}" if folder else name for name in names])
         return sorted(n for n, size in zip(names, sizes, strict=True) if size is not None)

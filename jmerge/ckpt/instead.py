@@ -7,6 +7,7 @@ first that gives one is told.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -45,8 +46,13 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
     variants: names of variants of the weights that it has.
     """
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
+    listed = ", ".join(variants)
+    pickled = _pickled(place)
+    if variants and pickled is not None:
+        return (
+            f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
+        )
     if variants:
-        listed = ", ".join(variants)
         message = f"has its weights as several variants ({listed}) and none without; "
         return message + "copy one of them to a folder of its own with config.json, and name that"
     for kind in KINDS:
@@ -145,7 +151,8 @@ def _trainer(place: Place) -> str | None:
         return None
     whole = [each for each in steps if holds_model(place.source, each[1])]
     last = (whole or steps)[-1][1]
-    message = f"holds {len(steps)} checkpoints of a training run and no weights beside them; "
+    what = "a checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
+    message = f"holds {what} of a training run and no weights beside; "
     return message + f"name one, the last is {_below(place, last)}"
 
 
@@ -225,7 +232,9 @@ def _pickled(place: Place) -> str | None:
     if not files:
         return None
     first = next((n for n in files if n.startswith("pytorch_model")), files[0])
-    how = f"transformers' from_pretrained('{place.label}').{SAVE}"
+    how = "load it with torch and write it with safetensors.torch.save_file"
+    if _said(place, "config.json", "model_type"):
+        how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
         how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
     return f"has only pickled weights ({first}); convert them to safetensors first: {how}"
@@ -298,7 +307,7 @@ KINDS: tuple[Callable[[Place], str | None], ...] = (
 
 
 def _nothing(place: Place) -> str:
-    if not place.names and not place.folders and not place.source.why_empty():
+    if not place.names and not place.folders and os.path.isdir(place.label):
         return (
             "is empty; it should hold model.safetensors, or shards and model.safetensors.index.json"
         )

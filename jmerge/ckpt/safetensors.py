@@ -19,7 +19,7 @@ import numpy as np
 
 from jmerge.ckpt.dtypes import BITS, TensorSpec
 from jmerge.ckpt.jsontext import MAX_NAME, parse_object
-from jmerge.ckpt.source import LocalSource, Source
+from jmerge.ckpt.source import NOT_FETCHED, POINTER, LocalSource, Source
 from jmerge.errors import CONTROL, CheckpointError, Fault
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
@@ -63,6 +63,8 @@ def header_of(source: Source, name: str) -> Header:
     source.read_into(name, 0, first)
     head = first[:8].tobytes()
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+    if first[: len(POINTER)].tobytes() == POINTER:
+        raise _broken(path, NOT_FETCHED)
     if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
         raise _broken(
             path,

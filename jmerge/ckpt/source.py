@@ -141,7 +141,14 @@ class LocalSource(Source):
 
     def folders(self, folder: str = "") -> list[str]:
         try:
-            return sorted(path.name for path in (self.folder / folder).iterdir() if path.is_dir())
+            place = os.path.realpath(self.folder / folder)
+            inner = [path for path in Path(place).iterdir() if path.is_dir()]
+            # a link to where it lies would go on without end
+            return sorted(
+                path.name
+                for path in inner
+                if not (path.is_symlink() and Path(place).is_relative_to(os.path.realpath(path)))
+            )
         except OSError:  # what cannot be listed says nothing
             return []
 

@@ -16,7 +16,8 @@ WEIGHTS = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "consolidated", "diffusion_pytorch_model")  # the first that exists wins
 EXPLICIT = "transformers_weights"  # the key of config.json that names the weights of a folder
-VARIANT = r"[A-Za-z]\w*"  # such as fp16 in model.fp16.safetensors
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # which go before variants
+VARIANT = r"[A-Za-z][\w-]*"  # such as fp16 in model.fp16.safetensors
 MAX_JSON_BYTES = (
     100_000_000  # as of headers; real indexes have up to 20 MB, the largest vocabularies 35 MB
 )
@@ -79,17 +80,24 @@ def find_weights(source: Source) -> Weights:
     for stem in STEMS:
         found = _of_stem(source, stem, "")
         if found is not None:
-            return found
+            pickled = _pickled(source) if stem != STEMS[0] else None
+            note = f"has {pickled} too, which transformers loads, and not {found.files[0]}"
+            return found._replace(notes=(*found.notes, note)) if pickled else found
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.({VARIANT})\.safetensors")
     named = (pattern.fullmatch(name) for name in source.names())
     variants = sorted({each[1] for each in named if each})
-    if len(variants) == 1:
+    if len(variants) == 1 and _pickled(source) is None:
         for stem in STEMS:
             found = _of_stem(source, stem, f".{variants[0]}")
             if found is not None:
                 note = f"has its weights only as the variant '{variants[0]}' ({found.files[0]})"
                 return found._replace(notes=(note,))
     raise CheckpointError(Fault(found_instead(source, variants), file=source.label))
+
+
+def _pickled(source: Source) -> str | None:
+    """The pickled weights that transformers loads where it finds none of its own in safetensors."""
+    return next((name for name in PICKLED if source.size(name) is not None), None)
 
 
 def _explicit(source: Source) -> Weights | None:

@@ -15,18 +15,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jmerge.ckpt.disk import allocated, environment_errors, sync_path
 from jmerge.ckpt.guest import journal_of, journals_of_guests
 from jmerge.ckpt.journal import Block, Journal, ledger_blocks, read_journal, verified
 from jmerge.ckpt.leftover import refusal
 from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
+from jmerge.ckpt.source import Source
 from jmerge.ckpt.written import WritesWeights, Written
 from jmerge.errors import PlanError, RunError
 from jmerge.tracer import Tracer
 
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
+STRIDE = 16_000_000  # bytes of a file that are copied at a time
 BEGUN = JOURNAL + ".new"  # a journal that is not in its place yet
 
 
@@ -228,6 +232,17 @@ class OutputFolder(WritesWeights):
         """Write a small file as it is."""
         with environment_errors(self.work):
             self._place_for(name).write_bytes(data)
+
+    def copy_file(self, name: str, source: Source, own: str) -> None:
+        """Write a file of a model as it is, piece by piece."""
+        size = source.size_of(own)
+        with environment_errors(self.work):
+            path = self._place_for(name)
+            with path.open("wb") as file:
+                for start in range(0, size, STRIDE):
+                    piece = np.empty(min(STRIDE, size - start), np.uint8)
+                    source.read_into(own, start, piece)
+                    file.write(piece.data)
 
     def _place_for(self, name: str) -> Path:
         """Where a file of the output goes; the folder it is in is made."""

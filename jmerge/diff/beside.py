@@ -45,10 +45,13 @@ class Beside(NamedTuple):
 
 def compare_beside(a: Checkpoint, b: Checkpoint) -> Beside:
     """What differs in config.json, in the files that a merge would take over, and in the tokens."""
-    names = [set(donor_files(each.source, each.modules)) for each in (a, b)]
+    names = [
+        set(donor_files(each.source, each.modules, [file.name for file in each.files]))
+        for each in (a, b)
+    ]
     files = {name: _state(name, a, b, *names) for name in sorted(names[0] | names[1])}
     tokens, unreadable = None, ""
-    if any(is_tokenizer_file(name) and state != "same" for name, state in files.items()):
+    if any(is_tokenizer_file(name, a.home) and state != "same" for name, state in files.items()):
         try:
             tokens = _tokens(a, b)
         except CheckpointError as error:

@@ -164,6 +164,14 @@ class Unused:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftFile:
+    """A file of the donor that the output does not have, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything a merge will do, decided from headers alone."""
 
@@ -184,6 +192,7 @@ class Plan:
     modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
     maps: tuple[TableRows, ...] = ()  # that gathered inputs name, by models' positions in `models`
     tokens: TokenPlan | None = None  # None: the donor's tokenizer files are copied
+    left: tuple[LeftFile, ...] = ()  # in name order
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -225,7 +234,8 @@ class Plan:
 
     def sha256(self) -> str:
         """The identity of the plan: same recipe, inputs, seed and version give the same one."""
-        silent = dataclasses.replace(self, warnings=())  # which name the recipe's file
+        # warnings name the recipe's file, and what is left of the donor's files makes nothing
+        silent = dataclasses.replace(self, warnings=(), left=())
         return hashlib.sha256(silent.to_json().encode()).hexdigest()
 
 

@@ -61,6 +61,7 @@ def ledger(
         "tokens": plan.tokens.summary if plan.tokens else [],
         "warnings": list(plan.warnings),
         "files": dict(sizes),
+        "left_behind": [{"file": each.name, "reason": each.reason} for each in plan.left],
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jmerge.plan.steps import COPY, Assembled, Gathered, Plan, Result, Step
 from jmerge.process import resident_bytes
+
+MANY = 5  # files of one folder, from which it is named instead
 
 if TYPE_CHECKING:  # it loads JAX, which takes a second, and words need none
     from jmerge.engine.schedule import Schedule
@@ -81,7 +83,27 @@ def plan_text(plan: Plan, schedule: Schedule, need: int) -> str:
             reasons[item.reason] = reasons.get(item.reason, 0) + 1
         lines += [f"{len(plan.unused)} input tensors are not used:"]
         lines += [f"  {count:>6}  {reason}" for reason, count in reasons.items()]
+    if plan.left:
+        lines.append(f"files of {plan.models[0].ref} that stay behind: {_left(plan)}")
     return "\n".join(lines)
+
+
+def _left(plan: Plan) -> str:
+    """The files that stay behind by their reasons; many of one folder as that."""
+    groups: dict[str, list[str]] = {}
+    for file in plan.left:
+        groups.setdefault(file.reason, []).append(file.name)
+    return "; ".join(f"{', '.join(_folded(names))} ({why})" for why, names in groups.items())
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    folders = Counter(name.partition("/")[0] for name in names if "/" in name[:-1])
+    shown = []
+    for name in names:
+        folder = name.partition("/")[0]
+        many = folders[folder] > MANY
+        shown.append(f"{folder}/ with {folders[folder]} files" if many else name)
+    return list(dict.fromkeys(shown))
 
 
 def letter(number: int) -> str:

@@ -25,7 +25,10 @@ from jmerge.tokens.model import (
 from jmerge.tokens.vocabulary import Vocabulary
 
 # What says the same as the model's own vocabulary in tokenizer.json, so that it goes when that changes.
-SPELLED_OUT = ("vocab.json", "merges.txt", "vocab.txt", "*.tiktoken", "tekken.json")
+SPELLED_OUT = (
+    *("vocab.json", "merges.txt", "vocab.txt", "*.tiktoken", "tekken.json"),
+    *("*.model", "*.spm", "*.bpe", "*.codes", "dict.txt"),
+)
 
 
 class FileEdits(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from serverkit import OTHER_SHA, SHA, Fault, FileServer
 
+from jmerge.ckpt.donor import companions
 from jmerge.ckpt.find import find_source
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.source import LocalSource
@@ -191,7 +193,7 @@ def test_misspelt_folders_ask_nobody(
     assert re.search(
         r"org/m: is not a folder; did you mean 'org/mm'\? \(hf://org/m", refusal("org/m")
     )
-    assert refusal("org/file") == "org/file: is not a folder"
+    assert refusal("org/file").startswith("org/file: is not a folder but a file; name")
     assert model.requests == []
     (tmp_path / "org" / "mm").rename(tmp_path / "org" / "quite-another")
     assert str(open_checkpoint("org/m").path) == f"hf://org/m@{SHA}"
@@ -205,3 +207,38 @@ def test_local_folders_have_no_revisions(tmp_path: Path) -> None:
         f"{tmp_path / 'm'}@main"
     )
     assert os.path.isdir(tmp_path / "m")
+
+
+# What else a model of the Hub may hold
+
+
+def test_shards_in_a_folder_of_the_model(model: FileServer) -> None:
+    folder = model.root / "org" / "m"
+    (folder / "weights").mkdir()
+    (folder / "model.safetensors").rename(folder / "weights" / "x.safetensors")
+    where = dict.fromkeys(llama_tensors(0), "./weights/x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_same_bytes(open_checkpoint("org/m")[NORM], llama_tensors(0)[NORM])
+
+
+def test_checkpoints_of_a_run(model: FileServer) -> None:
+    """Folders of a model of the Hub have no name in recipes, so it has to be downloaded."""
+    folder = model.root / "org" / "m"
+    for step in (500, 1500):
+        (folder / f"checkpoint-{step}").mkdir()
+        shutil.copy(folder / "model.safetensors", folder / f"checkpoint-{step}")
+    (folder / "model.safetensors").unlink()
+    line = refusal("org/m")
+    assert "2 checkpoints of a training run" in line
+    assert "the last is checkpoint-1500 (download the model, then name that folder)" in line
+
+
+def test_what_comes_along_of_a_model_of_the_hub(model: FileServer) -> None:
+    folder = model.root / "org" / "m"
+    (folder / "voices").mkdir()
+    for name in ("voices/a.npy", "spm.model", "optimizer.pt", "README.md"):
+        (folder / name).write_text("x")
+    source = open_checkpoint("org/m").source
+    found = companions(source, (), ["model.safetensors"])
+    assert set(found.taken) == {"voices/a.npy", "spm.model", "tokenizer.json"}
+    assert set(found.left) == {"optimizer.pt", "README.md"}

@@ -24,10 +24,14 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
     "adapter without config": ({"adapter_model.bin": ""}, ["PEFT adapter, not", "its base"]),
     "adapter, broken config": ({"adapter_config.json": "{"}, ["PEFT adapter, not"]),
     "pickles": (
-        {"config.json": "{}", "pytorch_model-00001-of-00002.bin": "", "optimizer.pt": ""},
+        {
+            "config.json": '{"model_type": "llama"}',
+            "pytorch_model-00001-of-00002.bin": "",
+            "optimizer.pt": "",
+        },
         ["pytorch_model-00001-of-00002.bin", "convert", "from_pretrained('{}').save_pretrained"],
     ),
-    "pickle of a name of its own": ({"weights.pth": ""}, ["pickled", "weights.pth", "convert"]),
+    "pickle of a name of its own": ({"weights.pth": ""}, ["pickled", "weights.pth", "convert", "save_file"]),
     "meta": ({"consolidated.00.pth": "", "params.json": "{}"}, ["convert_llama_weights_to_hf"]),
     "gguf": (
         {"x-Q4_K_M.gguf": "", "config.json": "{}"},

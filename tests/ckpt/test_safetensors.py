@@ -268,7 +268,6 @@ HEADS = {
     "length of 2^64 - 1": b"\xff" * 8 + b"{}",
     "length of 2^63": struct.pack("<Q", 2**63) + b"{}",
     "length of nothing": struct.pack("<Q", 0),
-    "a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "a web page": b"<!DOCTYPE html><html><body>404</body></html>",
 }
 
@@ -280,6 +279,16 @@ def test_a_broken_length_is_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
     assert_one_line(caught.value, path, "header", "")
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError) as caught:
+        read_header(path)
+    assert_one_line(
+        caught.value, path, "is a git-LFS pointer, not the file itself; run: git lfs pull", ""
+    )
 
 
 def test_a_header_longer_than_any_real_one_is_refused_unread(tmp_path: Path) -> None:

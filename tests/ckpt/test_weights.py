@@ -141,6 +141,23 @@ def test_a_variant_beside_the_model_is_passed_over(tmp_path: Path) -> None:
     assert model["a"][0] == 2 and model.notes == ()
 
 
+def test_a_pickle_goes_before_a_variant(tmp_path: Path) -> None:
+    """As transformers looks for them, and other precision is no way out without a word."""
+    shards(tmp_path, {"model.fp16.safetensors": {"a": value(1)}}, None)
+    (tmp_path / "pytorch_model.bin").touch()
+    line = refusal(tmp_path)
+    assert "pytorch_model.bin" in line and "copy the variant fp16 to a folder" in line
+
+
+def test_a_pickle_beside_weights_of_another_stem(tmp_path: Path) -> None:
+    """Merged they are as ever, and it is said that transformers takes the pickle."""
+    shards(tmp_path, {"consolidated.safetensors": {"a": value(1)}}, None)
+    assert open_checkpoint(tmp_path).notes == ()
+    (tmp_path / "pytorch_model.bin").touch()
+    (note,) = open_checkpoint(tmp_path).notes
+    assert note.startswith("has pytorch_model.bin too, which transformers loads")
+
+
 def test_several_variants(tmp_path: Path) -> None:
     files = {f"model.{kind}.safetensors": {"a": value(1)} for kind in ("fp16", "bf16")}
     assert "several variants (bf16, fp16)" in refusal(shards(tmp_path, files, None))
@@ -169,6 +186,51 @@ def test_config_names_the_file(
 def test_config_names_a_file_that_cannot_be_it(name: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {"a": value(1)}, {"transformers_weights": name})
     assert name in refusal(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_same_files_as_transformers_takes(tmp_path: Path) -> None:
+    """Whatever lies beside each other; what it takes of pickles is refused, and what it refuses may be taken."""
+    resolve = pytest.importorskip("transformers.modeling_utils")._get_resolved_checkpoint_files
+    kinds = {
+        "single": ["model.safetensors"],
+        "shards": [FIRST, SECOND],
+        "variant": ["model.fp16.safetensors"],
+        "pickle": ["pytorch_model.bin"],
+        "other": ["mine.safetensors", "consolidated.safetensors"],
+    }
+    for number in range(1, 2 ** len(kinds)):
+        names = [kind for bit, kind in enumerate(kinds) if number >> bit & 1]
+        for explicit in (None, "mine.safetensors") if "other" in names else (None,):
+            folder = tmp_path / f"{number}-{explicit}"
+            files = [file for kind in names for file in kinds[kind]]
+            held = {file: {file: value(1)} for file in files if file != "pytorch_model.bin"}
+            where = {FIRST: FIRST, SECOND: SECOND} if "shards" in names else None
+            if held:
+                shards(folder, held, where)
+            folder.mkdir(exist_ok=True)
+            if "pickle" in names:
+                (folder / "pytorch_model.bin").touch()
+            config = {"transformers_weights": explicit} if explicit else {}
+            (folder / "config.json").write_text(json.dumps(config))
+            try:
+                theirs, _ = resolve(
+                    str(folder),
+                    None,
+                    None,
+                    None,
+                    None,
+                    False,
+                    transformers_explicit_filename=explicit,
+                )
+            except OSError:
+                continue
+            taken = sorted(Path(file).name for file in theirs or ())
+            if taken == ["pytorch_model.bin"]:
+                if "other" not in names:  # of another stem, which only others read
+                    assert "pytorch_model.bin" in refusal(folder)
+            else:
+                assert [file.name for file in open_checkpoint(folder).files] == taken, names
 
 
 # What did not arrive whole

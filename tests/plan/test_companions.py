@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
-from partialkit import refused, run
+from partialkit import refused, run, write
 
-from jmerge.testing.tiny import write_llama
+import jmerge
+from jmerge.jobs import plan_recipe
+from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 SOUP = """\
 merge_method: linear
@@ -70,3 +74,65 @@ def test_config_is_not_json(tmp_path: Path, file: str, capsys: pytest.CaptureFix
     assert [error.split(": is not")[0] for error in errors] == [
         f"error: x.yml:{3 + i}: models[{i}].model: {name}/{file}" for i, name in enumerate("ab")
     ]
+
+
+PARTS = ("spk_dict.pt", "source.spm", "bpe.codes", "speech_tokenizer/config.json")
+
+
+def test_what_a_loader_needs_and_what_stays_behind(tmp_path: Path) -> None:
+    """Byte for byte; of other models nothing; the ledger names the rest with its reason."""
+    for seed, name in enumerate("ab"):
+        write_llama(tmp_path / name, seed)
+        config = llama_config() | {"model_type": "codec"}
+        write_checkpoint(tmp_path / name / "speech_tokenizer", llama_tensors(9, layers=1), config)
+        for file in ("spk_dict.pt", "source.spm", "bpe.codes", "optimizer.pt", "x.png"):
+            (tmp_path / name / file).write_bytes(f"{file} of {name}".encode())
+    (tmp_path / "b" / "more.json").write_text("{}")
+    plan = plan_recipe(write(tmp_path, SOUP))
+    merged = jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
+    assert merged.strange == ()
+    for file in (*PARTS, "speech_tokenizer/model.safetensors"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+    assert not (tmp_path / "out" / "more.json").exists()
+    ledger = json.loads((tmp_path / "out" / "jmerge.lock.json").read_text())
+    assert ledger["left_behind"] == [
+        {"file": "optimizer.pt", "reason": "state or log of a training run"},
+        {"file": "x.png", "reason": "a picture or document for people"},
+    ]
+    assert [vars(each) for each in plan.left] == [
+        {"name": each["file"], "reason": each["reason"]} for each in ledger["left_behind"]
+    ]
+    (tmp_path / "a" / "y.png").touch()  # what stays behind makes no other result
+    assert jmerge.merge(tmp_path / "x.yml", tmp_path / "out").up_to_date
+
+
+def test_no_config_is_made_up(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", llama_tensors(0))
+    write_llama(tmp_path / "b", 1)
+    path = write(tmp_path, SOUP)
+    (warning,) = plan_recipe(path).warnings
+    assert "has no config.json" in warning and "copy that of" in warning
+    jmerge.merge(path, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_none_of_the_models_has_a_config(tmp_path: Path) -> None:
+    """There is none to copy, so nothing is said."""
+    for seed, name in enumerate("ab"):
+        write_checkpoint(tmp_path / name, llama_tensors(seed))
+    plan = plan_recipe(write(tmp_path, SOUP))
+    assert plan.warnings == () and plan.config == {}
+
+
+def test_numbers_that_json_has_not(tmp_path: Path) -> None:
+    """As Python writes them and transformers reads them; they come back in the same form."""
+    odd = {"a": math.nan, "b": [math.inf, -math.inf], "c": {"__float__": "Infinity"}}
+    for seed, name in enumerate("ab"):
+        write_checkpoint(tmp_path / name, llama_tensors(seed), llama_config() | odd)
+        (tmp_path / name / "generation_config.json").write_text('{"x": NaN}')
+    made = run(tmp_path, SOUP)
+    assert math.isnan(made.config["a"]) and made.config["b"] == odd["b"]
+    assert made.config["c"] == odd["c"]
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert "NaN" in text and "-Infinity" in text
+    assert not [each for each in made.ledger["config"] if each["key"] in odd]

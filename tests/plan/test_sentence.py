@@ -388,4 +388,7 @@ def test_pickled_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         tmp_path / "b" / "2_Dense" / "pytorch_model.bin"
     )
     (error,) = refused(tmp_path, SOUP, capsys)
-    assert "2_Dense: has only pickled weights (.bin); convert them to safetensors first" in error
+    assert (
+        "2_Dense: has only pickled weights (pytorch_model.bin); convert them to safetensors first"
+        in error
+    )

@@ -291,7 +291,7 @@ def test_nothing_about_the_run(tmp_path: Path) -> None:
     ledger = merge(tmp_path, plain(tmp_path))
     assert set(ledger) == {
         "jmerge", "jax", "jaxlib", "plan", "method", "seed", "recipe", "inputs", "tensors",
-        "unused", "config", "tokens", "warnings", "files",
+        "unused", "config", "tokens", "warnings", "files", "left_behind",
     }  # fmt: skip
     text = json.dumps(
         {key: value for key, value in ledger.items() if key not in ("recipe", "inputs")}

@@ -56,3 +56,27 @@ def test_rows_name_result_method_sources_and_numbers(
     assert "weight=[1 -1]" in row and "lambda=0.5" in row and "normalize=false" in row
     assert lines[0].split() == ["tensor", "result", "method", "sources", "numbers"]
     assert not any(line != line.rstrip() for line in lines)
+
+
+def test_files_that_stay_behind_are_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        write_llama(tmp_path / name, seed)
+    (tmp_path / "a" / "runs").mkdir()
+    for name in ("optimizer.pt", "x.png", *(f"runs/{i}.tfevents" for i in range(6))):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    (tmp_path / "x.yml").write_text(
+        "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: b\n"
+    )
+    plan = plan_recipe("x.yml")
+    (line,) = [
+        line
+        for line in plan_text(plan, make_schedule(plan), 10**6).splitlines()
+        if "stay behind" in line
+    ]
+    assert line == (
+        "files of a that stay behind: optimizer.pt, runs/ with 6 files (state or log of a training "
+        "run); x.png (a picture or document for people)"
+    )

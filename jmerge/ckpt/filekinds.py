@@ -1,0 +1,119 @@
+"""What a file of a model folder is for, as far as its name tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+# Why a file does not come along.
+WEIGHTS = "other weights"
+STATE = "state or log of a training run"
+PEOPLE = "a picture or document for people"
+HIDDEN = "a cache, or of version control"
+CARD = "the result has a model card of its own"
+MADE = "tells of the merge that made this model"
+QUANTISED = "says how weights are quantised"
+LARGE = "too large for a file beside weights, and no config names it"
+PICKLE = "a pickle that may be weights, and no config names it"
+
+# In this order: the first that fits.
+KINDS: tuple[tuple[str, Sequence[str]], ...] = (
+    (HIDDEN, (".*", "*~", "*.pyc", "*.incomplete", "*.crdownload", "*.part", "*.aria2", "*.lock",
+              "*.tmp", "*.swp", "thumbs.db", "desktop.ini")),
+    (CARD, ("readme*",)),
+    (MADE, ("jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.y*ml", "journal*.jsonl*")),
+    (STATE, ("optimizer*", "scheduler.*", "lr_scheduler*", "scaler.*", "rng_state*",
+             "random_states*", "training_args*", "trainer_state*", "trainer_log*", "train_log*",
+             "training_log*", "*tfevents*", "*.log", "*_results.json", "*optim_states*",
+             "*model_states*", "zero_pp_rank*", "zero_to_fp32.py", "latest", "*.wandb")),
+    (QUANTISED, ("quantize_config.json", "quant_config.json", "hf_quant_config.json",
+                 "quant_log.csv")),
+    (WEIGHTS, ("*.safetensors", "*.index.json", "*.index.*.json", "adapter_config.json", "*.gguf",
+               "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data*", "*.onnx.data", "*.distcp",
+               "*.ckpt", "*.ckpt.*", "*.ot", "*.pdparams", "*.tflite", "*.mlmodel", "*.engine",
+               "*.nemo", "weights*.npz", "openvino_*.xml")),
+    (PEOPLE, ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg", "*.bmp", "*.ico", "*.tif",
+              "*.tiff", "*.mp4", "*.webm", "*.mov", "*.avi", "*.pdf", "*.ipynb")),
+)  # fmt: skip
+# Folders in which all files are of one kind.
+FOLDERS = {
+    STATE: ("runs", "logs", "log", "wandb", "tensorboard", "mlruns", "global_step*"),
+    HIDDEN: (".*", "__pycache__"),
+}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".t7", ".joblib")
+# Words in the names of pickles that are weights, whatever their size.
+STATE_DICT = re.compile(
+    r"(^|[._-])(pytorch|model|models|weights?|state|states|checkpoint|ckpt|consolidated|adapter|"
+    r"lora|non_lora_trainables|projector|head|ema|best|last|final|epoch\d*|step\d*|rank\d*|"
+    r"openvino|ggml|flax|tf|diffusion|unet|vae)(?=[._-]|\d|$)",
+    re.IGNORECASE,
+)
+
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*vocab*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "dict.txt",
+    "*.tiktoken",
+    "tekken.json",
+    "normalizer.json",
+    "chat_template*",
+    "tokenization*.py",
+)
+# Files beside weights that have the same name in every model that has them: those that are tried where nothing lists
+# what there is.
+KNOWN = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "source.spm",
+    "target.spm",
+    "sentencepiece.bpe.model",
+    "bpe.codes",
+    "dict.txt",
+    "tekken.json",
+    "normalizer.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "spk_dict.pt",
+    "LICENSE",
+    "NOTICE",
+)
+
+
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is one of these patterns'."""
+    return any(fnmatchcase(name, each) for each in patterns)
+
+
+def kind_of(name: str) -> str | None:
+    """Why a file of this name does not come along; None when nothing speaks against it."""
+    name = name.lower()
+    return next((kind for kind, patterns in KINDS if fits(name, patterns)), None)
+
+
+def kind_of_folder(name: str) -> str | None:
+    """Why nothing in a folder of this name comes along; None when nothing speaks against it."""
+    return next((kind for kind, patterns in FOLDERS.items() if fits(name, patterns)), None)
