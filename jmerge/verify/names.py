@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config
-from jmerge.arch.match import NOISE, plain_name, reduce_name
+from jmerge.arch.match import NOISE, PART, plain_name, reduce_name
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.layers import goes_round
 from jmerge.verify.tables import HEADED, class_name
 
 # A word that some classes have inside of names: left over only at the beginning of one
 WORD_OF_CLASSES = "module"
+MOST_STACKS = 40  # of which all pairs are looked at
 ALIKE = 0.8  # of the tensors of two stacks: else they have some names in common
 
 
@@ -35,7 +37,7 @@ def names(folder: Folder) -> Iterator[Finding]:
             message = f"'{word}' in its name is left over from a program that wrapped the model{_and_more(left, 'names')}; no class loads it"
             yield Finding(message, tensor=left[0])
     for first, other, count in _twins(folder):
-        message = f"'{other}' has the same tensors as '{first}' ({count} of equal names and shapes), and config.json describes one of them"
+        message = f"'{other}' has the same tensors as '{first}' ({count} of equal names and shapes), and no class has both"
         yield Finding(message, folder.config_file)
 
 
@@ -55,8 +57,8 @@ def _spelled_twice(folder: Folder, key: Callable[[str], str]) -> dict[str, str]:
 
 
 def _twins(folder: Folder) -> Iterator[tuple[str, str, int]]:
-    """Two stacks with the same tensors that are one: those of two whole models, each with a token table, or of the layers
-    of a class that has one stack; config.json describes fewer than there are.
+    """Two stacks with the same tensors that are one: those of two whole models, each with a token table, or those of a
+    class that has one stack, where config.json describes no more.
 
     Returns:
       What stands before the names of either, and how many tensors they share.
@@ -69,15 +71,16 @@ def _twins(folder: Folder) -> Iterator[tuple[str, str, int]]:
             stacks.setdefault(prefix, set()).add((name[number.start() :], entry.spec.shape))
     largest = max(stacks, key=lambda prefix: len(stacks[prefix]), default="")
     one = class_name(folder.config).endswith(HEADED) and not goes_round(folder.config)
-    for other in stacks:
-        depth = folder.layout.stacks[other].depth
-        shared = stacks[largest] & stacks[other]
-        alike = len(shared) >= ALIKE * max(len(stacks[other]), len(stacks[largest]))
-        if other == largest or depth < 2 or not alike or _described(folder.config, depth) > 1:
+    depths = {prefix: folder.layout.stacks[prefix].depth for prefix in stacks}
+    for first, other in combinations(sorted(stacks, key=len)[:MOST_STACKS], 2):
+        if depths[first] != depths[other] or depths[first] < 2:
             continue
-        if one or _two_tables(folder, largest, other):
-            first, second = sorted((largest, other), key=len)
-            yield first, second, len(shared)
+        shared = stacks[first] & stacks[other]
+        if len(shared) < ALIKE * max(len(stacks[other]), len(stacks[first])):
+            continue
+        counted = one and largest in (first, other) and _described(folder.config, depths[first]) < 2
+        if counted or _two_tables(folder, first, other):
+            yield first, other, len(shared)
 
 
 def _two_tables(folder: Folder, first: str, other: str) -> bool:
@@ -86,6 +89,8 @@ def _two_tables(folder: Folder, first: str, other: str) -> bool:
     while one and two and one[-1] == two[-1]:
         one.pop()
         two.pop()
+    if all(PART.search(".".join(words)) for words in (one, two)) and not _longer(one, two):
+        return False  # `text_encoder` and `text_decoder`
     roots = ["".join(f"{word}." for word in words) for words in (one, two)]
     for table in folder.layout.embeddings:
         for root, there in (roots, roots[::-1]):
@@ -93,6 +98,13 @@ def _two_tables(folder: Folder, first: str, other: str) -> bool:
             if table.startswith(root) and twin != table and twin in folder.tensors:
                 return folder.tensors[twin].spec.shape == folder.tensors[table].spec.shape
     return False
+
+
+def _longer(one: list[str], two: list[str]) -> bool:
+    """Whether one name is the other with words put in."""
+    short, long = sorted((one, two), key=len)
+    left = iter(long)
+    return all(word in left for word in short)
 
 
 def _described(config: Config, depth: int) -> int:

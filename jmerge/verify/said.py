@@ -71,7 +71,8 @@ def _counts(config: Config, stack: Stack, stacks: list[Stack]) -> Iterator[str]:
 
 def _fields(config: Config, stack: Stack, beside: Beside) -> Iterator[tuple[str, bool]]:
     """Fields that speak of layers that are not there, and whether a model works all the same."""
-    depth = stack.depth
+    # fields of a map with the counts of several stacks may be of any of them
+    depth = max(each.depth for each in beside.stacks if each.keys[0][:-1] == stack.keys[0][:-1])
     behind = sum(
         value
         for _, part in config_dicts(config)
@@ -85,20 +86,20 @@ def _fields(config: Config, stack: Stack, beside: Beside) -> Iterator[tuple[str,
         if isinstance(value, list) and value and all(type(each) is int for each in value):
             numbers = is_numbers_key(key) and not OTHERS.fullmatch(key)
             if numbers and (beyond := _beyond(key, value, depth)):
-                message = f"{path} names layer {beyond[0]}; '{stack.prefix}' has {depth} layers"
+                message = f"{path} names layer {beyond[0]}; there are {depth} layers"
                 yield message, True
         elif isinstance(value, list) and key.endswith(ENTRIES):
             if len(value) not in (depth, depth + behind):
-                message = f"{path} has {len(value)} entries; '{stack.prefix}' has {depth} layers"
+                message = f"{path} has {len(value)} entries; there are {depth} layers"
                 yield message, False
         elif isinstance(value, str) and key in PER_LAYER_TEXT:
             if len(value) not in (depth, depth + behind):
-                message = f"{path} has {len(value)} letters; '{stack.prefix}' has {depth} layers"
+                message = f"{path} has {len(value)} letters; there are {depth} layers"
                 yield message, False
         elif isinstance(value, dict) and is_numbered(key, value):
             last = max(int(each) for each in value)
             if last >= depth + behind:
-                yield f"{path} names layer {last}; '{stack.prefix}' has {depth} layers", False
+                yield f"{path} names layer {last}; there are {depth} layers", False
 
 
 def _beyond(key: str, value: list[int], depth: int) -> list[int]:

@@ -109,6 +109,15 @@ def test_fewer_tokens(tmp_path: Path) -> None:
     assert "added_tokens_decoder" not in loaded(deeper, "tokenizer_config.json")
 
 
+def test_other_spellings_of_the_vocabulary_go_with_it(tmp_path: Path) -> None:
+    """Whatever their names; a slow tokenizer would read the old one from them."""
+    old = {"spm__model": b"x", "source__spm": b"x", "bpe__codes": "x", "vocab__bpe": "x"}
+    donor = kit.read(tmp_path, tokenizer__json=json.loads(kit.trained("BPE")), **old)
+    assert not vocabulary_edits(donor, donor.vocabulary.with_added(NEW)).left_out
+    fewer = vocabulary_edits(donor, donor.vocabulary.below(donor.vocabulary.size - 1))
+    assert fewer.left_out == {"spm.model", "source.spm", "bpe.codes", "vocab.bpe"}
+
+
 def test_pieces_become_a_tokenizer_when_they_must(tmp_path: Path) -> None:
     """A folder with pieces alone gets a tokenizer.json beside them; unchanged, it does not."""
     head = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]

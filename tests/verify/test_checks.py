@@ -209,6 +209,12 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
         lambda folder: (folder / INDEX).unlink(),
         edit_config(auto_map={"AutoConfig": "configuration_x.X"}),
     ],
+    # more of these in test_kinds.py
+    "names": [write_tensors(lambda t: t.update({"module.lm_head.weight": t["lm_head.weight"]}))],
+    "places": [write_tensors(lambda t: t.update({"score.weight": np.ones((2, 8), np.float32)}))],
+    "config": [edit_config(num_layers=5)],
+    "numbers": [write_tensors(lambda t: t.update({"lm_head.weight": t["lm_head.weight"].astype(np.uint8),
+                                                  "lm_head.scale": np.ones(16, np.float32)}))],
     "layers": [
         edit_config(num_hidden_layers=5),
         edit_config(num_hidden_layers=3),
