@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from jmerge.arch.config import Change
-from jmerge.arch.infer import Config, KeyPath, config_dicts, is_computed
+from jmerge.arch.infer import NUMBER, Config, KeyPath, config_dicts, is_computed
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 
 PLAIN = FLOATS[:4]
@@ -64,9 +64,16 @@ class Quantised:
         self._specs = specs
         self.told = dict(_told(config))
         self._scales: dict[str, list[str]] = {}  # by module
+        self._named: dict[
+            str, list[str]
+        ] = {}  # by what they are called after, as `q_proj_scale` is
         for name in specs:
-            if _is_scale(name.rpartition(".")[2]):
+            last = name.rpartition(".")[2]
+            if _is_scale(last):
                 self._scales.setdefault(_home(name), []).append(name)
+                word = SCALE.search(last.lower())
+                stem = name[: len(name) - len(last) + (word.start() if word else 0)].rstrip("_")
+                self._named.setdefault(stem.removesuffix("_weight"), []).append(name)
 
     @cached_property
     def reason(self) -> str | None:
@@ -120,13 +127,13 @@ class Quantised:
             inside = home != name.rpartition(".")[0]
             if words and not inside and (COUNTED.search(last) or is_computed(name, spec)):
                 continue
-            outer = self._scales.get(home.rpartition(".")[0], []) if home else []
-            beside = [*self._scales.get(home, ()), *(s for s in outer if s.startswith(f"{home}_"))]
-            if not home:  # everything that is in no module is beside everything
-                stem = last.rpartition("_")[0] or last
-                beside = [each for each in beside if each.startswith(stem)]
+            # what is in no module is beside everything else that is in none
+            stem = last.rpartition("_")[0] or last
+            near = self._scales.get(home, ()) if home else self._named.get(stem, ())
+            beside = [*near, *self._named.get(home or last, ())]
             packed = spec.dtype not in FLOATS and not words  # F4, F6
-            if beside or packed or (words and (inside or "weight" in last)):
+            called = words and "weight" in last and (last != "weight" or NUMBER.search(name))
+            if beside or packed or called or (words and inside):
                 yield name, beside
 
     def _scheme(self, name: str, scales: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from jmerge.ckpt.dtypes import BITS, FLOATS, promote
 from jmerge.names import did_you_mean
@@ -59,16 +60,21 @@ class Precision:
         """The model by which a tensor goes, and the dtype there; `stored` are the numbers of models and dtypes."""
         donor = self._views[0]
         own = [dtype for number, dtype in stored if number == donor.number]
-        if not own:
-            layers = [*donor.layers_with.get(template, ()), None]
-            names = [
-                donor.names[key] for layer in layers if (key := (template, layer)) in donor.names
-            ]
-            own = [donor.spec(name).dtype for name in names]
+        own = own or self._of_donor.get(template, [])
         if own:
             return donor, max(own, key=BITS.__getitem__)
         number, dtype = stored[0]
         return self._views[number], dtype
+
+    @cached_property
+    def _of_donor(self) -> dict[str, list[str]]:
+        """The dtypes of the donor's tensors, by template."""
+        found: dict[str, list[str]] = {}
+        for (template, _), name in self._views[0].names.items():
+            dtypes = found.setdefault(template, [])
+            if (dtype := self._views[0].spec(name).dtype) not in dtypes:
+                dtypes.append(dtype)
+        return found
 
     def tell(self) -> None:
         """Note what is not cast, and patterns that match nothing."""

@@ -141,6 +141,7 @@ SOUND: dict[str, dict[str, str]] = {
     "a mask of a weight": state(Q, weight_mask="U8 8 8", weight_orig="F32 8 8"),
     "a mask of bools": state("transformer.h.0.attn", bias="BOOL 1 1 64 64", scale="F32"),
     "bytes of a tokenizer": {"spiece_model": "U8 900", "scale": "F32"},
+    "a table of whole numbers": {"model.embed_tokens.weight": "I8 16 8"},
     "a norm called scale": state("model.layers.0.norm", scale="F32 8"),
 }
 
