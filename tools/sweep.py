@@ -136,7 +136,7 @@ def sweep(options: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore")
     import sweepchecks
     import torch
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
     torch.set_num_threads(1)
     kinds = (sweepchecks.BUILD, sweepchecks.SOUND, *options.methods.split(","))
@@ -145,7 +145,8 @@ def sweep(options: argparse.Namespace) -> None:
     models = (options.models or options.out / "models").resolve()
     done = {} if options.again else {(x["type"], x["kind"]): x for x in results(options.out)}
     waiting = []
-    for name in CONFIG_MAPPING_NAMES:
+    names: dict[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    for name in names:
         if not re.fullmatch(options.only, name):
             continue
         unbuilt = done.get((name, kinds[0]), {}).get("status") in ("none", STOPPED)

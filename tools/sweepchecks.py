@@ -7,6 +7,7 @@ names of its modules, which a recipe of slices has to say.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 import yaml
 from tinymodels import NotBuildableError, build, filled, said
 from transformers import PreTrainedModel
@@ -29,7 +31,9 @@ from jmerge.verify.checks import verify
 from jmerge.verify.folder import Folder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "families"))
-from familyreference import METHODS, Tensors, read_model
+familyreference: Any = importlib.import_module("familyreference")
+METHODS, read_model = familyreference.METHODS, familyreference.read_model
+Tensors = dict[str, np.ndarray]
 
 MODELS = {"a": 1, "b": 2, "c": 3}
 BUILD, SOUND, STACK = "build", "sound", "stack"
@@ -116,17 +120,17 @@ def alarms(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing of transformers on the way."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     yield
 
 
 def load(kind: type[PreTrainedModel], folder: Path) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """The model transformers loads, and what it complains of."""
     with quiet():
-        model, info = kind.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = kind.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     asked = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return model, {key: sorted(map(str, info[key]))[:5] for key in asked if info.get(key)}
 
@@ -198,7 +202,8 @@ def check_tensors(
         raise WrongError("tensors are missing", f"{len(missing)}: {missing[:5]}")
     if more := sorted(found.keys() - wanted.keys()):
         raise WrongError("tensors are there that no input has", f"{len(more)}: {more[:5]}")
-    copied, other = [], []
+    copied: list[str] = []
+    other: list[str] = []
     for name, x in wanted.items():
         if found[name].dtype != base[name].dtype or found[name].shape != base[name].shape:
             raise WrongError(
@@ -231,9 +236,10 @@ def same(found: np.ndarray, wanted: np.ndarray) -> bool:
 
 def buffer_names(home: Path) -> set[str]:
     """Names of saved tensors that are no parameters and no statistics, so that they may be copied."""
+    kind: Any = class_of(home)
     with quiet(), torch.device("meta"):
         try:
-            model = class_of(home)(class_of(home).config_class.from_pretrained(home / "a"))
+            model = kind(kind.config_class.from_pretrained(home / "a"))
         except Exception:
             return set()
     return {name for name, _ in model.named_buffers() if "running_" not in name}

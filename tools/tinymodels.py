@@ -161,7 +161,10 @@ class Tree(dict[str, Any]):
 
     def config(self) -> PretrainedConfig:
         """What it makes."""
-        return self.kind(**{k: x.config() if isinstance(x, Tree) else x for k, x in self.items()})
+        made: dict[str, Any] = {
+            key: value.config() if isinstance(value, Tree) else value for key, value in self.items()
+        }
+        return self.kind(**made)
 
 
 def model_classes(config: type[PretrainedConfig]) -> list[type[PreTrainedModel]]:
@@ -502,6 +505,7 @@ def said(error: BaseException) -> str:
 
 def filled(model: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A model whose parameters and buffers of floats, each once, are seeded noise without a zero."""
+    made: Any
     try:
         made = model(config)
     except Exception:  # in the first values of weights, which do not stay
@@ -521,4 +525,5 @@ def filled(model: type[PreTrainedModel], config: PretrainedConfig, seed: int) ->
                 tensor.copy_(noise.abs() + 0.1 if name.endswith("running_var") else noise)
             elif name.endswith("num_batches_tracked"):
                 tensor.fill_(10 + seed)
-    return made
+    kept: PreTrainedModel = made
+    return kept

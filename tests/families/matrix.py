@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import encoders
 import experts
+import newer
 import text
 import vision
 
-FAMILIES = (*text.FAMILIES, *experts.FAMILIES, *encoders.FAMILIES, *vision.FAMILIES)
+FAMILIES = (
+    *text.FAMILIES,
+    *experts.FAMILIES,
+    *newer.FAMILIES,
+    *encoders.FAMILIES,
+    *vision.FAMILIES,
+)
