@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from jmerge.ckpt.dtypes import FLOATS
-from jmerge.ckpt.safetensors import Header
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.errors import CheckpointError, Fault
 
@@ -33,19 +31,3 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
                 f"its download was interrupted ({name}{HELD_BACK} lies beside it); run it again"
             )
             raise source.broken(name, message)
-
-
-def check_whole_tensors(source: Source, headers: Mapping[str, Header]) -> None:
-    """CheckpointError when weights are empty, as in what one process of a sharded training run saves by itself."""
-    specs = {name: each.spec for head in headers.values() for name, each in head.extents.items()}
-    floats = {name: spec for name, spec in specs.items() if spec.dtype in FLOATS}
-    empty = [name for name, spec in floats.items() if spec.shape == (0,)]
-    if not any(name.endswith(".weight") for name in empty):
-        return
-    message = (
-        f"{len(empty)} of {len(specs)} tensors are empty (shape [0]; the first is {empty[0]}): one "
-        "process of a sharded training run (DeepSpeed ZeRO-3) saved its own state; consolidate the "
-        "checkpoint with its zero_to_fp32.py (python zero_to_fp32.py CHECKPOINT OUT "
-        "--safe_serialization), or save with stage3_gather_16bit_weights_on_model_save"
-    )
-    raise CheckpointError(Fault(message, file=source.label))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.arrived import check_arrived, check_whole_tensors
+from jmerge.ckpt.arrived import check_arrived
 from jmerge.ckpt.copies import Entry, Part, place_tensors
 from jmerge.ckpt.dtypes import view
 from jmerge.ckpt.find import find_source
@@ -154,7 +154,6 @@ def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
     names = [name for module in weighted for name in module.files]
     check_arrived(source, names)
     headers = dict(zip(names, source.map(lambda name: header_of(source, name), names), strict=True))
-    check_whole_tensors(source, headers)
     config, generation = (
         read_json_file(source, main.prefix + name, missing={})
         for name in ("config.json", "generation_config.json")

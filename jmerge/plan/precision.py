@@ -9,6 +9,7 @@ from jmerge.ckpt.dtypes import BITS, FLOATS, promote
 from jmerge.names import did_you_mean
 from jmerge.plan.coverage import patterns
 from jmerge.plan.notes import Notes
+from jmerge.plan.patterns import any_layer
 from jmerge.plan.steps import Item, reads_of
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
@@ -80,7 +81,7 @@ class Precision:
         """Note what is not cast, and patterns that match nothing."""
         path = ("out_dtype",) if self._notes.recipe.out_dtype else ("dtype",)
         for (ref, dtype), names in self._kept.items():
-            kinds = list(dict.fromkeys(map(_in_any_layer, names)))
+            kinds = list(dict.fromkeys(map(any_layer, names)))
             listed = ", ".join(kinds[:SHOWN])
             more = f" and {len(kinds) - SHOWN} more kinds" if len(kinds) > SHOWN else ""
             count = "1 tensor keeps" if len(names) == 1 else f"{len(names)} tensors keep"
@@ -106,8 +107,3 @@ def _usual_bits(view: View) -> int:
             bits = BITS[spec.dtype]
             weight[bits] = weight.get(bits, 0) + spec.nbytes
     return max(weight, key=lambda bits: (weight[bits], bits), default=0)
-
-
-def _in_any_layer(name: str) -> str:
-    """A pattern of what is called like `name` in any layer."""
-    return ".".join("*" if word.isdigit() else word for word in name.split("."))

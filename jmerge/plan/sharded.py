@@ -9,7 +9,8 @@ from jmerge.plan.views import View
 
 TOOLS = (
     "it is one process's part of a sharded training state; put the parts together with DeepSpeed's "
-    "zero_to_fp32.py (ZeRO-3) or 'accelerate merge-weights' (FSDP), and merge what that writes"
+    "'python zero_to_fp32.py CHECKPOINT OUT --safe_serialization' (ZeRO-3) or 'accelerate "
+    "merge-weights' (FSDP), and merge what that writes"
 )
 
 

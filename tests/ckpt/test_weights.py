@@ -274,12 +274,6 @@ def test_missing_shards_of_an_interrupted_download(tmp_path: Path) -> None:
     assert f"missing: {SECOND}; a download was interrupted (x.incomplete)" in line
 
 
-def test_the_state_of_one_process_of_zero_3(tmp_path: Path) -> None:
-    tensors = llama_tensors(0) | {"model.norm.weight": np.zeros(0, np.float32)}
-    line = refusal(write_checkpoint(tmp_path, tensors, llama_config()))
-    assert "1 of 21 tensors are empty" in line and "zero_to_fp32.py" in line
-
-
 def test_an_empty_buffer_is_no_training_state(tmp_path: Path) -> None:
     tensors = {"x.g_idx": np.zeros(0, np.int32), "x.weight": value(1), "x.w": np.zeros((0, 4))}
     assert len(open_checkpoint(write_checkpoint(tmp_path, tensors))) == 3

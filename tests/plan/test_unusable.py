@@ -114,6 +114,7 @@ EMPTY = {
     "all matrices": lambda name: "norm" not in name,
     "those of one layer": lambda name: ".1." in name,
     "the embedding": lambda name: "embed" in name,
+    "the last norm": lambda name: name == "model.norm.weight",
     "one of a layer": lambda name: name == "model.layers.1.mlp.up_proj.weight",
 }
 
