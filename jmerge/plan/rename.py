@@ -79,11 +79,12 @@ def check_against(layouts: Mapping[ModelRef, Layout], recipe: Recipe, notes: Not
             if not any(template.startswith(_numbered(prefix)) for template in templates):
                 hint = did_you_mean(prefix, beginnings(templates))
                 notes.fault(f"no tensor of {ref} begins with '{prefix}'{hint}", (*path, prefix))
-        names: dict[str, str] = {}
-        for template in templates:
-            name = rename(template, prefixes)
-            if names.setdefault(name, template) != template:
-                message = f"gives two tensors of {ref} one name: {names[name]} and {template}"
+        names: dict[tuple[str, int | None], str] = {}
+        for role in layout.roles.values():
+            name = rename(role.template, prefixes)
+            other = names.setdefault((name, role.layer), role.template)
+            if other != role.template:
+                message = f"gives two tensors of {ref} one name: {other} and {role.template}"
                 notes.fault(f"{message} become {name}", path)
                 break
 

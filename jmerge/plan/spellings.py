@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from typing import NamedTuple
 
+from jmerge.arch.families import find_module
 from jmerge.arch.guess import Known, guess_pairs
 from jmerge.arch.infer import Layout
 from jmerge.ckpt.open import Checkpoint
@@ -78,6 +79,8 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
         return not listed or any(each.match(name) for each in excluded)
 
     known = {template for template, _ in donor.names}
+    modules = {template: donor.modules[name] for (template, _), name in donor.names.items()}
+    sources = _sources(recipe, donor.layout.modules)
     found = []
     for view in others:
         own = {template for template, _ in view.names}
@@ -87,7 +90,8 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
         pairs = {
             name: there
             for name, there in guess_pairs(mine, theirs, both).items()
-            if not (is_out(_first(view, name)) and is_out(_first(donor, there)))
+            if view.ref in sources.get(modules[there], ())
+            and not (is_out(_first(view, name)) and is_out(_first(donor, there)))
         }
         if pairs:
             found.append(Spelling(view, pairs, _rules(view, pairs, known)))
@@ -120,6 +124,16 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
         line = excepting(patterns_of(out, rest))
         hint = f"if they are the same tensors, {rule}; if not, leave both out with {line}"
         notes.fault(f"{message}: {hint}", path)
+
+
+def _sources(recipe: Recipe, modules: Sequence[str]) -> dict[str, set[ModelRef]]:
+    """The models of which a recipe makes each of the donor's modules."""
+    found: dict[str, set[ModelRef]] = {}
+    for module in recipe.modules:
+        meant = modules if module.name is None else [find_module(module.name, modules)]
+        refs = {source.ref for out_slice in module.slices for source in out_slice.sources}
+        found |= {name: refs for name in meant if name is not None}
+    return found
 
 
 def _left(view: View, known: set[str]) -> dict[str, Known]:

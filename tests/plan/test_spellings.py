@@ -244,6 +244,33 @@ def test_what_looks_alike_and_is_left_out_is_no_fault(tmp_path: Path) -> None:
     assert sum(len(step.inputs) == 2 for step in plan.steps) == 12
 
 
+def test_what_looks_alike_and_is_in_no_module_of_the_recipe_is_no_fault(tmp_path: Path) -> None:
+    """A tower that is copied may be spelt in any way in other models."""
+    spell = replaced((r"^visual\.blocks", "visual.odd"))
+    write_checkpoint(tmp_path / "a", seeing(0), SEES)
+    write_checkpoint(tmp_path / "b", {spell(k): v for k, v in seeing(1).items()}, SEES)
+    recipe = """\
+merge_method: linear
+modules:
+  text_decoder:
+    models:
+      - {model: {a}, parameters: {weight: 1}}
+      - {model: {b}, parameters: {weight: 1}}
+"""
+    plan = planned(tmp_path, recipe)
+    assert all((len(step.inputs) == 1) == ("visual" in step.name) for step in plan.steps)
+
+
+def test_a_map_may_bring_spellings_of_layers_together(tmp_path: Path) -> None:
+    """Two names become one where no layer has both."""
+    spell = replaced((r"layers\.1\.mlp", "layers.1.ffn"))
+    write_checkpoint(tmp_path / "a", text(0), TEXT)
+    write_checkpoint(tmp_path / "b", {spell(k): v for k, v in text(1).items()}, TEXT)
+    rule = "map: {model.layers.*.ffn.: model.layers.*.mlp.}"
+    plan = planned(tmp_path, SOUP.replace("{b}\n", f"{{b}}\n    {rule}\n"))
+    check_all_merged(plan, text(0))
+
+
 def test_a_star_is_the_number_of_a_layer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
