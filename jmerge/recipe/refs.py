@@ -8,8 +8,9 @@ from typing import Any
 
 from jmerge.errors import CONTROL
 from jmerge.names import did_you_mean
-from jmerge.recipe.yamltree import ESCAPES
 
+# For those who write a path of Windows.
+ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
 KEYS = ("model", "lora", "override_architecture")
 
 

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from jmerge.errors import Fault, RecipeError
+from jmerge.recipe.refs import ESCAPES
 
 Entry = tuple[yaml.ScalarNode, yaml.Node]  # of a map: key and value
 Path = tuple[str | int, ...]  # of keys and list positions, from the top of the document
 
-# What people do who write a path of Windows.
-ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
 MAX_DIGITS = 400  # beyond, an integer is a float, which says infinity
 MAX_NODES = 200_000  # aliases expanded; stops "billion laughs" documents
 TRUE = {"true", "yes", "on"}

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from jmerge.recipe.refs import ModelRef, parse_ref
-from jmerge.recipe.yamltree import ESCAPES
+from jmerge.recipe.refs import ESCAPES, ModelRef, parse_ref
 
 GOOD: dict[str, tuple[Any, ModelRef]] = {
     "local": ("./models/a", ModelRef("./models/a")),

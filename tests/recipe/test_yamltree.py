@@ -10,7 +10,8 @@ import pytest
 
 from jmerge.errors import RecipeError
 from jmerge.recipe.parse import MAX_BYTES, load_recipe, read_text
-from jmerge.recipe.yamltree import ESCAPES, Document, parse_yaml, show_path
+from jmerge.recipe.refs import ESCAPES
+from jmerge.recipe.yamltree import Document, parse_yaml, show_path
 
 
 def parse(text: str) -> Document:
