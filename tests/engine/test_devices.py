@@ -45,7 +45,7 @@ for recipe in sys.argv[1:]:
     assert found[0] == found[1], recipe
     print(recipe)
 """
-QUICK = ("linear", "ties", "dare_ties", "localize_stitch")
+METHODS = ("linear", "ties", "dare_ties", "localize_stitch")
 
 
 def write_models(place: Path, elements: int = 3 * LENGTHS[0] + 5) -> None:
@@ -65,13 +65,10 @@ def write_recipe(place: Path, method: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [QUICK, pytest.param(sorted(set(REGISTRY) - set(QUICK)), marks=pytest.mark.slow, id="others")],
-)
-def test_eight_devices_give_the_bytes_of_one(methods: Any, tmp_path: Path) -> None:
+def test_eight_devices_give_the_bytes_of_one(tmp_path: Path) -> None:
+    """Other methods are in `test_same_bytes`."""
     write_models(tmp_path)
-    recipes = [str(write_recipe(tmp_path, method)) for method in methods]
+    recipes = [str(write_recipe(tmp_path, method)) for method in METHODS]
     command = [sys.executable, "-c", TOGETHER, *recipes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
