@@ -85,6 +85,11 @@ class Stack:
         """Number of layers."""
         return len(self.indices)
 
+    @property
+    def usual(self) -> bool:
+        """Whether a key that models count their layers by holds its length."""
+        return any(path[-1] in LAYER_KEYS for path in self.keys)
+
 
 @dataclass(frozen=True)
 class Role:
@@ -117,7 +122,9 @@ class Layout:
             if role.module == module and role.part == "layer"
         }
         stacks = [stack for prefix, stack in self.stacks.items() if prefix in inside]
-        return max(stacks, key=lambda stack: (bool(stack.keys), stack.depth), default=None)
+        return max(
+            stacks, key=lambda stack: (stack.usual, bool(stack.keys), stack.depth), default=None
+        )
 
 
 def infer_layout(
@@ -190,11 +197,11 @@ def is_computed(name: str, spec: TensorSpec) -> bool:
 
 
 def config_dicts(config: Config) -> list[tuple[KeyPath, Config]]:
-    """config.json and every map nested in it under a key that ends in `config`, with their paths."""
+    """config.json and every map nested in it that is a config too, by its key or by its `model_type`, with their paths."""
     found: list[tuple[KeyPath, Config]] = [((), config)]
     for path, part in found:  # grows while it is walked
         for key, value in part.items():
-            if isinstance(value, dict) and key.endswith("config"):
+            if isinstance(value, dict) and (key.endswith("config") or "model_type" in value):
                 found.append(((*path, key), value))
     return found
 
@@ -380,6 +387,8 @@ def _key_score(prefix: str, path: KeyPath, two_kinds: bool) -> float | None:
         score += weight * ((side in key) == (side == side_of(stack)))
     stack = stack.replace("language_model", "language_model.text")
     words = set(re.split(r"[._]", key)) & set(re.split(r"[._]", stack))
+    if len(path) > 1 and path[0] == prefix.removeprefix("model.").partition(".")[0]:
+        score += 4.0  # the map is called as the part is: `decoder` in `decoder.bert.encoder.layer`
     return score + 0.2 * len(words) + 0.5 * (path[-1] == "num_hidden_layers")
 
 

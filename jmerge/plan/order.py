@@ -100,15 +100,19 @@ def _by_place(inputs: Sequence[_Known], output: Sequence[_Known]) -> bool:
     """Whether the output has a tensor, and of its shape, in the layers that would be expected to have it.
 
     What config.json says of a layer decides. Where that does not explain the inputs, the place does too: whether a layer
-    is among the first few, or the last few, of which few are at most half. So T5's first layer has the positions of all.
+    is among the first few, or the last few, of which few are at most half, and as few as explain the inputs. So T5's first
+    layer has the positions of all.
     """
     if _explains(inputs, [], lambda known: known.told):
         return True
     shallowest = min(known.depth for known in inputs)
-    keys = [partial(_among_first, few=few) for few in range(1, shallowest // 2 + 1)]
-    keys += [partial(_among_last, few=few) for few in range(1, (shallowest + 1) // 2)]
+    first = [partial(_among_first, few=few) for few in range(1, shallowest // 2 + 1)]
+    last = [partial(_among_last, few=few) for few in range(1, (shallowest + 1) // 2)]
+    fewest = (
+        next((key for key in keys if _explains(inputs, [], key)), None) for keys in (first, last)
+    )
     same_depth = len({known.depth for known in (*inputs, *output)}) == 1
-    return any(_explains(inputs, output, key) for key in keys) or (
+    return any(key is not None and _explains(inputs, output, key) for key in fewest) or (
         same_depth and _explains(inputs, output, lambda known: (known.told, known.place))
     )
 

@@ -833,3 +833,30 @@ def test_buffers(dtype: str, shape: tuple[int, ...], name: str, wanted: bool) ->
     spec = TensorSpec(dtype, shape)
     assert is_buffer(name, spec) is wanted
     assert infer_layout({name: spec}, {}).roles[name].buffer is wanted
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_parts_are_told_by_their_maps(depth: int) -> None:
+    """A map with a `model_type` describes a part whatever its key; where it is called as the part is, its count is that
+    part's, whatever else stands in names and however deep the others are."""
+    tensors = layers("decoder.bert.encoder.layer", 4, "output.dense.weight")
+    tensors |= layers("encoder.encoder.layer", depth, "output.dense.weight")
+    parts = {"decoder": 4, "encoder": depth}
+    layout = infer(
+        tensors,
+        {key: {"model_type": "bert", "num_hidden_layers": n} for key, n in parts.items()},
+    )
+    assert layout.modules == ("decoder", "encoder")
+    for part in parts:
+        stack = layout.main_stack(part)
+        assert stack is not None and stack.prefix.startswith(f"{part}.")
+        assert (key_paths(stack), stack.doubtful) == ([f"{part}.num_hidden_layers"], ())
+
+
+def test_a_usual_count_makes_the_main_stack() -> None:
+    """A short encoder of speech is that of its transformer, however many convolutions come before."""
+    tensors = layers("decoder.layers", 5, "fc1.weight") | layers("encoder.layers", 3, "fc1.weight")
+    tensors |= layers("encoder.conv_layers", 7, "conv.weight")
+    layout = infer(tensors, {"decoder_layers": 5, "encoder_layers": 3, "num_conv_layers": 7})
+    stack = layout.main_stack("encoder")
+    assert stack is not None and stack.prefix == "encoder.layers"

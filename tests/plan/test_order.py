@@ -12,6 +12,7 @@ import pytest
 from partialkit import SOUP, refused, run
 from partialkit import write as write_recipe
 
+from jmerge.errors import PlanError
 from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -330,3 +331,26 @@ def test_one_key_for_two_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "both, so layers cannot be rearranged" in line or "counts as many" in line
         for line in errors
     )
+
+
+@pytest.mark.parametrize(
+    ("slices", "sound"),
+    [
+        ([("a", 0, 3), ("a", 2, 4)], True),
+        ([("a", 0, 1), ("a", 0, 4)], False),
+        ([("a", 1, 4)], False),
+    ],
+)
+def test_as_few_first_layers_as_explain_the_inputs(
+    tmp_path: Path, slices: list[tuple[str, int, int]], sound: bool
+) -> None:
+    """ModernBERT's first layer has no norm. Layers 0 and 2 are of one kind, so that `the first two of that kind` would
+    explain it as well, and let layer 0 stand second."""
+    kinds = ["full_attention", "sliding_attention"] * 2
+    write(tmp_path / "a", 0, having=[1, 2, 3], layer_types=kinds)
+    path = write_recipe(tmp_path, stack(*slices))
+    if sound:
+        assert plan_recipe(path).config["num_hidden_layers"] == 5
+    else:
+        with pytest.raises(PlanError, match="by their place"):
+            plan_recipe(path)
