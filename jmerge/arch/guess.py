@@ -15,7 +15,7 @@ class Known(NamedTuple):
     """What is known of a template besides its name."""
 
     shape: Shape
-    kind: str  # embedding, head, or anything else: only like kinds are one
+    kind: str  # embedding, head, or empty for anything else: a head is no embedding
 
 
 def guess_pairs(
@@ -23,12 +23,12 @@ def guess_pairs(
 ) -> dict[str, str]:
     """Template of a model -> template of the donor that may mean the same tensor, among those that nothing pairs.
 
-    Two belong together when their last words, shapes and kinds are equal and no stack would be two stacks. Where several
-    would do, the change of words that brings most together decides, then the likeness of names.
+    Two belong together when their last words and shapes are equal, none is a head where the other is an embedding,
+    and no stack would be two stacks. Where several would do, the change of words that brings most together decides, then the likeness of names.
 
     pairs: what is known to be one; stacks that they pair stay so.
     """
-    by_end: dict[tuple[str, Known, bool], list[str]] = {}
+    by_end: dict[tuple[str, Shape, bool], list[str]] = {}
     for there, known in donor.items():
         by_end.setdefault(_end(there, known), []).append(there)
     stacks = StackPairs(pairs, pairs.values())
@@ -40,7 +40,8 @@ def guess_pairs(
         if budget < 0:
             break
         for there in found:
-            if stacks.allow(name, there):
+            kinds = {known.kind, donor[there].kind} - {""}  # names do not tell every embedding
+            if len(kinds) < 2 and stacks.allow(name, there):
                 changes.setdefault(change_of(name, there), []).append((name, there))
     made: dict[str, str] = {}
     taken: set[str] = set()
@@ -66,6 +67,6 @@ def change_of(name: str, there: str) -> tuple[Words, Words]:
     return one[start : len(one) - end], other[start : len(other) - end]
 
 
-def _end(name: str, known: Known) -> tuple[str, Known, bool]:
+def _end(name: str, known: Known) -> tuple[str, Shape, bool]:
     words = name.split(".")
-    return words[-1], known, "{}" in words
+    return words[-1], known.shape, "{}" in words

@@ -10,13 +10,22 @@ from typing import NamedTuple
 from jmerge.arch.families import find_module
 from jmerge.arch.guess import Known, guess_pairs
 from jmerge.arch.infer import Layout
+from jmerge.arch.match import stack_of
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import Fault
 from jmerge.plan.convert import convert_views
 from jmerge.plan.notes import Notes
 from jmerge.plan.patterns import excepting, patterns_of, scalar
 from jmerge.plan.rename import map_path, prefixes_of, rename, starred
-from jmerge.plan.views import Key, Template, View, build_views, one_spelling, spell
+from jmerge.plan.views import (
+    Key,
+    Template,
+    View,
+    build_views,
+    general_names,
+    one_spelling,
+    spell,
+)
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 
@@ -86,7 +95,12 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
         own = {template for template, _ in view.names}
         mine = _left(view, known)
         theirs = _left(donor, own)
-        both = {template: template for template in own & known}
+        generals = general_names(view.layout, view.prefixes)
+        both = {  # a stack of which some tensors are known is paired, under whatever name
+            generals[name].template: template
+            for (template, layer), name in view.names.items()
+            if template in known and ("{}" in generals[name].template) == ("{}" in template)
+        }
         pairs = {
             name: there
             for name, there in guess_pairs(mine, theirs, both).items()
@@ -153,7 +167,10 @@ def _left(view: View, known: set[str]) -> dict[str, Known]:
 
 
 def _rules(view: View, pairs: Mapping[str, str], known: set[str]) -> dict[str, str]:
-    """The map of a model that gives what is guessed the donor's names, and leaves what is known where it is."""
+    """The map of a model that gives what is guessed the donor's names, and leaves what is known where it is.
+
+    It brings the rest of a stack along: once a map pairs some tensors of it, what is known of its name does not hold.
+    """
     final = {name: template for (template, _), name in view.names.items()}
     plain = one_spelling(view.layout)
     wanted: dict[str, str | None] = {}  # its own templates -> the donor's; None: the donor has none
@@ -163,8 +180,10 @@ def _rules(view: View, pairs: Mapping[str, str], known: set[str]) -> dict[str, s
         wanted.setdefault(raw, pairs.get(template) or (template if template in known else None))
         if template in pairs:
             guessed[raw] = pairs[template]
+    stacks = {stack_of(raw) for raw in guessed} - {None}
+    along = {raw: meant for raw, meant in wanted.items() if meant and stack_of(raw) in stacks}
     rules = dict(view.prefixes)
-    for raw, meant in guessed.items():
+    for raw, meant in (guessed | along).items():
         if rename(raw, rules) != meant:
             fitting = (
                 each for each in _rules_for(raw, meant) if _holds(*each, rules, wanted, known)

@@ -103,7 +103,7 @@ def build_views(
         layout = layouts[ref]
         view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
         views[ref] = view
-        generals = _generals(layout, view.prefixes)
+        generals = general_names(layout, view.prefixes)
         own: dict[str, tuple[int, ...]] = {}
         for name, each in generals.items():
             own.setdefault(each.template, checkpoint.index[name].spec.shape)
@@ -158,7 +158,7 @@ class _Output:
         return template.replace("{}", str(own.number), 1), None
 
 
-def _generals(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _General]:
+def general_names(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _General]:
     """The tensors of a model by their names, renamed by its map."""
     plain = one_spelling(layout)
     found = {}
