@@ -5,10 +5,13 @@ A guess is never followed. It is told as the `map` that a recipe may say it with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from jmerge.arch.match import MAX_PAIRS, Shape, StackPairs, Words
+
+DIGITS = re.compile("[0-9]+")
 
 
 class Known(NamedTuple):
@@ -52,6 +55,22 @@ def guess_pairs(
                 taken.add(there)
         stacks = StackPairs({**pairs, **made}, {*pairs.values(), *taken})
     return made
+
+
+def guess_numbered(own: Mapping[str, Known], donor: Mapping[str, Known]) -> dict[str, str]:
+    """Pairs of names of tensors of which one model has the number of the layer as a word and the other within one
+    (`layers.0.`, `layer_0.`): as `guess_pairs`, and the numbers in both names are the same, counted from the lowest."""
+
+    def numbered(tensors: Mapping[str, Known]) -> dict[str, Known]:
+        found = {name: [int(each) for each in DIGITS.findall(name)] for name in tensors}
+        lowest = min((numbers[0] for numbers in found.values() if numbers), default=0)
+        return {
+            name: tensors[name]._replace(kind=f"{numbers[0] - lowest} {numbers[1:]}")
+            for name, numbers in found.items()
+            if numbers
+        }
+
+    return guess_pairs(numbered(own), numbered(donor), {})
 
 
 def change_of(name: str, there: str) -> tuple[Words, Words]:

@@ -76,7 +76,8 @@ def check_against(layouts: Mapping[ModelRef, Layout], recipe: Recipe, notes: Not
         )
         templates = dict.fromkeys(role.template for role in layout.roles.values())
         for prefix in recipe.prefixes(ref):
-            if not any(template.startswith(_numbered(prefix)) for template in templates):
+            begins = _numbered(prefix)
+            if not any(each.startswith(begins) for each in (*templates, *layout.roles)):
                 hint = did_you_mean(prefix, beginnings(templates))
                 notes.fault(f"no tensor of {ref} begins with '{prefix}'{hint}", (*path, prefix))
         names: dict[tuple[str, int | None], str] = {}

@@ -8,7 +8,7 @@ from fnmatch import translate
 from typing import NamedTuple
 
 from jmerge.arch.families import find_module
-from jmerge.arch.guess import Known, guess_pairs
+from jmerge.arch.guess import Known, guess_numbered, guess_pairs
 from jmerge.arch.infer import Layout
 from jmerge.arch.match import stack_of
 from jmerge.ckpt.open import Checkpoint
@@ -35,6 +35,7 @@ class Spelling(NamedTuple):
 
     view: View
     pairs: Mapping[str, str]  # template, as known spellings have it -> the donor's
+    numbered: Mapping[str, str]  # names of tensors of layers that one of the two does not number
     prefixes: Mapping[str, str]  # the whole map that pairs them
 
 
@@ -96,10 +97,12 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
         mine = _left(view, known)
         theirs = _left(donor, own)
         generals = general_names(view.layout, view.prefixes)
-        both = {  # a stack of which some tensors are known is paired, under whatever name
+        both = {template: template for template in own & known}
+        both |= {  # a stack of which some tensors are known is paired, under whatever name
             generals[name].template: template
             for (template, layer), name in view.names.items()
-            if template in known and ("{}" in generals[name].template) == ("{}" in template)
+            if template in known and name in generals  # others are put together of several
+            if ("{}" in generals[name].template) == ("{}" in template)
         }
         pairs = {
             name: there
@@ -107,8 +110,15 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
             if view.ref in sources.get(modules[there], ())
             and not (is_out(_first(view, name)) and is_out(_first(donor, there)))
         }
-        if pairs:
-            found.append(Spelling(view, pairs, _rules(view, pairs, known)))
+        numbered = {
+            name: there
+            for name, there in _numbered(view, donor, mine, theirs, pairs).items()
+            if not (is_out(name) and is_out(there))
+        }
+        if pairs or numbered:
+            rules = _rules(view, pairs, known)
+            rules |= _rules_of_names(view, numbered, rules)
+            found.append(Spelling(view, pairs, numbered, rules))
     return found
 
 
@@ -116,7 +126,7 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
     """Refuse them: with the map alone where no layer of a model is called like one of the donor's, else with the line
     that leaves both out, too."""
     layers = {template: None for template, layer in donor.names if layer is not None}
-    for view, pairs, prefixes in spellings:
+    for view, pairs, numbered, prefixes in spellings:
         path = map_path(view.ref, notes.recipe)
         rules = ", ".join(f"{scalar(old)}: {scalar(new)}" for old, new in starred(prefixes))
         rule = f"write 'map: {{{rules}}}' beside the model"
@@ -128,12 +138,15 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
             )
             notes.fault(f"{message}; {rule}", path)
             continue
-        name, there = next(iter(pairs.items()))
-        message = f"{_first(view, name)} of {view.ref} and {_first(donor, there)} of {donor.ref}"
-        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        both = {_first(view, name): _first(donor, there) for name, there in pairs.items()}
+        both |= numbered
+        name, there = next(iter(both.items()))
+        message = f"{name} of {view.ref} and {there} of {donor.ref}"
+        more = f" (and {len(both) - 1} more pairs)" if len(both) > 1 else ""
         message += f" end alike and have one shape{more}, and neither model has the other's"
         out = [_called(view, key) for key in view.names if key[0] in pairs]
         out += [_called(donor, key) for key in donor.names if key[0] in set(pairs.values())]
+        out += [*numbered, *numbered.values()]
         rest = {_called(each, key) for each in (view, donor) for key in each.names} - {*out}
         line = excepting(patterns_of(out, rest))
         hint = f"if they are the same tensors, {rule}; if not, leave both out with {line}"
@@ -221,6 +234,48 @@ def _holds(
             if name in known if meant is None else name != meant:
                 return False
     return True
+
+
+def _numbered(
+    view: View,
+    donor: View,
+    mine: Mapping[str, Known],
+    theirs: Mapping[str, Known],
+    pairs: Mapping[str, str],
+) -> dict[str, str]:
+    """Pairs of names of which one is of a numbered layer and the other is not, among what is left."""
+    taken = set(pairs.values())
+    sides: list[dict[bool, dict[str, Known]]] = []
+    for each, left in ((view, mine), (donor, theirs)):
+        side: dict[bool, dict[str, Known]] = {False: {}, True: {}}
+        for key in each.names:
+            template, layer = key
+            if template in left and template not in pairs and template not in taken:
+                side[layer is not None][_called(each, key)] = left[template]
+        sides.append(side)
+    own, donors = sides
+    return {
+        name: there
+        for layered in (False, True)
+        for name, there in guess_numbered(own[layered], donors[not layered]).items()
+    }
+
+
+def _rules_of_names(
+    view: View, pairs: Mapping[str, str], rules: Mapping[str, str]
+) -> dict[str, str]:
+    """Rules for names of tensors, each the shortest that brings along nothing else of the model."""
+    names = {_called(view, key): own for key, own in view.names.items()}
+    wanted: dict[str, str | None] = {own: pairs.get(called) for called, own in names.items()}
+    made: dict[str, str] = {}
+    for raw, meant in wanted.items():
+        if meant is not None and rename(raw, made) != meant:
+            fitting = (
+                each for each in _rules_for(raw, meant) if _holds(*each, rules, wanted, set())
+            )
+            old, new = next(fitting, (raw, meant))
+            made[old] = new
+    return made
 
 
 def _first(view: View, template: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ def build_views(
         layout = layouts[ref]
         view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
         views[ref] = view
-        generals = general_names(layout, view.prefixes)
+        generals = general_names(layout, view.prefixes, output.stacks)
         own: dict[str, tuple[int, ...]] = {}
         for name, each in generals.items():
             own.setdefault(each.template, checkpoint.index[name].spec.shape)
@@ -143,6 +143,11 @@ class _Output:
         self._counted: dict[str, Stack] = {}
         self._loose: set[str] = set()
 
+    @property
+    def stacks(self) -> Collection[str]:
+        """What stands before the numbers of the layers that are counted."""
+        return self._counted.keys()
+
     def place(self, template: str, own: _General) -> Key:
         """Template and layer of a tensor of a model whose general template pairs with this one."""
         if own.stack is None or own.number is None:
@@ -158,14 +163,21 @@ class _Output:
         return template.replace("{}", str(own.number), 1), None
 
 
-def general_names(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _General]:
-    """The tensors of a model by their names, renamed by its map."""
+def general_names(
+    layout: Layout, prefixes: Mapping[str, str], stacks: Collection[str] = ()
+) -> dict[str, _General]:
+    """The tensors of a model by their names, renamed by its map, which may bring them into some of the donor's stacks."""
     plain = one_spelling(layout)
-    found = {}
+    found: dict[str, _General] = {}
+    brought: dict[str, str] = {}
     for name, role in layout.roles.items():
         template = rename(plain[role.template], prefixes)
+        if template == plain[role.template] != name:
+            template = rename(name, prefixes) if rename(name, prefixes) != name else template
         found[name] = _General(template)
-        if role.stack is not None and role.layer is not None:
+        if "{}" not in template and template != name:
+            brought[name] = template
+        if "{}" in template and role.stack is not None and role.layer is not None:
             stack = layout.stacks[role.stack]
             found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
         elif number := NUMBER.search(name):
@@ -174,7 +186,26 @@ def general_names(layout: Layout, prefixes: Mapping[str, str]) -> dict[str, _Gen
                 general = rename(f"{name[: number.start()]}{{}}{name[number.end() :]}", prefixes)
                 if general.replace("{}", number[0], 1) == template:
                     found[name] = _General(general, around, int(number[0]))
-    return found
+                    brought.pop(name, None)
+    return found | _brought(brought, stacks)
+
+
+def _brought(names: Mapping[str, str], stacks: Collection[str]) -> dict[str, _General]:
+    """Of loose tensors, by the names that a map gives them, those that it brings into a stack of the donor."""
+    places: dict[str, tuple[str, int, str]] = {}
+    numbers: dict[str, set[int]] = {}
+    for name, called in names.items():
+        if (number := NUMBER.search(called)) is not None:
+            prefix = called[: number.start()].removesuffix(".")
+            if prefix in stacks:
+                rest = called[number.end() :]
+                places[name] = prefix, int(number[0]), f"{called[: number.start()]}{{}}{rest}"
+                numbers.setdefault(prefix, set()).add(int(number[0]))
+    made = {prefix: Stack(prefix, tuple(sorted(found)), ()) for prefix, found in numbers.items()}
+    return {
+        name: _General(general, made[prefix], number)
+        for name, (prefix, number, general) in places.items()
+    }
 
 
 def one_spelling(layout: Layout) -> dict[str, str]:

@@ -195,6 +195,25 @@ UNKNOWN: dict[str, tuple[Spelling, str]] = {
         replaced((r"model\.embed_tokens", "model.wte"), (r"^lm_head", "model.unembed")),
         "model.wte.: model.embed_tokens., model.unembed.: lm_head.",
     ),
+    "an embedding that nothing tells": (
+        replaced((r"embed_tokens", "tok")),
+        "model.tok.: model.embed_tokens.",
+    ),
+    "some of another stack": (
+        replaced(
+            (r"^model\.layers\.(\d)\.mlp", r"gpt_neox.layers.\1.ffn"), (r"^model\.", "gpt_neox.")
+        ),
+        "gpt_neox.layers.*.ffn.: model.layers.*.mlp., gpt_neox.: model.",
+    ),
+    "numbers within words": (
+        replaced((r"layers\.(\d)", r"layers.layer_\1")),
+        "model.layers.layer_0.: model.layers.0., model.layers.layer_1.: model.layers.1., "
+        "model.layers.layer_2.: model.layers.2.",
+    ),
+    "numbers within words, from one": (
+        lambda name: re.sub(r"layers\.(\d)", lambda number: f"h{int(number[1]) + 1}", name),
+        "model.h1.: model.layers.0., model.h2.: model.layers.1., model.h3.: model.layers.2.",
+    ),
 }
 
 
