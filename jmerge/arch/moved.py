@@ -199,6 +199,10 @@ def _tap(value: int, moved: Moved) -> int:
     depth, new = moved.depth, len(moved.layers)
     if value in (0, -1) and (value == -1 or moved.layers[0] == 0):
         return value  # before all layers, after all of them
+    if 0 <= value < depth and moved.layers[: value + 1] == tuple(range(value + 1)):
+        return value  # what is taken there is what it was, wherever these layers stand once more
+    if value < 0 and moved.layers[value:] == tuple(range(depth + value, depth)):
+        return value  # as far from the end, before the same layers
     if value < 0:
         return moved.place(depth + value) - new
     if value == depth:

@@ -48,20 +48,20 @@ FIELDS = [
     ("global_attn_indexes", [2, 5, 8], [2, 5], [2]),  # of a class with more layers by default
     ("rope_scaling_layers", [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2]),
     ("residual_block_indices", [], [], []),
-    # layers from which something is taken
+    # layers from which something is taken: as before, where all before them or all behind them are
     ("out_indices", [4], [7], [3]),
-    ("out_indices", [1, 4], STUCK, [1, 3]),
+    ("out_indices", [1, 4], [1, 7], [1, 3]),
     ("out_features", ["stage4"], ["stage7"], ["stage3"]),
-    ("out_features", ["stage2"], STUCK, ["stage2"]),
+    ("out_features", ["stage2"], ["stage2"], ["stage2"]),
     ("stage_names", ["stem", "s1", "s2", "s3", "s4"], ..., ["stem", "s1", "s2", "s3"]),
     ("extract_layers", [0], [0], [0]),
-    ("extract_layers", [-2, -1], STUCK, [-1, -1]),
-    ("intermediate_layers_indices", [1, 2], STUCK, [1, 2]),
+    ("extract_layers", [-2, -1], [-2, -1], [-1, -1]),
+    ("intermediate_layers_indices", [1, 2], [1, 2], [1, 2]),
     ("feature_layer", -1, -1, -1),
-    ("feature_layer", -2, STUCK, -1),
-    ("insert_layer_id", 2, STUCK, 2),
+    ("feature_layer", -2, -2, -1),
+    ("insert_layer_id", 2, 2, 2),
     ("loop_layer_index_end", 4, 7, 3),
-    ("early_exit_layer", 3, STUCK, STUCK),
+    ("early_exit_layer", 3, 3, STUCK),
     ("kv_source_layers", [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2]),
     ("kv_source_layers", [0, 0, 2, 2], [0, 0, 2, 2, 0, STUCK], [0, 0, 2]),
     # an entry a layer
