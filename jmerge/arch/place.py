@@ -11,6 +11,9 @@ from jmerge.arch.infer import EXTRA_LAYER_KEYS, Config, class_names, config_dict
 ADAPTER = re.compile(
     r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w\d_\w+|lokr_w\d\w*)(\.|$)"
 )
+# Heads that give no tokens, which trainers leave in models whose class has none
+OTHER_HEAD = re.compile(r"(\w+_)?(v_head|value_head|reward_head|score|classifier|qa_outputs)(\.|$)")
+OF_TOKENS = re.compile(r"\w+(ForCausalLM|LMHeadModel|ForMaskedLM)")
 # Words of keys that say nothing of which tensors there are.
 IDLE = frozenset(
     "use num add has have with enable is no n config size model token tokens id ids".split()
@@ -30,6 +33,8 @@ def no_place(template: str, own: Config, donor: Config, *, behind: bool = False)
         (mine,), (other,) = names
         if mine.casefold() != other.casefold():
             return f"it is of {mine} and not of {other}"
+        if OF_TOKENS.fullmatch(other) and OTHER_HEAD.match(template):
+            return f"{other} has a head for tokens and no other"
     else:
         kinds = own.get("model_type"), donor.get("model_type")
         if all(kinds) and kinds[0] != kinds[1]:

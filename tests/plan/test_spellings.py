@@ -373,6 +373,26 @@ def test_an_adapter_that_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFix
     assert "it is an adapter's, which is to be merged into its model first" in error
 
 
+@pytest.mark.parametrize("name", ["v_head.summary", "score", "classifier"])
+def test_a_head_that_a_trainer_left(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.json is that of a model with a head for tokens, whose class would not load it."""
+    write_checkpoint(tmp_path / "a", text(0), TEXT)
+    more = {f"{name}.weight": np.ones((1, 8), np.float32)}
+    write_checkpoint(tmp_path / "b", text(1) | more, TEXT)
+    (error,) = refused(tmp_path, SOUP, capsys)
+    assert "LlamaForCausalLM has a head for tokens and no other" in error
+    line = re.search(r"with '(except: \[.*\])'", error)
+    assert line is not None
+    check_names(planned(tmp_path, f"{SOUP}{line[1]}\n"), text(0))
+
+
+def check_names(plan: Plan, donor: Tensors) -> None:
+    """The output has the donor's tensors and no others."""
+    assert {step.name for step in plan.steps} == donor.keys()
+
+
 def test_layers_behind_that_the_donor_does_not_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
