@@ -163,7 +163,7 @@ def _int(key: str, value: int, moved: Moved) -> Any:
         _check_period(value, moved)
         _check_period(value + 1, moved)
     elif NUMBER.fullmatch(key) and not COUNT.fullmatch(key) and -depth <= value <= depth:
-        return _tap(value, moved)
+        return _tap(key, value, moved)
     return value
 
 
@@ -194,15 +194,17 @@ def _check_period(period: int, moved: Moved) -> None:
             raise Stuck(f"tells every {period} layers apart, and here they are in another order")
 
 
-def _tap(value: int, moved: Moved) -> int:
+def _tap(key: str, value: int, moved: Moved) -> int:
     """A number of a layer, or of what comes out after so many: the two have to come out alike."""
     depth, new = moved.depth, len(moved.layers)
     if value in (0, -1) and (value == -1 or moved.layers[0] == 0):
         return value  # before all layers, after all of them
-    if 0 <= value < depth and moved.layers[: value + 1] == tuple(range(value + 1)):
-        return value  # what is taken there is what it was, wherever these layers stand once more
-    if value < 0 and moved.layers[value:] == tuple(range(depth + value, depth)):
-        return value  # as far from the end, before the same layers
+    if TAPS.fullmatch(key) and not MEMBERS.fullmatch(key):
+        # what is taken there is what it was, wherever these layers stand once more
+        if 0 <= value < depth and moved.layers[: value + 1] == tuple(range(value + 1)):
+            return value
+        if value < 0 and moved.layers[value:] == tuple(range(depth + value, depth)):
+            return value
     if value < 0:
         return moved.place(depth + value) - new
     if value == depth:
@@ -278,7 +280,7 @@ def _numbers(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
         key not in LAYER_NUMBERS and bool(TAPS.fullmatch(key)) and not MEMBERS.fullmatch(key)
     )
     if taps or min(value, default=0) < 0 or not (key in LAYER_NUMBERS or MEMBERS.fullmatch(key)):
-        made = [moved.place(each) if key in ORDERED else _tap(each, moved) for each in value]
+        made = [moved.place(each) if key in ORDERED else _tap(key, each, moved) for each in value]
         if sorted(made) != made and sorted(value) == value:
             raise Stuck("names layers that are in another order now")
         return made
@@ -321,7 +323,7 @@ def _words(key: str, value: list[str], moved: Moved, own: Own) -> list[Any]:
         _check_name(each, moved)
     named = [NAMED.fullmatch(each) for each in value]
     if re.search(r"feature|out|layer|stage|hook|tap|block|name", key) and any(named):
-        return _named(value, moved)
+        return _named(key, value, moved)
     if _repeats(key, value):
         if len(value) > depth:
             return _entries(key, value, moved, own, True)
@@ -348,7 +350,7 @@ def _check_name(value: str, moved: Moved) -> None:
             raise Stuck(f"names '{value}', a layer that is elsewhere now")
 
 
-def _named(value: list[str], moved: Moved) -> list[str]:
+def _named(key: str, value: list[str], moved: Moved) -> list[str]:
     plain = [each for each in value if not NAMED.fullmatch(each)]
     stem = value[-1].rstrip("0123456789")
     for first in (0, 1):
@@ -358,7 +360,7 @@ def _named(value: list[str], moved: Moved) -> list[str]:
     for each in value:
         found = NAMED.fullmatch(each)
         number = int(found["number"]) if found else -1
-        made.append(f"{found['word']}{_tap(number, moved)}" if found and number <= moved.depth else each)  # fmt: skip
+        made.append(f"{found['word']}{_tap(key, number, moved)}" if found and number <= moved.depth else each)  # fmt: skip
     return made
 
 

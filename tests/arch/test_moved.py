@@ -59,9 +59,9 @@ FIELDS = [
     ("intermediate_layers_indices", [1, 2], [1, 2], [1, 2]),
     ("feature_layer", -1, -1, -1),
     ("feature_layer", -2, -2, -1),
-    ("insert_layer_id", 2, 2, 2),
+    ("insert_layer_id", 2, STUCK, 2),
     ("loop_layer_index_end", 4, 7, 3),
-    ("early_exit_layer", 3, 3, STUCK),
+    ("early_exit_layer", 3, STUCK, STUCK),
     ("kv_source_layers", [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2]),
     ("kv_source_layers", [0, 0, 2, 2], [0, 0, 2, 2, 0, STUCK], [0, 0, 2]),
     # an entry a layer
