@@ -76,6 +76,17 @@ ROWS: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
     },
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8},
+    "ernie4_5_vl_moe_text": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [3, 3, 2],
+        },
+    },
+    "glm5_next_text": {"index_topk": 32},
     "gemma4_text": {"global_head_dim": 24, "num_global_key_value_heads": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]},
     "moonshine_streaming": {"num_key_value_heads": 4},
@@ -287,7 +298,10 @@ def by_layer(part: Tree, full: Tree) -> None:
 def shortened(values: list[Any], count: int) -> list[Any]:
     """The first of a list, and in place of the last of them those kinds that would be lost."""
     kept = values[:count]
-    lost = [each for each in dict.fromkeys(values) if each not in kept]
+    lost: list[Any] = []
+    for each in values:
+        if each not in kept + lost:
+            lost.append(each)
     return kept[: count - len(lost)] + lost[:count]
 
 
