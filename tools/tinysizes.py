@@ -199,6 +199,8 @@ class Sizes:
     def _listed(self, key: str, values: list[Any]) -> list[Any]:
         if not values or not all(type(each) is int for each in values):
             return values
+        if TOKEN.fullmatch(key):
+            return [self._number(key, each) for each in values]
         if HEADS_KEY.fullmatch(key):
             return [(1, 2, 4, 4, 4)[min(i, 4)] for i in range(len(values))]
         if re.search("depth|layers|blocks", key) and max(values) > 1 and len(values) < 7:
