@@ -78,8 +78,10 @@ def _twins(folder: Folder) -> Iterator[tuple[str, str, int]]:
         shared = stacks[first] & stacks[other]
         if len(shared) < ALIKE * max(len(stacks[other]), len(stacks[first])):
             continue
-        counted = one and largest in (first, other) and _described(folder.config, depths[first]) < 2
-        if counted or _two_tables(folder, first, other):
+        spelled = _longer(first.split("."), other.split("."))
+        if not spelled and _described(folder.config, depths[first]) > 1:
+            continue
+        if (one and largest in (first, other)) or _two_tables(folder, first, other):
             yield first, other, len(shared)
 
 
