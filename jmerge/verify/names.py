@@ -79,9 +79,9 @@ def _twins(folder: Folder) -> Iterator[tuple[str, str, int]]:
         if len(shared) < ALIKE * max(len(stacks[other]), len(stacks[first])):
             continue
         spelled = _longer(first.split("."), other.split("."))
-        if not spelled and _described(folder.config, depths[first]) > 1:
-            continue
-        if (one and largest in (first, other)) or _two_tables(folder, first, other):
+        single = _described(folder.config, depths[first]) < 2
+        counted = one and single and largest in (first, other)
+        if counted or ((spelled or single) and _two_tables(folder, first, other)):
             yield first, other, len(shared)
 
 
