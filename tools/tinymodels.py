@@ -101,8 +101,8 @@ def without_downloads(tree: Tree) -> None:
             part["use_pretrained_backbone"] = False
         for key, value in part.items():
             if isinstance(value, Tree) and value.kind.model_type == "timm_backbone":
-                resnet = CONFIG_MAPPING["resnet"](out_indices=value.get("out_indices"))
-                part[key] = tree_of(resnet)
+                resnet: type[PretrainedConfig] = CONFIG_MAPPING["resnet"]
+                part[key] = tree_of(resnet())
                 part[key]["out_indices"] = value.get("out_indices")
 
 
