@@ -67,7 +67,7 @@ LAST = re.compile(
     r"|final_\w*norm|layernorm_post|post_layernorm|layer_norm|embedding_norm|vision_adapter|proj_out"
 )
 VISION = re.compile(r"vision|visual|vit|audio|image|speech")
-BUFFER = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|inv_freq|masked_bias|position_ids)")
+BUFFER = re.compile(r"(.*\.)?(inv_freq|masked_bias|position_ids|num_batches_tracked)")
 
 
 @dataclass(frozen=True)
