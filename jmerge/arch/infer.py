@@ -67,7 +67,7 @@ LAST = re.compile(
     r"|final_\w*norm|layernorm_post|post_layernorm|layer_norm|embedding_norm|vision_adapter|proj_out"
 )
 VISION = re.compile(r"vision|visual|vit|audio|image|speech")
-BUFFER = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|inv_freq|masked_bias|position_ids)")
+BUFFER = re.compile(r"(.*\.)?(inv_freq|masked_bias|position_ids|num_batches_tracked)")
 
 
 @dataclass(frozen=True)
@@ -339,10 +339,15 @@ def _doubtful(
     name suits as well, one that is the same but for its side (`encoder`, `decoder`), one that would as well have the key
     of the other map."""
     found: dict[str, list[tuple[KeyPath, str]]] = {}
-    alike = [(one, other) for stacks in by_depth.values() for one in stacks for other in stacks]
+    alike = [
+        (one, other)
+        for stacks in by_depth.values()
+        for one in stacks
+        if one.prefix in keys
+        for other in stacks
+        if other is not one
+    ]
     for one, other in alike:
-        if one is other or one.prefix not in keys:
-            continue
         path, prefix = keys[one.prefix][0], other.prefix
         own, others = scores[path, one.prefix], scores.get((path, prefix))
         if prefix not in keys:

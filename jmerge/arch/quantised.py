@@ -29,9 +29,15 @@ SCALE = re.compile(
 # ... but for scales that models have themselves,
 TRAINED = re.compile(r"(logit|layer|skip|residual)_?scale")
 # and whole numbers that are none of a weight.
-COUNTED = re.compile(r"(index|ids|mask|bias)$")
+COUNTED = re.compile(r"(index|ids|(?<!bit)mask|bias)$")
+# ... and more such names, where no scale tells of codes.
+PLACES = re.compile(r"(idx|indices|map|position|bucket|offset|order|perm|type|token)s?$")
+# Names that only codes have, whatever dtype they are viewed as.
+CODED = re.compile(r"w_q|qweight|qidxs|trellis|compressed|\w*weight_packed", re.IGNORECASE)
+# Names of what a module multiplies by or looks up in itself, so that whole numbers beside it are no weight.
+OWN = re.compile(r"weight$|table|embed|kernel")
 # Parts of a name inside a weight.
-INSIDE = re.compile(r"_|\w*weight|\w*quant|tensor_impl$")
+INSIDE = re.compile(r"_|\w*weight|\w*quant|tensor_impl$|\w*centroids$|meta$")
 
 # What tells the scheme, the first that is found in: dtype and last word of a code | the words beside it | their dtypes.
 SCHEMES = (
@@ -40,12 +46,14 @@ SCHEMES = (
     (r"\bscb\b", "bitsandbytes int8"),
     (r"qzeros|g_idx|\bqweight\b", "GPTQ or AWQ"),
     (r"weight_packed", "compressed-tensors"),
-    (r"_blocks\b", "MXFP4"),
+    (r"_?blocks\b", "MXFP4"),
     (r"\bw_q\b", "HQQ"),
     (r"qdata|int_data", "torchao"),
     (r"\b_data\b", "quanto"),
     (r"codebook|centroid", "codes of a codebook"),
-    (r"^u32 .*\bbiases\b", "MLX"),
+    (r"^u32 ", "MLX"),
+    (r"^\w+ compressed\b", "compressed-tensors"),
+    (r"^u8 weight \|.*\|[^|]*\b(u8|f8_e8m0)\b[^|]*$", "MXFP4"),
     (r"^f8.*\|[^|]*\b(u8|f8_e8m0)\b[^|]*$", "MXFP8"),
     (r"^f8", "FP8"),
     (r"^u8.*\|[^|]*\bf8_[^|]*$", "NVFP4"),
@@ -67,10 +75,18 @@ class Quantised:
         self._named: dict[
             str, list[str]
         ] = {}  # by what they are called after, as `q_proj_scale` is
+        self._modules: dict[str, list[str]] = {}  # the tensors of each
+        self._coded: set[str] = (
+            set()
+        )  # what has its scale below it, as `weight` has `weight.absmax`
         for name in specs:
             last = name.rpartition(".")[2]
+            home = _home(name)
+            self._modules.setdefault(home, []).append(name)
             if _is_scale(last):
-                self._scales.setdefault(_home(name), []).append(name)
+                if (below := name.rpartition(".")[0]) in specs:
+                    self._coded.add(below)
+                self._scales.setdefault(home, []).append(name)
                 word = SCALE.search(last.lower())
                 stem = name[: len(name) - len(last) + (word.start() if word else 0)].rstrip("_")
                 self._named.setdefault(stem.removesuffix("_weight"), []).append(name)
@@ -95,12 +111,38 @@ class Quantised:
         """Whether config.json says that weights are quantised, and all of them are plain numbers."""
         if not self.told or next(self._codes(), None) is not None:
             return False
-        plain = all(
-            spec.dtype in (*PLAIN, "I64", "BOOL") or spec.size <= 1 or COUNTED.search(name)
-            for name, spec in self._specs.items()
+        plain = not any(self._may_be_code(name, spec) for name, spec in self._specs.items())
+        scales = (name for names in self._scales.values() for name in names)
+        return plain and not any(map(self._is_of_a_weight, scales))
+
+    def _is_of_a_weight(self, scale: str) -> bool:
+        """Whether a scale lies beside a matrix, and not in a module that is scaled as a whole, such as a router."""
+        if scale.rpartition(".")[2] == "scale":  # as some norms call theirs
+            return False
+        beside = self._modules[_home(scale)] if "." in scale else []
+        named = (stem for stem, names in self._named.items() if scale in names)
+        return any(stem in self._specs for stem in named) or any(
+            len(self._specs[name].shape) > 1 and not _is_scale(name.rpartition(".")[2])
+            for name in beside
         )
-        scales = (name.rpartition(".")[2] for names in self._scales.values() for name in names)
-        return plain and all(last == "scale" for last in scales)  # as some norms call theirs
+
+    def _may_be_code(self, name: str, spec: TensorSpec) -> bool:
+        """Whether a tensor, which is none of `_codes`, can be one if config.json says so."""
+        last = name.rpartition(".")[2]
+        if spec.dtype in (*PLAIN, "I64", "BOOL") or spec.size < 2 or COUNTED.search(last):
+            return False
+        if spec.dtype not in WORDS:
+            return True
+        return len(spec.shape) > 1 and not PLACES.search(last) and self._is_alone(_home(name))
+
+    @cached_property
+    def _parents(self) -> set[str]:
+        """The modules that have others in them."""
+        found = set()
+        for home in self._modules:
+            while home := home.rpartition(".")[0]:
+                found.add(home)
+        return found
 
     def _method(self) -> str:
         """The scheme as config.json calls it."""
@@ -118,23 +160,47 @@ class Quantised:
         """Tensors of codes, each with what lies beside it."""
         for name, spec in self._specs.items():
             home, last = _home(name), name.rpartition(".")[2]
-            weight = "weight" in last or last.startswith("_")
-            if spec.dtype in (*PLAIN, "I64", "U64", "BOOL", "C64", "F8_E8M0") or spec.size < 2:
+            if spec.size < 2 or _is_scale(last):
                 continue
-            if _is_scale(last) or (len(spec.shape) < 2 and not weight):
+            near = self._modules[home] if home else []
+            if name in self._coded or (
+                CODED.fullmatch(last)
+                and any(
+                    _is_scale(each.rpartition(".")[2]) or self._specs[each].dtype in WORDS
+                    for each in near
+                )
+            ):
+                yield name, self._scales.get(home, [])
+                continue
+            if spec.dtype in (*PLAIN, "I64", "U64", "BOOL", "C64", "F8_E8M0"):
+                continue
+            inside = home != name.rpartition(".")[0]
+            called = "weight" in last or inside
+            if len(spec.shape) < 2 and not called:
                 continue
             words = spec.dtype in WORDS
-            inside = home != name.rpartition(".")[0]
             if words and not inside and (COUNTED.search(last) or is_computed(name, spec)):
                 continue
             # what is in no module is beside everything else that is in none
-            stem = last.rpartition("_")[0] or last
-            near = self._scales.get(home, ()) if home else self._named.get(stem, ())
-            beside = [*near, *self._named.get(home or last, ())]
+            stem = name.rpartition("_")[0] or name
+            beside = [*self._named.get(stem, ()), *self._named.get(home or name, ())]
+            if home and (called or not words or self._is_alone(home)):
+                beside = [*self._scales.get(home, ()), *beside]
             packed = spec.dtype not in FLOATS and not words  # F4, F6
-            called = words and "weight" in last and (last != "weight" or NUMBER.search(name))
-            if beside or packed or called or (words and inside):
+            numbered = NUMBER.search(name) is not None
+            if words and "weight" in last:
+                packed = last != "weight" or numbered
+            elif words and numbered and not PLACES.search(last):
+                packed = self._is_alone(home) and len(near) > 1
+            if beside or packed or (words and inside):
                 yield name, beside
+
+    def _is_alone(self, home: str) -> bool:
+        """Whether whole numbers are all that a module can have for a weight: it has no other, and no modules in it."""
+        others = (name for name in self._modules[home] if self._specs[name].dtype in FLOATS)
+        return home not in self._parents and not any(
+            OWN.search(name.rpartition(".")[2]) for name in others if not _is_scale(name)
+        )
 
     def _scheme(self, name: str, scales: list[str]) -> str:
         """A name for the scheme, as far as tensors tell."""

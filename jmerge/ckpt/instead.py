@@ -1,7 +1,7 @@
 """What lies in a folder that holds no weights to merge, and what to do about it: one line.
 
 Each kind is a function of what is in the folder that gives the line, or None where the folder is of another kind; the
-first that gives one is told.
+first that gives one is told. Where the folder itself is of none, its folders are looked into in the same way.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.source import Source
 from jmerge.errors import CheckpointError
 
 # Files of a training run that end like pickled weights and are none.
 STATES = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state)(\b|_).*"
-    r"|.*optim_states.*"
+    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state|dataloader|"
+    r"sampler|dl_state_dict|custom_checkpoint)(\b|_).*|.*optim_states.*|data\.pt"
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
 MAX_SMALL = 1_000_000  # bytes of a file that is looked into for a name
+MAX_DEPTH = 2  # folders below that are looked into for what lies there
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".7z", ".rar")
+# Pickles that hold what was trained beside a base, and not a model.
+PARTS = re.compile(r"mm_projector.*|non_lora_trainables.*")
 STEP = re.compile(r"checkpoint-(\d+)")
 SAVE = "save_pretrained(OUT)"
 
@@ -48,6 +53,8 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
     listed = ", ".join(variants)
     pickled = _pickled(place)
+    if any(re.fullmatch(r"(tp|mp|pp|ep|rank)[_-]?\d+", each) for each in variants):
+        return _of_processes(f"model.{variants[0]}.safetensors")
     if variants and pickled is not None:
         return (
             f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
@@ -59,7 +66,8 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
         line = kind(place)
         if line:
             return line
-    return _nothing(place)
+    below = None if unfinished(source) else _nested(place, 1)
+    return below or _nothing(place)
 
 
 def unfinished(source: Source) -> str:
@@ -94,6 +102,38 @@ def _said(place: Place, file: str, *keys: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _number(name: str) -> tuple[list[int], str]:
+    """Sorts names by the numbers in them, so that the last is the latest."""
+    return [int(each) for each in re.findall(r"\d+", name)], name
+
+
+def _nested(place: Place, depth: int) -> str | None:
+    """What lies in a folder of this one, where nothing lies beside."""
+    for name in sorted(place.folders, key=_number, reverse=True):
+        if name.startswith((".", "__")) or STATES.fullmatch(name):
+            continue
+        source = inside(place.source, name)
+        inner = Place(source, _below(place, name), source.names(), source.folders())
+        for kind in KINDS:
+            if line := kind(inner):
+                return f"holds no weights itself; {name} in it {line}"
+        if depth < MAX_DEPTH and (line := _nested(inner, depth + 1)):
+            tail = line.removeprefix("holds no weights itself; ")
+            return f"holds no weights itself; {name}/{tail}"
+    return None
+
+
+def _mlx_adapter(place: Place) -> str | None:
+    files = [name for name in place.names if re.fullmatch(r"adapters\.(safetensors|npz)", name)]
+    if not files:
+        return None
+    base = _said(place, "adapter_config.json", "model") or "BASE"
+    return (
+        f"holds an adapter of MLX ({files[0]}), not a whole model; make one with "
+        f"mlx_lm.fuse --model {base} --adapter-path {place.label} --save-path OUT, and name OUT"
+    )
+
+
 def _adapter(place: Place) -> str | None:
     if not {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} & set(
         place.names
@@ -102,9 +142,11 @@ def _adapter(place: Place) -> str | None:
     base = _said(place, "adapter_config.json", "base_model_name_or_path")
     of = f" of '{base}'" if base else ""
     name = f"'{base}'" if base else "its base"
+    models = [each for each in place.folders if holds_model(place.source, each)]
+    whole = f"; or name {_below(place, models[-1])}, which holds a model" if models else ""
     return (
         f"holds a PEFT adapter{of}, not a whole model; apply it to {name} with peft's "
-        f"merge_and_unload(), then {SAVE}, and name that folder"
+        f"merge_and_unload(), then {SAVE}, and name that folder" + whole
     )
 
 
@@ -129,9 +171,9 @@ def _cache(place: Place) -> str | None:
     if models:
         name = models[0].removeprefix("models--").replace("--", "/")
         return f"is the Hub's cache; name a model in it as the Hub does, such as {name}"
-    if "snapshots" not in place.folders:
+    if "snapshots" not in place.folders and not {"blobs", "refs"} <= set(place.folders):
         return None
-    found = place.source.folders("snapshots")
+    found = place.source.folders("snapshots") if "snapshots" in place.folders else []
     if not found:
         return "is a folder of the Hub's cache in which no snapshot is; download the model first"
     try:
@@ -171,7 +213,8 @@ def _zero(place: Place) -> str | None:
 
 
 def _distributed(place: Place) -> str | None:
-    for found in ("", *(name for name in place.folders if not STATES.fullmatch(name))):
+    inner = (name for name in place.folders if not STATES.fullmatch(name))
+    for found in ("", *sorted(inner, key=_number, reverse=True)):
         names = place.source.names(found) if found else place.names
         if any(name.endswith(".distcp") or name == ".metadata" for name in names):
             break
@@ -185,25 +228,69 @@ def _distributed(place: Place) -> str | None:
     )
 
 
+def _verl(place: Place) -> str | None:
+    files = [n for n in place.names if re.fullmatch(r"model_world_size_\d+_rank_\d+\.pt", n)]
+    steps = [name for name in place.folders if re.fullmatch(r"global_step_\d+", name)]
+    if not files and not steps:
+        return None
+    folder = place.label if files else f"{_below(place, max(steps, key=_number))}/actor"
+    return (
+        "holds the shards of a training run of verl, one for each process; put them together with "
+        f"python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT, "
+        "and name OUT"
+    )
+
+
+def _megatron(place: Place) -> str | None:
+    named = (*place.folders, *place.names)
+    nemo = any(name.endswith(".nemo") for name in place.names)
+    parts = {"common.pt", "metadata.json"} <= set(place.names)
+    old = "latest_checkpointed_iteration.txt" in place.names or any(
+        re.match(r"mp_rank_\d+$", name) for name in named
+    )
+    if not nemo and not parts and not old:
+        return None
+    what = "NeMo" if nemo else "Megatron"
+    return (
+        f"holds a checkpoint of {what}; convert it to the format of transformers with "
+        "Megatron's own converter or that of NeMo, and name what that makes"
+    )
+
+
 def _ranks(place: Place) -> str | None:
-    if "latest_checkpointed_iteration.txt" in place.names or any(
-        re.match(r"mp_rank_\d+", name) for name in (*place.folders, *place.names)
-    ):
-        return (
-            "holds a checkpoint of Megatron; convert it to the format of transformers with "
-            "Megatron's own converter, and name what that makes"
-        )
-    ranks = [n for n in place.names if re.fullmatch(r"(.*_)?rank_?\d+(-of-\d+)?\.(pt|pth|bin)", n)]
-    if ranks:
-        return (
-            f"holds the shards of a training run, one for each process ({ranks[0]}); consolidate "
-            "them with the tool of the trainer (verl: python -m verl.model_merger merge), and name that"
-        )
-    return None
+    pattern = r"(.*[-_])?(rank|mp_rank)_?\d+(-of-\d+)?\.(pt|pth|bin)|(model|rank)\d+(-mp\d+)?\.safetensors"
+    ranks = [name for name in place.names if re.fullmatch(pattern, name)]
+    return _of_processes(ranks[0]) if ranks else None
+
+
+def _of_processes(file: str) -> str:
+    return (
+        f"holds the shards of a run, one for each process ({file}); put them together with the "
+        "tool of the program that wrote them, and name what that makes"
+    )
+
+
+def _orbax(place: Place) -> str | None:
+    signs = {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"} & set(place.names)
+    if not signs:
+        return None
+    return (
+        "holds a checkpoint of Orbax (JAX); load it with the program that wrote it, write its "
+        "tensors with safetensors under their names in transformers, and name that folder"
+    )
+
+
+def _archive(place: Place) -> str | None:
+    files = place.ending(*ARCHIVES)
+    return (
+        f"holds an archive ({files[0]}); unpack it, and name the model's folder" if files else None
+    )
 
 
 def _gguf(place: Place) -> str | None:
     files = place.ending(".gguf")
+    if not files and {"manifests", "blobs"} <= set(place.folders):
+        return "is Ollama's store, whose models are GGUF; name the model that they were made from"
     if not files:
         return None
     return gguf_advice(f"holds GGUF ({files[0]}) and no safetensors", place.label, files[0])
@@ -228,15 +315,24 @@ def _mlx(place: Place) -> str | None:
 
 
 def _pickled(place: Place) -> str | None:
-    files = place.ending(*PICKLES)
+    programs = {name.removesuffix(".xml") for name in place.ending(".xml")}  # of OpenVINO
+    files = [n for n in place.ending(*PICKLES) if n.removesuffix(".bin") not in programs]
     if not files:
         return None
-    first = next((n for n in files if n.startswith("pytorch_model")), files[0])
+    if all(PARTS.fullmatch(name) for name in files):
+        return (
+            f"holds only a part of a model ({files[0]}) that was trained beside a base; put it into "
+            f"that with the program that trained it, then {SAVE}, and name that folder"
+        )
+    whole = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+    first = next((name for name in files if whole.fullmatch(name)), files[0])
     how = "load it with torch and write it with safetensors.torch.save_file"
-    if _said(place, "config.json", "model_type"):
+    if whole.fullmatch(first) and _said(place, "config.json", "model_type"):
         how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
         how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
+    if first == "lit_model.pth":
+        how = f"litgpt convert_from_litgpt {place.label} OUT, as they are in LitGPT's form, then torch and safetensors"
     return f"has only pickled weights ({first}); convert them to safetensors first: {how}"
 
 
@@ -250,7 +346,12 @@ def _other_framework(place: Place) -> str | None:
                 f"has only weights of {kind} ({files[0]}); convert them first, with a transformers "
                 f"below 5: from_pretrained('{place.label}', {flag}=True).{SAVE}"
             )
-    for end in (".onnx", ".tflite", ".mlmodel", ".engine"):
+    if files := place.ending(".pdparams"):
+        return (
+            f"has only weights of PaddlePaddle ({files[0]}); load them with paddle, and write them with "
+            "safetensors under their names in transformers"
+        )
+    for end in (".onnx", ".tflite", ".mlmodel", ".engine", ".xml", ".pb", ".keras"):
         files = place.ending(end)
         if files:
             return (
@@ -290,19 +391,24 @@ def _inner(place: Place) -> str | None:
 
 
 KINDS: tuple[Callable[[Place], str | None], ...] = (
+    _mlx_adapter,
     _adapter,
     _pipeline,
     _cache,
     _trainer,
     _zero,
+    _verl,
+    _megatron,
     _distributed,
     _ranks,
+    _orbax,
     _gguf,
     _mlx,
     _pickled,
     _other_framework,
     _other_names,
     _inner,
+    _archive,
 )
 
 

@@ -17,8 +17,9 @@ from jmerge.ckpt.arrived import check_arrived
 from jmerge.ckpt.copies import Entry, Part, place_tensors
 from jmerge.ckpt.dtypes import view
 from jmerge.ckpt.find import find_source
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.safetensors import Header, header_of
-from jmerge.ckpt.sentence import Module, inside, main_module, read_modules
+from jmerge.ckpt.sentence import Module, main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import find_weights, read_json_file
 from jmerge.names import nearest

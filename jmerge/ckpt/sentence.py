@@ -6,12 +6,10 @@ Those of other modules with weights, such as Dense, have the folder before their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.instead import PICKLES
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import WEIGHTS, Weights, find_weights, read_json, read_json_file
@@ -45,45 +43,6 @@ class Module(NamedTuple):
     def files(self) -> tuple[str, ...]:
         """Its weight files, by their paths in the model's folder."""
         return tuple(self.prefix + name for name in self.weights.files)
-
-
-class Inside(Source):
-    """A folder in the folder of a model."""
-
-    def __init__(self, source: Source, folder: str) -> None:
-        self._source = source
-        self._folder = folder
-        self.label = source.shown(folder)
-        self.revision = source.revision
-
-    def names(self, folder: str = "") -> list[str]:
-        return self._source.names(self._at(folder) if folder else self._folder)
-
-    def folders(self, folder: str = "") -> list[str]:
-        return self._source.folders(self._at(folder) if folder else self._folder)
-
-    def size(self, name: str) -> int | None:
-        return self._source.size(self._at(name))
-
-    def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
-        self._source.read_into(self._at(name), start, buffer)
-
-    def path(self, name: str) -> Path | None:
-        return self._source.path(self._at(name))
-
-    def map(self, function: Callable[[T], U], items: Iterable[T]) -> list[U]:
-        return self._source.map(function, items)
-
-    def why_empty(self) -> str:
-        return self._source.why_empty()
-
-    def _at(self, name: str) -> str:
-        return f"{self._folder}/{name}"
-
-
-def inside(source: Source, folder: str) -> Source:
-    """The files of `folder` in that of `source`; the source itself when it has no name."""
-    return Inside(source, folder) if folder else source
 
 
 def read_modules(source: Source) -> tuple[Module, ...]:

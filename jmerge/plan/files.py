@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from jmerge.ckpt.donor import companions, is_tokenizer_file
 from jmerge.ckpt.find import source_of
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
-from jmerge.ckpt.sentence import inside, main_module, read_modules
+from jmerge.ckpt.sentence import main_module, read_modules
 from jmerge.ckpt.source import Source
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import LeftFile, Plan

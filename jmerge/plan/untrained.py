@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from jmerge.arch.infer import is_computed
 from jmerge.ckpt.dtypes import FLOATS
 from jmerge.plan.notes import Notes, and_more
+from jmerge.plan.patterns import any_layer
 from jmerge.plan.places import Target
 from jmerge.plan.steps import COPY, Step, Stored
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
+
+MASK = re.compile(r"(?<![a-z])mask$")
 
 
 class Untrained:
@@ -34,12 +38,13 @@ class Untrained:
         at = refs.index(out_slice.base) if out_slice.base in refs else 0
         chosen = reads[at]
         inputs: tuple[Stored, ...] = (chosen,)
-        if all(read.spec.dtype in FLOATS for read in reads) or _masks(reads):
-            note = "a buffer: not trained"
-        elif all(read.spec.size == 1 for read in reads):
+        floats = [read.spec.dtype in FLOATS for read in reads]
+        if all(read.spec.size == 1 for read in reads) and not all(floats) and _alike(reads):
             note = f"a counter: that of {refs[at]}"
             if len(set(refs)) > 1:
                 self._counters.setdefault(refs[at], []).append(target.name)
+        elif all(floats) or _masks(reads):
+            note = "a buffer: not trained"
         elif any(read.spec != chosen.spec for read in reads):
             kinds = ", ".join(f"{r.spec} in {ref}" for r, ref in zip(reads, refs, strict=True))
             self._mixed.setdefault((f"differs in kind: {kinds}", out_slice.path), []).append(
@@ -71,14 +76,24 @@ class Untrained:
         """Note whose counters are taken, and what is refused, each cause once."""
         for (message, path), (name, *more) in self._mixed.items():
             count = f" ({len(more)} more like it)" if more else ""
-            self._notes.fault(f"{name} {message}{count}", path)
+            kinds = ", ".join(dict.fromkeys(map(any_layer, (name, *more))))
+            hint = f"to take them from one model, write 'except: [{kinds}]'"
+            self._notes.fault(f"{name} {message}{count}; {hint}", path)
         for ref, names in self._counters.items():
             what = "counters are" if len(names) > 1 else "a counter is"
             self._notes.warn(f"{and_more(names)}: {what} not merged; taken from {ref}", ())
 
 
+def _alike(reads: Sequence[Stored]) -> bool:
+    """Whether none of them is a float, or their names tell that they are computed."""
+    floats = any(read.spec.dtype in FLOATS for read in reads)
+    return not floats or all(is_computed(read.name, read.spec) for read in reads)
+
+
 def _masks(reads: Sequence[Stored]) -> bool:
-    """Whether all are masks or positions by their names, stored in other kinds than one another."""
-    dtypes = {read.spec.dtype for read in reads}
-    flags = {"BOOL", "U8", *FLOATS} & dtypes
-    return len(dtypes) > 1 and bool(flags) and all(is_computed(r.name, r.spec) for r in reads)
+    """Whether all are masks or positions by their names, stored in other kinds or lengths than one another."""
+    specs = {read.spec for read in reads}
+    if len(specs) > 1 and all(is_computed(read.name, read.spec) for read in reads):
+        return True
+    masks = all(MASK.search(read.name) for read in reads)
+    return masks and len(specs) > 1 and len({read.spec.shape for read in reads}) == 1

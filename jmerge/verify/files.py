@@ -8,7 +8,7 @@ from typing import Any
 from jmerge.ckpt.copies import Entry, equal
 from jmerge.ckpt.donor import CHECKED
 from jmerge.ckpt.dtypes import BITS
-from jmerge.ckpt.sentence import inside
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS, read_index
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.safetensors import Header, header_of
-from jmerge.ckpt.sentence import MODULES, Module, inside, main_module, read_modules
+from jmerge.ckpt.sentence import MODULES, Module, main_module, read_modules
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_file
 from jmerge.ckpt.writer import LEDGER

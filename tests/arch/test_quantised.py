@@ -105,8 +105,29 @@ SCHEMES: dict[str, tuple[dict[str, str], str]] = {
     "packed, its scale in config.json": (state(Q, weight="U8 2 8"), "codes in U8"),
     "a mask of what is kept": (
         state(Q, weight__compressed="BF16 24", weight__bitmask="U8 8 1", weight__shape="I64 2"),
-        "codes in U8",
+        "compressed-tensors",
     ),
+    "nf4, its bytes viewed as numbers": (
+        state(Q, weight="BF16 16 1", weight__absmax="F32 1", weight__quant_map="F32 16")
+        | {f"{Q}.weight.quant_state.bitsandbytes__nf4": "U8 80"},
+        "bitsandbytes nf4",
+    ),
+    "hqq, its bytes viewed as numbers": (
+        state(Q, W_q="F16 4 8", scale="F16 8 1", zero="F16 8 1"),
+        "HQQ",
+    ),
+    "sparse, in the place of the weight": (
+        state(Q, compressed="BF16 24", bitmask="U8 8 1", shape="I64 2", row_offsets="I64 8"),
+        "compressed-tensors",
+    ),
+    "marlin": (state(Q, B="I32 4 16", s="F16 1 8", workspace="I32 16"), "codes in I32"),
+    "a trellis": (state(Q, trellis="I16 8 16", suh="F16 8", svh="F16 8"), "codes in I16"),
+    "indices of a lattice": (
+        state(Q, Qidxs="I64 8 2", SU="F16 8", SV="F16 8", codebook_id="I64"),
+        "codes of a codebook",
+    ),
+    "mlx, mxfp4": (state(Q, weight="U32 8 4", scales="U8 8 1"), "MLX"),
+    "mxfp4 by matrix": (state(Q, weight="U8 8 16", weight_scale="U8 8 1"), "MXFP4"),
     "outside of any module": ({"proj": "F8_E4M3 8 8", "proj_scale": "F32"}, "FP8"),
 }
 
@@ -142,6 +163,16 @@ SOUND: dict[str, dict[str, str]] = {
     "a mask of bools": state("transformer.h.0.attn", bias="BOOL 1 1 64 64", scale="F32"),
     "bytes of a tokenizer": {"spiece_model": "U8 900", "scale": "F32"},
     "a table of whole numbers": {"model.embed_tokens.weight": "I8 16 8"},
+    "experts by token": state(
+        "model.layers.0.mlp.gate", weight="BF16 4 8", tid2eid="I32 16 2", scale="F32 1"
+    ),
+    "a triangle beside a scale": state("model.layers.0.attn", tril="U8 8 8", scale="F32 4")
+    | {"model.layers.0.attn.q_proj.weight": "BF16 8 8"},
+    "levels beside a codebook": state(
+        "model.layers.0.fsq", _levels="I32 5", implicit_codebook="F32 16 5"
+    ),
+    "scales of a router": state("model.layers.0.router", scale="BF16 8", per_expert_scale="BF16 4")
+    | state("model.layers.0.router.proj", weight="BF16 4 8"),
     "a norm called scale": state("model.layers.0.norm", scale="F32 8"),
 }
 
@@ -169,6 +200,17 @@ def test_left_over(config: dict[str, Any]) -> None:
     assert not Quantised({}, plain).told and plain["hidden_size"] == 8
     assert {change.new for change in changes} == {None}
     assert config  # as it was
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["experts by token", "levels beside a codebook", "scales of a router", "an index of windows"],
+)
+def test_left_over_beside_what_a_model_has(case: str) -> None:
+    """Scales and whole numbers of the model itself do not make config.json right."""
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    found = Quantised(specs(PLAIN, SOUND[case]), config)
+    assert found.left_over and found.reason is None
 
 
 @pytest.mark.parametrize("case", ["gptq", "nf4", "fp8 without a scale", "scales of a calibration"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.ckpt.sentence import inside
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.weights import find_weights
 from jmerge.errors import CheckpointError
@@ -70,7 +70,58 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
         {"pytorch_model_fsdp_0/__0_0.distcp": "", "optimizer_0/__0_0.distcp": ""},
         ["FSDP", "accelerate merge-weights {}/pytorch_model_fsdp_0 OUT"],
     ),
-    "ranks": ({"model_world_size_2_rank_0.pt": "", "config.json": "{}"}, ["verl.model_merger"]),
+    "verl": (
+        {"model_world_size_2_rank_0.pt": "", "config.json": "{}"},
+        ["verl.model_merger merge --backend fsdp --local_dir {} --target_dir OUT"],
+    ),
+    "steps of verl": (
+        {"global_step_9/actor/model_world_size_2_rank_0.pt": "", "global_step_10/data.pt": "",
+         "latest_checkpointed_iteration.txt": "10"},
+        ["--local_dir {}/global_step_10/actor"],
+    ),
+    "ranks": ({"ep1-rank0.pt": ""}, ["one for each process (ep1-rank0.pt)", "program that wrote"]),
+    "tensor parallel": (
+        {"model.tp0.safetensors": "", "model.tp1.safetensors": "", "config.json": "{}"},
+        ["one for each process (model.tp0.safetensors)"],
+    ),
+    "steps of dcp": (
+        {"step-900/.metadata": "", "step-1000/.metadata": ""},
+        ["accelerate merge-weights {}/step-1000 OUT"],
+    ),
+    "megatron of many": ({"common.pt": "", "metadata.json": "{}", "__0_0.distcp": ""}, ["Megatron"]),
+    "nemo": ({"x.nemo": ""}, ["NeMo"]),
+    "orbax": ({"0/default/manifest.ocdbt": "", "0/_METADATA": ""}, ["0 in it", "Orbax"]),
+    "adapter of mlx": (
+        {"adapters.safetensors": "", "adapter_config.json": '{"model": "org/base"}'},
+        ["mlx_lm.fuse --model org/base --adapter-path {} --save-path OUT"],
+    ),
+    "adapter beside what it made": (
+        {"adapter_config.json": ADAPTER, "merged/model.safetensors": ""},
+        ["PEFT adapter", "or name {}/merged"],
+    ),
+    "adapter by its name": (
+        {"default/adapter_config.json": ADAPTER, "README.md": ""},
+        ["default in it holds a PEFT adapter of 'org/base'"],
+    ),
+    "cache of all": ({"hub/models--a--b/refs/main": "", "token": ""}, ["hub in it", "such as a/b"]),
+    "cache, nothing fetched": ({"blobs/x": "", "refs/main": "aa"}, ["no snapshot", "download"]),
+    "step inside": (
+        {"_actor/global_step10/mp_rank_00_model_states.pt": "", "_actor/zero_to_fp32.py": ""},
+        ["_actor in it holds the shards of a DeepSpeed ZeRO", "zero_to_fp32.py {}/_actor OUT"],
+    ),
+    "projector": (
+        {"mm_projector.bin": "", "config.json": '{"model_type": "llava"}'},
+        ["part of a model (mm_projector.bin)", "base"],
+    ),
+    "openvino": (
+        {"openvino_model.bin": "", "openvino_model.xml": "", "config.json": '{"model_type": "bert"}'},
+        ["exported program (openvino_model.xml)", "made from"],
+    ),
+    "onnx in a folder": ({"onnx/model.onnx": "", "config.json": "{}"}, ["exported program", "made from"]),
+    "paddle": ({"model_state.pdparams": ""}, ["PaddlePaddle"]),
+    "litgpt": ({"lit_model.pth": ""}, ["litgpt convert_from_litgpt {} OUT"]),
+    "archive": ({"model.tar.gz": ""}, ["archive (model.tar.gz)", "unpack"]),
+    "ollama": ({"blobs/sha256-a": "", "manifests/x": ""}, ["Ollama", "made from"]),
     "megatron": ({"latest_checkpointed_iteration.txt": "9", "iter_9/x": ""}, ["Megatron"]),
     "mlx": ({"weights.npz": "", "config.json": "{}"}, ["MLX", "mlx_lm.convert"]),
     "flax": ({"flax_model.msgpack": ""}, ["Flax", "from_flax=True"]),

@@ -41,7 +41,12 @@ def test_counters(tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.parametrize(
     "pair",
-    [(np.array([5]), np.array([9])), (np.array(5, np.int32), np.array([9])), (None, np.array(9))],
+    [
+        (np.array([5]), np.array([9])),
+        (np.array(5, np.int32), np.array([9])),
+        (None, np.array(9)),
+        (np.array(5), np.array(9, np.float32)),
+    ],
 )
 def test_kinds_of_counters(tmp_path: Path, pair: tuple[Any, Any]) -> None:
     """One number is a counter whatever its shape and width, and nothing is told where one model has it."""
@@ -85,5 +90,35 @@ def test_a_float_and_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture
         write_checkpoint(tmp_path / model, llama_tensors(seed) | table, llama_config())
     assert refused(tmp_path, SOUP, capsys) == [
         "error: x.yml:1: model.layers.0.mlp.table is a float in one model and not in another: "
-        "F32 in a, I64 in b (1 more like it)"
+        "F32 in a, I64 in b (1 more like it); "
+        "to take them from one model, write 'except: [model.layers.*.mlp.table]'"
     ]
+    run(tmp_path, SOUP + "except: ['model.layers.*.mlp.table']\n")
+
+
+@pytest.mark.parametrize("first", [np.int64, np.float32])
+def test_one_number_that_is_trained_in_one_model(
+    tmp_path: Path, first: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no counter: what is a float somewhere is refused, whatever the order of the models."""
+    kinds = [first, np.float32 if first is np.int64 else np.int64]
+    models(tmp_path, "model.gain", *(np.ones(1, kind) for kind in kinds))
+    (error,) = refused(tmp_path, SOUP, capsys)
+    assert "model.gain" in error and "'except: [model.gain]'" in error
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("model.position_ids", np.arange(4)[None], np.arange(4, dtype=np.int32)[None]),
+        ("model.position_ids", np.arange(4)[None], np.arange(8)[None]),
+        ("h.0.attn.causal_mask", np.tri(4, dtype=np.uint8), np.tri(4, dtype=np.bool_)),
+    ],
+)
+def test_positions_and_masks_stored_otherwise(tmp_path: Path, pair: tuple[str, Any, Any]) -> None:
+    """They are computed, so the first model's are as good as the others'."""
+    name, *values = pair
+    models(tmp_path, name, *values)
+    plan = plan_recipe(write(tmp_path, SOUP))
+    (step,) = (step for step in plan.steps if step.name == name)
+    assert step.spec.shape == values[0].shape and len(step.inputs) == 1
