@@ -251,6 +251,9 @@ def test_random_moments(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         made = place / f"out-{number}"
         if code == 0:  # it came when all was done
             assert errors == "" and "merged 21 tensors" in out
+            longest *= (
+                0.97  # the first run took long: kernels were not compiled, or others were busy
+            )
         else:
             assert (code, errors) == (130, GOES_ON), (number, out)
             slowest = max(slowest, time.monotonic() - sent)

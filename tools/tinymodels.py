@@ -6,6 +6,7 @@ defaults and keeps as many of the small ones as the class bears.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from itertools import product
@@ -47,7 +48,9 @@ HEADS = (
 )
 # Of types that refuse their own defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    },
 }
 
 
@@ -96,6 +99,11 @@ def without_downloads(tree: Tree) -> None:
             part["use_timm_backbone"] = False
         if part.get("use_pretrained_backbone"):
             part["use_pretrained_backbone"] = False
+        for key, value in part.items():
+            if isinstance(value, Tree) and value.kind.model_type == "timm_backbone":
+                resnet: type[PretrainedConfig] = CONFIG_MAPPING["resnet"]
+                part[key] = tree_of(resnet())
+                part[key]["out_indices"] = value.get("out_indices")
 
 
 # Models
@@ -194,13 +202,13 @@ def tried(
     config = tree.config()
     with torch.device("meta"):
         try:
-            made = model(config)
+            made = model(copy.deepcopy(config))  # it may change what it is given
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error):
                 raise
             made = None
     if made is None:
-        made = model(config)
+        made = model(copy.deepcopy(config))
     count = sum(each.numel() for each in made.parameters())
     if most is not None and count > most:
         raise NotBuildableError(f"{count:,} weights at the least")
@@ -218,10 +226,10 @@ def filled(model: type[PreTrainedModel], config: PretrainedConfig, seed: int) ->
     """A model whose parameters and buffers of floats, each once, are seeded noise without a zero."""
     made: Any
     try:
-        made = model(config)
+        made = model(copy.deepcopy(config))
     except Exception:  # in the first values of weights, which do not stay
         with no_init_weights():
-            made = model(config)
+            made = model(copy.deepcopy(config))
     made = made.eval().float()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -76,6 +76,17 @@ ROWS: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
     },
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8},
+    "ernie4_5_vl_moe_text": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [3, 3, 2],
+        },
+    },
+    "glm5_next_text": {"index_topk": 32},
     "gemma4_text": {"global_head_dim": 24, "num_global_key_value_heads": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]},
     "moonshine_streaming": {"num_key_value_heads": 4},
@@ -188,6 +199,8 @@ class Sizes:
     def _listed(self, key: str, values: list[Any]) -> list[Any]:
         if not values or not all(type(each) is int for each in values):
             return values
+        if TOKEN.fullmatch(key):
+            return [self._number(key, each) for each in values]
         if HEADS_KEY.fullmatch(key):
             return [(1, 2, 4, 4, 4)[min(i, 4)] for i in range(len(values))]
         if re.search("depth|layers|blocks", key) and max(values) > 1 and len(values) < 7:
@@ -287,7 +300,10 @@ def by_layer(part: Tree, full: Tree) -> None:
 def shortened(values: list[Any], count: int) -> list[Any]:
     """The first of a list, and in place of the last of them those kinds that would be lost."""
     kept = values[:count]
-    lost = [each for each in dict.fromkeys(values) if each not in kept]
+    lost: list[Any] = []
+    for each in values:
+        if each not in kept + lost:
+            lost.append(each)
     return kept[: count - len(lost)] + lost[:count]
 
 

@@ -332,10 +332,15 @@ def _doubtful(
     name suits as well, one that is the same but for its side (`encoder`, `decoder`), one that would as well have the key
     of the other map."""
     found: dict[str, list[tuple[KeyPath, str]]] = {}
-    alike = [(one, other) for stacks in by_depth.values() for one in stacks for other in stacks]
+    alike = [
+        (one, other)
+        for stacks in by_depth.values()
+        for one in stacks
+        if one.prefix in keys
+        for other in stacks
+        if other is not one
+    ]
     for one, other in alike:
-        if one is other or one.prefix not in keys:
-            continue
         path, prefix = keys[one.prefix][0], other.prefix
         own, others = scores[path, one.prefix], scores.get((path, prefix))
         if prefix not in keys:

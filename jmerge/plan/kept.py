@@ -92,7 +92,7 @@ class Kept:
         sources = target.place.out_slice.sources
         having = {sources[i].ref for i, _ in found}
         lacking = [source for source in sources if source.ref not in having]
-        mapped = any(source.prefixes for source in lacking)
+        mapped = any(self._views[source.ref].prefixes for source in lacking)
         if having == {self.coverage.keeper(target.place.out_slice)} and lacking:
             if mapped or self._recipe.otherwise:
                 return f"not in {', '.join(dict.fromkeys(str(s.ref) for s in lacking))}"

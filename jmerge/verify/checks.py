@@ -31,7 +31,7 @@ from jmerge.verify.values import Values, read_values
 READABLE = "readable"
 # Checks of headers, names and small files.
 QUICK: Mapping[str, Callable[[Folder], Iterator[Finding]]] = {
-    READABLE: files.readable,
+    READABLE: beside.readable,
     "index": files.index,
     "duplicates": files.duplicates,
     "stale": files.stale,

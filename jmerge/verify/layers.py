@@ -31,6 +31,7 @@ LOOPS = re.compile(r".*(loop|cycle|recur|repeat|passes|hidden_groups).*")
 # Norms that layers begin with, and how names of the token tables of such models end; GPT's own `ln_1` comes last
 FIRST_NORMS = (("input_layernorm", ""), ("ln_1", ".wte.weight"))
 NORM = re.compile(r"norm|(^|[._])ln(_?\w)?([._]|$)", re.IGNORECASE)
+Layered = Mapping[str, list[tuple[str, tuple[int, ...]]]]  # see `by_prefix`
 
 
 class Count(NamedTuple):
@@ -67,7 +68,8 @@ def layers(folder: Folder) -> Iterator[Finding]:
         for key in LAYER_KEYS
         if type(part.get(key)) is int and part[key] > 1
     ]
-    gaps = list(_gaps(folder, max((count.value for count in told), default=0)))
+    layered = by_prefix(folder)
+    gaps = list(_gaps(folder, layered, max((count.value for count in told), default=0)))
     yield from gaps
     own = [count for count in told if not VISION.search(count.key)]
     # two layers that have little in common are no stack, and there all the same
@@ -76,28 +78,23 @@ def layers(folder: Folder) -> Iterator[Finding]:
         message = f"{own[0].key} is {own[0].value}; the weights have no layers"
         yield Finding(message, folder.config_file)
     if not gaps:
-        yield from _miscounted(folder, told)
+        yield from _miscounted(folder, layered, told)
     yield from _holes(folder)
     yield from _final_norm(folder)
 
 
-def _miscounted(folder: Folder, told: list[Count]) -> Iterator[Finding]:
+def _miscounted(folder: Folder, layered: Layered, told: list[Count]) -> Iterator[Finding]:
     """Counts of layers that no stack has, each with a stack that it may be meant for and that no count fits."""
     stacks = folder.layout.stacks
     depths = {stack.depth for stack in stacks.values()} | _depths_inside(folder)
     wrong = [count for count in told if count.value not in depths and not count.summed]
-    sizes = Counter(
-        found[0]
-        for name in folder.tensors
-        if (number := NUMBER.search(name))
-        if (found := [name[: number.start()].removesuffix(".")])[0] in stacks
-    )
+    sizes = Counter({prefix: len(each) for prefix, each in layered.items() if prefix in stacks})
     most = max(sizes.values(), default=0)
     free = [
         stacks[prefix]
         for prefix, size in sizes.most_common()
         if 5 * size >= most  # not a head with some layers of its own
-        if stacks[prefix].depth > 1 and not stacks[prefix].keys and alike(folder, stacks[prefix])
+        if stacks[prefix].depth > 1 and not stacks[prefix].keys and alike(layered[prefix])
     ]
     wrong = [count for count in wrong if not any(_goes_round(count, stack) for stack in free)]
     for stack in free:
@@ -134,22 +131,29 @@ def goes_round(part: Config) -> bool:
     return any(LOOPS.fullmatch(str(key).lower()) for key in part)
 
 
-def alike(folder: Folder, stack: Stack) -> bool:
-    """Whether the layers of a stack have tensors of the same names and shapes, as those that are counted have."""
-    shapes: dict[str, list[tuple[int, ...]]] = {}
+def by_prefix(folder: Folder) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """What stands before the first number of names -> what stands behind it, and the shape."""
+    found: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for name, entry in folder.tensors.items():
-        number = NUMBER.search(name)
-        if number and name[: number.start()].removesuffix(".") == stack.prefix:
-            shapes.setdefault(name[number.end() :], []).append(entry.spec.shape)
+        if number := NUMBER.search(name):
+            prefix = name[: number.start()].removesuffix(".")
+            found.setdefault(prefix, []).append((name[number.end() :], entry.spec.shape))
+    return found
+
+
+def alike(layered: list[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether layers have tensors of the same names and shapes, as those that are counted have."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for rest, shape in layered:
+        shapes.setdefault(rest, []).append(shape)
     shared = [
         Counter(each).most_common(1)[0][1] / len(each) for each in shapes.values() if len(each) > 1
     ]
-    return len(shared) >= 0.5 * len(shapes) and sum(each >= 0.5 for each in shared) >= 0.8 * len(
-        shared
-    )
+    enough = sum(each >= 0.5 for each in shared) >= 0.8 * len(shared)
+    return len(shared) >= 0.5 * len(shapes) and enough
 
 
-def _gaps(folder: Folder, most: int) -> Iterator[Finding]:
+def _gaps(folder: Folder, layered: Layered, most: int) -> Iterator[Finding]:
     """Layers of which there is nothing, between others or at the beginning."""
     found: dict[str, set[int]] = {}
     for name in folder.tensors:
@@ -159,9 +163,8 @@ def _gaps(folder: Folder, most: int) -> Iterator[Finding]:
         missing = next((n for n in range(min(numbers), max(numbers)) if n not in numbers), None)
         # a few numbers with gaps are modules of a sequence, some of which have no weights
         enough = max(3, most / 2)
-        stack = Stack(prefix.removesuffix("."), tuple(sorted(numbers)), ())
         few = len(numbers) < enough or max(numbers) >= most
-        if missing is not None and not few and alike(folder, stack):
+        if missing is not None and not few and alike(layered[prefix.removesuffix(".")]):
             message = f"there is nothing of '{prefix}{missing}', between layers that are there"
             yield Finding(message)
 
@@ -172,7 +175,9 @@ def _holes(folder: Folder) -> Iterator[Finding]:
     stored = SimpleNamespace(config=folder.config, index=folder.tensors)
     checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
     views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
-    for prefix in folder.layout.stacks:
+    for prefix, stack in folder.layout.stacks.items():
+        if stack.depth < 3:
+            continue  # too few to tell what layers have, and there may be many
         for hole in holes_of_its_own(views[ref], prefix, whole_blocks=True):
             if quantised(folder.config) and not hole.name.endswith(PLAIN):
                 continue  # a scale, of weights that this layer has unpacked
@@ -186,10 +191,12 @@ def _final_norm(folder: Folder) -> Iterator[Finding]:
     loose = [name for name, role in folder.layout.roles.items() if role.stack is None]
     for prefix, stack in folder.layout.stacks.items():
         around = prefix[: prefix.rfind(".") + 1]
-        tables = [name for name in folder.layout.embeddings if name.startswith(around)]
         for norm, table in FIRST_NORMS:
             first = folder.tensors.get(f"{prefix}.{stack.indices[0]}.{norm}.weight")
-            if first is None or not any(f".{name}".endswith(table) for name in tables):
+            if first is None or not stack.keys:
+                continue
+            tables = [name for name in folder.layout.embeddings if name.startswith(around)]
+            if not any(f".{name}".endswith(table) for name in tables):
                 continue
             shapes = [
                 folder.tensors[name].spec.shape

@@ -78,8 +78,10 @@ def _twins(folder: Folder) -> Iterator[tuple[str, str, int]]:
         shared = stacks[first] & stacks[other]
         if len(shared) < ALIKE * max(len(stacks[other]), len(stacks[first])):
             continue
-        counted = one and largest in (first, other) and _described(folder.config, depths[first]) < 2
-        if counted or _two_tables(folder, first, other):
+        spelled = _longer(first.split("."), other.split("."))
+        single = _described(folder.config, depths[first]) < 2
+        counted = one and single and largest in (first, other)
+        if counted or ((spelled or single) and _two_tables(folder, first, other)):
             yield first, other, len(shared)
 
 

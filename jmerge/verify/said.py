@@ -22,6 +22,7 @@ from jmerge.arch.moved import is_numbered, is_numbers_key
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.layers import goes_round, is_guessed
 
+MOST_STACKS = 40  # whose fields are looked at; real models have up to ten that are counted
 # How keys end of lists that have an entry for each layer, whatever their entries are
 ENTRIES = ("layer_types", "layer_type", "layers_block_type", "layers_types", "layer_pattern")
 # Lists of whole numbers that are none of these layers: counts, and numbers of another model's layers
@@ -39,24 +40,22 @@ def said(folder: Folder) -> Iterator[Finding]:
         yield Finding(message, folder.config_file)
     if not folder.whole:
         return
-    stacks = list(folder.layout.stacks.values())
+    stacks = [stack for stack in folder.layout.stacks.values() if stack.keys][:MOST_STACKS]
     loose = [name for name, role in folder.layout.roles.items() if role.stack is None]
+    depths = {stack.depth for stack in folder.layout.stacks.values()}
     for stack in stacks:
-        if stack.keys:
-            beside = Beside([each for each in stacks if each.keys], loose)
-            for message in _counts(config, stack, stacks):
-                yield Finding(message, folder.config_file)
-            for message, harmless in _fields(config, stack, beside):
-                yield Finding(message, folder.config_file, warning=harmless)
+        for message in _counts(config, stack, depths):
+            yield Finding(message, folder.config_file)
+        for message, harmless in _fields(config, stack, Beside(stacks, loose)):
+            yield Finding(message, folder.config_file, warning=harmless)
     yield from _promises(folder)
 
 
-def _counts(config: Config, stack: Stack, stacks: list[Stack]) -> Iterator[str]:
+def _counts(config: Config, stack: Stack, depths: set[int]) -> Iterator[str]:
     """Counts of the same layers that are others than there are."""
     home = stack.keys[0][:-1]
     part = get_path(config, home) if home else config
     word = stack.prefix.rpartition(".")[2]
-    depths = {each.depth for each in stacks}
     own = (f"num_{word}", f"n_{word}", f"num_hidden_{word}")
     for key in dict.fromkeys((*LAYER_KEYS, *own)):
         count = part.get(key)
@@ -121,11 +120,8 @@ def _promises(folder: Folder) -> Iterator[Finding]:
             count = part.get(key)
             if type(count) is not int or count < 1 or behind or not class_names(folder.config):
                 continue
-            last = any(
-                f"{stack.prefix}.{stack.indices[-1] + 1}." in name
-                for stack in main
-                for name in folder.tensors
-            )
+            after = tuple(f"{stack.prefix}.{stack.indices[-1] + 1}." for stack in main)
+            last = any(name.startswith(after) for name in folder.tensors)
             if not last:
                 message = f"{'.'.join((*path, key))} is {count}, and there are no such layers"
                 yield Finding(message, folder.config_file, warning=True)

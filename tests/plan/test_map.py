@@ -306,7 +306,8 @@ def test_maps_that_cannot_be(folder: Path, capsys: pytest.CaptureFixture[str]) -
     """The donor's names are the output's; one model has one map. Both are said at once."""
     recipe = INTO_VLM.replace("weight: 0.75}", "weight: 1}\n    map: {model.: x.}")
     recipe = recipe.replace(
-        "parameters: {normalize", "  - {model: {text}, map: {model.: y.}}\nparameters: {normalize"
+        "parameters: {normalize",
+        "  - {model: {text}, map: {model.: y.}, parameters: {weight: 1}}\nparameters: {normalize",
     )
     lines = [line for line in refused(folder, recipe, capsys) if line.startswith("error")]
     assert lines == [

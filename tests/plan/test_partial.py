@@ -129,7 +129,9 @@ def test_another_shape_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     """A classification head of another size is refused with the line that leaves it out, which works."""
     for seed, (name, labels) in enumerate((("a", 3), ("b", 5))):
         tensors = llama_tensors(seed) | {"score.weight": np.ones((labels, 8), np.float32)}
-        write_checkpoint(tmp_path / name, tensors, llama_config())
+        del tensors["lm_head.weight"]
+        config = llama_config() | {"architectures": ["LlamaForSequenceClassification"]}
+        write_checkpoint(tmp_path / name, tensors, config)
     (error,) = refused(tmp_path, SOUP, capsys)
     assert error == (
         "error: x.yml:5: models[1].model: score.weight is [5, 8] in b and [3, 8] in a: "

@@ -778,7 +778,8 @@ models:
   - model: {"x" * 300}
 """,
         (
-            "x.yml:4: models[0].model: 'a/config.json' is not a folder but a file; name the folder it lies in: a",
+            "x.yml:4: models[0].model: 'a/config.json' is not a folder but a file; name the folder it "
+            "lies in: a",
             f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder",
         ),
     ),
@@ -832,7 +833,8 @@ models:
             "x.yml:4: models[0].model: empty: is empty; it should hold model.safetensors, or shards "
             "and model.safetensors.index.json",
             "x.yml:5: models[1].model: pickled: has only pickled weights (pytorch_model.bin); convert "
-            "them to safetensors first: load it with torch and write it with safetensors.torch.save_file",
+            "them to safetensors first: load it with torch and write it with "
+            "safetensors.torch.save_file",
             "x.yml:6: models[2].model: cut/model.safetensors: its header describes 7072 bytes, "
             "the file has 6972; truncated download?",
         ),

@@ -166,7 +166,7 @@ SOUND: list[Change] = [
     lambda t, c: (t.update(tower("visual.blocks")), c.update(architectures=["XForConditionalGeneration"], vision_config={"depth": 2})),
     lambda t, c: (t.update(renamed(t, "model.layers", "model.again.layers")), c.update(again_config={"num_hidden_layers": 4})),
     lambda t, c: t.update({"model.router.per_expert_scale": array(4)}),
-    lambda t, c: ([t.update(renamed(t, "model.", f"text_{side}coder.")) for side in ("en", "de")], drop(t, "model."),
+    lambda t, c: ([t.update(renamed(t, "model.", f"text_{side}coder.")) for side in ("en", "de")], drop(t, "model.", "lm_head"),
                   c.update(architectures=["XForQuestionAnswering"])),
 ]  # fmt: skip
 

@@ -1,0 +1,141 @@
+"""tools/sweep.py on types that stand for all mechanisms which names, configs and layers of transformers show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Every mechanism has a type here; those with a reason are refused for it when their layers are stacked.
+SAMPLE: dict[str, str] = {
+    "llama": "",
+    "gpt2": "",  # one fused projection, transposed
+    "bert": "",  # a tied head with a bias of its own
+    "albert": "",  # all layers share one set of weights
+    "t5": "",  # two stacks; the first layer alone has the bias of positions
+    "bart": "",  # a buffer of biases of the vocabulary
+    "nllb-moe": "",  # experts at steps of its own kind in either stack
+    "switch_transformers": "",  # lists of which layers have experts
+    "mixtral": "",
+    "deepseek_v3": "",  # the first layers are dense
+    "ernie4_5_moe": "",  # statistics of the router
+    "qwen3_next": "",  # lists of layers by kind
+    "jamba": "",  # kinds of layers by period and offset
+    "nemotron_h": "",  # the list of kinds is what counts the layers
+    "zamba2": "",  # layers that share their weights
+    "xlstm": "",  # two counts of layers
+    "mamba": "",
+    "gemma3n_text": "",  # tables with rows for each layer
+    "gemma4_text": "",  # sizes that differ by layer
+    "zaya": "",  # the first layer lacks a tensor
+    "kyutai_speech_to_text": "",  # one table for text and sound
+    "csm": "",  # codebooks
+    "reformer": "",  # a head twice as wide
+    "funnel": "",  # blocks of layers
+    "clip": "",
+    "git": "",  # a numbered list that no key counts
+    "llava": "",
+    "qwen2_5_vl": "",  # which layers of the tower attend to everything
+    "mllama": "",  # which layers attend to pictures
+    "idefics": "",  # layers between layers
+    "sam": "",  # numbers of layers with tables of their own length
+    "swin": "",  # layers in stages
+    "segformer": "",  # two kinds of lists
+    "resnet": "",  # counters of batches
+    "rt_detr": "",
+    "flava": "",  # three towers, and heads that config.json ties by mistake
+    "wav2vec2": "",  # weight norm
+    "encodec": "",
+    "speecht5": "",
+    "time_series_transformer": "",
+}
+
+
+@pytest.fixture(scope="module")
+def checks() -> Iterator[Any]:
+    """The module with the sweep's checks."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import sweepchecks
+
+        yield sweepchecks
+    sys.path.remove(str(ROOT / "tools"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_type(name: str, checks: Any, tmp_path: Path) -> None:
+    """Its tiny models are sound, merge as numpy merges them, and stack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert checks.make(name, tmp_path).status == checks.RIGHT
+        for kind in (checks.SOUND, "linear", checks.STACK):
+            result = checks.tried(kind, tmp_path, tmp_path / "work")
+            if kind == checks.STACK and (result.status == checks.NONE or SAMPLE[name]):
+                assert SAMPLE[name] in result.detail, result
+            else:
+                assert result.status == checks.RIGHT and not result.verified, (kind, *result)
+
+
+@pytest.mark.slow
+def test_every_type_ends_somehow_and_is_not_tried_twice(tmp_path: Path) -> None:
+    """Types that are built, that are another's name and that are no models; a second run has nothing left to do."""
+    words = (str(tmp_path), "--only", "gpt-sw3|gpt2|sam_mask_decoder", "--methods", "linear")
+    first, second = (
+        subprocess.run(
+            [sys.executable, ROOT / "tools" / "sweep.py", *words], capture_output=True, text=True
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert second.stdout.count("\n") < first.stdout.count("\n")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    ends = {(line["type"], line["kind"]): line["status"] for line in lines}
+    assert ends == {
+        ("gpt-sw3", "build"): "none",
+        ("sam_mask_decoder", "build"): "none",
+        ("gpt2", "build"): "right",
+        ("gpt2", "sound"): "right",
+        ("gpt2", "linear"): "right",
+    }
+    assert "| none | another name of gptN | 1 | `gpt-sw3`" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ("lose", "tensors are missing"),
+        ("add", "tensors are there that no input has"),
+        ("copy", "tensors are copied, not merged"),
+        ("alter", "values are wrong"),
+        ("narrow", "another dtype or shape"),
+    ],
+)
+def test_the_checks_see(change: str, cause: str, checks: Any) -> None:
+    """Each kind of fault of an output is found, by its name."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    models = {m: {"x": rng.normal(size=9).astype(np.float32)} for m in "ab"}
+    wanted = {"x": 0.4 * models["a"]["x"].astype(np.float64) + 0.6 * models["b"]["x"]}
+    found = {"x": wanted["x"].astype(np.float32)}
+    checks.check_tensors(found, wanted, models["a"], set(), models)
+    broken: dict[str, Any] = {
+        "lose": {},
+        "add": found | {"y": found["x"]},
+        "copy": models["b"],
+        "alter": {"x": found["x"] * 1.01},
+        "narrow": {"x": found["x"].astype(np.float16)},
+    }
+    with pytest.raises(checks.WrongError) as error:
+        checks.check_tensors(broken[change], wanted, models["a"], set(), models)
+    assert error.value.cause == cause
