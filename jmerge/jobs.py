@@ -44,9 +44,11 @@ from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
 from jmerge.plan.files import carried_files
+from jmerge.plan.models import check_models
 from jmerge.plan.notes import Notes
 from jmerge.plan.parameters import note_missing
 from jmerge.plan.steps import Plan
+from jmerge.plan.views import View
 from jmerge.recipe.parse import examine_recipe, read_text
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import UNKNOWN, ModelRef
@@ -98,6 +100,7 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
             sound = False
     if not sound:
         note_missing(recipe, notes)
+        _check_opened(recipe, checkpoints, notes)
         raise_all(RecipeError, notes.faults, notes.warnings)
     try:
         layouts = infer_layouts(checkpoints)
@@ -106,6 +109,21 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     plan = build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
     return replace(plan, left=carried_files(plan).left)
+
+
+def _check_opened(recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint], notes: Notes) -> None:
+    """Note which models cannot be merged by any recipe, to be told with what else is wrong."""
+    views = []
+    for number, (ref, checkpoint) in enumerate(checkpoints.items()):
+        try:
+            layout = infer_layouts({ref: checkpoint})[ref]
+        except CheckpointError as error:
+            notes.faults += error.faults
+            continue
+        names = {(role.template, role.layer): name for name, role in layout.roles.items()}
+        views.append(View(ref, number, checkpoint, layout, False, {}, names))
+    if views:
+        check_models(views, (), recipe, notes)
 
 
 def merge(

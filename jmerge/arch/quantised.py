@@ -32,6 +32,8 @@ TRAINED = re.compile(r"(logit|layer|skip|residual)_?scale")
 COUNTED = re.compile(r"(index|ids|(?<!bit)mask|bias)$")
 # ... and more such names, where no scale tells of codes.
 PLACES = re.compile(r"(idx|indices|map|position|bucket|offset|order|perm|type|token)s?$")
+# The scales of a model's own that lie beside a matrix have names like these, unless they are of what goes through it.
+OWN_SCALE = re.compile(r"(?!(weights?|input|output|act\w*|kv?|[qv]|prob|attn)_)(.*_)?scale")
 # Names that only codes have, whatever dtype they are viewed as.
 CODED = re.compile(r"w_q|qweight|qidxs|trellis|compressed|\w*weight_packed", re.IGNORECASE)
 # Names of what a module multiplies by or looks up in itself, so that whole numbers beside it are no weight.
@@ -117,11 +119,13 @@ class Quantised:
 
     def _is_of_a_weight(self, scale: str) -> bool:
         """Whether a scale lies beside a matrix, and not in a module that is scaled as a whole, such as a router."""
-        if scale.rpartition(".")[2] == "scale":  # as some norms call theirs
+        named = (stem for stem, names in self._named.items() if scale in names)
+        if any(stem in self._specs for stem in named):
+            return True
+        if OWN_SCALE.fullmatch(scale.rpartition(".")[2]):  # norms call theirs `scale`
             return False
         beside = self._modules[_home(scale)] if "." in scale else []
-        named = (stem for stem, names in self._named.items() if scale in names)
-        return any(stem in self._specs for stem in named) or any(
+        return any(
             len(self._specs[name].shape) > 1 and not _is_scale(name.rpartition(".")[2])
             for name in beside
         )

@@ -64,7 +64,8 @@ def place_tensors(
     for part in parts:
         for own, file in part.where.items():
             if file not in (each.file for each in found.get(part.prefix + own, ())):
-                message = f"the index says it is in {file}, but it is not"
+                message = f"the index says it is in {file}, but it is not; download both again, or "
+                message += "remove it from the index if the model does not need it"
                 raise CheckpointError(Fault(message, part.prefix + own, source.label))
     order = {file: i for i, file in enumerate(headers)}
     placed = sorted(chosen.items(), key=lambda item: (order[item[1].file], item[1].start))

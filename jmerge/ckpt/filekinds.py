@@ -26,7 +26,10 @@ KINDS: tuple[tuple[str, Sequence[str]], ...] = (
     (STATE, ("optimizer*", "scheduler.*", "lr_scheduler*", "scaler.*", "rng_state*",
              "random_states*", "training_args*", "trainer_state*", "trainer_log*", "train_log*",
              "training_log*", "*tfevents*", "*.log", "*_results.json", "*optim_states*",
-             "*model_states*", "zero_pp_rank*", "zero_to_fp32.py", "latest", "*.wandb")),
+             "*model_states*", "zero_pp_rank*", "zero_to_fp32.py", "latest", "*.wandb",
+             "*optimizer*.bin", "optim.*", "*optim_rng*", "sampler*.bin", "dataloader*.bin",
+             "dl_state_dict*", "custom_checkpoint_*.pkl", "trainer.pt", "latest_checkpointed_*",
+             "slurm-*.out", "nohup.out", "imatrix*.dat")),
     (QUANTISED, ("quantize_config.json", "quant_config.json", "hf_quant_config.json",
                  "quant_log.csv")),
     (WEIGHTS, ("*.safetensors", "*.index.json", "*.index.*.json", "adapter_config.json", "*.gguf",
@@ -38,7 +41,19 @@ KINDS: tuple[tuple[str, Sequence[str]], ...] = (
 )  # fmt: skip
 # Folders in which all files are of one kind.
 FOLDERS = {
-    STATE: ("runs", "logs", "log", "wandb", "tensorboard", "mlruns", "global_step*"),
+    STATE: (
+        "runs",
+        "logs",
+        "log",
+        "wandb",
+        "tensorboard",
+        "mlruns",
+        "global_step*",
+        "checkpoint-[0-9]*",
+        "checkpoint_[0-9]*",
+        "iter_[0-9]*",
+        "optimizer_[0-9]*",
+    ),
     HIDDEN: (".*", "__pycache__"),
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".t7", ".joblib")

@@ -62,7 +62,8 @@ def other_result(
         found.append(f"with {SEED} {ledger.get('seed')}, not {seed}")
     if there != files and there.keys() == files.keys():
         counts = [len(set(each.values())) for each in (there, files)]
-        cut = f"{counts[0]} files, not {counts[1]}" if counts[0] != counts[1] else "other files"
+        noun = "file" if counts[0] == 1 else "files"
+        cut = f"{counts[0]} {noun}, not {counts[1]}" if counts[0] != counts[1] else "other files"
         found.append(f"in {cut}, by another {SHARD_SIZE}")
     if not found:
         found = [

@@ -65,6 +65,17 @@ def header_of(source: Source, name: str) -> Header:
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
     if first[: len(POINTER)].tobytes() == POINTER:
         raise _broken(path, NOT_FETCHED)
+    if not size:
+        raise _broken(path, "is empty; download it again")
+    if (begin := first[:64].tobytes().lstrip().lower()).startswith(
+        (b"<!doctype", b"<html", b"<?xml")
+    ):
+        shown = begin[:15].decode("ascii", "replace")
+        raise _broken(
+            path,
+            f"is a web page ({shown}...) and no safetensors file; download it again, logged in "
+            "where the model asks for that",
+        )
     if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
         raise _broken(
             path,

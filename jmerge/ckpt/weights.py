@@ -198,7 +198,8 @@ def read_index(source: Source, index: str) -> dict[str, str]:
     for tensor, file in entries.items():
         path = paths[file]
         if path is None:
-            raise source.broken(index, f"names a file outside the folder: {file!r}", tensor)
+            message = f"names a file outside the folder: {file!r}; write the name that it has in the folder"
+            raise source.broken(index, message, tensor)
         where[tensor] = path
     if len(paths) > MAX_FILES:
         raise source.broken(index, f"names {len(paths):,} weight files, more than {MAX_FILES:,}")

@@ -55,6 +55,12 @@ def check_parameters(recipe: Recipe, method: Method, notes: Notes) -> None:
             else:
                 for problem in problems(setting, declared):
                     notes.fault(problem, path)
+                if name == "density" and all(case.value == 0 for case in setting.cases):
+                    whose = "of this model" if scope.of_model else "of any model"
+                    message = (
+                        f"0 keeps no change {whose}; write 1 to keep all, or leave the model out"
+                    )
+                    notes.warn(message, path)
 
 
 def problems(setting: Setting, declared: Parameter) -> Iterator[str]:

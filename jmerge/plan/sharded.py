@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 from jmerge.arch.infer import FIRST, LAST
@@ -12,6 +13,8 @@ TOOLS = (
     "'python zero_to_fp32.py CHECKPOINT OUT --safe_serialization' (ZeRO-3) or 'accelerate "
     "merge-weights' (FSDP), and merge what that writes"
 )
+# What FSDP calls the part of a module's weights that a process holds.
+FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
 
 
 def why_sharded(view: View, others: Iterable[View]) -> str | None:
@@ -22,6 +25,9 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     or model, where several kinds of weights are so, or where its name is that of an embedding, a norm or a head. Another
     one alone may be made so.
     """
+    for name in view.names.values():
+        if FLAT.search(name):
+            return f"{name} is many weights in one: {TOOLS}"
     empty: dict[str, str] = {}  # template -> the first that is empty
     count = 0
     for (template, _), name in view.names.items():

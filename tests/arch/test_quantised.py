@@ -173,6 +173,10 @@ SOUND: dict[str, dict[str, str]] = {
     ),
     "scales of a router": state("model.layers.0.router", scale="BF16 8", per_expert_scale="BF16 4")
     | state("model.layers.0.router.proj", weight="BF16 4 8"),
+    "scales of streams": state(
+        "model.hc_head", hc_fn="F32 4 16", hc_base="F32 4", hc_scale="F32 1"
+    ),
+    "a scale of a gate": state("model.layers.0.mlp.gate", weight="BF16 4 8", global_scale="F32 4"),
     "a norm called scale": state("model.layers.0.norm", scale="F32 8"),
 }
 
@@ -204,7 +208,14 @@ def test_left_over(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    ["experts by token", "levels beside a codebook", "scales of a router", "an index of windows"],
+    [
+        "experts by token",
+        "levels beside a codebook",
+        "scales of a router",
+        "scales of streams",
+        "a scale of a gate",
+        "an index of windows",
+    ],
 )
 def test_left_over_beside_what_a_model_has(case: str) -> None:
     """Scales and whole numbers of the model itself do not make config.json right."""

@@ -60,6 +60,8 @@ LEFT = {
     "adapter_config.json": WEIGHTS,
     "adapter_model.safetensors": WEIGHTS,
     "all_results.json": STATE,
+    "checkpoint-500/config.json": STATE,
+    "checkpoint-500/model.safetensors": STATE,
     "ckpt/epoch=3.ckpt": WEIGHTS,
     "consolidated.00.pth": WEIGHTS,
     "figures/arch.PNG": PEOPLE,
@@ -69,7 +71,13 @@ LEFT = {
     "jmerge.tokens.jsonl": MADE,
     "mergekit_config.yml": MADE,
     "model-Q4.gguf": WEIGHTS,
+    "dataloader_1.bin": STATE,
+    "hf_optimizer.bin": STATE,
+    "imatrix.dat": STATE,
+    "nohup.out": STATE,
+    "optim.pt": STATE,
     "optimizer.pt": STATE,
+    "sampler.bin": STATE,
     "pytorch_model-00001-of-00002.bin": WEIGHTS,
     "pytorch_model.bin.index.json": WEIGHTS,
     "quantize_config.json": QUANTISED,
@@ -172,10 +180,10 @@ def test_a_part_with_weights_of_its_own(tmp_path: Path) -> None:
 def test_another_state_of_the_model_is_no_part(kind: str, layers: int, tmp_path: Path) -> None:
     """A checkpoint of the same type, and a model that is larger than this one."""
     write_llama(tmp_path, 0)
-    component(tmp_path / "checkpoint-500", kind, layers)
+    component(tmp_path / "before", kind, layers)
     taken, left = sorted_files(tmp_path)
-    assert not taken and left["checkpoint-500/model.safetensors"] == WEIGHTS
-    assert left["checkpoint-500/config.json"] == "lies beside other weights"
+    assert not taken and left["before/model.safetensors"] == WEIGHTS
+    assert left["before/config.json"] == "lies beside other weights"
 
 
 def test_a_link_to_the_folder_itself(tmp_path: Path) -> None:

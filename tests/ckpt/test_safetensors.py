@@ -261,14 +261,12 @@ def test_a_lying_header_is_refused(case: str, tmp_path: Path) -> None:
 
 
 HEADS = {
-    "empty file": b"",
     "shorter than its length word": b"\x10\0\0\0",
     "length word alone": struct.pack("<Q", 16),
     "length beyond the file": struct.pack("<Q", 1000) + b"{}" + b" " * 100,
     "length of 2^64 - 1": b"\xff" * 8 + b"{}",
     "length of 2^63": struct.pack("<Q", 2**63) + b"{}",
     "length of nothing": struct.pack("<Q", 0),
-    "a web page": b"<!DOCTYPE html><html><body>404</body></html>",
 }
 
 
@@ -315,3 +313,16 @@ def assert_one_line(error: CheckpointError, path: Path, message: str, tensor: st
     assert str(error).startswith(f"{path}: ")
     assert message in str(error)
     assert tensor in str(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"", "is empty"), (b"\n<!DOCTYPE html><html>", "is a web page (<!doctype html>...)")],
+)
+def test_what_is_no_such_file(data: bytes, words: str, tmp_path: Path) -> None:
+    """A download that brought something else is told as what it is."""
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    (fault,) = caught.value.faults
+    assert words in str(fault) and "download it again" in str(fault)

@@ -140,6 +140,35 @@ def test_parts_of_a_training_state(
             assert "of its 21 tensors are empty (model." in line
 
 
+def test_flat_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FSDP keeps all weights of a module in one vector, of which each process has a part."""
+    for seed, name in enumerate("ab"):
+        flat = {"model.layers.0._fsdp_wrapped_module._flat_param": np.ones(99, np.float32)}
+        write_checkpoint(tmp_path / name, llama_tensors(seed) | flat, llama_config())
+    lines = refused(tmp_path, SOUP, capsys)
+    assert len(lines) == 2 and all("merge-weights" in line for line in lines)
+
+
+def test_told_with_what_else_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key, a number, a folder that is not there, a part of a model and a quantised one: one round."""
+    write_checkpoint(tmp_path / "a", part(0, EMPTY["all matrices"]), llama_config())
+    codes = {"x.weight": np.ones((2, 2), np.int8), "x.weight_scale": np.ones(2, np.float32)}
+    write_checkpoint(tmp_path / "b", llama_tensors(1) | codes, llama_config())
+    recipe = SOUP.replace("merge_method: linear", "merge_method: ties\nbase_model: {nowhere}")
+    lines = refused(tmp_path, recipe + "dtpye: float16\ndtype: int8\n", capsys)
+    text = "\n".join(lines)
+    for word in (
+        "nowhere",
+        "dtpye",
+        "'int8'",
+        "'a': ",
+        "zero_to_fp32.py",
+        "'b': its weights are quan",
+    ):
+        assert word in text
+    assert len(lines) == 5
+
+
 def test_tensors_without_elements(tmp_path: Path) -> None:
     """A table without rows, or one vector without elements, in all models alike, is merged like others."""
     for seed, name in enumerate("ab"):

@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = llama_tensors(15) | {"model.norm.weight": np.arange(8)}
     write_checkpoint(root / "whole", whole, llama_config())
     for name, kind in (("int32", np.int32), ("int64", np.int64)):
-        counted = llama_tensors(16) | {"model.position_ids": np.arange(4).astype(kind)}
+        counted = llama_tensors(16) | {"model.table": np.arange(4).astype(kind)}
         write_checkpoint(root / name, counted, llama_config())
     gptq = llama_config() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     codes = {"model.layers.0.mlp.up_proj.qweight": np.ones((1, 8), np.int32)}
@@ -941,12 +941,15 @@ models:
         linear().replace("{b}", "{whole}"),
         (
             "x.yml:1: model.norm.weight is a float in one model and not in another: "
-            "F32 in a, I64 in whole",
+            "F32 in a, I64 in whole; to take them from one model, write 'except: [model.norm.weight]'",
         ),
     ),
     "integers_of_two_kinds": Case(
         linear().replace("{a}", "{int32}").replace("{b}", "{int64}"),
-        ("x.yml:1: model.position_ids differs in kind: I32[4] in int32, I64[4] in int64",),
+        (
+            "x.yml:1: model.table differs in kind: I32[4] in int32, I64[4] in int64; "
+            "to take them from one model, write 'except: [model.table]'",
+        ),
     ),
     # Tokens
     "tokenizer_of_both": Case(
@@ -1066,6 +1069,26 @@ def test_warnings(name: str, models: Path, tmp_path: Path) -> None:
     check_recipe(recipe, notes)
     found = tuple(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
     assert (found, notes.faults) == (case.warnings, [])
+
+
+def test_densities_that_keep_nothing(models: Path, tmp_path: Path) -> None:
+    """0 makes a model vanish: said, unless it is one value of several."""
+    text = """\
+merge_method: ties
+base_model: {base}
+models:
+  - {model: {a}, parameters: {weight: 1, density: 0}}
+  - {model: {b}, parameters: {weight: 1, density: [0, 0.5]}}
+parameters: {density: 0}
+"""
+    notes = Notes(load_recipe(write_recipe(text, models, tmp_path)))
+    check_recipe(notes.recipe, notes)
+    found = sorted(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
+    assert [line.split("; ")[0] for line in found] == [
+        "x.yml:4: models[0].parameters.density: 0 keeps no change of this model",
+        "x.yml:6: parameters.density: 0 keeps no change of any model",
+    ]
+    assert not notes.faults
 
 
 # The command line
