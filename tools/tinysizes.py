@@ -87,6 +87,14 @@ ROWS: dict[str, dict[str, Any]] = {
         },
     },
     "glm5_next_text": {"index_topk": 32},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [64] * 5,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0],
+        "layer_types": [
+            f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")
+        ],
+    },
     "gemma4_text": {"global_head_dim": 24, "num_global_key_value_heads": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]},
     "moonshine_streaming": {"num_key_value_heads": 4},
@@ -154,6 +162,7 @@ def tree_of(config: PretrainedConfig, lists: bool = False) -> Tree:
             tree[field.name] = tree_of(value, lists)
             continue
         sized = lists and isinstance(value, list) and all(type(each) is int for each in value)
+        sized = sized or bool(TOKEN.fullmatch(field.name))
         if default is None and value is not None and not sized:
             with contextlib.suppress(Exception):
                 plain = plain or kind()
