@@ -474,13 +474,20 @@ def test_another_version_or_platform_may_round_otherwise(
     assert len(merge(place).wrote) > 0
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"shard_size": 50_000}, "recipe"])
-def test_another_recipe_or_other_settings(change: Any, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "with --seed 0, this is with --seed 1"),
+        ({"shard_size": 50_000}, "with --shard_size 100000, this is with --shard_size 50000"),
+        ("recipe", "another recipe or other settings"),
+    ],
+)
+def test_another_recipe_or_other_settings(change: Any, words: str, place: Path) -> None:
     interrupt(place, 30)
     if change == "recipe":
         write_recipe(place, 0.25)
     flags = {"shard_size": 100_000} | (change if isinstance(change, dict) else {})
-    with pytest.raises(PlanError, match="another recipe or other settings"):
+    with pytest.raises(PlanError, match=words):
         jmerge.merge(place / "x.yml", place / "out", **flags)
     jmerge.merge(place / "x.yml", place / "out", overwrite=True, **flags)
     assert left(place) == {"out"}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from layoutkit import ROWS, Row, Stored
@@ -260,7 +261,9 @@ def test_quantised_weights(tmp_path: Path) -> None:
     for stored in (row.together, row.apart):
         stored.config["quantization_config"] = {"quant_method": "fp8"}
         for i in range(2):
-            stored.tensors[f"model.layers.{i}.self_attn.k_scale"] = np.ones(1, np.float32)
+            name = f"model.layers.{i}.self_attn.k_proj.weight"
+            stored.tensors[name] = stored.tensors[name].astype(ml_dtypes.float8_e4m3fn)
+            stored.tensors[f"{name}_scale"] = np.ones(1, np.float32)
     written(row, tmp_path)
     copy = "merge_method: passthrough\nslices:\n"
     copy += "".join(f"- sources: [{{{{model: {{{i}}}, layer_range: [0, 2]}}}}]\n" for i in range(2))
