@@ -39,6 +39,7 @@ BUILD, SOUND, STACK = "build", "sound", "stack"
 KINDS = (BUILD, SOUND, "linear", "slerp", "ties", STACK)
 RIGHT, WRONG, REFUSED, CRASHED, NONE = "right", "wrong", "refused", "crashed", "none"
 ALARM = "alarm"
+NO_LAYERS = "no layers that slices could name"
 # what of a layer follows from its place or from the number of layers, whatever kind it is of
 OWN = re.compile(
     r".*(idx|index|layer_num|layer_id|drop|training|prob|seed|cache_key|num_hidden_layers).*"
@@ -273,12 +274,15 @@ def check_loads(home: Path, out: Path) -> PreTrainedModel | None:
 def stacked(home: Path, work: Path) -> Result:
     """Layers of a under layers of b, in each module that has any, one at a time; the worst of the results."""
     layout = Folder(LocalSource(home / "a")).layout
+    stacks = {module: layout.main_stack(module) for module in layout.modules}
+    depths = {module: stack.depth for module, stack in stacks.items() if stack and stack.depth > 1}
+    if not depths:  # whoever reads the names sees layers all the same
+        lists = lists_of(read_model(home / "a")).values()
+        longest = max((len(each) for each in lists if len(each) == max(each) + 1), default=1)
+        depths = {layout.modules[0]: longest} if longest > 1 else {}
     results = []
-    for module in layout.modules[:MOST_MODULES]:
-        stack = layout.main_stack(module)
-        if stack is None or stack.depth < 2:
-            continue
-        lower, upper = (0, max(stack.depth - 1, 2)), (max(stack.depth - 2, 1), stack.depth)
+    for module, depth in list(depths.items())[:MOST_MODULES]:
+        lower, upper = (0, max(depth - 1, 2)), (max(depth - 2, 1), depth)
         slices = [
             {"sources": [{"model": model, "layer_range": list(layers)}]}
             for model, layers in (("a", lower), ("b", upper))
@@ -297,7 +301,7 @@ def stacked(home: Path, work: Path) -> Result:
         detail = f"{module}: {result.detail}" if result.detail else ""
         results.append(result._replace(detail=detail))
     if not results:
-        return Result(NONE, "no layers that slices could name")
+        return Result(NONE, NO_LAYERS, NO_LAYERS)
     order = (WRONG, CRASHED, REFUSED, RIGHT)
     return min(results, key=lambda result: order.index(result.status))
 
