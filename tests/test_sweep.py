@@ -21,22 +21,22 @@ SAMPLE: dict[str, str] = {
     "albert": "no layers",  # all layers share one set of weights
     "t5": "",  # two stacks; the first layer alone has the bias of positions
     "bart": "",  # a buffer of biases of the vocabulary
-    "nllb-moe": "",  # experts at steps of its own kind in either stack
+    "nllb-moe": "decoder_sparse_step",  # experts at steps of its own kind in either stack
     "switch_transformers": "",  # lists of which layers have experts
     "mixtral": "",
     "deepseek_v3": "",  # the first layers are dense
     "ernie4_5_moe": "",  # statistics of the router
     "qwen3_next": "",  # lists of layers by kind
     "jamba": "expert_layer_period",  # kinds of layers by period and offset
-    "nemotron_h": "",  # the list of kinds is what counts the layers
+    "nemotron_h": "has 0 layers",  # the list of kinds is what counts the layers
     "zamba2": "",  # layers that share their weights
     "xlstm": "",  # two counts of layers
     "mamba": "",
     "gemma3n_text": "entries for each layer",  # tables with rows for each layer
     "gemma4_text": "entries for each layer",  # sizes that differ by layer
     "zaya": "",  # the first layer lacks a tensor
-    "kyutai_speech_to_text": "",  # one table for text and sound
-    "csm": "",  # codebooks
+    "kyutai_speech_to_text": "one key that counts both",  # one table for text and sound
+    "csm": "one key that counts both",  # codebooks
     "reformer": "",  # a head twice as wide
     "funnel": "",  # blocks of layers
     "clip": "",
@@ -46,12 +46,12 @@ SAMPLE: dict[str, str] = {
     "mllama": "",  # which layers attend to pictures
     "idefics": "one key that counts both",  # layers between layers
     "sam": "",  # numbers of layers with tables of their own length
-    "swin": "",  # layers in stages
+    "swin": "depths",  # layers in stages
     "segformer": "one key that counts both",  # two kinds of lists
     "resnet": "no key that counts",  # counters of batches
     "rt_detr": "one key that counts both",
     "flava": "",  # three towers, and heads that config.json ties by mistake
-    "wav2vec2": "",  # weight norm
+    "wav2vec2": "tdnn_dilation",  # weight norm
     "encodec": "no key that counts",
     "speecht5": "",
     "time_series_transformer": "",

@@ -110,12 +110,12 @@ def sound(home: Path) -> Result:
 
 
 def alarms(folder: Path) -> list[str]:
-    """What `jmerge verify --deep` finds in a folder."""
+    """The faults that `jmerge verify --deep` finds in a folder, with which it ends with exit code 1."""
     return [
-        f"{'strange' if finding.warning else 'fault'}: {finding.message}"
+        f"fault: {finding.message}"
         for each in verify(LocalSource(folder), deep=True)
         for check in each.checks
-        for finding in check.findings
+        for finding in check.faults
     ]
 
 

@@ -24,6 +24,8 @@ NOISE = frozenset(
     "_orig_mod module base_layer base_model _fsdp_wrapped_module _checkpoint_wrapped_module "
     "_forward_module".split()
 )
+# Of these, what no class calls a module of its own (LeViT has some layers with a `module` and some without).
+NEVER_A_MODULE = NOISE - {"module"}
 SPOKEN_OF = re.compile("|".join((*sorted(NOISE), "parametrizations")))
 # The parametrizations of torch.nn.utils, as its older functions call them.
 PARAMETRIZED = (
@@ -50,11 +52,11 @@ TEXT = SYNONYMS[0][0]  # around which other parts may stand or not
 MAX_PAIRS = 50_000  # of leftover names that are compared; models have some hundreds
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str, noise: frozenset[str] = NOISE) -> str:
     """A name without what programs wrap modules in, and with the older form of parametrizations."""
     if not SPOKEN_OF.search(name):
         return name
-    words = [word for word in name.split(".") if word not in NOISE]
+    words = [word for word in name.split(".") if word not in noise]
     name = ".".join(words) or name
     for pattern, replacement in PARAMETRIZED:
         name = pattern.sub(replacement, name)

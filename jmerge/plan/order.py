@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +12,9 @@ from jmerge.arch.infer import Stack
 from jmerge.plan.views import View
 
 SHOWN = 6  # layers that a message names
+SHARED_LIST = re.compile(
+    r"(.*\{\}\.(?:.+\.)?\w*shared\w*\.(?:[^0-9.][^.]*\.)*[^0-9.][^.]*)\.([0-9]+)\."
+)
 
 
 class Origin(NamedTuple):
@@ -59,6 +63,8 @@ def order_faults(
         yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order{fix}"
     models = {origin.view.ref: origin for origin in origins}
     told = {ref: _told(origin) for ref, origin in models.items()}
+    templates = tuple(templates)
+    yield from _shared_lists(models.values(), origins, templates)
     for template in templates:
         having = {ref: _shapes(origin, template) for ref, origin in models.items()}
         if all(len(set(own)) == 1 for own in having.values()):
@@ -86,6 +92,26 @@ def order_faults(
                 f"here it would be in {_list(new)}; pick layers in another order"
             )
             return  # other tensors of the same layers would be told as well
+
+
+def _shared_lists(
+    models: Iterable[Origin], origins: Sequence[Origin], templates: Iterable[str]
+) -> Iterator[str]:
+    """Modules that layers of a kind share, with a list of one entry for each of these layers, and now there are more of
+    them or fewer (Zamba 2's adapters)."""
+    lists: dict[str, set[int]] = {}
+    for template in templates:
+        if found := SHARED_LIST.match(template):
+            lists.setdefault(found[1], set()).add(int(found[2]))
+    for name, entries in lists.items():
+        first = next(each for each in templates if each.startswith(f"{name}."))
+        counts = {len(origin.view.layers_with.get(first, ())) for origin in models}
+        now = sum(each.layer in each.view.layers_with.get(first, ()) for each in origins)
+        if counts == {len(entries)} and now != len(entries):
+            yield (
+                f"'{name}' has an entry for each of the {len(entries)} layers that share it, and "
+                f"here {now} would; pick as many of these layers as there were"
+            )
 
 
 def order_warnings(said: Iterable[Unsaid]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import NUMBER, Layout, Stack, class_names
-from jmerge.arch.match import match_templates, plain_name
+from jmerge.arch.match import NEVER_A_MODULE, match_templates, plain_name
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.dtypes import TensorSpec
@@ -215,7 +215,8 @@ def one_spelling(layout: Layout) -> dict[str, str]:
     groups: dict[tuple[str | None, str], list[str]] = {}
     for role in layout.roles.values():
         if role.template not in layers:
-            groups.setdefault((role.stack, plain_name(role.template)), []).append(role.template)
+            plain = plain_name(role.template, NEVER_A_MODULE)
+            groups.setdefault((role.stack, plain), []).append(role.template)
         layers.setdefault(role.template, set()).add(role.layer)
     found = {template: template for template in layers}
     for group in groups.values():

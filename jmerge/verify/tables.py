@@ -178,8 +178,15 @@ def _one_table(folder: Folder) -> tuple[str, str] | None:
     layout = folder.layout
     if _ties_told(folder.config) != {True} or not layout.heads or not layout.embeddings:
         return None
-    head, table = layout.heads[0], layout.embeddings[0]
-    return (head, table) if layout.roles[head].module == layout.roles[table].module else None
+    pairs = [
+        (head, table)
+        for head in layout.heads
+        for table in layout.embeddings
+        if layout.roles[head].module == layout.roles[table].module
+    ]
+    # of several towers' tables, one of the head's shape is meant, wherever it stands in the files
+    same = (p for p in pairs if folder.tensors[p[0]].spec == folder.tensors[p[1]].spec)
+    return next(same, pairs[0] if pairs else None)
 
 
 def _ties_told(config: Config) -> set[bool]:

@@ -227,6 +227,7 @@ FAMILIES = (
         ),
         parts=(part("backbone.embeddings.weight", "backbone.layers", "backbone.norm_f.weight"),),
         inputs=text_inputs,
+        no_stack="as transformers saves it, config.json has no count of its layers",
     ),
     Family(
         name="falcon_h1",

@@ -29,8 +29,8 @@ REFUSED: tuple[tuple[str, str | None, Ranges, str], ...] = (
     ),
     ("jamba", None, ((0, 2), (1, 3)), "'attn_layer_period'"),  # state space, attention, attention
     ("jamba", None, ((0, 1), (0, 2)), "'expert_layer_period'"),  # experts, experts, dense
-    ("qwen3_vl", "vision_tower", ((0, 1), (1, 2)), "'deepstack_visual_indexes'"),  # one of two
-    ("qwen3_vl", "vision_tower", ((2, 3), (0, 1)), "'deepstack_visual_indexes'"),  # second first
+    ("qwen3_vl", "vision_tower", ((0, 1), (1, 2)), "deepstack_visual_indexes'"),  # one of two
+    ("qwen3_vl", "vision_tower", ((2, 3), (0, 1)), "deepstack_visual_indexes'"),  # second first
     (
         "t5",
         "encoder",
