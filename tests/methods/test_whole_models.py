@@ -326,7 +326,7 @@ def test_checkpoints_of_one_name_are_numbered(place: Path) -> None:
 
 def test_the_planner_alone_says_which_model(place: Path) -> None:
     path = recipe(place, "emr", parameters={"task": 1})
-    with pytest.raises(jmerge.RecipeError, match="'?task'?.*not a parameter of 'emr'"):
+    with pytest.raises(jmerge.PlanError, match="'?task'?.*not a parameter of 'emr'"):
         jmerge.plan_recipe(path)
 
 
