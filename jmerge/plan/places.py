@@ -199,6 +199,11 @@ class Places:
             name, size = found
             message = f"'{name}' has {size} entries for each layer of {self.donor.ref}"
             self.notes.fault(f"{message}, so layers cannot be rearranged", path)
+        if not in_order and (table := self._between_layers(stack)) is not None:
+            message = (
+                f"'{table}' has an entry for each layer of {self.donor.ref} or between each two"
+            )
+            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         layers = [origin.layers for origin in origins]
         said = unsaid(self.donor.checkpoint.config, stack, layers, self.donor.beside)
@@ -216,17 +221,43 @@ class Places:
                 numbered = template.name[: found.start()].removesuffix(".")
                 numbers.setdefault(numbered, set()).add(int(found[0]))
         depth, home = self.donor.stacks[prefix].depth, prefix[: prefix.rfind(".") + 1]
-        alike = (other for other, found in numbers.items() if len(found) == depth > 1)
         own = words_of(prefix)
-        return next(
-            (other for other in alike if other.startswith(home) or words_of(other) & own), None
-        )
+        for other, counted in numbers.items():
+            inside = other.startswith(home)
+            if len(counted) == depth > 1 and (inside or words_of(other) & own):
+                return other
+            # what stands between two layers (Informer's convolutions)
+            word = other.rpartition(".")[2]
+            if len(counted) == depth - 1 > 0 and home and inside and "layer" in word:
+                return other
+        return None
 
     def _of_all_layers(self, stack: Stack) -> tuple[str, int] | None:
-        """A tensor with entries for each layer of a stack of the donor, and how many: Gemma 3n's inputs of layers."""
-        size = home_of(self.donor.checkpoint.config, stack).get("hidden_size_per_layer_input")
-        if type(size) is not int or size < 1:
-            return None
-        loose = (name for (_, layer), name in self.donor.names.items() if layer is None)
-        all_layers = size * stack.depth
-        return next(((n, size) for n in loose if all_layers in self.donor.spec(n).shape), None)
+        """A tensor with entries for each layer of a stack of the donor, and how many: Gemma 3n's inputs of layers, the
+        weights by which ESM adds up the attention of all heads."""
+        config = home_of(self.donor.checkpoint.config, stack)
+        inputs, heads = (
+            size if type(size := config.get(key)) is int else 0
+            for key in ("hidden_size_per_layer_input", "num_attention_heads")
+        )
+        for name in self._loose_names():
+            shape = self.donor.spec(name).shape
+            if inputs > 0 and inputs * stack.depth in shape:
+                return name, inputs
+            if heads > 0 and shape == (1, heads * stack.depth):
+                return name, heads
+        return None
+
+    def _between_layers(self, stack: Stack) -> str | None:
+        """A table with an entry of the layers' width for each layer of a stack of the donor, or for all but one: YOLOS'
+        positions, which are added between layers."""
+        width = home_of(self.donor.checkpoint.config, stack).get("hidden_size")
+        for name in self._loose_names():
+            shape = self.donor.spec(name).shape
+            long = 1 < shape[0] in (stack.depth, stack.depth - 1) if len(shape) > 2 else False
+            if long and shape[-1] == width and not NUMBER.search(name):
+                return name
+        return None
+
+    def _loose_names(self) -> Iterator[str]:
+        return (name for (_, layer), name in self.donor.names.items() if layer is None)

@@ -354,3 +354,34 @@ def test_as_few_first_layers_as_explain_the_inputs(
     else:
         with pytest.raises(PlanError, match="by their place"):
             plan_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({f"model.layer_norms.{i}.weight": (8,) for i in range(LAYERS)}, "numbers 'model.layer_norms'"),
+        ({f"model.conv_layers.{i}.weight": (8, 2) for i in range(LAYERS - 1)}, "numbers 'model.conv_layers'"),
+        ({"model.contact_head.weight": (1, 4 * LAYERS)}, "has 4 entries for each layer"),
+        ({"model.between": (LAYERS - 1, 1, 5, 8)}, "'model.between' has an entry for each layer"),
+        ({"model.each": (LAYERS, 1, 5, 8)}, "'model.each' has an entry for each layer"),
+        ({"model.patches.weight": (LAYERS, 8, 2, 2), "model.table.weight": (LAYERS, 8)}, ""),
+        ({f"model.adapters.{i}.weight": (8,) for i in range(LAYERS - 1)}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_as_long_as_there_are_layers(
+    extra: dict[str, tuple[int, ...]],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outside of the layers, for each of them or between each two: it cannot follow them."""
+    for seed, name in enumerate("ab"):
+        tensors = llama_tensors(seed, layers=LAYERS)
+        tensors |= {each: np.full(shape, seed, np.float32) for each, shape in extra.items()}
+        write_checkpoint(tmp_path / name, tensors, llama_config(layers=LAYERS))
+    recipe = stack(("a", 0, 3), ("b", 2, 4))
+    if said:
+        (error,) = refused(tmp_path, recipe, capsys)
+        assert said in error and error.endswith("so layers cannot be rearranged")
+    else:
+        assert plan_recipe(write_recipe(tmp_path, recipe)).changes
