@@ -28,7 +28,7 @@ SAMPLE: dict[str, str] = {
     "ernie4_5_moe": "",  # statistics of the router
     "qwen3_next": "",  # lists of layers by kind
     "jamba": "expert_layer_period",  # kinds of layers by period and offset
-    "nemotron_h": "has 0 layers",  # the list of kinds is what counts the layers
+    "nemotron_h": "",  # the list of kinds is what counts the layers
     "zamba2": "",  # layers that share their weights
     "xlstm": "",  # two counts of layers
     "mamba": "",

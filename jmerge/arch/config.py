@@ -59,9 +59,9 @@ def set_depth(
 
     What it says of a layer is what the config of the model says that the layer comes from, when that says it.
     """
-    if not stack.keys:
+    if not stack.counted:
         return config, []
-    home = stack.keys[0][:-1]
+    home = stack.keys[0][:-1] if stack.keys else ()
     before = home_of(config, stack)
     written: dict[KeyPath, Any] = dict.fromkeys(stack.keys, len(layers))
     written |= _followed(config, stack, layers, beside)[0]
@@ -92,7 +92,7 @@ def unsaid(
 ) -> list[Unsaid]:
     """Keys of config.json with which nothing known says the kinds of the output `layers`."""
     stuck = _followed(config, stack, layers, beside)[1]
-    if not stack.keys:
+    if not stack.counted:
         return stuck
     part = home_of(config, stack)
     found = [

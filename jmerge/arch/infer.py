@@ -42,6 +42,9 @@ LAYER_KEYS = (
 # Names a newcomer's config may give the same count; believed only when none of the keys above fits.
 OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
 
+# Lists with the kind of each layer, which count the layers where nothing else does (Nemotron-H, as transformers saves it).
+LAYER_LIST = re.compile(r"(layers?_)?(layer|block)_types?")
+
 # Config keys that count layers stored behind the others, which foretell more than one token: parts of no stack.
 EXTRA_LAYER_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 
@@ -79,6 +82,12 @@ class Stack:
     keys: tuple[KeyPath, ...]  # of config.json that hold its length; empty when none does
     # of these, those that may as well count the layers of another stack, which has this prefix
     doubtful: tuple[tuple[KeyPath, str], ...] = ()
+    listed: bool = False  # no key holds its length, but config.json has a list with the kind of each of its layers
+
+    @property
+    def counted(self) -> bool:
+        """Whether config.json says how many layers it has."""
+        return bool(self.keys) or self.listed
 
     @property
     def depth(self) -> int:
@@ -227,6 +236,8 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
         extra = (part.get(key) for key in EXTRA_LAYER_KEYS)
         behind |= {v + n: v for n in extra if type(n) is int and n > 0 for v in own}
         counts |= own
+    listed = _list_lengths(config)
+    counts |= listed
     stacks = []
     for prefix, layers in groups.items():
         indices = sorted(layers)
@@ -241,13 +252,22 @@ def _find_stacks(specs: Mapping[str, TensorSpec], config: Config) -> list[Stack]
         templates = set().union(*layers.values())
         counted = Counter(template for layer in layers.values() for template in layer)
         repeated = [template for template, count in counted.items() if count >= 2]
-        if len(repeated) < 0.3 * len(templates):
+        if len(repeated) < 0.3 * len(templates) and len(indices) not in listed:
             continue
         if len(indices) not in counts:
             counted_on = behind.get(len(indices))
             indices = indices[:counted_on] if counted_on else _trim(indices, layers)
         stacks.append(Stack(prefix, tuple(indices), ()))
     return stacks
+
+
+def _list_lengths(config: Config) -> set[int]:
+    """How long the lists with the kinds of layers are that config.json has."""
+    return {
+        len(value)
+        for key, value in config.items()
+        if LAYER_LIST.fullmatch(key) and isinstance(value, list) and len(value) > 1
+    }
 
 
 def _trim(indices: list[int], layers: dict[int, set[str]]) -> list[int]:
@@ -318,12 +338,17 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
             keys[prefix].append(path)
             taken[path] = prefix
     doubtful = _doubtful(scores, keys, taken, by_depth)
+    without = Counter(stack.depth for stack in stacks if stack.prefix not in keys)
+    lengths = {length for length in _list_lengths(config) if without[length] == 1}
+    if any(type(config.get(key)) is int for key in LAYER_KEYS):
+        lengths = set()  # the list is of what that counts
     return [
         Stack(
             stack.prefix,
             stack.indices,
             tuple(keys.get(stack.prefix, ())),
             tuple(doubtful.get(stack.prefix, ())),
+            listed=stack.prefix not in keys and stack.depth in lengths,
         )
         for stack in stacks
     ]
@@ -481,7 +506,7 @@ def _part(name: str, embeddings: tuple[str, ...], heads: tuple[str, ...]) -> Par
 
 def _layered(stacks: list[Stack], ranks: Mapping[str, int]) -> list[Stack]:
     """The stacks whose layers can be ranged over: those with a key, else the largest one."""
-    keyed = [stack for stack in stacks if stack.keys]
+    keyed = [stack for stack in stacks if stack.counted]
     if keyed or not stacks:
         return keyed
     return [max(stacks, key=lambda stack: (stack.depth > 1, -ranks[stack.prefix]))]

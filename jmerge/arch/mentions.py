@@ -95,13 +95,13 @@ def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator
         for key, n in part.items()
         if type(n) is int and COUNT.fullmatch(str(key))
     }
-    unique = bool(stack.keys) and stack.depth not in lengths
+    unique = stack.counted and stack.depth not in lengths
     around = [home[:end] for end in range(len(home), -1, -1)]
     for path, part in _maps(config, home, around, set(homes), own):
         inside = path[: len(home)] == home
         # its own map may have parts inside, those around it none but this
         rest = homes.keys() if inside else [*homes, *parts]
-        alone = bool(stack.keys) and not any(
+        alone = stack.counted and not any(
             each == home if inside else each[: len(path)] == path for each in rest
         )
         around_it = _words(".".join(path[len(home) :])) if inside else set()

@@ -183,7 +183,7 @@ class Places:
         ):
             return
         path = places[0].out_slice.path[:-1]
-        if len(places) != stack.depth and not stack.keys:
+        if len(places) != stack.depth and not stack.counted:
             message = (
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )

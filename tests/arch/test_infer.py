@@ -860,3 +860,27 @@ def test_a_usual_count_makes_the_main_stack() -> None:
     layout = infer(tensors, {"decoder_layers": 5, "encoder_layers": 3, "num_conv_layers": 7})
     stack = layout.main_stack("encoder")
     assert stack is not None and stack.prefix == "encoder.layers"
+
+
+@pytest.mark.parametrize(
+    ("config", "listed"),
+    [
+        ({"layers_block_type": ["mamba", "moe", "attention"]}, True),
+        ({"layer_types": ["a", "b", "c"]}, True),
+        ({"layer_types": ["a", "b", "c"], "num_hidden_layers": 3}, False),  # a count counts
+        ({"layer_types": ["a", "b"]}, False),
+        ({"mtp_layers_block_type": ["a", "b", "c"]}, False),
+    ],
+)
+def test_a_list_of_kinds_counts_layers_that_have_nothing_in_common(
+    config: dict[str, Any], listed: bool
+) -> None:
+    """Each layer is of a kind of its own, so that names alone do not show a stack."""
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (VOCAB, HIDDEN)}
+    for i, names in enumerate((("A", "D", "conv.w"), ("up.w", "down.w"), ("q.w", "k.w", "v.w"))):
+        shapes |= {f"layers.{i}.mixer.{name}": (8, 8) for name in names}
+    layout = infer(shapes, config)
+    counted = listed or "num_hidden_layers" in config
+    assert [stack.depth for stack in layout.stacks.values()] == [3] * counted
+    assert [stack.listed for stack in layout.stacks.values()] == [listed] * counted
+    assert (layout.main_stack("default") is not None) == counted

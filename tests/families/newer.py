@@ -42,10 +42,10 @@ HYBRID = {"layer_types": (LINEAR, FULL, LINEAR)}
 KEY_BIAS = r".*\.k_proj\.bias"
 
 
-def part(embedding: str, layers: str, norm: str, *, tied: bool = False) -> Part:
+def part(embedding: str, layers: str, norm: str, *, tied: bool = False, **ranges: Any) -> Part:
     """The part of a model whose embedding, layers and last norm have these names."""
     head = () if tied else ("lm_head.weight",)
-    return Part(layers=layers, before=(embedding,), after=(norm, *head))
+    return Part(layers=layers, before=(embedding,), after=(norm, *head), **ranges)
 
 
 def kinds(
@@ -225,9 +225,15 @@ FAMILIES = (
             n_routed_experts=4,
             moe_shared_expert_intermediate_size=8,
         ),
-        parts=(part("backbone.embeddings.weight", "backbone.layers", "backbone.norm_f.weight"),),
+        parts=(
+            part(
+                "backbone.embeddings.weight",
+                "backbone.layers",
+                "backbone.norm_f.weight",
+                ranges=((0, 3), (1, 4)),
+            ),
+        ),
         inputs=text_inputs,
-        no_stack="as transformers saves it, config.json has no count of its layers",
     ),
     Family(
         name="falcon_h1",
