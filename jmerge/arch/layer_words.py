@@ -16,7 +16,11 @@ NUMBER = re.compile(
 NUMBERS = re.compile(
     rf"(\w+_)?(idx|idxs|indexes|indices|indexs)|(\w+_)?{LAYER}|{LAYER}_\w+|\w*{LAYER}_?(ids?|nums?|numbers?)|return_idx"
 )
-OF_ANOTHER = re.compile(rf"(?!.*(attn|attention|moe|expert|dense|mamba)).+_num_{LAYER}")
+# Counts of what is called so by a word are of other things, unless the word is of a kind of layers (`num_dense_blocks`).
+OF_ANOTHER = re.compile(
+    r"(?!.*(attn|attention|moe|expert|dense|sparse|mlp|mamba|ssm|linear|recurrent|window|local|global|sliding|full"
+    r"|hybrid|shared?|kv|cross|self)).+"
+)
 SPANS = re.compile(rf".*({LAYER}|range|span|group|segment).*")
 # Layers of a kind, of which any number may be; other lists of numbers name layers from which something is taken.
 MEMBERS = re.compile(

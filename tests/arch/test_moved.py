@@ -194,12 +194,17 @@ def test_each_model_tells_of_its_own_layers() -> None:
     }
 
 
-@pytest.mark.parametrize("key", ["num_adapter_layers", "num_dense_blocks"])
-def test_a_count_of_something_else_is_not_rewritten(key: str) -> None:
-    """As many by chance, or as many as are of a kind: refused, but where their number stays."""
+@pytest.mark.parametrize("key", ["num_dense_blocks", "num_cross_attention_layers"])
+def test_a_count_of_a_kind_of_layers_is_not_rewritten(key: str) -> None:
+    """All of them are of that kind, or as many by chance: refused, but where their number stays."""
     assert said(key, 4, AGAIN, counts=False) is STUCK
     assert said(key, 4, (3, 2, 1, 0), counts=False) == 4
-    assert said("c2f_num_blocks", 4, AGAIN, counts=False) == 4
+
+
+@pytest.mark.parametrize("key", ["num_adapter_layers", "postnet_layers", "c2f_num_blocks"])
+def test_a_count_of_something_else_stays(key: str) -> None:
+    """As many by chance."""
+    assert said(key, 4, AGAIN, counts=False) == 4
 
 
 def test_a_field_that_may_speak_of_others() -> None:

@@ -307,7 +307,7 @@ def test_what_the_first_layer_alone_lacks(
 
 def test_fields_that_nothing_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is named, with what to do; config.json without them is merged."""
-    fields = {"cross_layer_interval": 2, "num_adapter_layers": 4, "exit_layer": 3}
+    fields = {"cross_layer_interval": 2, "num_linear_layers": 4, "exit_layer": 3}
     write(tmp_path / "a", 0, **fields)
     errors = refused(tmp_path, stack(("a", 0, 4), ("a", 1, 4)), capsys)
     assert [next(key for key in fields if f"'{key}'" in line) for line in errors] == list(fields)
