@@ -167,7 +167,8 @@ from jmerge.cli import main
 
 for folder in json.load(sys.stdin):
     os.chdir(folder)
-    with contextlib.redirect_stderr(io.StringIO()) as errors:
+    errors, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(said):
         code = main(["--config", folder + "/x.yml", "--out", folder + "/out"])
     print(json.dumps([code, errors.getvalue()]))
 """
