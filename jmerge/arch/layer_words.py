@@ -16,10 +16,11 @@ NUMBER = re.compile(
 NUMBERS = re.compile(
     rf"(\w+_)?(idx|idxs|indexes|indices|indexs)|(\w+_)?{LAYER}|{LAYER}_\w+|\w*{LAYER}_?(ids?|nums?|numbers?)|return_idx"
 )
-# Counts of what is called so by a word are of other things, unless the word is of a kind of layers (`num_dense_blocks`).
+# Counts of what is called so by a word are of other things, unless the word is of a kind of layers (`num_dense_blocks`)
+# or of a side (`t2u_decoder_layers`).
 OF_ANOTHER = re.compile(
     r"(?!.*(attn|attention|moe|expert|dense|sparse|mlp|mamba|ssm|linear|recurrent|window|local|global|sliding|full"
-    r"|hybrid|shared?|kv|cross|self)).+"
+    r"|hybrid|shared?|kv|cross|self|encoder|decoder)).+"
 )
 SPANS = re.compile(rf".*({LAYER}|range|span|group|segment).*")
 # Layers of a kind, of which any number may be; other lists of numbers name layers from which something is taken.

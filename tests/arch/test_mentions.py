@@ -110,7 +110,7 @@ def test_words_of_tensors_outside_layers() -> None:
     assert changed(config, layers, names=names) == (set(), set())
     assert changed(config, layers) == (
         set(),
-        {"conv_dim"},
+        {"conv_dim", "encoder_postnet_layers"},
     )
 
 
