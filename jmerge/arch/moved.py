@@ -228,9 +228,13 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
     if (runs := _runs(value)) is not None and len(runs) == depth:
         entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
-    if is_per_layer(key, value, depth) or (
-        len(value) == depth
-        and (SIZES.fullmatch(key) or (named and re.search("kernel|sizes?$", key)))
+    taps = numbers and min(value) < 0 and bool(TAPS.fullmatch(key))  # counted from the end
+    if not taps and (
+        is_per_layer(key, value, depth)
+        or (
+            len(value) == depth
+            and (SIZES.fullmatch(key) or (named and re.search("kernel|sizes?$", key)))
+        )
     ):
         return _entries(key, value, moved, own, named)
     if all(isinstance(each, str) for each in value):

@@ -194,6 +194,11 @@ def test_each_model_tells_of_its_own_layers() -> None:
     }
 
 
+def test_taps_that_are_as_many_as_there_are_layers() -> None:
+    """Counted from the end, and some beyond the beginning: they are no entries of layers."""
+    assert said("vision_feature_layers", [-2, -5, -8, 3], AGAIN) == [-2, -5, -8, 3]
+
+
 @pytest.mark.parametrize("key", ["num_dense_blocks", "num_cross_attention_layers"])
 def test_a_count_of_a_kind_of_layers_is_not_rewritten(key: str) -> None:
     """All of them are of that kind, or as many by chance: refused, but where their number stays."""
