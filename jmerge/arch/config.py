@@ -61,7 +61,7 @@ def set_depth(
     """
     if not stack.counted:
         return config, []
-    home = stack.keys[0][:-1] if stack.keys else ()
+    home = stack.home
     before = home_of(config, stack)
     written: dict[KeyPath, Any] = dict.fromkeys(stack.keys, len(layers))
     written |= _followed(config, stack, layers, beside)[0]
@@ -120,7 +120,7 @@ def told_of_layers(
     told: dict[str, list[Hashable]] = {}
     part = home_of(config, stack)
     for each in mentions(config, stack, beside):
-        if each.certain or each.path[:-1] == (stack.keys[0][:-1] if stack.keys else ()):
+        if each.certain or each.path[:-1] == stack.home:
             first = first_number(get_path(config, each.path[:-1]), stack.depth)
             kinds = kinds_of(each.name, each.value, stack.depth, first)
             if kinds is not None:
@@ -138,7 +138,7 @@ def _followed(
     """What the fields that speak of the layers have to say now, and those of which that is not known."""
     made: dict[KeyPath, Any] = {}
     stuck = []
-    home = stack.keys[0][:-1] if stack.keys else ()
+    home = stack.home
     part = get_path(config, home)
     ruled = {key for rule in RULES if rule.is_meant(part) for key in rule.keys} - {*LAYER_NUMBERS}
     behind = sum(n for n in map(part.get, EXTRA_LAYER_KEYS) if type(n) is int and n > 0)
@@ -166,8 +166,8 @@ def _followed(
 def _own(layers: Sequence[Layers], path: KeyPath, home: KeyPath, place: int) -> Any:
     """What the model of an output layer says in a field that the donor has at `path`, beside its count of layers."""
     config, stack, _ = layers[place]
-    own = stack.keys[0][:-1] if stack.keys else ()
-    return get_path(config, (*own, *path[len(home) :]) if path[: len(home)] == home else path)
+    inside = path[: len(home)] == home
+    return get_path(config, (*stack.home, *path[len(home) :]) if inside else path)
 
 
 def _orders(

@@ -85,6 +85,11 @@ class Stack:
     listed: bool = False  # no key holds its length, but config.json has a list with the kind of each of its layers
 
     @property
+    def home(self) -> KeyPath:
+        """Where in config.json the map lies that says how many layers it has; the top where none does."""
+        return self.keys[0][:-1] if self.keys else ()
+
+    @property
     def counted(self) -> bool:
         """Whether config.json says how many layers it has."""
         return bool(self.keys) or self.listed

@@ -248,7 +248,7 @@ RULES = (
 def home_of(config: Config, stack: Stack) -> Config:
     """The part of config.json that says how many layers a stack has, and so more of these; all of it where none does."""
     part = config
-    for key in stack.keys[0][:-1] if stack.keys else ():
+    for key in stack.home:
         part = part[key]
     return part
 

@@ -77,11 +77,11 @@ class Mention(NamedTuple):
 
 def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator[Mention]:
     """The fields of config.json that may speak of the layers of `stack`, but for those that count it."""
-    home = stack.keys[0][:-1] if stack.keys else ()
+    home = stack.home
     others = [each for each in beside.stacks if each.prefix != stack.prefix]
-    homes = {each.keys[0][:-1]: each for each in others if each.keys}
+    homes = {each.home for each in others if each.keys}
     own = _words(stack.prefix) | _words(".".join(home))
-    theirs: set[str] = set().union(*(_words(s.prefix) | _words(".".join(_home(s))) for s in others))
+    theirs: set[str] = set().union(*(_words(s.prefix) | _words(".".join(s.home)) for s in others))
     loose: set[str] = set().union(*(_words(name) for name in beside.names))
     counted = {path for each in others for path in each.keys} | set(stack.keys)
     parts = {
@@ -97,10 +97,10 @@ def mentions(config: Config, stack: Stack, beside: Beside = NOTHING) -> Iterator
     }
     unique = stack.counted and stack.depth not in lengths
     around = [home[:end] for end in range(len(home), -1, -1)]
-    for path, part in _maps(config, home, around, set(homes), own):
+    for path, part in _maps(config, home, around, homes, own):
         inside = path[: len(home)] == home
         # its own map may have parts inside, those around it none but this
-        rest = homes.keys() if inside else [*homes, *parts]
+        rest = homes if inside else [*homes, *parts]
         alone = stack.counted and not any(
             each == home if inside else each[: len(path)] == path for each in rest
         )
@@ -183,10 +183,6 @@ def _has_any(words: set[str], others: set[str]) -> bool:
         for other in others
         if len(other) >= STEM
     )
-
-
-def _home(stack: Stack) -> KeyPath:
-    return stack.keys[0][:-1] if stack.keys else ()
 
 
 def words_of(name: str) -> set[str]:

@@ -147,9 +147,9 @@ def is_numbered(key: str, value: dict[Any, Any]) -> bool:
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
-        if value == depth and new != depth and not moved.counts and OF_ANOTHER.fullmatch(key):
-            return value
         if value == depth and new != depth and not moved.counts:
+            if OF_ANOTHER.fullmatch(key):
+                return value
             raise Stuck(
                 f"is {depth}, as many as there were layers, and nothing tells whether it counts these"
             )

@@ -154,10 +154,16 @@ class Quantised:
         named = (part.get(key) for part in parts for key in ("quant_method", "quant_algo"))
         return next((str(each) for each in named if each), "an unnamed method")
 
+    @property
+    def keys(self) -> str:
+        """The keys of config.json that say that weights are quantised, as text."""
+        return " and ".join(dict.fromkeys(key[-1] for key in self.told))
+
     def left_over_text(self) -> str:
         """What to say where the field is left over."""
-        keys = " and ".join(dict.fromkeys(key[-1] for key in self.told))
-        message = f"{keys} in config.json says that its weights are quantised ({self._method()})"
+        message = (
+            f"{self.keys} in config.json says that its weights are quantised ({self._method()})"
+        )
         return f"{message}, but they are plain numbers and merged as such"
 
     def _codes(self) -> Iterator[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from jmerge.arch.fields import (
     differences,
     module_differences,
 )
-from jmerge.arch.infer import KeyPath, Stack
+from jmerge.arch.infer import KeyPath
 from jmerge.names import did_you_mean, nearest
 from jmerge.plan.notes import Notes
 from jmerge.plan.views import View
@@ -181,17 +181,13 @@ def _homes(view: View, donor: View) -> dict[tuple[KeyPath, KeyPath], None]:
         if name in view.used and layer is not None:
             prefixes[template.partition("{}")[0].removesuffix(".")] = None
     pairs = {
-        (_home(view.stacks[prefix]), _home(donor.stacks[prefix])): None
+        (view.stacks[prefix].home, donor.stacks[prefix].home): None
         for prefix in prefixes
         if prefix in donor.stacks
     }
     if view.used and not view.prefixes:
         pairs[(), ()] = None
     return pairs
-
-
-def _home(stack: Stack) -> KeyPath:
-    return stack.keys[0][:-1] if stack.keys else ()
 
 
 def _words(each: Difference, ref: ModelRef, donor: View) -> str:

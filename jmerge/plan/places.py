@@ -188,22 +188,8 @@ class Places:
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )
             self.notes.fault(f"{message}, so their number cannot change", path)
-        alike = (t.name for t in self.templates if t.stack is None and prefix)
-        if not in_order and (other := next((n for n in alike if n.startswith(f"{prefix}.")), None)):
-            message = f"{self.donor.ref} numbers '{other}' like its layers, and it is in none"
-            self.notes.fault(f"{message}, so these cannot be rearranged", path)
-        if not in_order and (other := self._beside(prefix)) is not None:
-            message = f"{self.donor.ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both"
-            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
-        if not in_order and (found := self._of_all_layers(stack)) is not None:
-            name, size = found
-            message = f"'{name}' has {size} entries for each layer of {self.donor.ref}"
-            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
-        if not in_order and (table := self._between_layers(stack)) is not None:
-            message = (
-                f"'{table}' has an entry for each layer of {self.donor.ref} or between each two"
-            )
-            self.notes.fault(f"{message}, so layers cannot be rearranged", path)
+        for why in () if in_order else self._bound_to_layers(prefix, stack):
+            self.notes.fault(f"{why} cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
         layers = [origin.layers for origin in origins]
         said = unsaid(self.donor.checkpoint.config, stack, layers, self.donor.beside)
@@ -212,6 +198,20 @@ class Places:
         for warning in order_warnings(said):
             self.notes.warn(warning, path)
         self.new_layers[prefix] = layers
+
+    def _bound_to_layers(self, prefix: str, stack: Stack) -> Iterator[str]:
+        """What outside of a stack has something for each of its layers where they are, worded to say what cannot move."""
+        ref = self.donor.ref
+        alike = (t.name for t in self.templates if t.stack is None and prefix)
+        if other := next((n for n in alike if n.startswith(f"{prefix}.")), None):
+            yield f"{ref} numbers '{other}' like its layers, and it is in none, so these"
+        if (other := self._beside(prefix)) is not None:
+            yield f"{ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both, so layers"
+        if (found := self._of_all_layers(stack)) is not None:
+            name, size = found
+            yield f"'{name}' has {size} entries for each layer of {ref}, so layers"
+        if (table := self._between_layers(stack)) is not None:
+            yield f"'{table}' has an entry for each layer of {ref} or between each two, so layers"
 
     def _beside(self, prefix: str) -> str | None:
         """What has a number for each layer of a stack too, outside of it: parts of layers in a list of their own."""

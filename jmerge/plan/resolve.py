@@ -9,11 +9,10 @@ from jmerge.errors import Fault
 from jmerge.methods.spec import Method, Parameter, Required
 from jmerge.plan.parameters import base_position, is_misspelt, missing
 from jmerge.plan.places import Place
+from jmerge.plan.presence import WEIGHT
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
 from jmerge.recipe.settings import Undefined
 from jmerge.recipe.yamltree import Path
-
-WEIGHT = "weight"
 
 
 class Input(NamedTuple):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import translate
 from typing import NamedTuple
 
 from jmerge.arch.families import find_module
@@ -14,6 +12,7 @@ from jmerge.arch.match import stack_of
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import Fault
 from jmerge.plan.convert import convert_views
+from jmerge.plan.coverage import Coverage
 from jmerge.plan.notes import Notes
 from jmerge.plan.patterns import excepting, patterns_of, scalar
 from jmerge.plan.rename import map_path, prefixes_of, rename, starred
@@ -80,13 +79,10 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
     """The models with leftovers that match leftovers of the donor in ending and shape, and that a recipe does not
     leave out on both sides."""
     donor, *others = views.values()
-    only, excluded = (
-        [re.compile(translate(p)) for p in each] for each in (recipe.only, recipe.excluded)
-    )
+    coverage = Coverage(recipe)
 
     def is_out(name: str) -> bool:
-        listed = not only or any(each.match(name) for each in only)
-        return not listed or any(each.match(name) for each in excluded)
+        return coverage.excluded(name) is not None
 
     known = {template for template, _ in donor.names}
     modules = {template: donor.modules[name] for (template, _), name in donor.names.items()}

@@ -21,8 +21,7 @@ def numbers(folder: Folder) -> Iterator[Finding]:
         return
     found = Quantised(folder.specs, folder.config)
     if found.left_over:
-        keys = " and ".join(dict.fromkeys(key[-1] for key in found.told))
-        message = f"{keys} says that the weights are quantised, and all are plain numbers"
+        message = f"{found.keys} says that the weights are quantised, and all are plain numbers"
         yield Finding(message, folder.config_file, warning=True)
     elif not found.told and found.reason:
         yield Finding(f"{found.reason}; config.json does not say so", folder.config_file)

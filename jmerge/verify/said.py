@@ -53,7 +53,7 @@ def said(folder: Folder) -> Iterator[Finding]:
 
 def _counts(config: Config, stack: Stack, depths: set[int]) -> Iterator[str]:
     """Counts of the same layers that are others than there are."""
-    home = stack.keys[0][:-1]
+    home = stack.home
     part = get_path(config, home) if home else config
     word = stack.prefix.rpartition(".")[2]
     own = (f"num_{word}", f"n_{word}", f"num_hidden_{word}")
@@ -71,7 +71,7 @@ def _counts(config: Config, stack: Stack, depths: set[int]) -> Iterator[str]:
 def _fields(config: Config, stack: Stack, beside: Beside) -> Iterator[tuple[str, bool]]:
     """Fields that speak of layers that are not there, and whether a model works all the same."""
     # fields of a map with the counts of several stacks may be of any of them
-    depth = max(each.depth for each in beside.stacks if each.keys[0][:-1] == stack.keys[0][:-1])
+    depth = max(each.depth for each in beside.stacks if each.home == stack.home)
     behind = sum(
         value
         for _, part in config_dicts(config)
