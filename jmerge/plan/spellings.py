@@ -92,6 +92,8 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
         own = {template for template, _ in view.names}
         mine = _left(view, known)
         theirs = _left(donor, own)
+        if not (mine and theirs):
+            continue  # as for most models, which have thousands of names
         generals = general_names(view.layout, view.prefixes)
         both = {template: template for template in own & known}
         both |= {  # a stack of which some tensors are known is paired, under whatever name
