@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jmerge.methods.cuts import cut_terms
+from jmerge.methods.draws import model_keys, place_tag, seed_words
 from jmerge.methods.positions import split_position
-from jmerge.methods.random import make_key
 from jmerge.methods.reduce import total_of_leaves
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Required
+from jmerge.methods.streams import path_depth, path_name, streams
 from jmerge.methods.wrap import find_method
 from jmerge.names import did_you_mean
 
@@ -30,7 +31,8 @@ def merge_trees(
     *,
     method: str,
     base: Any = None,
-    seed: int = 0,
+    seed: Any = 0,
+    key: Any = None,
     **numbers: Any,
 ) -> Any:
     """Merge pytrees of one structure, leaf by leaf, by a registered method.
@@ -60,7 +62,9 @@ def merge_trees(
         the models (and the base) promote; other leaves must be equal everywhere, and are given back.
       method: a name of `jmerge methods`, or one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`).
       base: a tree like the others, for methods that have a base.
-      seed: of random methods; leaves are told apart by their paths.
+      seed: of random methods, an integer, which may be traced. Leaves are told apart by their paths, and draw what a
+        recipe draws for the tensor of that name.
+      key: in place of a seed, a typed key of `jax.random.key`, which may be traced.
       numbers: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). Those of each
         model are a number for all, a sequence or an array [models]. Continuous ones may be traced; flags, densities
         and others that counts follow from have to be plain numbers. `lines` takes `depth`, a tree like the others that says
@@ -79,15 +83,21 @@ def merge_trees(
     models = list(trees)
     _check_models(chosen, len(models), base)
     everything = models if base is None else [*models, base]
-    paths, leaves, treedef = _flatten(everything, names=_names(models, base))
+    paths, depths_of, leaves, treedef = _flatten(everything, names=_names(models, base))
     keywords, static = _arguments(chosen, len(models), numbers)
     floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf, paths[i])]
     call = _Call(chosen, base is not None, tuple(static.items()))
     outputs = len(models) if chosen.per_model_output else 1
-    keys = [_keys(chosen, seed, paths[i], len(models)) for i in floating]
     depths = _depths(chosen, numbers.get("depth"), treedef, len(leaves))
     # others are given back as they came: a 64-bit integer would not survive a conversion
     chosen_leaves = [[jnp.asarray(array) for array in leaves[i]] for i in floating]
+    named = streams(paths, depths_of)
+    keys: list[jax.Array | None] = [None] * len(floating)
+    words = seed_words(seed, "seed") if key is None else seed_words(key, "key")
+    if "keys" in chosen.reserved:
+        for number, i in enumerate(floating):
+            tag = place_tag(words, chosen_leaves[number], "seed" if key is None else "key")
+            keys[number] = model_keys(words, named[i], tag, len(models))
     if meshes := [sharding.mesh for leaf in chosen_leaves if (sharding := _explicit(leaf))]:
         # on a mesh of explicit axes the compiler places what happens within, and results lie as the inputs do
         whole = NamedSharding(meshes[0], PartitionSpec())  # type: ignore[no-untyped-call]
@@ -239,19 +249,19 @@ def _names(models: Sequence[Any], base: Any) -> list[str]:
     return names if base is None else [*names, "base"]
 
 
-def _flatten(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[str], list[Leaf], Any]:
+def _flatten(
+    trees: Sequence[Any], names: Sequence[str]
+) -> tuple[list[str], list[int], list[Leaf], Any]:
     """The paths of the leaves, the arrays of each, and the structure; ValueError where trees differ."""
     flat, structure = jax.tree_util.tree_flatten_with_path(trees[-1])
     treedef: Any = structure
-    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    paths = [path_name(path) for path, _ in flat]
+    depths = [path_depth(path) for path, _ in flat]
     columns = []
     for tree, name in zip(trees, names, strict=True):
         leaves, other = jax.tree.flatten(tree)
         if other != treedef:
-            own = {
-                jax.tree_util.keystr(path, simple=True, separator=".")
-                for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-            }
+            own = {path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
             odd = sorted(own ^ set(paths))
             where = f"'{odd[0]}' is in one only" if odd else f"{other} and {treedef}"
             raise ValueError(f"{name} and {names[-1]} have different structures: {where}")
@@ -264,7 +274,7 @@ def _flatten(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[str], lis
                 raise ValueError(
                     f"'{path}' is {array.shape} in {name} and {row[-1].shape} in {names[-1]}"
                 )
-    return paths, [list(row) for row in zip(*columns, strict=True)], treedef
+    return paths, depths, [list(row) for row in zip(*columns, strict=True)], treedef
 
 
 def _is_floating(leaf: Leaf, path: str) -> bool:
@@ -364,13 +374,6 @@ def _plain(value: Any, kind: str, name: str) -> Any:
         raise TypeError(
             f"'{name}' decides about counts, shapes or the program, so it has to be a plain number"
         ) from error
-
-
-def _keys(method: Method, seed: int, path: str, models: int) -> jax.Array | None:
-    if "keys" not in method.reserved:
-        return None
-    keys = [make_key(seed, path, model) for model in range(models)]
-    return jnp.asarray(np.asarray(keys, np.uint32).reshape(-1, 2))
 
 
 def _depths(method: Method, depth: Any, treedef: Any, leaves: int) -> list[Any]:
