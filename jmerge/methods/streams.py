@@ -49,6 +49,17 @@ def streams(names: Sequence[str], depths: Sequence[int] | None = None) -> list[S
     return found
 
 
+def layer_of(name: str) -> tuple[str, int] | None:
+    """The stack of layers that a tensor lies in and its place there, by the first number in its name; None: in none."""
+    before: list[str] = []
+    for part in name.split("."):
+        if (found := _number(part)) is not None:
+            text, number = found
+            return ".".join(before if text is None else [*before, text]), number
+        before.append(part)
+    return None
+
+
 def path_name(path: Sequence[Any]) -> str:
     """The name of a leaf: the keys on its path joined by dots; a box of Flax around an array adds nothing to it."""
     return jax.tree_util.keystr(tuple(_keys(path)), simple=True, separator=".")
@@ -65,17 +76,25 @@ def _keys(path: Sequence[Any]) -> Sequence[Any]:
 
 
 def _without_numbers(name: str) -> tuple[str, tuple[int, ...]]:
-    """A name without its parts that are numbers, and these; none is beyond 32 bits."""
+    """A name without its parts that are numbers, and these."""
     parts, numbers = [], []
     for part in name.split("."):
-        found = NUMBERED.fullmatch(part)
-        if found is None or int(found[2]) >= 1 << 32:
+        if (found := _number(part)) is None:
             parts.append(part)
             continue
-        numbers.append(int(found[2]))
-        if found[1] is not None:
-            parts.append(found[1])
+        text, number = found
+        numbers.append(number)
+        if text is not None:
+            parts.append(text)
     return ".".join(parts), tuple(numbers)
+
+
+def _number(part: str) -> tuple[str | None, int] | None:
+    """The number that a part of a name is or ends with, and the text before it; none is beyond 32 bits."""
+    found = NUMBERED.fullmatch(part)
+    if found is None or int(found[2]) >= 1 << 32:
+        return None
+    return found[1], int(found[2])
 
 
 def _words(text: str) -> tuple[int, int]:
