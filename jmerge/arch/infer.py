@@ -60,6 +60,8 @@ EMBEDDING_MODULES = (
     "shared",
     "input_embedding",
 )
+# A table that is called an embedding is one, whatever it holds (values, n-grams), unless it is of what comes out
+CALLED_EMBEDDING = re.compile(r"(?!un_?emb|out|.*_out|lm_|.*head)\w*_emb(s|ed(ding)?s?)?")
 FIRST = re.compile(
     r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings\w*|shared|patch_\w*|conv[12]|rotary\w*"
     r"|ln_pre|layernorm_pre|pre_la?ye?rnorm|layernorm_embedding|project_in|class_embedding|pos_(conv_)?embed"
@@ -469,6 +471,8 @@ def _vocabulary(
 
     found = tables(sizes)
     inputs = [n for n in found if _part(n, (), ()) == "first" or module(n) in EMBEDDING_MODULES]
+    others = [n for n in found if n not in inputs]
+    inputs += [n for n in others if CALLED_EMBEDDING.fullmatch(module(n).lower())]
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})

@@ -341,6 +341,32 @@ def test_qwen2_vl_with_text_sizes_at_the_top(headers: dict[str, Any]) -> None:
     assert layout.heads == ("lm_head.weight",)
 
 
+@pytest.mark.parametrize(
+    ("table", "head"),
+    [
+        ("tokens_embed", "lm_head"),
+        ("token_embedding", "output_embedding"),
+        ("value_embeddings", "unembed"),
+        ("tok_emb", "embed_out"),
+        ("word_embedding", "head_embeddings"),
+    ],
+)
+def test_a_table_called_an_embedding_is_one(table: str, head: str) -> None:
+    """Unless its name says that it is of what comes out; one that is known to be of tokens comes first."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"model.{table}.weight": (VOCAB, HIDDEN),
+        f"{head}.weight": (VOCAB, HIDDEN),
+    }
+    shapes |= layers("model.layers", 3, "mlp.up", "mlp.down")
+    config = {"vocab_size": VOCAB, "num_hidden_layers": 3}
+    layout = infer(shapes, config)
+    assert layout.embeddings == (f"model.{table}.weight",)
+    assert layout.heads == (f"{head}.weight",)
+    assert layout.roles[f"model.{table}.weight"].part == "first"
+    both = infer(shapes | {"model.tok_embeddings.weight": (VOCAB, HIDDEN)}, config)
+    assert both.embeddings == ("model.tok_embeddings.weight", f"model.{table}.weight")
+
+
 def test_unknown_class_with_two_stacks_has_its_branches_as_modules() -> None:
     """Top-level branches; a head goes with the embedding, what is left is a module of its own."""
     shapes = {
