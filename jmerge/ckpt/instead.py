@@ -12,15 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jmerge.ckpt.filekinds import is_state
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.source import Source
 from jmerge.errors import CheckpointError
 
-# Files of a training run that end like pickled weights and are none.
-STATES = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state|dataloader|"
-    r"sampler|dl_state_dict|custom_checkpoint)(\b|_).*|.*optim_states.*|data\.pt"
-)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
 MAX_SMALL = 1_000_000  # bytes of a file that is looked into for a name
@@ -42,7 +38,7 @@ class Place(NamedTuple):
 
     def ending(self, *ends: str) -> list[str]:
         """The files that end so, but for states of a training run."""
-        return [name for name in self.names if name.endswith(ends) and not STATES.fullmatch(name)]
+        return [name for name in self.names if name.endswith(ends) and not is_state(name)]
 
 
 def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
@@ -110,7 +106,7 @@ def _number(name: str) -> tuple[list[int], str]:
 def _nested(place: Place, depth: int) -> str | None:
     """What lies in a folder of this one, where nothing lies beside."""
     for name in sorted(place.folders, key=_number, reverse=True):
-        if name.startswith((".", "__")) or STATES.fullmatch(name):
+        if name.startswith((".", "__")) or is_state(name):
             continue
         source = inside(place.source, name)
         inner = Place(source, _below(place, name), source.names(), source.folders())
@@ -213,7 +209,7 @@ def _zero(place: Place) -> str | None:
 
 
 def _distributed(place: Place) -> str | None:
-    inner = (name for name in place.folders if not STATES.fullmatch(name))
+    inner = (name for name in place.folders if not is_state(name))
     for found in ("", *sorted(inner, key=_number, reverse=True)):
         names = place.source.names(found) if found else place.names
         if any(name.endswith(".distcp") or name == ".metadata" for name in names):
