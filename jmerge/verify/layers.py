@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jmerge.arch.infer import (
     LAYER_KEYS,
@@ -18,10 +17,7 @@ from jmerge.arch.infer import (
     config_dicts,
     may_count,
 )
-from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.holes import holes_of_its_own
-from jmerge.plan.views import build_views
-from jmerge.recipe.refs import ModelRef
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import quantised
 
@@ -197,14 +193,10 @@ def _gaps(folder: Folder, layered: Layered, most: int) -> Iterator[Finding]:
 
 def _holes(folder: Folder) -> Iterator[Finding]:
     """Tensors that most layers of their kind have."""
-    ref = ModelRef(folder.source.label)
-    stored = SimpleNamespace(config=folder.config, index=folder.tensors)
-    checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
-    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
     for prefix, stack in folder.layout.stacks.items():
         if stack.depth < 3:
             continue  # too few to tell what layers have, and there may be many
-        for hole in holes_of_its_own(views[ref], prefix, whole_blocks=True):
+        for hole in holes_of_its_own(folder.view, prefix, whole_blocks=True):
             if quantised(folder.config) and not hole.name.endswith(PLAIN):
                 continue  # a scale, of weights that this layer has unpacked
             message = f"is missing; {hole.having} other layers have it"

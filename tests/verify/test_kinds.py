@@ -117,6 +117,7 @@ FAULTS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 NOTES: list[tuple[str, str, Change]] = [
     ("config", "no such layers", lambda t, c: c.update(num_nextn_predict_layers=1)),
+    ("config", "use_mtp is true and num_mtp_modules is 3", lambda t, c: c.update(use_mtp=True, num_mtp_modules=3)),
     ("config", "names layer 7", lambda t, c: c.update(mlp_only_layers=[1, 7])),
     ("config", "names layer 6", lambda t, c: c.update(window_block_indices=[0, 2, 6])),
     ("numbers", "plain numbers", lambda t, c: c.update(quantization_config={"quant_method": "fp8"})),
