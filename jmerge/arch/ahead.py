@@ -22,7 +22,7 @@ def unkept(config: Config, tensors: Collection[str]) -> dict[KeyPath, int]:
 
     They are called so, or are numbered behind the layers that config.json counts.
     """
-    if any(WORD.search(name) for name in tensors) or _behind(config, tensors):
+    if any(WORD.search(name) for name in tensors):
         return {}
     found = {}
     for path, part in config_dicts(config):
@@ -30,7 +30,13 @@ def unkept(config: Config, tensors: Collection[str]) -> dict[KeyPath, int]:
             count = WORD.search(key) and COUNT.search(key) and type(told) is int and told > 0
             if count or (SWITCH.fullmatch(key) and told is True):
                 found[(*path, key)] = told
-    return found
+    depths = {path: _depths(get_path(config, path[:-1])) for path in found}
+    anywhere = {depth for _, part in config_dicts(config) for depth in _depths(part)}
+    return {
+        path: told
+        for path, told in found.items()
+        if not _behind(depths[path] or anywhere, tensors)  # the layers of its own part first
+    }
 
 
 def without_ahead(
@@ -48,14 +54,13 @@ def without_ahead(
     return edited, changes
 
 
-def _behind(config: Config, tensors: Collection[str]) -> bool:
+def _depths(part: Config) -> set[int]:
+    """How many layers a part of config.json says that there are."""
+    return {part[key] for key in LAYER_KEYS if type(part.get(key)) is int and part[key] > 0}
+
+
+def _behind(depths: Collection[int], tensors: Collection[str]) -> bool:
     """Whether a list of layers goes on behind its last, as config.json counts them."""
-    depths = {
-        part[key]
-        for _, part in config_dicts(config)
-        for key in LAYER_KEYS
-        if type(part.get(key)) is int and part[key] > 0
-    }
     numbers: dict[str, set[int]] = {}
     for name in tensors:
         if found := NUMBER.search(name):
