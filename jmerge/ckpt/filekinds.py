@@ -132,6 +132,11 @@ def is_state(name: str) -> bool:
     return fits(name.lower(), STATES)
 
 
+def is_state_folder(name: str) -> bool:
+    """Whether a folder's name begins as those of such files do: it holds parts of one. A folder may be called `latest`."""
+    return fits(name.lower(), [each for each in STATES if each.endswith("*")])
+
+
 def kind_of(name: str) -> str | None:
     """Why a file of this name does not come along; None when nothing speaks against it."""
     name = name.lower()
