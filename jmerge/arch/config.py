@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
 from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
 from jmerge.arch.mentions import NOTHING, Beside, mentions
-from jmerge.arch.moved import Moved, Stuck, first_number, follow, is_overruled, kinds_of
+from jmerge.arch.moved import Moved, Stuck, follow
+from jmerge.arch.told import first_number, is_overruled, kinds_of
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmerge.arch.moved import Moved, Stuck, first_number, follow, kinds_of
+from jmerge.arch.moved import Moved, Stuck, follow
+from jmerge.arch.told import first_number, kinds_of
 
 AGAIN = (0, 1, 2, 3, 1, 2, 3)  # layers of the output, of four
 CUT = (0, 1, 2)
