@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
 from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
+from jmerge.arch.lent import KEY, lenders
 from jmerge.arch.mentions import NOTHING, Beside, mentions
 from jmerge.arch.moved import Moved, Stuck, follow
 from jmerge.arch.told import first_number, is_overruled, kinds_of
@@ -111,7 +112,23 @@ def unsaid(
             Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'")
             for path, other in stack.doubtful
         ]
+    if not found:
+        stuck += _lent(config, stack, layers, beside)
     return found + stuck
+
+
+def _lent(
+    config: Config, stack: Stack, layers: Sequence[Layers], beside: Beside
+) -> Iterator[Unsaid]:
+    """That a layer without keys of its own would use those of another layer than in its model."""
+    edited = set_depth(dict(config), stack, layers, beside)[0]
+    for place, lender in lenders(home_of(edited, stack), len(layers)).items():
+        source, lent = layers[place], layers[lender]
+        own = lenders(home_of(source.config, source.stack), source.stack.depth).get(source.layer)
+        if own is not None and own != lent.layer:
+            why = f"gives layer {source.layer} the keys of layer {own}, and here it would use those of layer {lent.layer}"
+            yield Unsaid(".".join((*stack.home, KEY)), [], why=why)
+            return
 
 
 def told_of_layers(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jmerge.arch.kinds import LAYER_NUMBERS, ORDERED, PER_LAYER_TEXT, is_per_layer
 from jmerge.arch.layer_words import (
+    ADDED,
     ALPHABET,
     BY_NUMBER,
     COUNT,
@@ -43,6 +44,7 @@ from jmerge.arch.told import (
     UNKNOWN,
     are_numbers,
     are_spans,
+    is_alternating,
     is_numbered,
     is_numbers_key,
     is_period,
@@ -117,6 +119,8 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
     if isinstance(value, bool):
         if value and BY_NUMBER.fullmatch(key) and any(i != n for i, n in enumerate(moved.layers)):
             raise Stuck("makes weights depend on the number of their layer")
+        if is_alternating(key, value):
+            _check_period(2, moved)
         return value
     if key == DEPTH_SCALE and isinstance(value, int | float):
         return (
@@ -144,6 +148,10 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
 
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
+    if ADDED.fullmatch(key) and value > 0 and not moved.alike:
+        raise Stuck(
+            "spreads what it counts over the layers, and nothing tells in which it would be now"
+        )
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
         if value == depth and new != depth and not moved.counts:
             if OF_ANOTHER.fullmatch(key):
@@ -183,7 +191,8 @@ def _check_period(period: int, moved: Moved) -> None:
     wanted = range(period) if period <= longest else (0, period - 1)
     for i, layer in enumerate(moved.layers):
         if i % period != layer % period and (i % period in wanted or layer % period in wanted):
-            raise Stuck(f"tells every {period} layers apart, and here they are in another order")
+            every = "second layer" if period == 2 else f"{period} layers"
+            raise Stuck(f"tells every {every} apart, and here they are in another order")
 
 
 def _tap(key: str, value: int, moved: Moved) -> int:

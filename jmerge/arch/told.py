@@ -9,6 +9,7 @@ from typing import Any
 
 from jmerge.arch.kinds import LAYER_NUMBERS, is_per_layer
 from jmerge.arch.layer_words import (
+    ALTERNATING,
     DIGITS,
     KINDS,
     MEMBERS,
@@ -52,6 +53,11 @@ def is_period(key: str) -> bool:
     )
 
 
+def is_alternating(key: str, value: Any) -> bool:
+    """Whether a field is a switch, and on, that makes every second layer another than those between."""
+    return value is True and ALTERNATING.fullmatch(key) is not None
+
+
 def repeats(key: str, value: list[Any]) -> bool:
     """Whether a list holds kinds of layers, which may begin again after its last."""
     told = KINDS.fullmatch(key) and re.search(
@@ -87,12 +93,13 @@ def runs_of(value: Any) -> list[Any] | None:
 
 def is_overruled(key: str, value: Any, part: Mapping[str, Any], depth: int) -> bool:
     """Whether a field that tells kinds of layers by a period stands beside a list that tells the same of each layer."""
-    if type(value) is not int or not is_period(key.lower()):
+    period = 2 if is_alternating(key.lower(), value) else value
+    if type(period) is not int or not (value is True or is_period(key.lower())):
         return False
     for other, kinds in part.items():
         if re.search(r"types?$|kinds?$", str(other)) and isinstance(kinds, list):
             if len(kinds) >= depth and all(isinstance(kind, str) for kind in kinds):
-                places = [(i % value, kinds[i]) for i in range(depth)]
+                places = [(i % period, kinds[i]) for i in range(depth)]
                 if len(set(places)) == len({place for place, _ in places}):
                     return True
     return False
@@ -135,6 +142,8 @@ def kinds_of(key: str, value: Any, depth: int, first: int = 0) -> list[Hashable]
             return list(runs)
         elif repeats(key, value):
             return [value[i % len(value)] for i in range(depth)]
+    if is_alternating(key, value):
+        return [i % 2 for i in range(depth)]
     if type(value) is int and value > 1 and is_period(key):
         return [i % value for i in range(depth)]
     return None
