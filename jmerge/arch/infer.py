@@ -320,13 +320,16 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
         raise CheckpointError(Fault(f"{message}; no model has so many"))
+    by_home: dict[str, list[Stack]] = {}
+    for stack in stacks:
+        by_home.setdefault(stack.prefix.rpartition(".")[0], []).append(stack)
     candidates = []
     scores: dict[tuple[KeyPath, str], float] = {}
     for path, key, value in counts:
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
-            if score is not None:
+            if score is not None and not _names_another(stack, key, by_home):
                 rank = ranks[stack.prefix]
                 scores[(*path, key), stack.prefix] = score = score - (not usual)
                 candidates.append((score, -rank, (*path, key), usual, stack.prefix))
@@ -357,6 +360,23 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         )
         for stack in stacks
     ]
+
+
+def _names_another(stack: Stack, key: str, by_home: Mapping[str, list[Stack]]) -> bool:
+    """Whether a key of several words (`decoder_layers`) is all in the name of another stack, of another length, beside
+    which this one stands deeper: it counts that one in a way of its own (Mask2Former has one layer fewer)."""
+    words = set(key.split("_")) - {"num", "n", "hidden"}
+    home = stack.prefix.rpartition(".")[0]
+    while len(words) > 1 and (home := home.rpartition(".")[0]):
+        for other in by_home.get(home, ()):
+            named = words <= set(other.prefix.split("."))
+            if (
+                named
+                and other.depth not in (1, stack.depth)
+                and not words <= set(stack.prefix.split("."))
+            ):
+                return True
+    return False
 
 
 def _doubtful(
