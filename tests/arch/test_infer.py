@@ -884,3 +884,18 @@ def test_a_list_of_kinds_counts_layers_that_have_nothing_in_common(
     assert [stack.depth for stack in layout.stacks.values()] == [3] * counted
     assert [stack.listed for stack in layout.stacks.values()] == [listed] * counted
     assert (layout.main_stack("default") is not None) == counted
+
+
+def test_a_key_that_names_another_list_counts_no_deeper_one() -> None:
+    """Mask2Former has a layer of the decoder less than its key says, which may be as many as another list has."""
+    decoder = layers("model.decoder.layers", 4, "fc1.weight")
+    inner = layers("model.decoder.mask_predictor.mask_embedder", 5, "0.weight")
+    layout = infer(decoder | inner, {"decoder_layers": 5})
+    assert [key_paths(stack) for stack in layout.stacks.values()] == [[], []]
+    layout = infer(decoder | inner, {"decoder_layers": 4})
+    assert key_paths(layout.stacks["model.decoder.layers"]) == ["decoder_layers"]
+    layout = infer(inner, {"decoder_layers": 5})
+    assert key_paths(layout.stacks["model.decoder.mask_predictor.mask_embedder"])
+    # a name of one word is of any list
+    layout = infer(decoder | inner, {"num_layers": 5})
+    assert key_paths(layout.stacks["model.decoder.mask_predictor.mask_embedder"])
