@@ -12,11 +12,13 @@ from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
 from jmerge.arch.lent import KEY, lenders
 from jmerge.arch.mentions import NOTHING, Beside, mentions
 from jmerge.arch.moved import Moved, Stuck, follow
-from jmerge.arch.told import first_number, is_overruled, kinds_of
+from jmerge.arch.told import first_number, is_of_its_map, is_overruled, kinds_of
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
 CLIPPED = ("max_window_layers",)
+# What tells kinds of the layers that its own map counts, and of no others.
+RULED = {key for rule in RULES for key in rule.keys} - {*LAYER_NUMBERS}
 
 
 class Change(NamedTuple):
@@ -158,14 +160,17 @@ def _followed(
     stuck = []
     home = stack.home
     part = get_path(config, home)
-    ruled = {key for rule in RULES if rule.is_meant(part) for key in rule.keys} - {*LAYER_NUMBERS}
+    ruled = RULED & {key for rule in RULES if rule.is_meant(part) for key in rule.keys}
     behind = sum(n for n in map(part.get, EXTRA_LAYER_KEYS) if type(n) is int and n > 0)
     order = Moved(
         stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
     )
+    theirs = {other.home for other in beside.stacks if other.keys} - {home}
     for path, value, certain, named, unique, counts, name in mentions(config, stack, beside):
         if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
             continue
+        if path[:-1] in theirs and (path[-1] in RULED or is_of_its_map(path[-1].lower(), value)):
+            continue  # of the layers that this map counts
         first = first_number(get_path(config, path[:-1]), stack.depth)
         own = partial(_own, layers, path, home)
         try:

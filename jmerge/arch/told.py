@@ -9,6 +9,7 @@ from typing import Any
 
 from jmerge.arch.kinds import LAYER_NUMBERS, is_per_layer
 from jmerge.arch.layer_words import (
+    ADDED,
     ALTERNATING,
     DIGITS,
     KINDS,
@@ -56,6 +57,11 @@ def is_period(key: str) -> bool:
 def is_alternating(key: str, value: Any) -> bool:
     """Whether a field is a switch, and on, that makes every second layer another than those between."""
     return value is True and ALTERNATING.fullmatch(key) is not None
+
+
+def is_of_its_map(key: str, value: Any) -> bool:
+    """Whether a field tells kinds of layers by their numbers, and so of those that its own map counts."""
+    return is_alternating(key, value) or ADDED.fullmatch(key) is not None
 
 
 def repeats(key: str, value: list[Any]) -> bool:

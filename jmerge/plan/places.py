@@ -236,7 +236,7 @@ class Places:
                 return other
             # what stands between two layers (Informer's convolutions)
             word = other.rpartition(".")[2]
-            if len(counted) == depth - 1 > 0 and home and inside and "layer" in word:
+            if len(counted) == depth - 1 > 0 and home and other == home + word and "layer" in word:
                 return other
         return None
 

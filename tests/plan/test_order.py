@@ -366,6 +366,7 @@ def test_as_few_first_layers_as_explain_the_inputs(
         ({"model.each": (LAYERS, 1, 5, 8)}, "'model.each' has an entry for each layer"),
         ({"model.patches.weight": (LAYERS, 8, 2, 2), "model.table.weight": (LAYERS, 8)}, ""),
         ({f"model.adapters.{i}.weight": (8,) for i in range(LAYERS - 1)}, ""),
+        ({f"model.head.layers.{i}.weight": (8,) for i in range(LAYERS - 1)}, ""),
     ],
 )  # fmt: skip
 def test_what_is_as_long_as_there_are_layers(
