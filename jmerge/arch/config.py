@@ -46,6 +46,7 @@ class Unsaid(NamedTuple):
     instead: str = ""  # a list with an entry for each layer that could; empty when there is none
     written: bool = False  # that list is written
     why: str = ""  # what else it says of layers that is wrong now
+    fixed: bool = False  # that would be wrong without the key too
 
 
 def get_path(config: Config, path: KeyPath) -> Any:
@@ -111,7 +112,7 @@ def unsaid(
     ]
     if [source.layer for source in layers] != list(range(stack.depth)):
         stuck += [
-            Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'")
+            Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'", fixed=True)
             for path, other in stack.doubtful
         ]
     if not found:

@@ -211,7 +211,8 @@ class Places:
         alike = (t.name for t in self.templates if t.stack is None and prefix)
         if other := next((n for n in alike if n.startswith(f"{prefix}.")), None):
             yield f"{ref} numbers '{other}' like its layers, and it is in none, so these"
-        if (other := self._beside(prefix)) is not None:
+        doubtful = [other for _, other in stack.doubtful]  # told by `unsaid`
+        if (other := self._beside(prefix)) is not None and other not in doubtful:
             yield f"{ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both, so layers"
         if (found := self._of_all_layers(stack)) is not None:
             name, size = found
