@@ -40,7 +40,8 @@ LAYER_KEYS = (
     "depth",
 )
 # Names a newcomer's config may give the same count; believed only when none of the keys above fits.
-OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
+OTHER_LAYER_KEY = re.compile(r"(\w+_)?(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
+PART_LAYER_KEY = re.compile(r"(\w+?)_(n|num)_\w+")  # of the part that it names first
 
 # Lists with the kind of each layer, which count the layers where nothing else does (Nemotron-H, as transformers saves it).
 LAYER_LIST = re.compile(r"(layers?_)?(layer|block)_types?")
@@ -329,7 +330,9 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
-            if score is not None and not _names_another(stack, key, by_home):
+            if score is None or not _is_of_part(stack.prefix, key):
+                continue
+            if not _names_another(stack, key, by_home):
                 rank = ranks[stack.prefix]
                 scores[(*path, key), stack.prefix] = score = score - (not usual)
                 candidates.append((score, -rank, (*path, key), usual, stack.prefix))
@@ -360,6 +363,19 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         )
         for stack in stacks
     ]
+
+
+def _is_of_part(prefix: str, key: str) -> bool:
+    """Whether a list is of the part that a key names before its count (`memory_fuser_num_layers`), if it names one."""
+    if key in LAYER_KEYS or (found := PART_LAYER_KEY.fullmatch(key)) is None:
+        return True
+    parts = found[1].split("_")
+
+    def named(name: str) -> list[bool]:
+        return [any(word.startswith(part) for part in parts) for word in re.split(r"[._]", name)]
+
+    last = prefix.rpartition(".")[2]
+    return any(named(prefix)) and (bool(re.search("layer|block", last)) or all(named(last)))
 
 
 def _names_another(stack: Stack, key: str, by_home: Mapping[str, list[Stack]]) -> bool:
