@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jmerge.arch.families import MODULES
+from jmerge.arch.key_names import OTHER_LAYER_KEY, is_of_part, names_another
 from jmerge.arch.match import plain_name
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
@@ -39,10 +40,6 @@ LAYER_KEYS = (
     "encoder_layers",
     "depth",
 )
-# Names a newcomer's config may give the same count; believed only when none of the keys above fits.
-OTHER_LAYER_KEY = re.compile(r"(\w+_)?(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
-PART_LAYER_KEY = re.compile(r"(\w+?)_(n|num)_\w+")  # of the part that it names first
-
 # Lists with the kind of each layer, which count the layers where nothing else does (Nemotron-H, as transformers saves it).
 LAYER_LIST = re.compile(r"(layers?_)?(layer|block)_types?")
 
@@ -321,18 +318,19 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
         raise CheckpointError(Fault(f"{message}; no model has so many"))
-    by_home: dict[str, list[Stack]] = {}
+    lists: dict[str, list[tuple[str, int]]] = {}
     for stack in stacks:
-        by_home.setdefault(stack.prefix.rpartition(".")[0], []).append(stack)
+        home = stack.prefix.rpartition(".")[0]
+        lists.setdefault(home, []).append((stack.prefix, stack.depth))
     candidates = []
     scores: dict[tuple[KeyPath, str], float] = {}
     for path, key, value in counts:
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
-            if score is None or not _is_of_part(stack.prefix, key):
+            if score is None or not (usual or is_of_part(stack.prefix, key)):
                 continue
-            if not _names_another(stack, key, by_home):
+            if not names_another(stack.prefix, value, key, lists):
                 rank = ranks[stack.prefix]
                 scores[(*path, key), stack.prefix] = score = score - (not usual)
                 candidates.append((score, -rank, (*path, key), usual, stack.prefix))
@@ -363,36 +361,6 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
         )
         for stack in stacks
     ]
-
-
-def _is_of_part(prefix: str, key: str) -> bool:
-    """Whether a list is of the part that a key names before its count (`memory_fuser_num_layers`), if it names one."""
-    if key in LAYER_KEYS or (found := PART_LAYER_KEY.fullmatch(key)) is None:
-        return True
-    parts = found[1].split("_")
-
-    def named(name: str) -> list[bool]:
-        return [any(word.startswith(part) for part in parts) for word in re.split(r"[._]", name)]
-
-    last = prefix.rpartition(".")[2]
-    return any(named(prefix)) and (bool(re.search("layer|block", last)) or all(named(last)))
-
-
-def _names_another(stack: Stack, key: str, by_home: Mapping[str, list[Stack]]) -> bool:
-    """Whether a key of several words (`decoder_layers`) is all in the name of another stack, of another length, beside
-    which this one stands deeper: it counts that one in a way of its own (Mask2Former has one layer fewer)."""
-    words = set(key.split("_")) - {"num", "n", "hidden"}
-    home = stack.prefix.rpartition(".")[0]
-    while len(words) > 1 and (home := home.rpartition(".")[0]):
-        for other in by_home.get(home, ()):
-            named = words <= set(other.prefix.split("."))
-            if (
-                named
-                and other.depth not in (1, stack.depth)
-                and not words <= set(stack.prefix.split("."))
-            ):
-                return True
-    return False
 
 
 def _doubtful(
