@@ -21,6 +21,7 @@ from jmerge.methods.leaf import (
     take,
     update,
 )
+from jmerge.methods.statistics.counts import plain_count
 from jmerge.methods.statistics.fold import Again, Extent, Statistic
 from jmerge.methods.statistics.rows import SortedRows
 from jmerge.methods.statistics.topk import Threshold, TopK, by_partition, make_threshold
@@ -53,7 +54,9 @@ def survey(works: Sequence[Work]) -> list[Found]:
 
 def merge(work: Work, known: Found) -> list[jax.Array]:
     """The results of a leaf, from the statistics of whole models."""
-    return _combine(work.call, work.axis, work.piece, work.layer, _find(work, known, None))
+    found = _find(work, known, None)
+    results: list[jax.Array] = _combine(work.call, work.axis, work.piece, work.layer, found)
+    return results
 
 
 def _find(work: Work, known: Found, until: int | None) -> Found:
@@ -82,13 +85,14 @@ def _of_leaf(work: Work, number: int, statistic: Statistic, found: Found) -> Any
 def _begin(works: Sequence[Work], number: int, statistic: Statistic, found: Found) -> Any:
     """The state before the first of some leaves."""
     first = works[0]
-    terms = _terms.eval_shape(first.call, number, first.axis, first.piece, first.layer, found)
+    given = (first.axis, first.piece, first.layer, found)
+    terms = _terms.eval_shape(first.call, number, *given)  # type: ignore[no-untyped-call]
     extent = Extent(tuple(map(_size, works)), len(terms), first.call.wide)
     return statistic.init(extent, first.hyperparameters, found)
 
 
 def _size(work: Work) -> int:
-    shape = work.piece.arrays[-1].shape
+    shape: tuple[int, ...] = work.piece.arrays[-1].shape
     return math.prod(shape) // (1 if work.axis is None else max(shape[work.axis], 1))
 
 
@@ -107,7 +111,7 @@ def _by_partition(
 ) -> Threshold:
     rows = statistic.counts(hyperparameters, size, found)
     pairs = [
-        by_partition(keys.reshape(-1), int(count))
+        by_partition(keys.reshape(-1), plain_count(count))
         for keys, row in zip(terms, rows, strict=True)
         for count in row
     ]
@@ -125,6 +129,7 @@ def _of_model(works: Sequence[Work], number: int, statistic: Statistic, known: F
         return _sum(each)
     state = _begin(works, number, statistic, _find(first, known, number))
     for turn in range(passes_of(statistic, first.call)):
+        state = jax.tree.map(jnp.copy, state)  # one buffer may be there twice, and all are donated
         for work in works:
             found = _find(work, known, number)
             state = _update(

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.apply import keywords_of
 from jmerge.methods.mesh import varying_axes
 from jmerge.methods.spec import Method
 from jmerge.methods.statistics.counts import Count, add, times
 from jmerge.methods.statistics.fold import Again, Place, Statistic
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.statistics.topk import TopK
+from jmerge.methods.whole import keywords_of
 
 Found = dict[str, Any]  # statistics by keyword
 Nonfinite = Literal["propagate", "ignore"]
@@ -149,7 +149,7 @@ def update(
     start = jnp.stack(_start_of(place.start, size, axes))
     at = Place(first, first, 0, start)
     if not axes:
-        return statistic.update(state, terms, at)
+        return statistic.close(statistic.update(state, terms, at), first)
     # the last ties that are kept are looked for in one piece of a group after the other
     in_turn = isinstance(statistic, TopK) and number == passes_of(statistic, call) - 1
     turns = state.pieces if in_turn else 1

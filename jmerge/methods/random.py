@@ -24,12 +24,13 @@ NOWHERE = (0x243F6A88, 0x85A308D3)  # the tag of what no number tells apart: dig
 Words = tuple[Any, Any]  # two uint32 arrays, of NumPy or of JAX
 
 
-def make_key(seed: int, stream: Stream, model: int) -> tuple[int, int]:
+def make_key(seed: int | Sequence[int], stream: Stream, model: int) -> tuple[int, int]:
     """The two 32-bit words for the `model`-th non-base source (as the recipe lists them) of an output tensor.
 
-    Of the seed 64 bits count.
+    Of the seed 64 bits count; a key is a sequence of 32-bit words.
     """
-    words = [np.asarray([word], np.uint32) for word in (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF)]
+    seeds = (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF) if isinstance(seed, int) else seed
+    words = [np.asarray([word], np.uint32) for word in seeds]
     tag = _arrays(NOWHERE)
     for number in stream.numbers:
         tag = fold(tag, np.asarray([number], np.uint32))

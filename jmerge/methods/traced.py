@@ -4,6 +4,7 @@ the number of shapes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +37,8 @@ class Group(NamedTuple):
     order: tuple[int, ...]  # which of all pieces they are
 
     @property
-    def count(self) -> int:
-        """How many pieces there are."""
+    def pieces(self) -> int:
+        """How many there are."""
         return len(self.order)
 
     def one(self, piece: Piece) -> tuple[Piece, dict[str, Any]]:
@@ -53,7 +54,7 @@ class Group(NamedTuple):
 
 def known(value: Any) -> jax.Array:
     """Numbers that the compiler does not see, so that it makes the program that it makes of those it does not know."""
-    array = jnp.asarray(np.asarray(value, np.float64 if jax.config.jax_enable_x64 else np.float32))
+    array = jnp.asarray(value, float)
     hidden: jax.Array = jax.lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
     return hidden
 
@@ -61,12 +62,10 @@ def known(value: Any) -> jax.Array:
 def merge_groups(groups: Sequence[Group]) -> list[list[jax.Array]]:
     """For every group the results, one or one for each model, [pieces, ...]."""
     found = _survey(groups)
-    return [
-        _mapped(group, lambda piece, group=group: _merge(group, piece, found)) for group in groups
-    ]
+    return [_mapped(group, partial(_merge, group, found)) for group in groups]
 
 
-def _merge(group: Group, piece: Piece, known_of_model: Found) -> list[jax.Array]:
+def _merge(group: Group, known_of_model: Found, piece: Piece) -> list[jax.Array]:
     whole, hyperparameters = group.one(piece)
     return group.call.combine(whole, _find(group, whole, hyperparameters, known_of_model, None))
 
@@ -164,24 +163,17 @@ def _pass(
 
     if not isinstance(statistic, TopK):
         for group in groups:
-            if group.count == 1:
+            if group.pieces == 1:
                 state = step(group, state, _at(group.stacked, 0))
             else:
-                state, _ = jax.lax.scan(
-                    lambda state, piece, group=group: (step(group, state, piece), None),
-                    state,
-                    group.stacked,
-                )
+                state, _ = jax.lax.scan(partial(_scanned, step, group), state, group.stacked)
         return state
     # Which ties are kept depends on the order, and that is the tree's: at each place one of the groups has the piece.
     places = [
         (own, i, row) for i, group in enumerate(groups) for row, own in enumerate(group.order)
     ]
     _, numbers, rows = (np.asarray(each, np.int32) for each in zip(*sorted(places), strict=True))
-    branches = [
-        lambda state, row, group=group: step(group, state, _at(group.stacked, row))
-        for group in groups
-    ]
+    branches = [partial(_at_row, step, group) for group in groups]
 
     def follow(state: Any, place: Any) -> tuple[Any, None]:
         return jax.lax.switch(place[0], branches, state, place[1]), None
@@ -190,6 +182,14 @@ def _pass(
         return branches[0](state, 0)
     state, _ = jax.lax.scan(follow, state, (jnp.asarray(numbers), jnp.asarray(rows)))
     return state
+
+
+def _scanned(step: Any, group: Group, state: Any, piece: Piece) -> tuple[Any, None]:
+    return step(group, state, piece), None
+
+
+def _at_row(step: Any, group: Group, state: Any, row: Any) -> Any:
+    return step(group, state, _at(group.stacked, row))
 
 
 def _all_sizes(groups: Sequence[Group]) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ def _all_sizes(groups: Sequence[Group]) -> tuple[int, ...]:
 
 def _mapped(group: Group, function: Any) -> list[jax.Array]:
     """The results of a function of a piece, for all of a group."""
-    if group.count == 1:
+    if group.pieces == 1:
         return [result[None] for result in function(_at(group.stacked, 0))]
     results: list[jax.Array] = jax.lax.map(function, group.stacked)
     return results

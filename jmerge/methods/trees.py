@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from jmerge.methods.arguments import Arguments, read_arguments
+from jmerge.methods.draws import seed_words
 from jmerge.methods.leaf import LINES_DEPTH, Nonfinite
 from jmerge.methods.leaves import Otherwise, Table, as_tree, tabulate
-from jmerge.methods.draws import seed_words
 from jmerge.methods.prefixes import spread
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.methods.work import Draws, Settings, merge_there, merge_traced
