@@ -14,7 +14,15 @@ from absl import flags
 from jmerge.errors import Fault, JmergeError, PlanError, RunError
 from jmerge.interrupt import came, check, part
 from jmerge.names import did_you_mean
-from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
+from jmerge.options import (
+    HELP,
+    USAGE,
+    define_flags,
+    fault_in_flags,
+    flag_help,
+    in_flags,
+    parse_words,
+)
 from jmerge.version import VERSION
 
 
@@ -35,12 +43,12 @@ def run(arguments: Sequence[str]) -> int:
 def _explain(error: JmergeError | RunError) -> int:
     """Print what is wrong, one line a fault, and return the exit code."""
     if isinstance(error, RunError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
         return error.exit_code
     for warning in error.warnings:  # errors are for everyone, and these may explain them
         print(f"warning: {warning}", file=sys.stderr)
     for fault in error.faults:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {fault_in_flags(fault)}", file=sys.stderr)
     if len(error.faults) > 1:
         print(f"{len(error.faults)} errors; nothing was written", file=sys.stderr)
     return error.exit_code
@@ -113,7 +121,8 @@ def _paths(
 def _merge(words: list[str], values: flags.FlagValues) -> int:
     began = time.perf_counter()
     config, out = _paths(words, values, ("config", "out"))
-    from jmerge.jobs import merge
+    from jmerge.api.merge import merge
+    from jmerge.engine.devices import make_cpu_devices
     from jmerge.report.profile import Profile
     from jmerge.report.progress import Progress
     from jmerge.report.show import size
@@ -128,6 +137,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     profile = None if values.profile is None else Profile(values.profile, out)
     with hosts, Progress(quiet=quiet) as progress, profile or contextlib.nullcontext():
         called = time.perf_counter()
+        make_cpu_devices(values.devices)
         merged = merge(
             config,
             out,
@@ -199,13 +209,13 @@ def _give_up(reason: str) -> None:
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
     (config,) = _paths(words, values, ("config",), "jmerge plan")
+    from jmerge.api.plan import plan as make_plan
     from jmerge.engine.memory import fit, need_of
-    from jmerge.jobs import plan_recipe
     from jmerge.report.show import plan_json, plan_text
     from jmerge.sizes import parse_size
 
-    budget = None if values.memory is None else parse_size(values.memory, "--memory")
-    plan = plan_recipe(config, seed=values.seed)
+    budget = None if values.memory is None else parse_size(values.memory, "memory")
+    plan = make_plan(config, seed=values.seed)
     schedule = fit(plan, budget)
     need = need_of(schedule).total
     _tell((plan_json if values.json else plan_text)(plan, schedule, need))

@@ -76,6 +76,14 @@ class RunError(RuntimeError):
     exit_code = 3
 
 
+class CancelledError(RunError):
+    """The caller's event `cancel` was set; what is written stays, and the same call goes on from there."""
+
+
+class PluginWarning(UserWarning):
+    """A package that adds merge methods cannot be loaded."""
+
+
 def raise_all(
     kind: type[JmergeError], faults: Iterable[Fault], warnings: Iterable[Fault] = ()
 ) -> None:

@@ -73,12 +73,12 @@ def test_a_merge_in_five_lines(recipe: str) -> None:
 
 def test_a_merge_step_by_step_into_memory(recipe: str) -> None:
     """The same plan, into arrays and not a folder."""
-    parsed = jmerge.load_recipe(recipe)
+    parsed = jmerge.Recipe.from_file(recipe)
     checkpoints = {ref: jmerge.open_checkpoint(ref.path) for ref in parsed.models()}
-    plan = jmerge.build_plan(parsed, checkpoints)
-    assert plan == jmerge.plan_recipe(recipe)
-    arrays = jmerge.Arrays(plan.outputs)
-    outcome = jmerge.run(plan, jmerge.make_schedule(plan), arrays)
+    plan = jmerge.advanced.build_plan(parsed, checkpoints)
+    assert plan == jmerge.plan(recipe)
+    arrays = jmerge.advanced.Arrays(plan.outputs)
+    outcome = jmerge.advanced.run(plan, jmerge.advanced.make_schedule(plan), arrays)
     written = jmerge.open_checkpoint(jmerge.merge(recipe, "soup").folder)
     assert set(arrays) == set(written) == set(outcome.crc32)
     for name, array in arrays.items():
@@ -101,7 +101,7 @@ def test_methods_are_functions_of_arrays() -> None:
 
 
 def test_plans_are_plain_data(recipe: str) -> None:
-    plan, again = jmerge.plan_recipe(recipe), jmerge.plan_recipe(recipe)
+    plan, again = jmerge.plan(recipe), jmerge.plan(recipe)
     assert plan == again and plan.sha256() == again.sha256()
-    assert plan.sha256() != jmerge.plan_recipe(recipe, seed=1).sha256()
+    assert plan.sha256() != jmerge.plan(recipe, seed=1).sha256()
     assert plan.to_json() == again.to_json()

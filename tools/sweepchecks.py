@@ -23,9 +23,9 @@ import yaml
 from tinymodels import NotBuildableError, build, filled, said
 from transformers import PreTrainedModel
 
+from jmerge.api.merge import merge
 from jmerge.ckpt.source import LocalSource
 from jmerge.errors import JmergeError, RunError
-from jmerge.jobs import merge
 from jmerge.verify.checks import verify
 from jmerge.verify.folder import Folder
 

@@ -60,7 +60,7 @@ def _check_base(method: Method, out_slice: OutSlice, notes: Notes) -> None:
     path = out_slice.sources_path
     base = base_position(method, out_slice)
     if method.base == "needed" and out_slice.base is None:
-        if ("base_model",) in notes.recipe.document.lines:
+        if notes.recipe.document.has(("base_model",)):
             return  # what it says is wrong, which is told
         notes.fault(f"'{method.name}' needs a base_model; add 'base_model: PATH'", ())
         return

@@ -15,6 +15,8 @@ import numpy as np
 
 from jmerge.arch.config import Change
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.find import source_of
+from jmerge.ckpt.source import Source
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
 
@@ -193,6 +195,13 @@ class Plan:
     maps: tuple[TableRows, ...] = ()  # that gathered inputs name, by models' positions in `models`
     tokens: TokenPlan | None = None  # None: the donor's tokenizer files are copied
     left: tuple[LeftFile, ...] = ()  # in name order
+    # files of models that lie in no folder, by their paths in `models`; what they hold is no part of the plan
+    held: Mapping[str, Source] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def source(self, model: int) -> Source:
+        """The files of the model at this position of `models`."""
+        label = self.models[model].path
+        return self.held.get(label) or source_of(label)
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -257,4 +266,8 @@ def stored_spec(item: Item) -> TensorSpec | None:
 
 def _plain(value: Any) -> Any:
     """What JSON has for parts of a plan."""
-    return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)
+    if isinstance(value, TableRows | TokenPlan):
+        return value.plain()
+    if isinstance(value, Plan):
+        return {name: part for name, part in vars(value).items() if name != "held"}
+    return vars(value)
