@@ -6,12 +6,13 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from jmerge.errors import Fault, JmergeError, PlanError, RunError
+from jmerge.errors import Fault, JmergeError, PlanError, PluginWarning, RunError
 from jmerge.interrupt import came, check, part
 from jmerge.names import did_you_mean
 from jmerge.options import (
@@ -30,7 +31,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command that these arguments ask for, and return its exit code."""
     values = define_flags()
     try:
-        return _dispatch(parse_words(values, list(arguments)), values)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _dispatch(parse_words(values, list(arguments)), values)
     except (JmergeError, RunError) as error:
         if came():  # and so it failed
             raise
@@ -38,6 +41,16 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _drop_output()
         return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **rest: Any
+) -> None:
+    """Print what Python programs get as a warning: those of jmerge as a line like its others."""
+    if issubclass(category, PluginWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
 
 def _explain(error: JmergeError | RunError) -> int:

@@ -15,6 +15,7 @@ from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.errors import Fault, PlanError, raise_all
 from jmerge.names import did_you_mean
+from jmerge.plan.patterns import patterns_of
 
 Sharding = jax.sharding.Sharding
 
@@ -98,7 +99,8 @@ def _matched(
             found[name] = patterns[fits[0]]
     left = [name for name in structs if name not in found]
     if left:
-        faults.append(f"no pattern matches {', '.join(left)}; '*' as the last matches the rest")
+        shown = patterns_of(left, found)
+        faults.append(f"no pattern matches {', '.join(shown)}; '*' as the last matches the rest")
     for pattern in idle:
         faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
     raise_all(PlanError, [Fault(fault, "shardings") for fault in faults])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
 from jmerge.errors import CheckpointError, Fault, PlanError, raise_all
 from jmerge.names import nearest
 from jmerge.plan.folders import folder_of, placed_name
+from jmerge.plan.patterns import patterns_of
 from jmerge.sizes import parse_size
 from jmerge.version import VERSION
 
+LISTED = 12  # names of tensors that a message has one by one
 WRAPPED = ("value", "raw_value")  # under which a variable of Flax has its array
 
 
@@ -233,11 +235,14 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
     extra = [name for name in specs if name not in like.index]
     faults = []
     if missing:
-        faults.append(f"the tree lacks {len(missing)} of {like.path}: {', '.join(missing)}")
+        kept = [name for name in like if name in specs]
+        faults.append(f"lacks {len(missing)} tensors of {like.path}: {_all(missing, kept)}")
     if extra:
         best = nearest(extra[0], missing)
         hint = f"; is '{extra[0]}' to be '{best}'?" if best else ""
-        faults.append(f"{like.path} has no place for {len(extra)}: {', '.join(extra)}{hint}")
+        others = [name for name in specs if name in like.index]
+        found = _all(extra, others)
+        faults.append(f"has {len(extra)} tensors that {like.path} does not have: {found}{hint}")
     odd = []
     for name, spec in specs.items():
         if name in like.index and like.index[name].spec.shape != spec.shape:
@@ -245,6 +250,12 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
     if odd:
         faults.append(f"shapes are not those of {like.path}: {'; '.join(odd)}")
     raise_all(PlanError, [Fault(message, "tree") for message in faults])
+
+
+def _all(names: Sequence[str], others: Sequence[str]) -> str:
+    """All of these names, by patterns that match none of the `others` where there are many."""
+    shown = names if len(names) <= LISTED else patterns_of(names, others)
+    return ", ".join(shown)
 
 
 def _check_place(place: Path, like: Checkpoint) -> None:

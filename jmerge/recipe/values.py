@@ -76,7 +76,10 @@ class _Reader:
             found = {}
             for key, item in value.items():
                 if isinstance(key, str):
-                    found[str(key)] = self.value(item, (*path, str(key)))
+                    before = len(self.faults)
+                    read = self.value(item, (*path, str(key)))
+                    if read is not None or len(self.faults) == before:  # else it is told
+                        found[str(key)] = read
                 else:
                     message = f"a key must be a word, found {key!r}"
                     self.faults.append(Fault(message, show_path(path)))
