@@ -79,7 +79,8 @@ def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list
             parsed = RecipeFile.model_validate(values)
         except ValidationError as error:
             found, fatal = _explain(error, document, file)
-            faults += found
+            told = set() if document.lines else {fault.where for fault in document.faults}
+            faults += [fault for fault in found if fault.where not in told]
             # What is wrong is taken out and the rest read again, so that one typo hides no other fault.
             if fatal or not _prune(values, error.errors()):
                 return None, faults

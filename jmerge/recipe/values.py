@@ -62,7 +62,7 @@ class _Reader:
             message = "expected a path, an opened checkpoint or a mapping of arrays by name, found "
             message += f"one of type {found}"
         self.faults.append(Fault(message, show_path(path)))
-        return None
+        return None  # of which the grammar says no more
 
     def inner(self, value: Any, path: Path) -> Any:
         """A map or a list."""
@@ -76,10 +76,7 @@ class _Reader:
             found = {}
             for key, item in value.items():
                 if isinstance(key, str):
-                    before = len(self.faults)
-                    read = self.value(item, (*path, str(key)))
-                    if read is not None or len(self.faults) == before:  # else it is told
-                        found[str(key)] = read
+                    found[str(key)] = self.value(item, (*path, str(key)))
                 else:
                     message = f"a key must be a word, found {key!r}"
                     self.faults.append(Fault(message, show_path(path)))

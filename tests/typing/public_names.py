@@ -51,7 +51,7 @@ error: type[ValueError] = jmerge.PlanError
 failure: type[RuntimeError] = jmerge.CancelledError
 
 # what is wrong is an error: each of these has to be ignored, or mypy says that nothing is to be
-jmerge.nonexistent  # type: ignore[attr-defined]
+print(jmerge.nonexistent)  # type: ignore[attr-defined]
 jmerge.plan(5)  # type: ignore[arg-type]
 jmerge.merge(recipe, "out", sed=1)  # type: ignore[call-overload]
 jmerge.merge(recipe, None, overwrite=True)  # type: ignore[call-overload]

@@ -30,5 +30,7 @@ def test_type_checkers_and_programs_see_the_same_names() -> None:
         for node in tree.body
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
     ]
-    typed = {a.asname for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    typed = {
+        a.asname for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names
+    }
     assert typed == set(jmerge.__all__) - {"__version__"}
