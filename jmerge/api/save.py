@@ -248,7 +248,7 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
         if name in like.index and like.index[name].spec.shape != spec.shape:
             odd.append(f"{name} is {list(spec.shape)}, not {list(like.index[name].spec.shape)}")
     if odd:
-        faults.append(f"shapes are not those of {like.path}: {'; '.join(odd)}")
+        faults.append(f"has shapes that {like.path} does not have: {'; '.join(odd)}")
     raise_all(PlanError, [Fault(message, "tree") for message in faults])
 
 
