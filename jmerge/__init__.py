@@ -1,5 +1,11 @@
 """jmerge merges large language model checkpoints: pure JAX functions, planned from file headers, streamed.
 
+    import jmerge
+
+    base, prose, code = (jmerge.load(f"configs/quickstart/{name}") for name in ("base", "prose", "code"))
+    merged = jmerge.merge_trees([prose, code], method="ties", base=base, weight=0.5, density=0.5)
+    jmerge.save(merged, "merged", like="configs/quickstart/base")
+
 The names below are the public interface. They load on first use, so that `import jmerge` costs nothing.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,28 @@ def test_every_name_resolves_and_is_documented(name: str) -> None:
     else:
         assert inspect.getdoc(value), f"{name} has no docstring"
         assert value is getattr(jmerge, name)
+
+
+def test_the_example_of_the_package_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open, merge, save: what it says gives what the recipe that says the same gives."""
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[1] / "configs")
+    monkeypatch.chdir(tmp_path)
+    text = inspect.getdoc(jmerge)
+    assert text is not None
+    example = textwrap.dedent(text[text.index("    import jmerge") : text.index("The names below")])
+    assert len([line for line in example.splitlines() if line]) <= 6
+    exec(example, {})
+    models = [
+        {"model": f"configs/quickstart/{name}", "parameters": {"weight": 0.5, "density": 0.5}}
+        for name in ("prose", "code")
+    ]
+    base = "configs/quickstart/base"
+    want = jmerge.merge({"merge_method": "ties", "base_model": base, "models": models})
+    made = jmerge.open_checkpoint("merged")
+    assert set(made) == set(want)
+    for name, array in made.items():
+        np.testing.assert_array_equal(array, want[name])
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
 def test_names_are_listed_once() -> None:

@@ -111,11 +111,15 @@ def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDty
     """PlanError for each tensor that its sharding cannot cut."""
     faults = []
     for name, struct in structs.items():
+        spec = getattr(shardings[name], "spec", shardings[name])
+        if isinstance(spec, jax.sharding.PartitionSpec) and len(spec) > len(struct.shape):
+            message = f"{list(struct.shape)} cannot be cut by {spec}, which is of {len(spec)} axes"
+            faults.append(Fault(message, name))
+            continue
         try:
             shardings[name].shard_shape(struct.shape)
         except ValueError as error:
             reason = str(error).partition("\n")[0]
-            spec = getattr(shardings[name], "spec", shardings[name])
             faults.append(Fault(f"{list(struct.shape)} cannot be cut by {spec}: {reason}", name))
     raise_all(PlanError, faults)
 

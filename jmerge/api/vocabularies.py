@@ -63,6 +63,12 @@ class Vocabularies:
                 raise ValueError(
                     f"tables[{i}]: expected an array [at least {needed} rows, width], found {found}"
                 )
+            width = tables[0].shape[1]
+            if table.shape[1] != width:
+                raise ValueError(
+                    f"tables[{i}]: expected rows of {width} numbers, as those of tables[0], found "
+                    f"{table.shape[1]}"
+                )
         named = np.asarray([token is not None for token in self.tokens], bool)
         none = np.zeros(named.size, bool)
         every = TokenRows(own=self.rows, named=named, forced=none, fillers={}, rows=named.size)
