@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jmerge.arch.families import MODULES
+from jmerge.arch.key_names import OTHER_LAYER_KEY, is_of_part, names_another
 from jmerge.arch.match import plain_name
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
@@ -39,9 +40,6 @@ LAYER_KEYS = (
     "encoder_layers",
     "depth",
 )
-# Names a newcomer's config may give the same count; believed only when none of the keys above fits.
-OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
-
 # Lists with the kind of each layer, which count the layers where nothing else does (Nemotron-H, as transformers saves it).
 LAYER_LIST = re.compile(r"(layers?_)?(layer|block)_types?")
 
@@ -322,13 +320,19 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
         raise CheckpointError(Fault(f"{message}; no model has so many"))
+    lists: dict[str, list[tuple[str, int]]] = {}
+    for stack in stacks:
+        home = stack.prefix.rpartition(".")[0]
+        lists.setdefault(home, []).append((stack.prefix, stack.depth))
     candidates = []
     scores: dict[tuple[KeyPath, str], float] = {}
     for path, key, value in counts:
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
-            if score is not None:
+            if score is None or not (usual or is_of_part(stack.prefix, key)):
+                continue
+            if not names_another(stack.prefix, value, key, lists):
                 rank = ranks[stack.prefix]
                 scores[(*path, key), stack.prefix] = score = score - (not usual)
                 candidates.append((score, -rank, (*path, key), usual, stack.prefix))

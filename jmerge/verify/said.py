@@ -20,7 +20,7 @@ from jmerge.arch.infer import (
 from jmerge.arch.kinds import LAYER_NUMBERS, PER_LAYER_TEXT
 from jmerge.arch.layer_words import MEMBERS
 from jmerge.arch.mentions import Beside, mentions
-from jmerge.arch.moved import is_numbered, is_numbers_key
+from jmerge.arch.told import is_numbered, is_numbers_key
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.layers import goes_round, is_guessed
 
