@@ -73,7 +73,8 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
         raise CheckpointError(*error.faults, *notes.faults) from error
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in parsed.models()})
     made = build_plan(parsed, checkpoints, layouts=layouts, tied=tied, seed=seed)
-    return replace(made, left=carried_files(made).left)
+    carried = carried_files(made)
+    return replace(made, taken=carried.taken, left=carried.left)
 
 
 def _examined(recipe: AnyRecipe) -> Examined:

@@ -26,7 +26,6 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.run import Outcome
 from jmerge.errors import CheckpointError, Fault, PlanError, RunError
 from jmerge.plan.build import untied
-from jmerge.plan.files import carried_files
 from jmerge.plan.steps import Plan
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
@@ -217,7 +216,7 @@ def _write_companions(
     home = f"{plan.home}/" if plan.home else ""
     for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for file in carried_files(plan).taken:
+        for file in plan.taken:
             if file.data is None:
                 folder.copy_file(prefix + file.name, file.source, file.own)
             else:

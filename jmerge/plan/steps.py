@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -173,6 +173,15 @@ class LeftFile:
     reason: str
 
 
+class TakenFile(NamedTuple):
+    """A file that the output has of a model."""
+
+    name: str  # in the output
+    source: Source
+    own: str  # in that
+    data: bytes | None  # what is written instead, if it is edited
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything a merge will do, decided from headers alone."""
@@ -194,7 +203,9 @@ class Plan:
     modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
     maps: tuple[TableRows, ...] = ()  # that gathered inputs name, by models' positions in `models`
     tokens: TokenPlan | None = None  # None: the donor's tokenizer files are copied
-    left: tuple[LeftFile, ...] = ()  # in name order
+    # files of models that come along, in name order; where they lie is no part of what a plan is
+    taken: tuple[TakenFile, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    left: tuple[LeftFile, ...] = ()  # those of the donor that stay behind, in name order
     # files of models that lie in no folder, by their paths in `models`; what they hold is no part of the plan
     held: Mapping[str, Source] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
@@ -265,9 +276,7 @@ def stored_spec(item: Item) -> TensorSpec | None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for parts of a plan."""
-    if isinstance(value, TableRows | TokenPlan):
-        return value.plain()
+    """What JSON has for a plan and for parts of it."""
     if isinstance(value, Plan):
-        return {name: part for name, part in vars(value).items() if name != "held"}
-    return vars(value)
+        return {name: part for name, part in vars(value).items() if name not in ("taken", "held")}
+    return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)
