@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import jmerge
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
@@ -124,6 +126,30 @@ def test_fused_and_gathered_arrays_are_read_as_those_of_files(place: Path) -> No
     want = jmerge.merge(recipe)
     recipe["models"][1]["model"] = jmerge.open_checkpoint(fused, config=config)  # type: ignore[index]
     assert digests(jmerge.merge(recipe)) == digests(want)
+
+
+def test_tokens_of_arrays_are_those_of_the_model_they_are_like(place: Path) -> None:
+    """Tables in memory are gathered by rows as those of files."""
+    for seed, (name, tokens) in enumerate({"base": "<ab", "a": "b<cd"}.items()):
+        folder = write_llama(place / name, seed, vocab=len(tokens))
+        ids = {token: i for i, token in enumerate(tokens)}
+        Tokenizer(WordLevel(ids, unk_token="<")).save(str(folder / "tokenizer.json"))
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": m, "parameters": {"weight": 1}} for m in ("base", "a")],
+        "tokenizer": {"source": "union"},
+    }
+    want = jmerge.merge(recipe, "want").folder
+    for entry in recipe["models"]:
+        model = jmerge.open_checkpoint(entry["model"])  # type: ignore[index]
+        entry["model"] = jmerge.open_checkpoint(dict(model), like=model)  # type: ignore[index]
+    got = jmerge.merge(recipe, "got").folder
+    assert digests(jmerge.open_checkpoint(got)) == digests(jmerge.open_checkpoint(want))
+    names = {path.name for path in want.iterdir()}
+    assert "tokenizer.json" in names and names == {path.name for path in got.iterdir()}
+    named = {"README.md", "jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.yml"}
+    for name in names - named:  # those name the models
+        assert (want / name).read_bytes() == (got / name).read_bytes(), name
 
 
 def test_plans_hold_on_to_arrays(place: Path) -> None:
