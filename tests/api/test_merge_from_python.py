@@ -220,15 +220,23 @@ def test_errors_speak_of_arguments_and_the_command_of_flags(
             "--seed 0, not 5; --overwrite",
         ),
         ({"memory": "x"}, ["--memory=x"], "^memory: expected a size", "--memory: expected a size"),
+        (
+            {"memory": "1MB"},
+            ["--memory=1MB"],
+            "^memory: expected at least",
+            "--memory: expected at",
+        ),
         ({"devices": 0}, ["--devices=0"], "^devices: expected at least", "--devices: expected at"),
         ({"devices": "moon"}, ["--devices=moon"], "^devices: expected", "--devices: expected a"),
     ]
     for given, words, said, told in cases:
+        out = "out" if "seed" in given else "new"
         with pytest.raises(jmerge.PlanError, match=said) as caught:
-            jmerge.merge("x.yml", "out", **given)
+            jmerge.merge("x.yml", out, **given)
         assert not re.search(r"--\w", str(caught.value))
-        assert cli.main(["x.yml", "out", *words]) == 2
+        assert cli.main(["x.yml", out, *words]) == 2
         assert told in capsys.readouterr().err
+    assert not (place / "new").exists()
 
 
 def test_a_text_in_place_of_a_path_is_told_what_reads_it(place: Path) -> None:
