@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+MAX_REPR = 60  # letters of a value of Python
 MAX_SHOWN = 2000  # letters of a part of a message
 # what no name holds, as it could not be shown or written
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -82,6 +83,15 @@ class CancelledError(RunError):
 
 class PluginWarning(UserWarning):
     """A package that adds merge methods cannot be loaded."""
+
+
+def wrong_type(name: str, expected: str, value: object) -> TypeError:
+    """The error of an argument that is something else than expected."""
+    text, kind = repr(value), type(value).__name__
+    short = len(text) <= MAX_REPR and text.isprintable()
+    return TypeError(
+        f"{name}: expected {expected}, found {text if short else f'one of type {kind}'}"
+    )
 
 
 def raise_all(

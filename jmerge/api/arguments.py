@@ -10,17 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import Fault, RecipeError
+from jmerge.errors import Fault, RecipeError, wrong_type
 from jmerge.recipe.recipe import Recipe
-
-SHOWN = 60  # letters of a value
-
-
-def refuse(name: str, expected: str, value: Any) -> TypeError:
-    """The error of an argument that is something else than expected."""
-    text, kind = repr(value), type(value).__name__
-    shown = text if len(text) <= SHOWN and "\n" not in text else f"one of type {kind}"
-    return TypeError(f"{name}: expected {expected}, found {shown}")
 
 
 def check_recipe(value: Any) -> None:
@@ -28,7 +19,7 @@ def check_recipe(value: Any) -> None:
     expected = "the path of a recipe, a dict or a jmerge.Recipe"
     fine = isinstance(value, str | os.PathLike | Recipe | Mapping)
     if not fine or isinstance(value, Checkpoint):
-        raise refuse("recipe", expected, value)
+        raise wrong_type("recipe", expected, value)
     if isinstance(value, str) and "\n" in value:
         message = "expected a path, found a text of several lines; jmerge.Recipe.from_text reads it"
         raise RecipeError(Fault(message, "recipe"))
@@ -39,13 +30,15 @@ def check_out(value: Any) -> None:
     if value is None or isinstance(value, str | os.PathLike):
         return
     if not callable(getattr(value, "write", None)) or isinstance(value, io.IOBase):
-        raise refuse("out", "the path of a folder, a sink with a method `write`, or None", value)
+        raise wrong_type(
+            "out", "the path of a folder, a sink with a method `write`, or None", value
+        )
 
 
 def check_path(name: str, value: Any) -> None:
     """TypeError for what is no path."""
     if not isinstance(value, str | os.PathLike):
-        raise refuse(name, "a path", value)
+        raise wrong_type(name, "a path", value)
 
 
 def whole(name: str, value: Any) -> int:
@@ -55,31 +48,31 @@ def whole(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise refuse(name, "a whole number", value) from None
+        raise wrong_type(name, "a whole number", value) from None
 
 
 def check_flag(name: str, value: Any) -> None:
     """TypeError for what is neither True nor False."""
     if not isinstance(value, bool):
-        raise refuse(name, "True or False", value)
+        raise wrong_type(name, "True or False", value)
 
 
 def check_size(name: str, value: Any, *, optional: bool = False) -> None:
     """TypeError for what is no number of bytes, as a number or a text."""
     if not isinstance(value, int | str) and not (optional and value is None):
-        raise refuse(name, "a number of bytes or a text such as '5GB'", value)
+        raise wrong_type(name, "a number of bytes or a text such as '5GB'", value)
 
 
 def check_devices(value: Any) -> None:
     """TypeError for what is no choice of devices."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise refuse("devices", "a number or platforms such as 'gpu,cpu'", value)
+        raise wrong_type("devices", "a number or platforms such as 'gpu,cpu'", value)
 
 
 def check_cancel(value: threading.Event | None) -> None:
     """TypeError for what is no event."""
     if value is not None and not callable(getattr(value, "is_set", None)):
-        raise refuse("cancel", "a threading.Event", value)
+        raise wrong_type("cancel", "a threading.Event", value)
 
 
 def check_callables(**values: Any) -> None:
@@ -87,4 +80,4 @@ def check_callables(**values: Any) -> None:
     for name, value in values.items():
         several = isinstance(value, tuple | list)
         if not all(map(callable, value)) if several else not (value is None or callable(value)):
-            raise refuse(name, "functions" if several else "a function", value)
+            raise wrong_type(name, "functions" if several else "a function", value)

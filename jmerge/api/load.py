@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmerge.api.arguments import refuse
 from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
-from jmerge.errors import Fault, PlanError, raise_all
+from jmerge.errors import Fault, PlanError, raise_all, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.plan.patterns import patterns_of
 
@@ -54,7 +53,7 @@ def load(
 
 def _open(place: Any) -> Checkpoint:
     if not isinstance(place, str | os.PathLike):
-        raise refuse("place", "a path, a URL or an opened checkpoint", place)
+        raise wrong_type("place", "a path, a URL or an opened checkpoint", place)
     return open_checkpoint(place)
 
 
@@ -78,10 +77,10 @@ def _chosen(
     elif callable(shardings):
         found = {name: shardings(name, struct) for name, struct in structs.items()}
     else:
-        raise refuse("shardings", "a sharding, a function or a dict by pattern", shardings)
+        raise wrong_type("shardings", "a sharding, a function or a dict by pattern", shardings)
     for name, each in found.items():
         if not isinstance(each, Sharding):
-            raise refuse(f"shardings of '{name}'", "a jax.sharding.Sharding", each)
+            raise wrong_type(f"shardings of '{name}'", "a jax.sharding.Sharding", each)
     return found
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from zlib_ng import zlib_ng
 
-from jmerge.api.arguments import check_flag, check_path, check_size, refuse
+from jmerge.api.arguments import check_flag, check_path, check_size
 from jmerge.api.publish import overlap, sha256, verify_written, versions
 from jmerge.arch.config import set_dtype
 from jmerge.ckpt.disk import environment_errors
@@ -24,7 +24,7 @@ from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
-from jmerge.errors import CheckpointError, Fault, PlanError, raise_all
+from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
 from jmerge.names import nearest
 from jmerge.plan.folders import folder_of, placed_name
 from jmerge.plan.patterns import patterns_of
@@ -69,7 +69,7 @@ def save(
     """
     check_path("folder", folder)
     if not isinstance(like, str | os.PathLike | Checkpoint):
-        raise refuse("like", "a checkpoint or its place", like)
+        raise wrong_type("like", "a checkpoint or its place", like)
     check_size("shard_size", shard_size)
     check_flag("overwrite", overwrite)
     most = parse_size(shard_size, "shard_size")
@@ -195,7 +195,7 @@ def _arrays(tree: Any) -> dict[str, Any]:
         found[name] = leaf
     raise_all(PlanError, faults)
     if list(found) == [""]:
-        raise refuse("tree", "a tree of arrays, such as a dict from name to array", tree)
+        raise wrong_type("tree", "a tree of arrays, such as a dict from name to array", tree)
     return found
 
 

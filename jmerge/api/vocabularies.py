@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.api.arguments import refuse
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Fault, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.tokens.library import read_vocabulary
 from jmerge.tokens.model import read_tokens
@@ -110,7 +109,7 @@ def align_vocabularies(models: Sequence[Any], *, vocabulary: Vocab = "union") ->
       TypeError, ValueError: an argument is none of these.
     """
     if isinstance(models, str | Mapping) or not isinstance(models, Sequence) or not models:
-        raise refuse("models", "a list of at least one model or tokenizer", models)
+        raise wrong_type("models", "a list of at least one model or tokenizer", models)
     if vocabulary not in VOCABS:
         hint = did_you_mean(str(vocabulary), VOCABS)
         raise ValueError(f"vocabulary: expected 'union' or 'first', found {vocabulary!r}{hint}")
@@ -141,4 +140,6 @@ def _vocabulary(name: str, model: Any) -> Vocabulary:
         return read_vocabulary(inner)
     if callable(getattr(model, "get_vocab", None)):
         return vocabulary(model.get_vocab(), {})
-    raise refuse(name, "a checkpoint or its place, a tokenizer, or a dict from token to id", model)
+    raise wrong_type(
+        name, "a checkpoint or its place, a tokenizer, or a dict from token to id", model
+    )

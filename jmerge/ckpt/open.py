@@ -23,6 +23,7 @@ from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import Module, main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import find_weights, read_json_file
+from jmerge.errors import wrong_type
 from jmerge.names import nearest
 from jmerge.recipe.refs import ModelRef
 
@@ -169,7 +170,7 @@ def open_checkpoint(
     elif isinstance(place, str | os.PathLike):
         source = find_source(os.fspath(place))
     else:
-        raise TypeError(f"place: expected a path, a URL or a mapping of arrays, found {place!r}")
+        raise wrong_type("place", "a path, a URL or a mapping of arrays", place)
     modules = read_modules(source)
     main = main_module(modules)
     if main is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jmerge.errors import Fault, RecipeError, raise_all
+from jmerge.errors import Fault, RecipeError, raise_all, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.recipe.parse import read_grammar, read_text
 from jmerge.recipe.refs import ModelRef
@@ -103,6 +103,8 @@ class Recipe:
         Raises:
           RecipeError: the file cannot be read, or its grammar is wrong; holds every fault found, each with its line.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise wrong_type("path", "the path of a recipe", path)
         return _sound(examine_file(path))
 
     @classmethod
@@ -112,6 +114,8 @@ class Recipe:
         Raises:
           RecipeError: its grammar is wrong; holds every fault found, each with its line.
         """
+        if not isinstance(text, str):
+            raise wrong_type("text", "the YAML text of a recipe", text)
         return _sound(examine_text(text, file))
 
     @classmethod
@@ -125,6 +129,8 @@ class Recipe:
         Raises:
           RecipeError: its grammar is wrong; holds every fault found, each with its key path.
         """
+        if not isinstance(recipe, Mapping):
+            raise wrong_type("recipe", "a map of keys", recipe)
         return _sound(examine_dict(recipe))
 
     def __repr__(self) -> str:

@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import jmerge
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
@@ -126,6 +128,30 @@ def test_fused_and_gathered_arrays_are_read_as_those_of_files(place: Path) -> No
     assert digests(jmerge.merge(recipe)) == digests(want)
 
 
+def test_tokens_of_arrays_are_those_of_the_model_they_are_like(place: Path) -> None:
+    """Tables in memory are gathered by rows as those of files."""
+    for seed, (name, tokens) in enumerate({"base": "<ab", "a": "b<cd"}.items()):
+        folder = write_llama(place / name, seed, vocab=len(tokens))
+        ids = {token: i for i, token in enumerate(tokens)}
+        Tokenizer(WordLevel(ids, unk_token="<")).save(str(folder / "tokenizer.json"))
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": m, "parameters": {"weight": 1}} for m in ("base", "a")],
+        "tokenizer": {"source": "union"},
+    }
+    want = jmerge.merge(recipe, "want").folder
+    for entry in recipe["models"]:
+        model = jmerge.open_checkpoint(entry["model"])  # type: ignore[index]
+        entry["model"] = jmerge.open_checkpoint(dict(model), like=model)  # type: ignore[index]
+    got = jmerge.merge(recipe, "got").folder
+    assert digests(jmerge.open_checkpoint(got)) == digests(jmerge.open_checkpoint(want))
+    names = {path.name for path in want.iterdir()}
+    assert "tokenizer.json" in names and names == {path.name for path in got.iterdir()}
+    named = {"README.md", "jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.yml"}
+    for name in names - named:  # those name the models
+        assert (want / name).read_bytes() == (got / name).read_bytes(), name
+
+
 def test_plans_hold_on_to_arrays(place: Path) -> None:
     """What `run` needs is there though nobody else holds it; a plan of equal headers is equal."""
     plan = jmerge.plan(ties(a=in_memory(1)))
@@ -194,15 +220,23 @@ def test_errors_speak_of_arguments_and_the_command_of_flags(
             "--seed 0, not 5; --overwrite",
         ),
         ({"memory": "x"}, ["--memory=x"], "^memory: expected a size", "--memory: expected a size"),
+        (
+            {"memory": "1MB"},
+            ["--memory=1MB"],
+            "^memory: expected at least",
+            "--memory: expected at",
+        ),
         ({"devices": 0}, ["--devices=0"], "^devices: expected at least", "--devices: expected at"),
         ({"devices": "moon"}, ["--devices=moon"], "^devices: expected", "--devices: expected a"),
     ]
     for given, words, said, told in cases:
+        out = "out" if "seed" in given else "new"
         with pytest.raises(jmerge.PlanError, match=said) as caught:
-            jmerge.merge("x.yml", "out", **given)
+            jmerge.merge("x.yml", out, **given)
         assert not re.search(r"--\w", str(caught.value))
-        assert cli.main(["x.yml", "out", *words]) == 2
+        assert cli.main(["x.yml", out, *words]) == 2
         assert told in capsys.readouterr().err
+    assert not (place / "new").exists()
 
 
 def test_a_text_in_place_of_a_path_is_told_what_reads_it(place: Path) -> None:

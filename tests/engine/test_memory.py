@@ -130,7 +130,7 @@ def test_what_cannot_be_cut_is_refused_with_what_would_do() -> None:
     )
     plan = plan_of(pair("t", 100), step)
     with pytest.raises(
-        jmerge.PlanError, match="--memory: 100 MB do not do: wide .* at least"
+        jmerge.PlanError, match="^memory: 100 MB do not do: wide .* at least"
     ) as error:
         fit(plan, 100 * MB)
     least = int(str(error.value).rsplit("at least ")[-1].removesuffix(" MB")) * MB

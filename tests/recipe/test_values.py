@@ -145,3 +145,16 @@ def test_texts_keep_their_lines() -> None:
 def test_numbers_that_yaml_writes_in_words_come_back() -> None:
     recipe = given(parameters={"weight": -math.inf})
     assert yaml.safe_load(Recipe.from_dict(recipe).text)["parameters"]["weight"] == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Recipe.from_dict([1]), r"^recipe: expected a map of keys, found \[1\]$"),  # type: ignore[arg-type]
+        (lambda: Recipe.from_text(None), "^text: expected the YAML text of a recipe, found None$"),  # type: ignore[arg-type]
+        (lambda: Recipe.from_file(5), "^path: expected the path of a recipe, found 5$"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_name_the_argument(make: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        make()
