@@ -59,7 +59,8 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_size(name: str, value: Any, *, optional: bool = False) -> None:
     """TypeError for what is no number of bytes, as a number or a text."""
-    if not isinstance(value, int | str) and not (optional and value is None):
+    fine = isinstance(value, int | str) and not isinstance(value, bool)
+    if not fine and not (optional and value is None):
         raise wrong_type(name, "a number of bytes or a text such as '5GB'", value)
 
 

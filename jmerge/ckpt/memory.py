@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 import sys
@@ -169,7 +170,8 @@ def to_host(array: Any) -> np.ndarray:
     jax = sys.modules.get("jax")  # loaded, if the array is one of JAX's
     if jax is not None and isinstance(array, jax.Array):
         if any(device.platform != "cpu" for device in array.devices()) or len(array.devices()) > 1:
-            array = jax.device_put(array, jax.local_devices(backend="cpu")[0])
+            with contextlib.suppress(RuntimeError):  # where JAX was told to leave the CPU alone
+                array = jax.device_put(array, jax.local_devices(backend="cpu")[0])
     return np.asarray(array)
 
 

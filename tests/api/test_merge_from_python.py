@@ -189,6 +189,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "overwrite": ({"overwrite": 1}, "overwrite: expected True or False, found 1"),
     "nonfinite": ({"allow_nonfinite": "no"}, "allow_nonfinite: expected True or False"),
     "memory": ({"memory": 1.5}, "memory: expected a number of bytes or a text such as '5GB'"),
+    "memory flag": ({"memory": True}, "memory: expected a number of bytes .*, found True"),
     "shard_size": ({"shard_size": None}, "shard_size: expected a number of bytes or a text"),
     "devices": ({"devices": 1.0}, "devices: expected a number or platforms such as 'gpu,cpu'"),
     "cancel": ({"cancel": True}, "cancel: expected a threading.Event, found True"),
