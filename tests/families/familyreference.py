@@ -80,15 +80,15 @@ def slerp(a: np.ndarray, b: np.ndarray, t: float) -> list[Merged]:
     if over > COSINE:
         return [line]
 
-    def factors(cosine: float) -> np.ndarray:
+    def turned(cosine: float) -> Merged:
         angle = np.arccos(cosine)
-        return np.array([np.sin((1 - t) * angle), np.sin(t * angle)]) / np.sin(angle)
+        return added(
+            (np.sin((1 - t) * angle) / np.sin(angle), a), (np.sin(t * angle) / np.sin(angle), b)
+        )
 
-    exact = factors(cosine)
-    off = np.max([np.abs(factors(cosine + sign * COSINE) - exact) for sign in (-1, 1)], axis=0)
-    arc = added((exact[0], a), (exact[1], b))
-    wide = sum(abs(x) * share for x, share in zip(vectors, off, strict=True))
-    arc = arc._replace(slack=arc.slack + wide)
+    arc = turned(cosine)
+    off = [np.abs(turned(cosine + sign * COSINE).value - arc.value) for sign in (-1, 1)]
+    arc = arc._replace(slack=arc.slack + np.max(off, axis=0))
     if over <= -COSINE:
         return [arc]
     return [line, arc] if over > 0 else [arc, line]
