@@ -12,10 +12,10 @@ import pytest
 from enginekit import carry_out, checkpoints, plan_of, read, step
 from hypothesis import given
 from hypothesis import strategies as st
+from jmerge.methods.cuts import cut_by_partition
 
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, indices_of, sample_starts
-from jmerge.methods.cuts import cut_by_partition
 from jmerge.methods.spec import REGISTRY
 
 SIZE = 600_000
