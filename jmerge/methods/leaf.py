@@ -89,6 +89,11 @@ class Call:
         return [each.astype(self.result) for each in results]
 
 
+def _over_shards(values: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    total: jax.Array = jax.lax.psum(values, axes)  # type: ignore[no-untyped-call]
+    return total
+
+
 def sizes_of(piece: Piece) -> tuple[int, ...]:
     """The elements of a piece, those of each shard by themselves."""
     size = math.prod(piece.arrays[-1].shape)
@@ -124,7 +129,7 @@ def add_up(call: Call, statistic: Statistic, piece: Piece, found: Found) -> jax.
         return jnp.zeros(0, call.wide)
     totals = jnp.stack([jnp.sum(each) for each in terms])
     axes = _axes(piece)
-    return jax.lax.psum(totals, axes) if axes else totals
+    return _over_shards(totals, axes) if axes else totals
 
 
 def update(
@@ -167,7 +172,7 @@ def _joined(old: jax.Array, new: jax.Array, mine: jax.Array | None, axes: tuple[
     if not varying_axes(change):
         change = jax.lax.pcast(change, axes, to="varying")
         change = jnp.where(_shard(axes) == 0, change, jnp.zeros_like(change))
-    return old + jax.lax.psum(change, axes)
+    return old + _over_shards(change, axes)
 
 
 def _axes(piece: Piece) -> tuple[str, ...]:
@@ -187,4 +192,6 @@ def _shard(axes: Sequence[str]) -> jax.Array:
 def _start_of(first: Any, size: int, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
     """The words of the position at which a piece, or this shard of it, begins."""
     start = Count(jnp.asarray(first[0], jnp.uint32), jnp.asarray(first[1], jnp.uint32))
-    return tuple(add(start, times(_shard(axes), size))) if axes else tuple(start)
+    if axes:
+        start = add(start, times(_shard(axes), size))
+    return start.high, start.low

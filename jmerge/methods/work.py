@@ -370,8 +370,9 @@ def _with_auto_axes(array: jax.Array) -> jax.Array:
         return array
     names = sharding.mesh.axis_names
     mesh = jax.sharding.Mesh(sharding.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
-    laid = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)  # type: ignore[no-untyped-call]
-    return jax.device_put(array, laid)
+    laid = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    moved: jax.Array = jax.device_put(array, laid)
+    return moved
 
 
 def _laid_as(result: jax.Array, like: jax.Array) -> jax.Array:
