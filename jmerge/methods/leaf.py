@@ -153,7 +153,7 @@ def update(
     first = place.piece + shard if axes else place.piece
     start = jnp.stack(_start_of(place.start, size, axes))
     at = Place(first, first, 0, start)
-    if not axes:
+    if not axes or statistic.scope == "piece":
         return statistic.close(statistic.update(state, terms, at), first)
     # the last ties that are kept are looked for in one piece of a group after the other
     in_turn = isinstance(statistic, TopK) and number == passes_of(statistic, call) - 1

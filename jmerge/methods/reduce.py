@@ -147,7 +147,9 @@ def _end_pairs(quarters: list[jax.Array]) -> jax.Array:
 
 
 def _no_pairs(quarters: list[jax.Array]) -> jax.Array:
-    return jnp.zeros((len(quarters), *quarters[0].shape[:-1], 2), quarters[0].dtype)
+    # of the operands, so that in `shard_map` it varies over the same axes as what the other branch gives
+    none = jnp.stack([each[..., :1] for each in quarters]) * 0
+    return jnp.concatenate([none, none], axis=-1)
 
 
 def _add_rows(blocks: jax.Array) -> jax.Array:
