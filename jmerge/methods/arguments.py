@@ -57,9 +57,13 @@ class Arguments:
 
 
 def read_arguments(
-    method: Method, models: int, numbers: Mapping[str, Any], paths: Sequence[Path]
+    method: Method,
+    models: int,
+    numbers: Mapping[str, Any],
+    paths: Sequence[Path],
+    beside: Sequence[str] = (),
 ) -> Arguments:
-    """The numbers by their names in recipes, unset ones at their defaults.
+    """The numbers by their names in recipes, unset ones at their defaults; `beside` are other names that there are.
 
     Raises:
       TypeError: a name is unknown, twice there or missing, or a value is of another kind.
@@ -71,9 +75,8 @@ def read_arguments(
     for name in numbers:
         if name not in known:
             words = dict.fromkeys(method.keywords[each] for each in method.settable)
-            hint = did_you_mean(
-                name, [*words, *(n for n in method.settable if n not in words)], show=30
-            )
+            own = [*words, *(each for each in method.settable if each not in words)]
+            hint = did_you_mean(name, [*own, *beside], show=30)
             raise TypeError(f"'{name}' is not a parameter of '{method.name}'{hint}")
     given: Numbers = {}
     by_leaf: dict[str, Sequence[Any]] = {}
@@ -142,7 +145,10 @@ def _one(value: Any, declared: Parameter, name: str) -> Any:
     if declared.kind == "bool":
         if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
             return bool(value)
-        raise TypeError(f"'{name}' is True or False; found {value!r}")
+        if isinstance(value, str) and value in declared.words:
+            return True if value == declared.words[0] else value
+        kinds = ", ".join(["True", *map(repr, declared.words)])
+        raise TypeError(f"'{name}' is {kinds} or False; found {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         kinds = KINDS.format(each="a list of one for each model, " if declared.per_model else "")
         found = f"an array of shape {np.shape(value)}" if _is_array(value) else repr(value)

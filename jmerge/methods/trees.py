@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,17 +12,28 @@ from jmerge.methods.arguments import Arguments, read_arguments
 from jmerge.methods.draws import seed_words
 from jmerge.methods.leaf import LINES_DEPTH, Nonfinite
 from jmerge.methods.leaves import Otherwise, Table, as_tree, tabulate
+from jmerge.methods.own import method_of
 from jmerge.methods.prefixes import spread
 from jmerge.methods.spec import REGISTRY, Method
 from jmerge.methods.work import Draws, Settings, merge_there, merge_traced
 from jmerge.methods.wrap import find_method
 from jmerge.names import did_you_mean
 
+# what is not about the method, and its default
+COMMON: dict[str, Any] = {
+    "layers": None,
+    "where": None,
+    "otherwise": "error",
+    "nonfinite": "propagate",
+    "exact": True,
+    "donate": False,
+}
+
 
 def merge_trees(
     models: Sequence[Any],
     *,
-    method: str,
+    method: str | Callable[..., Any],
     base: Any = None,
     layers: Any = None,
     where: Any = None,
@@ -63,7 +74,10 @@ def merge_trees(
       models: dicts, Flax params, `nnx.State`, opened checkpoints or any other pytrees, all of one structure and of equal
         shapes. Arrays of floats are merged in float32 (float64 if any is, where JAX has 64 bits enabled) and come back in
         the dtype to which those of the models (and the base) promote.
-      method: a name of `jmerge methods`, or one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`).
+      method: a name of `jmerge methods`, one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`), or a function
+        of your own: called with models [models, *shape], after the base [*shape] if there is one, and the numbers as
+        keywords, it gives the result [*shape]. Programs are kept for it, so pass the same
+        object each time, not a new `lambda`.
       base: a tree like the others, for methods that have a base.
       layers: where a leaf holds many layers, as a scan makes them: the axis that counts them, by patterns of leaves' names
         (`{"*layers*": 0}`), as a tree of axes, a function of the name, or one for all leaves. Statistics and random
@@ -94,14 +108,19 @@ def merge_trees(
       ValueError: structures, shapes, or leaves that cannot be merged differ, or a number is out of its range; the message
         names the leaf or the argument.
     """
-    chosen = _find(method)
     trees = _list_of(models)
+    if callable(method):
+        chosen = method_of(method, base is not None, numbers, len(trees))
+    else:
+        chosen = _find(method)
     _check_models(chosen, len(trees), base)
     _check_options(nonfinite, exact, donate)
     given = dict(numbers)
     depth = given.pop("depth", None) if _wants_depth(chosen) else None
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(as_tree(trees[0]))[0]]
-    arguments = read_arguments(chosen, len(trees), given, paths)
+    arguments = read_arguments(
+        chosen, len(trees), given, paths, ["base", *COMMON, *_words_of_draws(chosen)]
+    )
     table = tabulate(trees, base, layers=layers, where=where, otherwise=otherwise)
     settings = Settings(chosen, base is not None, nonfinite, exact)
     draws = Draws(seed_words(seed, "seed"), "seed")
@@ -134,7 +153,7 @@ def merge_trees(
 def _find(name: str) -> Method:
     """The method of a name; KeyError with the nearest one."""
     if not isinstance(name, str):
-        raise TypeError(f"method is a name, as 'ties'; found {name!r}")
+        raise TypeError(f"method is a name, as 'ties', or a function; found {name!r}")
     try:
         return find_method(name)
     except KeyError:
@@ -172,6 +191,10 @@ def _check_options(nonfinite: str, exact: bool, donate: bool) -> None:
     for name, value in (("exact", exact), ("donate", donate)):
         if not isinstance(value, bool):
             raise TypeError(f"'{name}' is True or False; found {value!r}")
+
+
+def _words_of_draws(method: Method) -> list[str]:
+    return ["key", "seed"] if "keys" in method.reserved else []
 
 
 def _wants_depth(method: Method) -> bool:
