@@ -293,3 +293,15 @@ def _nonfinite(values: jax.Array) -> jax.Array:
     hit = (bits & bits.dtype.type(mask)) == bits.dtype.type(value)
     padded = jnp.pad(hit.reshape(-1), (0, -hit.size % LANES))
     return jnp.any(padded.reshape(-1, LANES), axis=0)
+
+
+# what compiles programs, each for every length
+KERNELS = (
+    combine_kernel,
+    update_kernel,
+    close_kernel,
+    finish_kernel,
+    keys_kernel,
+    chosen_kernel,
+    bracket_kernel,
+)

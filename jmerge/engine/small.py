@@ -89,3 +89,6 @@ def _find(tasks: Sequence[Task], number: int, inputs: Sequence[np.ndarray]) -> l
     found = fold_rows(key, number)(states, inputs, arguments, stacked(list(sizes), rows))
     found = jax.tree.map(np.asarray, found)
     return [jax.tree.map(lambda each, row=row: each[row], found) for row in range(len(tasks))]
+
+
+ROWS = combine_rows, terms_rows, fold_rows  # what compiles programs
