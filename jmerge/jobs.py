@@ -108,7 +108,8 @@ def plan_recipe(path: str | Path, *, seed: int = 0) -> Plan:
         raise CheckpointError(*error.faults, *notes.faults) from error
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in recipe.models()})
     plan = build_plan(recipe, checkpoints, layouts=layouts, tied=tied, seed=seed)
-    return replace(plan, left=carried_files(plan).left)
+    carried = carried_files(plan)
+    return replace(plan, taken=carried.taken, left=carried.left)
 
 
 def _check_opened(recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint], notes: Notes) -> None:
@@ -394,7 +395,7 @@ def _write_companions(
     home = f"{plan.home}/" if plan.home else ""
     for output in plan.checkpoints:
         prefix = f"{output}/" if output else ""
-        for file in carried_files(plan).taken:
+        for file in plan.taken:
             if file.data is None:
                 folder.copy_file(prefix + file.name, file.source, file.own)
             else:

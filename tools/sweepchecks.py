@@ -44,6 +44,7 @@ NO_LAYERS = "no layers that slices could name"
 OWN = re.compile(
     r".*(idx|index|layer_num|layer_id|drop|training|prob|seed|cache_key|num_hidden_layers).*"
     r"|lambda_init|scaling_factor|residual_scale|depth|.*_path|_is_hf_initialized"
+    r"|store_\w*kv"  # what it keeps for others: the last of its kind does, wherever it is
 )
 TOLERANCE = 2.0**-15  # of the largest number; what is wrong differs by as much as the models do
 MOST_MODULES = 6  # whose layers are stacked

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
 from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
+from jmerge.arch.lent import KEY, lenders
 from jmerge.arch.mentions import NOTHING, Beside, mentions
-from jmerge.arch.moved import Moved, Stuck, first_number, follow, is_overruled, kinds_of
+from jmerge.arch.moved import Moved, Stuck, follow
+from jmerge.arch.told import first_number, is_of_its_map, is_overruled, kinds_of
 from jmerge.ckpt.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
 CLIPPED = ("max_window_layers",)
+# What tells kinds of the layers that its own map counts, and of no others.
+RULED = {key for rule in RULES for key in rule.keys} - {*LAYER_NUMBERS}
 
 
 class Change(NamedTuple):
@@ -42,6 +46,7 @@ class Unsaid(NamedTuple):
     instead: str = ""  # a list with an entry for each layer that could; empty when there is none
     written: bool = False  # that list is written
     why: str = ""  # what else it says of layers that is wrong now
+    fixed: bool = False  # that would be wrong without the key too
 
 
 def get_path(config: Config, path: KeyPath) -> Any:
@@ -107,10 +112,26 @@ def unsaid(
     ]
     if [source.layer for source in layers] != list(range(stack.depth)):
         stuck += [
-            Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'")
+            Unsaid(".".join(path), [], why=f"counts as many layers of '{other}'", fixed=True)
             for path, other in stack.doubtful
         ]
+    if not found:
+        stuck += _lent(config, stack, layers, beside)
     return found + stuck
+
+
+def _lent(
+    config: Config, stack: Stack, layers: Sequence[Layers], beside: Beside
+) -> Iterator[Unsaid]:
+    """That a layer without keys of its own would use those of another layer than in its model."""
+    edited = set_depth(dict(config), stack, layers, beside)[0]
+    for place, lender in lenders(home_of(edited, stack), len(layers)).items():
+        source, lent = layers[place], layers[lender]
+        own = lenders(home_of(source.config, source.stack), source.stack.depth).get(source.layer)
+        if own is not None and own != lent.layer:
+            why = f"gives layer {source.layer} the keys of layer {own}, and here it would use those of layer {lent.layer}"
+            yield Unsaid(".".join((*stack.home, KEY)), [], why=why)
+            return
 
 
 def told_of_layers(
@@ -140,14 +161,17 @@ def _followed(
     stuck = []
     home = stack.home
     part = get_path(config, home)
-    ruled = {key for rule in RULES if rule.is_meant(part) for key in rule.keys} - {*LAYER_NUMBERS}
+    ruled = RULED & {key for rule in RULES if rule.is_meant(part) for key in rule.keys}
     behind = sum(n for n in map(part.get, EXTRA_LAYER_KEYS) if type(n) is int and n > 0)
     order = Moved(
         stack.depth, tuple(source.layer for source in layers), behind, prefix=stack.prefix
     )
+    theirs = {other.home for other in beside.stacks if other.keys} - {home}
     for path, value, certain, named, unique, counts, name in mentions(config, stack, beside):
         if path[:-1] == home and (path[-1] in ruled or path[-1] in CLIPPED):
             continue
+        if path[:-1] in theirs and (path[-1] in RULED or is_of_its_map(path[-1].lower(), value)):
+            continue  # of the layers that this map counts
         first = first_number(get_path(config, path[:-1]), stack.depth)
         own = partial(_own, layers, path, home)
         try:

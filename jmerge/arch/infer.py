@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jmerge.arch.families import MODULES
+from jmerge.arch.key_names import OTHER_LAYER_KEY, is_of_part, names_another
 from jmerge.arch.match import plain_name
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
@@ -39,9 +40,6 @@ LAYER_KEYS = (
     "encoder_layers",
     "depth",
 )
-# Names a newcomer's config may give the same count; believed only when none of the keys above fits.
-OTHER_LAYER_KEY = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?depth")
-
 # Lists with the kind of each layer, which count the layers where nothing else does (Nemotron-H, as transformers saves it).
 LAYER_LIST = re.compile(r"(layers?_)?(layer|block)_types?")
 
@@ -60,6 +58,8 @@ EMBEDDING_MODULES = (
     "shared",
     "input_embedding",
 )
+# A table that is called an embedding is one, whatever it holds (values, n-grams), unless it is of what comes out
+CALLED_EMBEDDING = re.compile(r"(?!un_?emb|out|.*_out|lm_|.*head)\w*_emb(s|ed(ding)?s?)?")
 FIRST = re.compile(
     r"embed\w*|wte|wpe|(tok|word|position|token_type)_embeddings\w*|shared|patch_\w*|conv[12]|rotary\w*"
     r"|ln_pre|layernorm_pre|pre_la?ye?rnorm|layernorm_embedding|project_in|class_embedding|pos_(conv_)?embed"
@@ -320,13 +320,19 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
         raise CheckpointError(Fault(f"{message}; no model has so many"))
+    lists: dict[str, list[tuple[str, int]]] = {}
+    for stack in stacks:
+        home = stack.prefix.rpartition(".")[0]
+        lists.setdefault(home, []).append((stack.prefix, stack.depth))
     candidates = []
     scores: dict[tuple[KeyPath, str], float] = {}
     for path, key, value in counts:
         usual = key in LAYER_KEYS
         for stack in by_depth[value]:
             score = _key_score(stack.prefix, (*path, key), two_kinds)
-            if score is not None:
+            if score is None or not (usual or is_of_part(stack.prefix, key)):
+                continue
+            if not names_another(stack.prefix, value, key, lists):
                 rank = ranks[stack.prefix]
                 scores[(*path, key), stack.prefix] = score = score - (not usual)
                 candidates.append((score, -rank, (*path, key), usual, stack.prefix))
@@ -469,6 +475,8 @@ def _vocabulary(
 
     found = tables(sizes)
     inputs = [n for n in found if _part(n, (), ()) == "first" or module(n) in EMBEDDING_MODULES]
+    others = [n for n in found if n not in inputs]
+    inputs += [n for n in others if CALLED_EMBEDDING.fullmatch(module(n).lower())]
     if not inputs:  # the table may be longer than vocab_size says
         inputs = [n for n in loose if len(specs[n].shape) == 2 and module(n) in EMBEDDING_MODULES]
         found = tables({rows(n) for n in inputs})

@@ -133,6 +133,10 @@ def _sparse(count: int, step: int, dense: list[int]) -> Order:
     return [i not in dense and on for i, on in enumerate(_every(count, step))]
 
 
+def _shared_out(count: int, added: int) -> Order:
+    return _every(count, max(count // added, 1) if added > 0 else 0)
+
+
 def _between(count: int, first: int, last: int, step: int) -> Order:
     last = count - 1 if last < 0 else last
     return [first <= i <= last and on for i, on in enumerate(_every(count, step))]
@@ -242,6 +246,8 @@ RULES = (
         for period, models in ((1, ()), (4, ("llama4_text", "smollm3")))
     ),
     Rule({"num_kv_shared_layers": 0}, _last, _counts),
+    # what is added to some layers, as evenly as a whole number of layers lets it
+    Rule({"aligner_num_add_layers": 0}, _shared_out, _counts),
 )
 
 

@@ -48,6 +48,13 @@ SHARE = re.compile(
 BY_NUMBER = re.compile(
     r".*by_(\w+_)?layer(_(idx|id|index|number|depth))?|.*layer_(idx|index)_scal\w+"
 )
+# Of switches: every second layer does it (`stagger_local_blocks`). What is interleaved may be pairs of rope's columns.
+ALTERNATING = re.compile(
+    r"(?!.*(rope|pair|dim|channel|token|head)).*(stagger|alternat(?!iv)|every_(other|second)|(?<![a-z])(odd|even)_)\w*"
+    rf"|(?!.*(rope|pair|dim|channel|token|head)).*interleav\w*_({LAYER}|attn|attention|windows?)"
+)
+# Of counts: some layers have something added, spread over all of them
+ADDED = re.compile(rf"(\w+_)?(add|added|insert|inserted|inject|injected)_{LAYER}")
 FIRST = re.compile(r".*(first|initial|prefix|leading|early|bottom).*")
 LAST = re.compile(r".*(last|final|suffix|trailing|late|top).*")
 KINDS = re.compile(r".*(types?|kinds?|pattern|layout|schedule|layers?|blocks?)")

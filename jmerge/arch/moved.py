@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from jmerge.arch.kinds import LAYER_NUMBERS, ORDERED, PER_LAYER_TEXT, is_per_layer
 from jmerge.arch.layer_words import (
+    ADDED,
     ALPHABET,
     BY_NUMBER,
     COUNT,
@@ -22,7 +23,6 @@ from jmerge.arch.layer_words import (
     DIGITS,
     ENTRY_KINDS,
     FIRST,
-    KINDS,
     LAST,
     LAYER,
     LAYER_NAME,
@@ -30,21 +30,27 @@ from jmerge.arch.layer_words import (
     MEMBERS,
     NAMED,
     NOT_COUNT,
-    NOT_PERIOD,
     NUMBER,
     NUMBERS,
     OF_ANOTHER,
-    OF_LAYERS,
     PER_LAYER,
-    PERIOD,
     SHARE,
     SIZES,
     SOURCES,
     SPANS,
     TAPS,
 )
-
-UNKNOWN = -1  # where numbers of layers begin
+from jmerge.arch.told import (
+    UNKNOWN,
+    are_numbers,
+    are_spans,
+    is_alternating,
+    is_numbered,
+    is_numbers_key,
+    is_period,
+    repeats,
+    runs_of,
+)
 
 
 class Stuck(Exception):  # noqa: N818  # no error yet: whoever asks decides
@@ -113,6 +119,8 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
     if isinstance(value, bool):
         if value and BY_NUMBER.fullmatch(key) and any(i != n for i, n in enumerate(moved.layers)):
             raise Stuck("makes weights depend on the number of their layer")
+        if is_alternating(key, value):
+            _check_period(2, moved)
         return value
     if key == DEPTH_SCALE and isinstance(value, int | float):
         return (
@@ -135,17 +143,15 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
     return value
 
 
-def is_numbered(key: str, value: dict[Any, Any]) -> bool:
-    """Whether a map is one by numbers of layers."""
-    told = not re.search(r"label|token|lang|vocab|task|id2|2id", key)
-    return told and bool(value) and all(DIGITS.fullmatch(str(each)) for each in value)
-
-
 # Numbers
 
 
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
+    if ADDED.fullmatch(key) and value > 0 and not moved.alike:
+        raise Stuck(
+            "spreads what it counts over the layers, and nothing tells in which it would be now"
+        )
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
         if value == depth and new != depth and not moved.counts:
             if OF_ANOTHER.fullmatch(key):
@@ -157,7 +163,7 @@ def _int(key: str, value: int, moved: Moved) -> Any:
             return new
         if 0 < value < depth and (FIRST.fullmatch(key) or LAST.fullmatch(key)):
             return _of_the_ends(key, value, moved)
-    if _is_period(key) and value > 1:
+    if is_period(key) and value > 1:
         _check_period(value, moved)
     elif SHARE.fullmatch(key) and value > 0 and not moved.alike:
         _check_period(value, moved)
@@ -179,19 +185,14 @@ def _of_the_ends(key: str, value: int, moved: Moved) -> int:
     return count
 
 
-def _is_period(key: str) -> bool:
-    return bool(
-        PERIOD.fullmatch(key) and OF_LAYERS.fullmatch(key) and not NOT_PERIOD.fullmatch(key)
-    )
-
-
 def _check_period(period: int, moved: Moved) -> None:
     """Every layer has to keep its place in the period, where one of its places is a kind of its own."""
     longest = max(moved.depth, len(moved.layers))
     wanted = range(period) if period <= longest else (0, period - 1)
     for i, layer in enumerate(moved.layers):
         if i % period != layer % period and (i % period in wanted or layer % period in wanted):
-            raise Stuck(f"tells every {period} layers apart, and here they are in another order")
+            every = "second layer" if period == 2 else f"{period} layers"
+            raise Stuck(f"tells every {every} apart, and here they are in another order")
 
 
 def _tap(key: str, value: int, moved: Moved) -> int:
@@ -223,10 +224,10 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
     numbers = all(type(each) is int for each in value)
     if numbers and SOURCES.fullmatch(key) and len(value) == depth and max(value) < depth:
         return _sources(key, value, moved, own)
-    if numbers and is_numbers_key(key) and _are_numbers(key, value, depth):
+    if numbers and is_numbers_key(key) and are_numbers(key, value, depth):
         return _numbers(key, value, moved, own)
-    if (runs := _runs(value)) is not None and len(runs) == depth:
-        entries = [_entry(_runs(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
+    if (runs := runs_of(value)) is not None and len(runs) == depth:
+        entries = [_entry(runs_of(own(i)), runs, n, depth) for i, n in enumerate(moved.layers)]
         return _as_runs(value, entries) if entries != runs else value
     taps = numbers and min(value) < 0 and bool(TAPS.fullmatch(key))  # counted from the end
     if not taps and (
@@ -239,7 +240,7 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
         return _entries(key, value, moved, own, named)
     if all(isinstance(each, str) for each in value):
         return _words(key, value, moved, own)
-    if SPANS.fullmatch(key) and _are_spans(value, depth):
+    if SPANS.fullmatch(key) and are_spans(value, depth):
         last = max(number for pair in value for number in pair)
         if not moved.keeps(min(last + 1, depth)) or (last >= depth - 1 and not moved.alike):
             raise Stuck("names layers by their first and last")
@@ -257,25 +258,6 @@ def _sources(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
         numbers = numbers if isinstance(numbers, list) and len(numbers) > layer else value
         made.append(i if numbers[layer] == layer else moved.place(numbers[layer]))
     return made
-
-
-def is_numbers_key(key: str) -> bool:
-    """Whether a list of numbers under this key is one of numbers of layers."""
-    if key in LAYER_NUMBERS:
-        return True
-    if key.startswith(("mtp_", "nextn_")) or re.search(r"token|channel|label|codebook|head", key):
-        return False
-    return bool(NUMBERS.fullmatch(key))
-
-
-def _are_numbers(key: str, value: list[int], depth: int) -> bool:
-    if key in LAYER_NUMBERS:
-        return True
-    if MEMBERS.fullmatch(key) and re.search(r"ind|idx|_ids?$", key):
-        return len(set(value)) == len(value) and min(value) >= 0  # some may be of no layer
-    if len(value) == depth and set(value) <= {0, 1} and depth > 2:
-        return False  # a flag for each layer
-    return len(set(value)) == len(value) and all(-depth <= each <= depth for each in value)
 
 
 def _numbers(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
@@ -328,20 +310,12 @@ def _words(key: str, value: list[str], moved: Moved, own: Own) -> list[Any]:
     named = [NAMED.fullmatch(each) for each in value]
     if re.search(r"feature|out|layer|stage|hook|tap|block|name", key) and any(named):
         return _named(key, value, moved)
-    if _repeats(key, value):
+    if repeats(key, value):
         if len(value) > depth:
             return _entries(key, value, moved, own, True)
         if any(value[i % len(value)] != value[n % len(value)] for i, n in enumerate(moved.layers)):
             raise Stuck(f"repeats {len(value)} kinds of layers, and here they are in another order")
     return value
-
-
-def _repeats(key: str, value: list[Any]) -> bool:
-    """Whether a list holds kinds of layers, which may begin again after its last."""
-    told = KINDS.fullmatch(key) and re.search(
-        r"layer|block|pattern|layout|schedule|attn|attention|mlp", key
-    )
-    return bool(told) and len(value) > 1 and all(isinstance(each, str) for each in value)
 
 
 def _check_name(value: str, moved: Moved) -> None:
@@ -365,31 +339,6 @@ def _named(key: str, value: list[str], moved: Moved) -> list[str]:
         found = NAMED.fullmatch(each)
         number = int(found["number"]) if found else -1
         made.append(f"{found['word']}{_tap(key, number, moved)}" if found and number <= moved.depth else each)  # fmt: skip
-    return made
-
-
-def _are_spans(value: list[Any], depth: int) -> bool:
-    return all(
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(type(number) is int and 0 <= number <= depth for number in pair)
-        and pair[0] <= pair[1]
-        for pair in value
-    )
-
-
-def _runs(value: Any) -> list[Any] | None:
-    """The kinds that runs of them spell out: pairs of one or several kinds and how often they come."""
-    if not isinstance(value, list) or not value:
-        return None
-    made: list[Any] = []
-    for pair in value:
-        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is int and pair[1] > 0):
-            return None
-        kinds = pair[0] if isinstance(pair[0], list) else [pair[0]]
-        if not kinds or not all(isinstance(kind, str) for kind in kinds) or pair[1] > 10_000:
-            return None
-        made += kinds * pair[1]
     return made
 
 
@@ -441,58 +390,3 @@ def _by_number(value: dict[Any, Any], moved: Moved, own: Own) -> dict[Any, Any]:
                 entries[layer]
             )
     return made
-
-
-def is_overruled(key: str, value: Any, part: Mapping[str, Any], depth: int) -> bool:
-    """Whether a field that tells kinds of layers by a period stands beside a list that tells the same of each layer."""
-    if type(value) is not int or not _is_period(key.lower()):
-        return False
-    for other, kinds in part.items():
-        if re.search(r"types?$|kinds?$", str(other)) and isinstance(kinds, list):
-            if len(kinds) >= depth and all(isinstance(kind, str) for kind in kinds):
-                places = [(i % value, kinds[i]) for i in range(depth)]
-                if len(set(places)) == len({place for place, _ in places}):
-                    return True
-    return False
-
-
-def first_number(part: Mapping[str, Any], depth: int) -> int:
-    """What the lists of numbers in a part of config.json call the first of `depth` layers: 1 where they share out the
-    numbers from 1 to `depth`, as Kimi Linear's do, else 0, and `UNKNOWN` where `depth` is the highest and none is 0."""
-    lists = [
-        value
-        for key, value in part.items()
-        if isinstance(value, list) and value and all(type(each) is int for each in value)
-        if MEMBERS.fullmatch(str(key).lower()) and is_numbers_key(str(key).lower())
-        if _are_numbers(str(key).lower(), value, depth)
-    ]
-    named = {number for each in lists for number in each}
-    if named == set(range(1, depth + 1)):
-        return 1
-    return UNKNOWN if named and min(named) > 0 and max(named) == depth else 0
-
-
-def kinds_of(key: str, value: Any, depth: int, first: int = 0) -> list[Hashable] | None:
-    """What a field tells of each of `depth` layers; None when it tells nothing.
-
-    first: what lists of numbers call the first layer.
-    """
-    key = key.lower()
-    if key in LAYER_NUMBERS and isinstance(value, list):
-        return [i in value for i in range(depth)]
-    if is_per_layer(key, value, depth):
-        return [entry if isinstance(entry, Hashable) else repr(entry) for entry in value]
-    if isinstance(value, dict) and is_numbered(key, value):
-        told = {int(each): repr(entry) for each, entry in value.items()}
-        return [told.get(i) for i in range(depth)]
-    if isinstance(value, list) and value:
-        if all(type(each) is int for each in value) and is_numbers_key(key):
-            if _are_numbers(key, value, depth) and first != UNKNOWN:
-                return [i + first in value for i in range(depth)]
-        elif (runs := _runs(value)) is not None and len(runs) == depth:
-            return list(runs)
-        elif _repeats(key, value):
-            return [value[i % len(value)] for i in range(depth)]
-    if type(value) is int and value > 1 and _is_period(key):
-        return [i % value for i in range(depth)]
-    return None

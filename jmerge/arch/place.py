@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, Config, class_names, config_dicts
+from jmerge.arch.switches import spoken_of, turned_on
 
 # Of an adapter that was not merged into its model: no class has them without the adapter's own config.
 ADAPTER = re.compile(
@@ -14,10 +14,6 @@ ADAPTER = re.compile(
 # Heads that give no tokens, which trainers leave in models whose class has none
 OTHER_HEAD = re.compile(r"(\w+_)?(v_head|value_head|reward_head|score|classifier|qa_outputs)(\.|$)")
 OF_TOKENS = re.compile(r"\w+(ForCausalLM|LMHeadModel|ForMaskedLM)")
-# Words of keys that say nothing of which tensors there are.
-IDLE = frozenset(
-    "use num add has have with enable is no n config size model token tokens id ids".split()
-)
 
 
 def no_place(template: str, own: Config, donor: Config, *, behind: bool = False) -> str | None:
@@ -42,7 +38,7 @@ def no_place(template: str, own: Config, donor: Config, *, behind: bool = False)
     said = _switches(donor)
     words = {word for part in template.lower().split(".") for word in part.split("_")}
     for key, on in _switches(own).items():
-        speaks = key in EXTRA_LAYER_KEYS if behind else words & (set(key.lower().split("_")) - IDLE)
+        speaks = key in EXTRA_LAYER_KEYS if behind else words & spoken_of(key)
         if on and speaks and not said.get(key):
             there = "lacks that key" if key not in said else "turns it off"
             return f"'{key}' in its config.json turns it on, and the output's config.json {there}"
@@ -56,11 +52,6 @@ def _switches(config: Config) -> dict[str, bool]:
         if path:
             found.setdefault(path[-1], bool(part))
         for key, value in part.items():
-            if (on := _is_on(value)) is not None:
-                negative = key.startswith(("no_", "disable_"))
-                found[key] = found.get(key, False) or (on != negative)
+            if (on := turned_on(key, value)) is not None:
+                found[key] = found.get(key, False) or on
     return found
-
-
-def _is_on(value: Any) -> bool | None:
-    return value > 0 if isinstance(value, bool | int) else None

@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from jmerge.arch.infer import VISION, Config, Layout, class_names, config_dicts, is_classifier
+from jmerge.ckpt.copies import equal
 from jmerge.ckpt.open import Checkpoint
 from jmerge.recipe.refs import ModelRef
-
-FIRST_STRIDE = 1 << 16  # bytes compared at first: a head of its own differs in the first few
-STRIDE = 1 << 24  # bytes compared at a time after that
 
 # Classes of models without a head for tokens: LMHeadModel and DoubleHeadsModel have one, those for other tasks have not.
 HEADLESS = re.compile(
@@ -63,20 +59,6 @@ def find_ties(
             ties[ref] = is_tied_unstored(checkpoint.config, layout)
         else:
             matters = mixed or flag(checkpoint.config)
-            tables = layout.heads[0], layout.embeddings[0]
-            ties[ref] = bool(matters) and same_bytes(checkpoint, *tables)
+            head, table = (checkpoint.index[n[0]] for n in (layout.heads, layout.embeddings))
+            ties[ref] = bool(matters) and equal(checkpoint.source, head, table)
     return ties
-
-
-def same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
-    """Whether two tensors of a checkpoint have one shape, one dtype and the same bytes."""
-    if checkpoint.index[first].spec != checkpoint.index[second].spec:
-        return False
-    size, start = checkpoint.index[first].spec.nbytes, 0
-    while start < size:
-        stop = min(start + (STRIDE if start else FIRST_STRIDE), size)
-        a, b = (checkpoint.raw(name, start, stop) for name in (first, second))
-        if not np.array_equal(a, b):
-            return False
-        start = stop
-    return True

@@ -24,7 +24,7 @@ from jmerge.ckpt.filekinds import (
     kind_of,
     kind_of_folder,
 )
-from jmerge.ckpt.instead import holds_model
+from jmerge.ckpt.glance import holds_model
 from jmerge.ckpt.sentence import Module, main_module
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file

@@ -17,19 +17,23 @@ QUANTISED = "says how weights are quantised"
 LARGE = "too large for a file beside weights, and no config names it"
 PICKLE = "a pickle that may be weights, and no config names it"
 
+# Files of a training run, some of which end like pickled weights.
+STATES = (
+    "optimizer*", "scheduler.*", "scheduler_*.bin", "lr_scheduler*", "scaler.*", "scaler_*.pt", "rng_state*",
+    "random_states*", "training_args*", "trainer_state*", "trainer_log*", "train_log*",
+    "training_log*", "*tfevents*", "*.log", "*_results.json", "*optim_states*",
+    "*model_states*", "zero_pp_rank*", "zero_to_fp32.py", "latest", "*.wandb",
+    "*optimizer*.bin", "optim.*", "*optim_rng*", "sampler*.bin", "sampler*.pt", "dataloader*.bin",
+    "dataloader*.pt", "dl_state_dict*", "custom_checkpoint_*.pkl", "trainer.pt", "data.pt",
+    "latest_checkpointed_*", "slurm-*.out", "nohup.out", "imatrix*.dat",
+)  # fmt: skip
 # In this order: the first that fits.
 KINDS: tuple[tuple[str, Sequence[str]], ...] = (
     (HIDDEN, (".*", "*~", "*.pyc", "*.incomplete", "*.crdownload", "*.part", "*.aria2", "*.lock",
               "*.tmp", "*.swp", "thumbs.db", "desktop.ini")),
     (CARD, ("readme*",)),
     (MADE, ("jmerge.lock.json", "jmerge.tokens.jsonl", "mergekit_config.y*ml", "journal*.jsonl*")),
-    (STATE, ("optimizer*", "scheduler.*", "lr_scheduler*", "scaler.*", "rng_state*",
-             "random_states*", "training_args*", "trainer_state*", "trainer_log*", "train_log*",
-             "training_log*", "*tfevents*", "*.log", "*_results.json", "*optim_states*",
-             "*model_states*", "zero_pp_rank*", "zero_to_fp32.py", "latest", "*.wandb",
-             "*optimizer*.bin", "optim.*", "*optim_rng*", "sampler*.bin", "dataloader*.bin",
-             "dl_state_dict*", "custom_checkpoint_*.pkl", "trainer.pt", "latest_checkpointed_*",
-             "slurm-*.out", "nohup.out", "imatrix*.dat")),
+    (STATE, STATES),
     (QUANTISED, ("quantize_config.json", "quant_config.json", "hf_quant_config.json",
                  "quant_log.csv")),
     (WEIGHTS, ("*.safetensors", "*.index.json", "*.index.*.json", "adapter_config.json", "*.gguf",
@@ -121,6 +125,16 @@ KNOWN = (
 def fits(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name is one of these patterns'."""
     return any(fnmatchcase(name, each) for each in patterns)
+
+
+def is_state(name: str) -> bool:
+    """Whether a file of this name is the state or log of a training run."""
+    return fits(name.lower(), STATES)
+
+
+def is_state_folder(name: str) -> bool:
+    """Whether a folder's name begins as those of such files do: it holds parts of one. A folder may be called `latest`."""
+    return fits(name.lower(), [each for each in STATES if each.endswith("*")])
 
 
 def kind_of(name: str) -> str | None:

@@ -6,43 +6,33 @@ first that gives one is told. Where the folder itself is of none, its folders ar
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from jmerge.ckpt.filekinds import is_state_folder
+from jmerge.ckpt.glance import Place, below, holds_model, number, said
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.source import Source
+from jmerge.ckpt.unjoined import (
+    distributed,
+    megatron,
+    of_processes,
+    orbax,
+    ranks,
+    trainer,
+    verl,
+    zero,
+)
 from jmerge.errors import CheckpointError
 
-# Files of a training run that end like pickled weights and are none.
-STATES = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|trainer_state|dataloader|"
-    r"sampler|dl_state_dict|custom_checkpoint)(\b|_).*|.*optim_states.*|data\.pt"
-)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
-MAX_SMALL = 1_000_000  # bytes of a file that is looked into for a name
 MAX_DEPTH = 2  # folders below that are looked into for what lies there
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".7z", ".rar")
 # Pickles that hold what was trained beside a base, and not a model.
 PARTS = re.compile(r"mm_projector.*|non_lora_trainables.*")
-STEP = re.compile(r"checkpoint-(\d+)")
 SAVE = "save_pretrained(OUT)"
-
-
-class Place(NamedTuple):
-    """A folder: its label, its files, and the folders in it."""
-
-    source: Source
-    label: str
-    names: Sequence[str]
-    folders: Sequence[str]
-
-    def ending(self, *ends: str) -> list[str]:
-        """The files that end so, but for states of a training run."""
-        return [name for name in self.names if name.endswith(ends) and not STATES.fullmatch(name)]
 
 
 def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
@@ -54,7 +44,7 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
     listed = ", ".join(variants)
     pickled = _pickled(place)
     if any(re.fullmatch(r"(tp|mp|pp|ep|rank)[_-]?\d+", each) for each in variants):
-        return _of_processes(f"model.{variants[0]}.safetensors")
+        return of_processes(f"model.{variants[0]}.safetensors")
     if variants and pickled is not None:
         return (
             f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
@@ -66,8 +56,8 @@ def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
         line = kind(place)
         if line:
             return line
-    below = None if unfinished(source) else _nested(place, 1)
-    return below or _nothing(place)
+    line = None if unfinished(source) else _nested(place, 1)
+    return line or _nothing(place)
 
 
 def unfinished(source: Source) -> str:
@@ -81,39 +71,13 @@ def unfinished(source: Source) -> str:
     return ""
 
 
-def holds_model(source: Source, folder: str) -> bool:
-    """Whether a folder in that of `source` looks as if it held safetensors weights of a model."""
-    return any(
-        name.startswith(("model", "consolidated", "diffusion_pytorch_model"))
-        and name.endswith((".safetensors", ".safetensors.index.json"))
-        for name in source.names(folder)
-    )
-
-
-def _said(place: Place, file: str, *keys: str) -> str:
-    """The text that a small JSON file has at a path of keys; empty when it has none."""
-    try:
-        size = place.source.size(file)
-        value = json.loads(place.source.read(file)) if size and size < MAX_SMALL else None
-    except (CheckpointError, ValueError, RecursionError):
-        return ""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else ""
-
-
-def _number(name: str) -> tuple[list[int], str]:
-    """Sorts names by the numbers in them, so that the last is the latest."""
-    return [int(each) for each in re.findall(r"\d+", name)], name
-
-
 def _nested(place: Place, depth: int) -> str | None:
     """What lies in a folder of this one, where nothing lies beside."""
-    for name in sorted(place.folders, key=_number, reverse=True):
-        if name.startswith((".", "__")) or STATES.fullmatch(name):
+    for name in sorted(place.folders, key=number, reverse=True):
+        if name.startswith((".", "__")) or is_state_folder(name):
             continue
         source = inside(place.source, name)
-        inner = Place(source, _below(place, name), source.names(), source.folders())
+        inner = Place(source, below(place, name), source.names(), source.folders())
         for kind in KINDS:
             if line := kind(inner):
                 return f"holds no weights itself; {name} in it {line}"
@@ -127,7 +91,7 @@ def _mlx_adapter(place: Place) -> str | None:
     files = [name for name in place.names if re.fullmatch(r"adapters\.(safetensors|npz)", name)]
     if not files:
         return None
-    base = _said(place, "adapter_config.json", "model") or "BASE"
+    base = said(place, "adapter_config.json", "model") or "BASE"
     return (
         f"holds an adapter of MLX ({files[0]}), not a whole model; make one with "
         f"mlx_lm.fuse --model {base} --adapter-path {place.label} --save-path OUT, and name OUT"
@@ -139,11 +103,11 @@ def _adapter(place: Place) -> str | None:
         place.names
     ):
         return None
-    base = _said(place, "adapter_config.json", "base_model_name_or_path")
+    base = said(place, "adapter_config.json", "base_model_name_or_path")
     of = f" of '{base}'" if base else ""
     name = f"'{base}'" if base else "its base"
     models = [each for each in place.folders if holds_model(place.source, each)]
-    whole = f"; or name {_below(place, models[-1])}, which holds a model" if models else ""
+    whole = f"; or name {below(place, models[-1])}, which holds a model" if models else ""
     return (
         f"holds a PEFT adapter{of}, not a whole model; apply it to {name} with peft's "
         f"merge_and_unload(), then {SAVE}, and name that folder" + whole
@@ -159,10 +123,10 @@ def _pipeline(place: Place) -> str | None:
     for name in ("transformer", "unet"):
         part = name if name in parts else part
     return (
-        f"is a diffusers pipeline of several models{listed}; name one: {_below(place, part)}"
+        f"is a diffusers pipeline of several models{listed}; name one: {below(place, part)}"
         if parts
         else "is a diffusers pipeline without safetensors weights in its folders; "
-        f"name the folder of one part, such as {_below(place, part)}"
+        f"name the folder of one part, such as {below(place, part)}"
     )
 
 
@@ -181,103 +145,8 @@ def _cache(place: Place) -> str | None:
     except (CheckpointError, ValueError):
         named = ""
     commit = named if named in found else found[-1]
-    below = _below(place, f"snapshots/{commit}")
-    return f"is a folder of the Hub's cache; name the snapshot in it: {below}"
-
-
-def _trainer(place: Place) -> str | None:
-    steps = sorted(
-        (int(found[1]), name) for name in place.folders if (found := STEP.fullmatch(name))
-    )
-    if not steps:
-        return None
-    whole = [each for each in steps if holds_model(place.source, each[1])]
-    last = (whole or steps)[-1][1]
-    what = "a checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
-    message = f"holds {what} of a training run and no weights beside; "
-    return message + f"name one, the last is {_below(place, last)}"
-
-
-def _zero(place: Place) -> str | None:
-    steps = [name for name in place.folders if re.fullmatch(r"global_step\d+", name)]
-    states = [n for n in place.names if re.search(r"optim_states\.pt$|model_states\.pt$", n)]
-    if not steps and not states and "zero_to_fp32.py" not in place.names:
-        return None
-    folder = place.label
-    if states and "zero_to_fp32.py" not in place.names:
-        folder = f"{place.label}/.."
-    return (
-        "holds the shards of a DeepSpeed ZeRO training state; consolidate them with "
-        f"python zero_to_fp32.py {folder} OUT --safe_serialization, and name OUT with config.json in it"
-    )
-
-
-def _distributed(place: Place) -> str | None:
-    inner = (name for name in place.folders if not STATES.fullmatch(name))
-    for found in ("", *sorted(inner, key=_number, reverse=True)):
-        names = place.source.names(found) if found else place.names
-        if any(name.endswith(".distcp") or name == ".metadata" for name in names):
-            break
-    else:
-        return None
-    where = f" in {found}" if found else ""
-    below = _below(place, found) if found else place.label
-    return (
-        f"holds the shards of torch.distributed.checkpoint{where} (FSDP); consolidate them with "
-        f"accelerate merge-weights {below} OUT, and name OUT with config.json in it"
-    )
-
-
-def _verl(place: Place) -> str | None:
-    files = [n for n in place.names if re.fullmatch(r"model_world_size_\d+_rank_\d+\.pt", n)]
-    steps = [name for name in place.folders if re.fullmatch(r"global_step_\d+", name)]
-    if not files and not steps:
-        return None
-    folder = place.label if files else f"{_below(place, max(steps, key=_number))}/actor"
-    return (
-        "holds the shards of a training run of verl, one for each process; put them together with "
-        f"python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT, "
-        "and name OUT"
-    )
-
-
-def _megatron(place: Place) -> str | None:
-    named = (*place.folders, *place.names)
-    nemo = any(name.endswith(".nemo") for name in place.names)
-    parts = {"common.pt", "metadata.json"} <= set(place.names)
-    old = "latest_checkpointed_iteration.txt" in place.names or any(
-        re.match(r"mp_rank_\d+$", name) for name in named
-    )
-    if not nemo and not parts and not old:
-        return None
-    what = "NeMo" if nemo else "Megatron"
-    return (
-        f"holds a checkpoint of {what}; convert it to the format of transformers with "
-        "Megatron's own converter or that of NeMo, and name what that makes"
-    )
-
-
-def _ranks(place: Place) -> str | None:
-    pattern = r"(.*[-_])?(rank|mp_rank)_?\d+(-of-\d+)?\.(pt|pth|bin)|(model|rank)\d+(-mp\d+)?\.safetensors"
-    ranks = [name for name in place.names if re.fullmatch(pattern, name)]
-    return _of_processes(ranks[0]) if ranks else None
-
-
-def _of_processes(file: str) -> str:
-    return (
-        f"holds the shards of a run, one for each process ({file}); put them together with the "
-        "tool of the program that wrote them, and name what that makes"
-    )
-
-
-def _orbax(place: Place) -> str | None:
-    signs = {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"} & set(place.names)
-    if not signs:
-        return None
-    return (
-        "holds a checkpoint of Orbax (JAX); load it with the program that wrote it, write its "
-        "tensors with safetensors under their names in transformers, and name that folder"
-    )
+    snapshot = below(place, f"snapshots/{commit}")
+    return f"is a folder of the Hub's cache; name the snapshot in it: {snapshot}"
 
 
 def _archive(place: Place) -> str | None:
@@ -327,7 +196,7 @@ def _pickled(place: Place) -> str | None:
     whole = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
     first = next((name for name in files if whole.fullmatch(name)), files[0])
     how = "load it with torch and write it with safetensors.torch.save_file"
-    if whole.fullmatch(first) and _said(place, "config.json", "model_type"):
+    if whole.fullmatch(first) and said(place, "config.json", "model_type"):
         how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
         how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
@@ -382,12 +251,10 @@ def _inner(place: Place) -> str | None:
     if not inner:
         return None
     if len(inner) == 1:
-        return (
-            f"holds no weights itself; name the folder in it that does: {_below(place, inner[0])}"
-        )
+        return f"holds no weights itself; name the folder in it that does: {below(place, inner[0])}"
     listed = ", ".join(inner[:5]) + (", ..." if len(inner) > 5 else "")
     message = f"holds no weights itself, but {len(inner)} folders that do ({listed}); "
-    return message + f"name one, such as {_below(place, inner[-1])}"
+    return message + f"name one, such as {below(place, inner[-1])}"
 
 
 KINDS: tuple[Callable[[Place], str | None], ...] = (
@@ -395,13 +262,13 @@ KINDS: tuple[Callable[[Place], str | None], ...] = (
     _adapter,
     _pipeline,
     _cache,
-    _trainer,
-    _zero,
-    _verl,
-    _megatron,
-    _distributed,
-    _ranks,
-    _orbax,
+    trainer,
+    zero,
+    verl,
+    megatron,
+    distributed,
+    ranks,
+    orbax,
     _gguf,
     _mlx,
     _pickled,
@@ -423,10 +290,3 @@ def _nothing(place: Place) -> str:
         shown = ", ".join(place.names[:3]) + (", ..." if len(place.names) > 3 else "")
         tail = f" (but {shown}); was the model downloaded whole?"
     return message + tail
-
-
-def _below(place: Place, folder: str) -> str:
-    """A folder inside, as a recipe would name it; of a remote model, whose folders no recipe can name, with the way."""
-    if "://" in place.label:
-        return f"{folder} (download the model, then name that folder)"
-    return f"{place.label}/{folder}"

@@ -38,8 +38,18 @@ from jmerge.methods.spec import (
     merge_method,
     register_installed,
 )
+from jmerge.methods.whole import apply
 from jmerge.methods.wrap import find_method
 
 register_installed()
 
-__all__ = ["REGISTRY", "Method", "PerModel", "Shared", "Switch", "find_method", "merge_method"]
+__all__ = [
+    "REGISTRY",
+    "Method",
+    "PerModel",
+    "Shared",
+    "Switch",
+    "apply",
+    "find_method",
+    "merge_method",
+]

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import Cut, cut_terms, ordered_keys, ordered_values
 from jmerge.methods.reduce import along
-from jmerge.methods.spec import Cuts, merge_method
+from jmerge.methods.spec import merge_method
+from jmerge.methods.statistics.topk import Threshold, TopK, ordered_keys, ordered_values
 
 NO_CHANCE = 1e-8  # added to probabilities, so that none is zero
 SMALL, TERMS = 0.1, 9  # up to which |d| phi(d) is a series, and its last power
@@ -47,7 +47,7 @@ def score_keys(base: jax.Array, models: jax.Array, **_: Any) -> list[jax.Array]:
     return [ordered_keys(score(base, models[0]))]
 
 
-def quartile_counts(numbers: Mapping[str, Any], size: int, found: object = None) -> list[list[int]]:
+def quartile_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
     """How many scores are at least the first, second and third quartile (no interpolation)."""
     return [[size - int(share * (size - 1)) for share in (0.25, 0.5, 0.75)]]
 
@@ -62,7 +62,9 @@ def _softmax(tensor: jax.Array) -> jax.Array:
     takes="base, models",
     base="needed",
     models=(1, 1),
-    statistics=(Cuts(score_keys, keyword="quartiles", counts=quartile_counts),),
+    statistics=(
+        TopK(keyword="quartiles", terms=score_keys, counts=quartile_counts, uses_bits=True),
+    ),
     unit=lambda numbers: "last",
     title="Arcee Fusion",
     summary=(
@@ -73,13 +75,11 @@ def _softmax(tensor: jax.Array) -> jax.Array:
     when="One fine-tune of a base, to keep what it learned without its noise.",
     paper="https://www.arcee.ai/blog/meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration",
 )
-def arcee_fusion(base: jax.Array, models: jax.Array, *, quartiles: Cut | None = None) -> jax.Array:
+def arcee_fusion(base: jax.Array, models: jax.Array, *, quartiles: Threshold) -> jax.Array:
     """base [*shape], models [1, *shape] -> each element from one of the two [*shape].
 
-    quartiles: the cuts of `score_keys` over the whole tensor, always exact; found here when not given.
+    quartiles: the thresholds of `score_keys` over the whole tensor, always exact.
     """
     scores = score(base, models[0])
-    if quartiles is None:
-        quartiles = cut_terms([[ordered_keys(scores)]], quartile_counts({}, base.size))
-    low, middle, high = ordered_values(jnp.asarray(quartiles.bound))
+    low, middle, high = ordered_values(jnp.asarray(quartiles.bits))
     return jnp.where(scores >= middle + SPREADS * (high - low), models[0], base)

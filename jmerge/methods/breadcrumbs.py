@@ -5,77 +5,85 @@ Davari and Belilovsky, "Model Breadcrumbs", ECCV 2024, https://arxiv.org/abs/231
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import Cut, cut_largest, is_kept
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
-from jmerge.methods.spec import Density
+from jmerge.methods.spec import PerModel
+from jmerge.methods.statistics.counts import AnyCount, difference, minimum, plus, share
+from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
 
 
-def band(density: float, gamma: float, size: int) -> tuple[int, int]:
+def band(density: Any, gamma: Any, size: int) -> tuple[AnyCount, AnyCount]:
     """How many of the largest of `size` changes are dropped, and how many there are with those that are kept.
 
-    Where fewer are left below the outliers than the density asks for, fewer outliers are dropped.
+    Where fewer are left below the outliers than the density asks for, fewer outliers are dropped; where none are to be
+    kept, all are dropped.
     """
-    kept = min(max(int(density * size), 0), size)
-    outliers = min(int(gamma * size), size - kept)
-    return (outliers, outliers + kept) if kept else (0, 0)
+    kept = minimum(share(density, size), size)
+    outliers = minimum(share(gamma, size), difference(size, kept))
+    return outliers, plus(outliers, kept)
 
 
 def drop(
-    delta: jax.Array,
-    keep: Cut | Sequence[float],
-    outliers: Cut | Sequence[float],
-    start: jax.Array | None,
+    delta: jax.Array, keep: Threshold, outliers: Threshold, start: jax.Array | None
 ) -> jax.Array:
     """delta [models, *shape] with what is small and what is an outlier set to zero."""
-    if not isinstance(keep, Cut) or not isinstance(outliers, Cut):
-        assert not isinstance(keep, Cut) and not isinstance(outliers, Cut)
-        size = math.prod(delta.shape[1:])
-        shares = zip(keep, outliers, strict=True)
-        bands = [band(float(density), float(gamma), size) for density, gamma in shares]
-        outliers, keep = (cut_largest(delta, counts) for counts in zip(*bands, strict=True))
-    large, largest = is_kept(delta, keep, start), is_kept(delta, outliers, start)
+    large, largest = kept_changes(delta, keep, start), kept_changes(delta, outliers, start)
     chosen = [yes & ~no for yes, no in zip(large, largest, strict=True)]
     return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
 
 
 def breadcrumbs_sums(
-    delta: jax.Array, *, keep: Cut, outliers: Cut, start: jax.Array | None = None, **_: Any
+    delta: jax.Array,
+    *,
+    keep: Threshold,
+    outliers: Threshold,
+    start: jax.Array | None = None,
+    **_: Any,
 ) -> tuple[jax.Array, ...]:
     """The terms of the norms that `rescale` restores."""
     return norm_terms(delta, drop(delta, keep, outliers, start))
 
 
-def _counts(own: Mapping[str, float], size: int) -> tuple[int, int]:
-    return band(own["density"], own["gamma"], size)
+def _bands(hyperparameters: Mapping[str, Any], size: int) -> list[tuple[AnyCount, AnyCount]]:
+    shares = zip(hyperparameters["density"], hyperparameters["gamma"], strict=True)
+    return [band(density, gamma, size) for density, gamma in shares]
 
 
 _declare = partial(
     pruning_method,
+    before=[
+        TopK(
+            keyword="keep",
+            terms=change_keys,
+            counts=lambda hyperparameters, size, found: [
+                [until] for _, until in _bands(hyperparameters, size)
+            ],
+        ),
+        TopK(
+            keyword="outliers",
+            terms=change_keys,
+            counts=lambda hyperparameters, size, found: [
+                [outliers] for outliers, _ in _bands(hyperparameters, size)
+            ],
+        ),
+    ],
     sums=breadcrumbs_sums,
     rescale=False,
     paper="https://arxiv.org/abs/2312.06795",
-    keep=Density(
-        1.0,
-        yaml="density",
-        low=0.0,
-        high=1.0,
-        count=lambda own, size: _counts(own, size)[1],
-        doc="share of the model's changes that is kept",
+    density=PerModel(
+        1.0, low=0.0, high=1.0, given=False, doc="share of the model's changes that is kept"
     ),
-    outliers=Density(
+    gamma=PerModel(
         0.01,
-        yaml="gamma",
         low=0.0,
         high=1.0,
-        count=lambda own, size: _counts(own, size)[0],
+        given=False,
         doc="share of the model's changes, the largest, that is dropped as outliers",
     ),
 )
@@ -95,8 +103,8 @@ def breadcrumbs(
     delta: jax.Array,
     *,
     weight: jax.Array,
-    keep: Cut | Sequence[float],
-    outliers: Cut | Sequence[float],
+    keep: Threshold,
+    outliers: Threshold,
     scale: jax.Array,
     normalize: bool,
     rescale: bool,
@@ -105,11 +113,9 @@ def breadcrumbs(
 ) -> jax.Array:
     """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
 
-    keep, outliers: a concrete share for each model, or the cuts that follow from them (see `band`). In descending
-    order, equal changes by their flat index, the outliers come first and what is kept follows.
+    keep, outliers: the thresholds of the models' changes that follow from `band`. In descending order, equal changes by their flat index, the outliers come first and what is kept follows.
     """
     return merge_kept(
-        delta,
         drop(delta, keep, outliers, start),
         vote=False,
         weight=weight,
@@ -134,8 +140,8 @@ def breadcrumbs_ties(
     delta: jax.Array,
     *,
     weight: jax.Array,
-    keep: Cut | Sequence[float],
-    outliers: Cut | Sequence[float],
+    keep: Threshold,
+    outliers: Threshold,
     scale: jax.Array,
     normalize: bool,
     rescale: bool,
@@ -144,7 +150,6 @@ def breadcrumbs_ties(
 ) -> jax.Array:
     """As `breadcrumbs`, but only changes that agree with the sign of their weighted sum are added."""
     return merge_kept(
-        delta,
         drop(delta, keep, outliers, start),
         vote=True,
         weight=weight,

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.cuts import cut_by_counting, magnitude_keys
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import PerModel, Shared, Whole, merge_method
+from jmerge.methods.statistics.rows import largest_of_rows
+from jmerge.methods.statistics.topk import magnitude_keys
 
 
 def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:
@@ -24,11 +25,7 @@ def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:
         blocks = change.reshape(*shape[:-1], -1, m)  # what lies on several devices stays there
     else:
         blocks = jnp.pad(change.reshape(-1), (0, -change.size % m)).reshape(-1, m)
-    keys = magnitude_keys(blocks)
-    cut = cut_by_counting([keys], jnp.full(keys.shape[:-1], n).astype(jnp.uint32))
-    bound, last = (jnp.asarray(part)[..., None] for part in (cut.bound, cut.last_low))
-    place = jax.lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
-    kept = (keys > bound) | ((keys == bound) & (place <= last))
+    kept = largest_of_rows(magnitude_keys(blocks), n.astype(jnp.uint32))
     return (
         kept.reshape(shape)
         if kept.size == change.size

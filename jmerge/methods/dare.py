@@ -78,7 +78,6 @@ def dare_linear(
     Each model's elements are dropped independently by `methods.random.uniform`; the rest as in task arithmetic.
     """
     return merge_kept(
-        delta,
         drop(delta, density, keys, start),
         vote=False,
         weight=weight,
@@ -114,7 +113,6 @@ def dare_ties(
 ) -> jax.Array:
     """As `dare_linear`, but only changes that agree with the sign of their weighted sum are added."""
     return merge_kept(
-        delta,
         drop(delta, density, keys, start),
         vote=True,
         weight=weight,

@@ -13,29 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import magnitude_keys
-from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import coins, uniform
-from jmerge.methods.reduce import along, total
-from jmerge.methods.spec import PerModel, Statistic, Switch
+from jmerge.methods.reduce import along
+from jmerge.methods.spec import PerModel, Switch
+from jmerge.methods.statistics.rows import SortedRows
+from jmerge.methods.statistics.topk import magnitude_keys
 
 
 def rank_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
     """delta [models, *shape] -> what the changes of each model are ranked by along axis 1; a vector is one row."""
     return [magnitude_keys(_rows(delta[i])) for i in range(delta.shape[0])]
-
-
-def sort_rows(keys: jax.Array, axis: int = 1) -> jax.Array:
-    """Unsigned keys [*shape] sorted along an axis, the smallest first.
-
-    Rows that lie on several devices are dealt out as wholes first.
-    """
-    mesh = mesh_of([keys])
-    others = [i for i in range(keys.ndim) if i != axis]
-    if devices_of(mesh) > 1 and others:
-        keys = deal(keys, mesh, axis_to_deal(keys.shape, others, devices_of(mesh)))
-    return jnp.sort(keys, axis=axis)
 
 
 def drop(
@@ -45,7 +33,7 @@ def drop(
     epsilon: jax.Array,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ordered: list[jax.Array] | None = None,
+    ordered: list[jax.Array],
     **_: Any,
 ) -> jax.Array:
     """delta [models, *shape] with each element kept with a chance that grows with its rank in its row, else zero.
@@ -58,8 +46,6 @@ def drop(
     in that place of the sorted row says whether it has it.
     """
     own = rank_keys(delta)
-    if ordered is None:
-        ordered = [sort_rows(each) for each in own]
     kept = []
     for i, magnitudes in enumerate(own):
         last = magnitudes.shape[1] - 1
@@ -98,16 +84,13 @@ class _Drop(NamedTuple):
     epsilon: jax.Array
     keys: jax.Array
     start: jax.Array | None
-    ordered: list[jax.Array] | None
+    ordered: list[jax.Array]
 
 
 def _merge(
     delta: jax.Array, own: _Drop, *, rescale: bool, sums: jax.Array | None, **rest: Any
 ) -> jax.Array:
-    keywords = own._asdict()
-    if rescale and sums is None and delta.shape[0]:
-        sums = total(della_sums(delta, **keywords))
-    return merge_kept(delta, drop(delta, **keywords), rescale=rescale, sums=sums, **rest)
+    return merge_kept(drop(delta, **own._asdict()), rescale=rescale, sums=sums, **rest)
 
 
 def _rows(change: jax.Array) -> jax.Array:
@@ -128,7 +111,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
 _declare = partial(
     pruning_method,
     sums=della_sums,
-    before=[Statistic(kind="sorted", keyword="ordered", terms=rank_keys)],
+    before=[SortedRows(keyword="ordered", terms=rank_keys)],
     unit=lambda numbers: "slab",
     check=_check,
     rescale=True,
@@ -164,13 +147,13 @@ def della(
     rescale: bool,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ordered: list[jax.Array] | None = None,
+    ordered: list[jax.Array],
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """delta [models, *shape]; weight, density, epsilon [models]; keys uint32 [models, 2] -> the change to make [*shape].
 
     Rows run along axis 1; a vector is one row. Elements are dropped independently by `methods.random.uniform`.
-    ordered: the `rank_keys` of each model sorted along axis 1; found here when not given.
+    ordered: the `rank_keys` of each model sorted along axis 1.
     """
     return _merge(
         delta,
@@ -205,7 +188,7 @@ def della_linear(
     rescale: bool,
     keys: jax.Array,
     start: jax.Array | None = None,
-    ordered: list[jax.Array] | None = None,
+    ordered: list[jax.Array],
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `della`, but all that is left of the changes is added up, whatever its sign."""

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.reduce import total
-from jmerge.methods.spec import Shared, Sums, merge_method
+from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 
 def masked_changes(delta: jax.Array) -> list[jax.Array]:
@@ -40,7 +40,7 @@ def emr_sums(delta: jax.Array, **_: Any) -> list[jax.Array]:
     takes="delta",
     base="needed",
     models=(1, None),
-    statistics=(Sums(emr_sums, scope="model"),),
+    statistics=(BlockSum(keyword="sums", terms=emr_sums, scope="model"),),
     per_model_output=True,
     title="EMR-Merging",
     summary=(
@@ -52,17 +52,13 @@ def emr_sums(delta: jax.Array, **_: Any) -> list[jax.Array]:
     paper="https://arxiv.org/abs/2405.17461",
     task=Shared(0.0, planned=True, doc="the model whose checkpoint it is"),
 )
-def emr(
-    delta: jax.Array, *, task: jax.Array | None = None, sums: jax.Array | None = None
-) -> jax.Array:
+def emr(delta: jax.Array, *, task: jax.Array | None = None, sums: jax.Array) -> jax.Array:
     """delta [models, *shape] -> the change to make to the base for the model number `task` [*shape], or without it for
     each of the models [models, *shape].
 
-    sums: totals of `emr_sums` over whole models; added up here, of these arrays, when not given.
+    sums: totals of `emr_sums` over whole models.
     """
     masked = masked_changes(delta)
-    if sums is None:
-        sums = total(emr_sums(delta))
     before, after = jnp.split(sums, 2)
     usable = jnp.isfinite(before) & jnp.isfinite(after) & (after > 0)
     factor = jnp.where(usable, before / jnp.where(usable, after, 1), 1)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.reduce import total
 
 
 def gram_terms(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
@@ -25,15 +24,13 @@ def gram_terms(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
     return tuple(vectors[i] * vectors[j] for i, j in pairs)
 
 
-def gram_matrix(vectors: jax.Array, sums: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def gram_matrix(vectors: jax.Array, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The inner products [models, models] of vectors [models, *shape], and whether all of them fit the dtype.
 
-    sums: totals of `gram_terms` over the whole tensor; added up here when not given. Products that do not fit are
+    sums: totals of `gram_terms` over the whole tensor. Products that do not fit are
     replaced by zeros.
     """
     count = vectors.shape[0]
-    if sums is None:
-        sums = total(gram_terms(vectors))
     finite = jnp.isfinite(sums).all()
     entries = iter(jnp.where(finite, sums, 0))
     rows: list[list[jax.Array]] = [[] for _ in range(count)]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
-from jmerge.methods.spec import Shared, Sums, merge_method
+from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in particular
 
@@ -28,7 +29,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "karcher",
     takes="models",
     models=(1, None),
-    statistics=(Sums(gram_terms),),
+    statistics=(BlockSum(keyword="sums", terms=gram_terms),),
     bundled=False,
     check=_check,
     title="Karcher Mean",
@@ -43,12 +44,12 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     tol=Shared(1e-5, low=0.0, doc="a step, angle or length below this is none"),
 )
 def karcher(
-    models: jax.Array, *, max_iter: jax.Array, tol: jax.Array, sums: jax.Array | None = None
+    models: jax.Array, *, max_iter: jax.Array, tol: jax.Array, sums: jax.Array
 ) -> jax.Array:
     """models [models, *shape]; max_iter, tol scalars -> their mean on the sphere at their mean length [*shape].
 
     Models no longer than `tol` have no direction; if none has, the result is zero. sums: totals of `gram_terms`
-    over the whole tensor; added up here when not given. Lengths beyond the dtype give the plain mean.
+    over the whole tensor. Lengths beyond the dtype give the plain mean.
     """
     # both only say when to stop: no gradient goes through them, and none could through the loop
     max_iter, tol = jax.lax.stop_gradient((max_iter, tol))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of
 from jmerge.methods.reduce import along
-from jmerge.methods.spec import Sums, Switch, merge_method
+from jmerge.methods.spec import Switch, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 NO_LENGTH = 1e-6  # a product of two lengths is at least this: MergeKit's bound
 NO_SHARE = 1e-6  # 1 + (N - 1) cosine nearer to zero than this: the changes cancel
@@ -29,7 +30,9 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     takes="delta",
     base="needed",
     models=(2, None),
-    statistics=(Sums(gram_terms, when=lambda numbers: not numbers["filter_wise"]),),
+    statistics=(
+        BlockSum(keyword="sums", terms=gram_terms, when=lambda numbers: not numbers["filter_wise"]),
+    ),
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",
     summary=(
@@ -46,7 +49,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
 def model_stock(delta: jax.Array, *, filter_wise: bool, sums: jax.Array | None = None) -> jax.Array:
     """delta [models, *shape] -> the change to make to the base [*shape].
 
-    sums: totals of `gram_terms` over the whole tensor; added up here when not given. Where lengths are beyond
+    sums: totals of `gram_terms` over the whole tensor. Where lengths are beyond
     the dtype, the angle counts as right, so the base stays.
     """
     count = delta.shape[0]
@@ -58,6 +61,7 @@ def model_stock(delta: jax.Array, *, filter_wise: bool, sums: jax.Array | None =
         lengths = [jnp.sqrt(each) for each in squares]
         finite = jnp.isfinite(sum_models(squares))
     else:
+        assert sums is not None
         gram, finite = gram_matrix(delta, sums)
         lengths = list(lengths_of(gram))
         dots = [gram[i, j] for i, j in pairs]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import cancel, sum_models, weighted_sum
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
-from jmerge.methods.spec import PerModel, Shared, Sums, Switch, merge_method
+from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 # Of the squared length that the mean direction could have, what rounding leaves where directions cancel.
 NO_DIRECTION = 1e-6
@@ -31,7 +32,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="delta",
     base="optional",
     models=(1, None),
-    statistics=(Sums(gram_terms),),
+    statistics=(BlockSum(keyword="sums", terms=gram_terms),),
     check=_check,
     divides=lambda numbers: bool(numbers["normalize_weights"]),
     carries_nan=True,
@@ -54,13 +55,13 @@ def multislerp(
     weight: jax.Array,
     normalize_weights: bool,
     eps: jax.Array,
-    sums: jax.Array | None = None,
+    sums: jax.Array,
 ) -> jax.Array:
     """vectors [models, *shape], weight [models], eps scalar -> their mean on the sphere, at their mean length.
 
     vectors: whole models, or their changes from a base. One alone comes back as it is. Where the directions cancel,
     or lengths are beyond the dtype, the result is the weighted sum. sums: totals of `gram_terms` over the
-    whole tensor; added up here when not given.
+    whole tensor.
     """
     if vectors.shape[0] == 1:
         return vectors[0]

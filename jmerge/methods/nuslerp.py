@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jmerge.methods.arc import arc_factors
 from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, root
 from jmerge.methods.reduce import along
-from jmerge.methods.spec import PerModel, Sums, Switch, Unit, merge_method
+from jmerge.methods.spec import PerModel, Switch, Unit, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 NO_WEIGHT = 1e-6  # a sum of weights nearer to zero than this: half of each
 NO_LENGTH = 1e-7  # lengths are at least this
@@ -34,7 +35,9 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     takes="delta",
     base="optional",
     models=(2, 2),
-    statistics=(Sums(gram_terms, when=lambda numbers: numbers["nuslerp_flatten"]),),
+    statistics=(
+        BlockSum(keyword="sums", terms=gram_terms, when=lambda numbers: numbers["nuslerp_flatten"]),
+    ),
     unit=_unit,
     divides=lambda numbers: True,
     title="NuSLERP",
@@ -63,10 +66,11 @@ def nuslerp(
 
     vectors: whole models, or their changes from a base. Nearly parallel and nearly opposite vectors, and those whose
     squared length is beyond the dtype, are interpolated linearly. sums: totals of `gram_terms` over the whole
-    tensor; added up here when not given.
+    tensor.
     """
     one, two = vectors
     if nuslerp_flatten:
+        assert sums is not None
         gram, finite = gram_matrix(vectors, sums)
         first, second = jnp.maximum(lengths_of(gram), NO_LENGTH)
         cosine = gram[0, 1] / first / second

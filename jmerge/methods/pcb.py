@@ -12,29 +12,31 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.cuts import Cut, cut_terms, magnitude_keys, ordered_keys, ordered_values
-from jmerge.methods.spec import Cuts, PerModel, Shared, merge_method
+from jmerge.methods.spec import PerModel, Shared, merge_method
+from jmerge.methods.statistics.counts import AnyCount, difference, is_traced, plus, share
+from jmerge.methods.statistics.topk import (
+    Threshold,
+    TopK,
+    change_keys,
+    ordered_keys,
+    ordered_values,
+)
 
 TAIL = 1e-4  # share of the magnitudes at either end that count as the least and the largest of the rest
 
 
-def span_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
-    """The magnitudes of each model's changes in the form in which they are cut."""
-    return [magnitude_keys(delta[i]) for i in range(delta.shape[0])]
-
-
-def level_keys(delta: jax.Array, *, spans: Cut, **_: Any) -> list[jax.Array]:
-    """The scores of each model's changes in the form in which they are cut."""
+def level_keys(delta: jax.Array, *, spans: Threshold, **_: Any) -> list[jax.Array]:
+    """The scores of each model's changes in the form in which they are selected."""
     return [ordered_keys(each) for each in scores(delta, spans)]
 
 
-def scores(delta: jax.Array, spans: Cut) -> list[jax.Array]:
+def scores(delta: jax.Array, spans: Threshold) -> list[jax.Array]:
     """How each change [*shape] competes: e^(models (own size)^2) tanh(its product with the sum of all), over e^models.
 
     Its own size goes from 0 to 1 between the two bounds of its model in `spans`.
     """
     count = delta.shape[0]
-    bounds = jax.lax.bitcast_convert_type(jnp.asarray(spans.bound), delta.dtype).reshape(count, 2)
+    bounds = jax.lax.bitcast_convert_type(jnp.asarray(spans.bits), delta.dtype).reshape(count, 2)
     together = sum_models(delta)
     found = []
     for i in range(count):
@@ -51,23 +53,22 @@ def spread(values: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     return jnp.where(some, (values - low) / jnp.where(some, high - low, 1), 0)
 
 
-def span_counts(models: int, size: int) -> list[list[int]]:
+def span_counts(hyperparameters: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
     """How many magnitudes are at least as large as the two ends, for each model."""
     ends = [size - int(share * (size - 1)) for share in (TAIL, 1 - TAIL)]
-    return [ends] * models
+    return [ends] * len(hyperparameters["weight"])
 
 
-def level_counts(models: int, size: int, rho: float) -> list[list[int]]:
+def level_counts(
+    hyperparameters: Mapping[str, Any], size: int, found: object
+) -> list[list[AnyCount]]:
     """How many scores are at least as large as the least that competes and as the largest, for each model."""
-    return [[size - int((1 - rho) * (size - 1)), 1]] * models
-
-
-def _span_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
-    return span_counts(len(numbers["weight"]), size)
-
-
-def _level_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
-    return level_counts(len(numbers["weight"]), size, numbers["rho"])
+    rho, rest = hyperparameters["rho"], max(size - 1, 0)
+    if is_traced(rho):  # the same, of a float32 without rounding 1 - rho
+        competing = plus(size - rest, share(rho, rest, up=True))
+    else:
+        competing = difference(size, share(1 - rho, rest))
+    return [[competing, 1]] * len(hyperparameters["weight"])
 
 
 @merge_method(
@@ -76,8 +77,20 @@ def _level_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[
     base="needed",
     models=(1, None),
     statistics=(
-        Cuts(span_keys, keyword="spans", counts=_span_counts, scope="model"),
-        Cuts(level_keys, keyword="levels", counts=_level_counts, scope="model"),
+        TopK(
+            keyword="spans",
+            terms=change_keys,
+            counts=span_counts,
+            uses_bits=True,
+            scope="model",
+        ),
+        TopK(
+            keyword="levels",
+            terms=level_keys,
+            counts=level_counts,
+            uses_bits=True,
+            scope="model",
+        ),
     ),
     title="PCB-Merging",
     summary=(
@@ -89,7 +102,7 @@ def _level_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[
     paper="https://arxiv.org/abs/2410.02396",
     weight=PerModel(1.0, doc="factor of the model's change"),
     rho=Shared(
-        0.1, low=0.0, high=1.0, concrete=True, even=True, doc="share of the changes that compete"
+        0.1, low=0.0, high=1.0, given=False, even=True, doc="share of the changes that compete"
     ),
     scale=Shared(1.2, yaml="lambda", doc="factor of the merged change"),
 )
@@ -98,24 +111,17 @@ def pcb(
     *,
     weight: jax.Array,
     scale: jax.Array,
-    rho: float = 0.1,
-    spans: Cut | None = None,
-    levels: Cut | None = None,
+    spans: Threshold,
+    levels: Threshold,
 ) -> jax.Array:
     """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
 
-    rho: a concrete share. spans, levels: the cuts of `span_keys` and `level_keys` over whole models; found here, of
-    these arrays, when not given.
+    spans, levels: the thresholds of the magnitudes of changes and of `level_keys` over whole models.
     """
     count, elements = delta.shape[0], delta[0].size
     if elements == 0:
         return jnp.zeros(delta.shape[1:], delta.dtype)
-    if spans is None:
-        spans = cut_terms([span_keys(delta)], span_counts(count, elements))
-    if levels is None:
-        keys = level_keys(delta, spans=spans)
-        levels = cut_terms([keys], level_counts(count, elements, rho))
-    ends = ordered_values(jnp.asarray(levels.bound)).reshape(count, 2)
+    ends = ordered_values(jnp.asarray(levels.bits)).reshape(count, 2)
     shares = [
         spread(jnp.maximum(each, ends[i][0]), *ends[i])
         for i, each in enumerate(scores(delta, spans))

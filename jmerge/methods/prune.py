@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sign_consensus
-from jmerge.methods.reduce import total
 from jmerge.methods.spec import (
     Function,
     Parameter,
     PerModel,
     Shared,
-    Statistic,
-    Sums,
     Switch,
     merge_method,
 )
+from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.task_arithmetic import task_arithmetic
 
 NO_NORM = 1e-7  # an L1 norm below this is not restored: MergeKit's bound
@@ -30,14 +29,12 @@ def norm_terms(delta: jax.Array, kept: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(abs(part) for group in (delta, kept) for part in group)
 
 
-def restore_norm(delta: jax.Array, kept: jax.Array, sums: jax.Array | None) -> jax.Array:
+def restore_norm(kept: jax.Array, sums: jax.Array) -> jax.Array:
     """kept [models, *shape] times what restores each model's L1 norm, as it was before elements were dropped.
 
-    sums [2 models]: totals of `norm_terms` over the whole tensor; added up here when not given. DARE's paper
-    divides by the density instead, which this equals on average.
+    sums [2 models]: totals of `norm_terms` over the whole tensor. DARE's paper divides by the density instead, which
+    this equals on average.
     """
-    if sums is None:
-        sums = total(norm_terms(delta, kept))
     before, after = jnp.split(sums, 2)
     usable = jnp.minimum(before, after) >= NO_NORM
     factor = jnp.where(usable, before / jnp.where(usable, after, 1), 1)
@@ -45,7 +42,6 @@ def restore_norm(delta: jax.Array, kept: jax.Array, sums: jax.Array | None) -> j
 
 
 def merge_kept(
-    delta: jax.Array,
     kept: jax.Array,
     *,
     vote: bool,
@@ -55,12 +51,13 @@ def merge_kept(
     rescale: bool,
     sums: jax.Array | None,
 ) -> jax.Array:
-    """The change to make to the base [*shape], from what was kept of delta [models, *shape].
+    """The change to make to the base [*shape], from what was kept of the models' changes [models, *shape].
 
     With `vote` only what agrees with the sign of the weighted sum is added; sums as in `restore_norm`.
     """
     if rescale:
-        kept = restore_norm(delta, kept, sums)
+        assert sums is not None
+        kept = restore_norm(kept, sums)
     if vote:
         return scale * sign_consensus(weight, kept, normalize=normalize)
     return task_arithmetic(kept, weight=weight, scale=scale, normalize=normalize)
@@ -88,7 +85,10 @@ def pruning_method(
         takes="delta",
         base="needed",
         models=(0, None),
-        statistics=(*before, Sums(sums, when=lambda numbers: numbers["rescale"])),
+        statistics=(
+            *before,
+            BlockSum(keyword="sums", terms=sums, when=lambda numbers: numbers["rescale"]),
+        ),
         no_effect=("int8_mask",),
         divides=lambda numbers: bool(numbers["normalize"]),
         weight=weight,

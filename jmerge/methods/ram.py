@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.reduce import total
-from jmerge.methods.spec import Shared, Sums, merge_method
+from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 EPSILON = Shared(1e-5, low=0.0, doc="a change up to this size does not count as one")
 
@@ -58,7 +58,7 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     takes="delta",
     base="needed",
     models=(0, None),
-    statistics=(Sums(ramplus_sums),),
+    statistics=(BlockSum(keyword="sums", terms=ramplus_sums),),
     title="Reinforced Agent Merging Plus",
     summary=(
         "As ram, but what a model changed alone is enlarged the more of its other changes it shares. "
@@ -77,14 +77,12 @@ def ramplus_tl(
     r: jax.Array,
     alpha: jax.Array,
     epsilon: jax.Array,
-    sums: jax.Array | None = None,
+    sums: jax.Array,
 ) -> jax.Array:
     """delta [models, *shape]; r, alpha, epsilon scalars -> the change to make to the base [*shape].
 
-    sums [2 models]: totals of `ramplus_sums` over the whole tensor; added up here when not given.
+    sums [2 models]: totals of `ramplus_sums` over the whole tensor.
     """
-    if sums is None:
-        sums = total(ramplus_sums(delta, epsilon=epsilon))
     shared, alone = jnp.split(sums, 2)
     factor = 1 + r * jnp.clip(shared / jnp.maximum(alone, epsilon), 0, alpha)
     active, count = split(delta, epsilon)

@@ -56,16 +56,14 @@ def padded_blocks(blocks: int) -> int:
 
 def total(terms: Sequence[jax.Array]) -> jax.Array:
     """The sums [sums] of whole arrays, all of one shape."""
-    return total_of_leaves([terms])
+    return add_blocks(total_pairs(terms))
 
 
-def total_of_leaves(leaves: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """The sums [sums] of terms over several whole arrays, one after the other."""
-    pairs = []
-    for terms in leaves:
-        mesh = mesh_of(terms)
-        pairs.append((_total if devices_of(mesh) == 1 else _total_compiled)(list(terms), mesh))
-    return add_blocks(jnp.concatenate(pairs, axis=1))
+def total_pairs(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sums of whole arrays, all of one shape, as pairs [sums, 1, 2]."""
+    mesh = mesh_of(terms)
+    found: jax.Array = (_total if devices_of(mesh) == 1 else _total_compiled)(list(terms), mesh)
+    return found
 
 
 def along(terms: jax.Array, axis: int) -> jax.Array:

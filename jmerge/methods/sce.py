@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.cuts import Cut, cut_terms, is_kept_key, magnitude_keys
-from jmerge.methods.reduce import total
-from jmerge.methods.spec import Cuts, Shared, Sums, merge_method
+from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.statistics.counts import AnyCount, as_count, choose, is_traced, share
+from jmerge.methods.statistics.sums import BlockSum
+from jmerge.methods.statistics.topk import Threshold, TopK, is_kept, magnitude_keys
 
 EVEN = 1e-6  # mean squares that sum to less than this: all models count alike
 LEAST_SHARE = 1e-6  # the weights that agree count as this much at least
@@ -38,33 +39,39 @@ def varied_terms(delta: jax.Array, **_: Any) -> list[jax.Array]:
 
 
 def variance_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
-    """The variances in the form in which they are cut."""
+    """The variances in the form in which they are selected."""
     return [magnitude_keys(variance(delta))]
 
 
 def square_terms(
-    delta: jax.Array, *, chosen: Cut | None = None, start: jax.Array | None = None, **_: Any
+    delta: jax.Array, *, chosen: Threshold | None = None, start: jax.Array | None = None, **_: Any
 ) -> list[jax.Array]:
     """The squares [*shape] of each model's selected changes."""
     selected = select(delta, chosen, start)
     return [selected[i] * selected[i] for i in range(delta.shape[0])]
 
 
-def select(delta: jax.Array, chosen: Cut | None, start: jax.Array | None) -> jax.Array:
-    """delta [models, *shape] with zeros where the variance is below the cut; all of it without one."""
+def select(delta: jax.Array, chosen: Threshold | None, start: jax.Array | None) -> jax.Array:
+    """delta [models, *shape] with zeros where the variance is below the threshold; all of it without one."""
     if chosen is None:
         return delta
-    cut = Cut(chosen.bound[0], chosen.last_high[0], chosen.last_low[0])
-    keep = is_kept_key(magnitude_keys(variance(delta)), cut, start)
+    keep = is_kept(magnitude_keys(variance(delta)), Threshold(*(part[0] for part in chosen)), start)
     return jnp.stack([jnp.where(keep, delta[i], 0) for i in range(delta.shape[0])])
 
 
-def _count(numbers: Mapping[str, Any], size: int, found: Mapping[str, Any]) -> list[list[int]]:
-    return [[max(0, int(float(found["varied"][0]) * numbers["select_topk"]))]]
+def _count(
+    hyperparameters: Mapping[str, Any], size: int, found: Mapping[str, Any]
+) -> list[list[AnyCount]]:
+    topk = hyperparameters["select_topk"]
+    selected = share(topk, found["varied"][0])
+    if is_traced(topk):  # where it turns out to be one, all are selected, as without the statistic
+        return [[choose(topk >= 1, as_count(size), as_count(selected))]]
+    return [[selected]]
 
 
-def _selects(numbers: Mapping[str, Any]) -> bool:
-    return bool(numbers["select_topk"] < 1)
+def _selects(hyperparameters: Mapping[str, Any]) -> bool:
+    topk = hyperparameters["select_topk"]
+    return is_traced(topk) or bool(topk < 1)
 
 
 def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
@@ -81,9 +88,9 @@ def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
     base="needed",
     models=(0, None),
     statistics=(
-        Sums(varied_terms, keyword="varied", when=_selects),
-        Cuts(variance_keys, keyword="chosen", counts=_count, when=_selects),
-        Sums(square_terms),
+        BlockSum(keyword="varied", terms=varied_terms, when=_selects),
+        TopK(keyword="chosen", terms=variance_keys, counts=_count, when=_selects),
+        BlockSum(keyword="sums", terms=square_terms),
     ),
     no_effect=("int8_mask",),
     advice=_advice,
@@ -99,37 +106,27 @@ def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
         1.0,
         low=0.0,
         high=1.0,
-        concrete=True,
+        given=False,
         doc="share of the varying elements that is kept; 1: all elements",
     ),
 )
 def sce(
     delta: jax.Array,
     *,
-    select_topk: float = 1.0,
     varied: jax.Array | None = None,
-    chosen: Cut | None = None,
-    sums: jax.Array | None = None,
-    size: jax.Array | None = None,
+    chosen: Threshold | None = None,
+    sums: jax.Array,
+    size: jax.Array,
     start: jax.Array | None = None,
 ) -> jax.Array:
     """delta [models, *shape] -> the change to make to the base [*shape].
 
-    select_topk: a concrete share. varied, chosen, sums: totals of `varied_terms`, the cut of `variance_keys` that
-    follows from them, totals of `square_terms`; found here when not given. size: elements of the tensor.
+    chosen: the threshold of `variance_keys` that follows from select_topk and the totals `varied` of `varied_terms`;
+    None: all are selected. sums: totals of `square_terms`. size: elements of the tensor.
     """
     count = delta.shape[0]
     if count == 0 or delta.size == 0:
         return jnp.zeros(delta.shape[1:], delta.dtype)
-    if chosen is None and select_topk < 1:
-        if varied is None:
-            varied = total(varied_terms(delta))
-        chosen = cut_terms([variance_keys(delta)], [[_share(varied[0], select_topk)]])
-    if sums is None:
-        sums = total(square_terms(delta, chosen=chosen, start=start))
-    if size is None:
-        # not as a constant, by whose inverse the compiler would multiply
-        size = jax.lax.optimization_barrier(jnp.asarray(delta[0].size, delta.dtype))  # type: ignore[no-untyped-call]
     squares = sums / size
     together = sum_models(squares)
     usable = jnp.isfinite(together) & (together >= EVEN)
@@ -140,10 +137,3 @@ def sce(
     merged = sum_models([jnp.where(agree[i], weight[i] * selected[i], 0) for i in range(count)])
     share = sum_models([jnp.where(agree[i], weight[i], 0) for i in range(count)])
     return merged / jnp.maximum(share, LEAST_SHARE)
-
-
-def _share(number: jax.Array, share: float) -> jax.Array:
-    """trunc(number share) (uint32) as a double would give it: float32 gets many of them wrong."""
-    with jax.enable_x64(True):
-        exact = jnp.floor(number.astype(jnp.float64) * max(0.0, share))
-        return exact.astype(jnp.uint32)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.arc import arc_factors
-from jmerge.methods.reduce import total
-from jmerge.methods.spec import Shared, Sums, merge_method
+from jmerge.methods.spec import Shared, merge_method
+from jmerge.methods.statistics.sums import BlockSum
 
 COLINEAR = 0.9995  # |cosine| above which the arc is a line: MergeKit's bound, recipes depend on it
 NO_LENGTH = 1e-8  # a norm up to this one is taken as 1: there is no direction to turn
@@ -28,7 +28,7 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     takes="base, models",
     base="needed",
     models=(1, 1),
-    statistics=(Sums(slerp_sums),),
+    statistics=(BlockSum(keyword="sums", terms=slerp_sums),),
     carries_nan=True,
     title="SLERP",
     summary=(
@@ -44,17 +44,13 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     paper="https://en.wikipedia.org/wiki/Slerp",
     t=Shared(doc="0 gives the base, 1 the other model; outside [0, 1] it goes on along the arc"),
 )
-def slerp(
-    base: jax.Array, models: jax.Array, *, t: jax.Array, sums: jax.Array | None = None
-) -> jax.Array:
+def slerp(base: jax.Array, models: jax.Array, *, t: jax.Array, sums: jax.Array) -> jax.Array:
     """base [*shape], models [1, *shape], t scalar -> the tensor at the share t of the way [*shape].
 
-    sums [3]: totals of `slerp_sums` over the whole tensor; added up here when not given. Nearly parallel and nearly
+    sums [3]: totals of `slerp_sums` over the whole tensor. Nearly parallel and nearly
     opposite tensors, and tensors whose squared norm is beyond the dtype, are interpolated linearly; a tensor of zeros
     counts as orthogonal to the other.
     """
-    if sums is None:
-        sums = total(slerp_sums(base, models))
     # what a branch does not use is replaced before it is computed, so that gradients stay finite
     finite = jnp.isfinite(sums).all()
     sums = jnp.where(finite, sums, 0)

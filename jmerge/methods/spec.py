@@ -1,18 +1,12 @@
 """How a merge method declares itself; one declaration serves recipe checks, defaults, documentation and test laws.
 
 A method is a pure function of float32 arrays. Its first arguments say what it takes, its keyword-only arguments
-are its parameters. It works elementwise, except through statistics of the whole tensor, of which there are two kinds:
-
-- `Sums` are totals (`methods.reduce`) of terms that a function called like the method gives elementwise;
-- `Cuts` are bounds above which elements are kept (`methods.cuts`), of keys that such a function gives. A `Density` is
-  a parameter that becomes the cut of each model's largest changes.
-
-They are handed to the method as keywords, in the order declared, so that each may use those before it. With them the
-method can be applied to any piece of a tensor alone. Called by hand on whole arrays it finds them itself. Those of
-the scope "model" are taken over all tensors that are merged.
-More keywords are filled in when the method has them: `start`, the position of a piece in its tensor (for cuts of the
-scope "model": in all tensors one after the other), `size`, the tensor's elements, and `keys`, a key for each model's
-random numbers.
+are its parameters. It works elementwise, except through `statistics` of the whole tensor, or with the scope "model" of all tensors that
+are merged. These are handed to it as keywords; each may use those declared before it. With them the method can be
+applied to any piece of a tensor alone; `methods.apply` finds them and calls it on whole arrays.
+More keywords are filled in when the method has them: `start`, the position of a piece in its tensor (for thresholds of
+the scope "model": in all tensors one after the other), `size`, the tensor's elements, and `keys`, a key for each
+model's random numbers.
 """
 
 from __future__ import annotations
@@ -24,20 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import jax
-
 from jmerge.errors import PlanError
-from jmerge.methods.cuts import magnitude_keys
-from jmerge.recipe.settings import Kind
+from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.statistics.topk import TopK
 
 Takes = Literal["models", "delta", "base, models"]
 Base = Literal["needed", "optional", "input"]
 Unit = Literal["element", "last", "slab", "whole"]
-Scope = Literal["tensor", "model"]
+Kind = Literal["float", "int", "bool"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Numbers = Mapping[str, Any]  # resolved parameters by name in recipes
-
-Counts = Callable[[Numbers, int, Mapping[str, Any]], Sequence[Sequence[int]]]
 
 RESERVED = ("start", "keys", "size")  # keywords that are neither parameters nor statistics
 
@@ -62,15 +52,11 @@ class Parameter:
     yaml: str = ""  # its name in recipes, when the Python name cannot be it (`lambda`)
     low: float | None = None  # the range of its values, both ends in it
     high: float | None = None  # only with `low`
-    # It becomes a cut: how many of a tensor's elements (its size) the model's own numbers keep, the largest first.
-    count: Callable[[Mapping[str, float], int], int] | None = None
     even: bool = (
         False  # it must be the same for all tensors: statistics of the whole model follow from it
     )
     planned: bool = False  # the planner sets it, recipes cannot
-    # The function needs its value, never a traced number: counts follow from it. Where statistics say what follows,
-    # it is not handed over.
-    concrete: bool = False
+    given: bool = True  # whether the function gets it, not only what statistics make of it
     doc: str = ""
 
     def range_text(self) -> str:
@@ -96,16 +82,6 @@ def PerModel(default: float | None | Required = required, **rest: Any) -> Parame
     return Parameter(default=default, kind="float", per_model=True, **rest)
 
 
-def Density(  # noqa: N802
-    default: float | Required = required,
-    *,
-    count: Callable[[Mapping[str, float], int], int],
-    **rest: Any,
-) -> Parameter:
-    """A share of each model's elements; the function gets the `Cut` of the `count(numbers, size)` largest."""
-    return Parameter(default=default, kind="float", per_model=True, count=count, **rest)
-
-
 def Shared(default: float | None | Required = required, **rest: Any) -> Parameter:  # noqa: N802
     """A continuous number for the tensor; the function gets a scalar array."""
     return Parameter(default=default, kind="float", per_model=False, **rest)
@@ -119,40 +95,6 @@ def Switch(default: bool, **rest: Any) -> Parameter:  # noqa: N802
 def Whole(default: int, **rest: Any) -> Parameter:  # noqa: N802
     """A whole number for the tensor, which shapes depend on; static: the function gets a Python int."""
     return Parameter(default=default, kind="int", per_model=False, **rest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistic:
-    """What a method knows of a whole tensor, or of the whole model, before it makes any element of its result."""
-
-    # changes: the cuts of all densities together; sorted: keys of a piece, each along axis 1
-    kind: Literal["changes", "sums", "cuts", "sorted"]
-    keyword: str = ""  # of the method and of later statistics
-    # Called like the method, with the statistics before it: terms to be summed, [*shape] or for a method that keeps
-    # rows or slabs together one number for each; or keys to be cut, unsigned integers ordered like what they stand for.
-    terms: Callable[..., Sequence[Any]] | None = None
-    # For cuts: the numbers, elements of the scope and statistics so far -> how many to keep, for each term a list.
-    counts: Counts | None = None
-    when: Callable[[Numbers], bool] = lambda numbers: (
-        True
-    )  # whether it is needed with these numbers
-    scope: Scope = "tensor"
-
-
-def Sums(terms: Callable[..., Sequence[Any]], keyword: str = "sums", **rest: Any) -> Statistic:  # noqa: N802
-    """Totals of terms: an array [terms]."""
-    return Statistic(kind="sums", keyword=keyword, terms=terms, **rest)
-
-
-def Cuts(  # noqa: N802
-    terms: Callable[..., Sequence[Any]],
-    keyword: str,
-    *,
-    counts: Counts,
-    **rest: Any,
-) -> Statistic:
-    """A `Cut` [cuts] that keeps so many of some keys, the largest first; those of the first term come first."""
-    return Statistic(kind="cuts", keyword=keyword, terms=terms, counts=counts, **rest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,8 +139,6 @@ class Method:
     # Whether small tensors may be merged many at a time, under `jax.vmap`. Not where the function computes so much from
     # its statistics that the compiler would contract other products into sums, and change the last bit.
     bundled: bool = True
-    # By what changes are multiplied before anything else, from the statistics found; see `methods.wrap`.
-    factors: Callable[[Mapping[str, Any]], Any] | None = None
 
     def needed(self, numbers: Numbers) -> tuple[Statistic, ...]:
         """The statistics that it needs with these numbers."""
@@ -212,18 +152,7 @@ class Method:
     @property
     def counts_through(self) -> bool:
         """Whether positions are counted through all tensors, not in each anew."""
-        return any(each.scope == "model" and each.kind == "cuts" for each in self.statistics)
-
-    def counts_kept(self, numbers: Numbers, size: int) -> dict[str, tuple[int, ...]]:
-        """For each parameter that becomes a cut, how many elements of each model it keeps."""
-        own_names = [name for name, declared in self.parameters.items() if declared.per_model]
-        found = {}
-        for name, declared in self.parameters.items():
-            if declared.count is not None:
-                models = range(len(numbers[name]))
-                owns = [{key: numbers[key][i] for key in own_names} for i in models]
-                found[name] = tuple(declared.count(own, size) for own in owns)
-        return found
+        return any(each.scope == "model" and isinstance(each, TopK) for each in self.statistics)
 
     @property
     def settable(self) -> dict[str, Parameter]:
@@ -250,7 +179,6 @@ def merge_method(
     base: Base = "input",
     models: tuple[int, int | None] = (1, None),
     statistics: Sequence[Statistic] = (),
-    density_scope: Scope = "tensor",
     unit: Callable[[Numbers], Unit] = lambda numbers: "element",
     check: Callable[[Numbers], str | None] = lambda numbers: None,
     advice: Callable[[Numbers, int], str | None] = lambda numbers, models: None,
@@ -271,7 +199,6 @@ def merge_method(
     """Register the decorated function as the method `name` and give it back unchanged.
 
     The arguments are the fields of `Method`; `models` are its counts, and what is left are its parameters.
-    density_scope: what the shares of its `Density` parameters are shares of.
 
     Raises:
       ValueError: the name is taken, or the declared parameters are not the function's keyword-only arguments.
@@ -284,14 +211,12 @@ def merge_method(
         arguments = inspect.signature(function).parameters.values()
         keywords = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY}
         reserved = keywords & set(RESERVED)
-        expected = [*parameters, *(each.keyword for each in statistics)]
+        given = [key for key, declared in parameters.items() if declared.given]
+        expected = [*given, *(each.keyword for each in statistics)]
         if sorted(keywords - reserved) != sorted(expected):
             raise ValueError(
                 f"{name}: declared {sorted(expected)}, but the function's keyword-only arguments are {sorted(keywords)}"
             )
-        found = tuple(statistics)
-        if any(declared.count for declared in parameters.values()):
-            found = (*_cuts_of_changes(parameters, density_scope), *found)
         REGISTRY[name] = Method(
             name=name,
             function=function,
@@ -301,7 +226,7 @@ def merge_method(
             parameters={declared.yaml or key: declared for key, declared in parameters.items()},
             keywords={declared.yaml or key: key for key, declared in parameters.items()},
             reserved=frozenset(reserved),
-            statistics=found,
+            statistics=tuple(statistics),
             unit=unit,
             check=check,
             advice=advice,
@@ -321,30 +246,6 @@ def merge_method(
         return function
 
     return register
-
-
-def _cuts_of_changes(parameters: Mapping[str, Parameter], scope: Scope) -> list[Statistic]:
-    """The statistics that give the cuts of densities."""
-    if scope == "tensor":
-        return [Statistic(kind="changes")]
-
-    def counts(name: str, count: Callable[[Mapping[str, float], int], int]) -> Any:
-        return lambda numbers, size, found: [[count({name: own}, size)] for own in numbers[name]]
-
-    return [
-        Cuts(
-            _magnitudes,
-            keyword=keyword,
-            counts=counts(declared.yaml or keyword, declared.count),
-            scope="model",
-        )
-        for keyword, declared in parameters.items()
-        if declared.count is not None
-    ]
-
-
-def _magnitudes(delta: jax.Array, **_: Any) -> Sequence[jax.Array]:
-    return [magnitude_keys(delta[i]) for i in range(delta.shape[0])]
 
 
 def register_installed() -> None:

@@ -5,25 +5,33 @@ Yadav et al., "TIES-Merging", NeurIPS 2023, https://arxiv.org/abs/2306.01708
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.cuts import Cut, find_cut, is_kept, kept_count
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
-from jmerge.methods.spec import Density, PerModel, Switch
+from jmerge.methods.spec import PerModel, Switch
+from jmerge.methods.statistics.counts import AnyCount, kept_count
+from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
 
 
-def drop(delta: jax.Array, cut: Cut, start: jax.Array | None) -> jax.Array:
-    """delta [models, *shape] with what the cut does not keep set to zero."""
-    kept = is_kept(delta, cut, start)
+def density_counts(
+    hyperparameters: Mapping[str, Any], size: int, found: object
+) -> list[list[AnyCount]]:
+    """How many of each model's changes its density keeps."""
+    return [[kept_count(density, size)] for density in hyperparameters["density"]]
+
+
+def drop(delta: jax.Array, keep: Threshold, start: jax.Array | None) -> jax.Array:
+    """delta [models, *shape] with what is not kept set to zero."""
+    kept = kept_changes(delta, keep, start)
     return jnp.stack([jnp.where(kept[i], delta[i], 0) for i in range(delta.shape[0])])
 
 
 def ties_sums(
-    delta: jax.Array, *, keep: Cut, start: jax.Array | None = None, **_: Any
+    delta: jax.Array, *, keep: Threshold, start: jax.Array | None = None, **_: Any
 ) -> tuple[jax.Array, ...]:
     """The terms of the norms that `rescale` restores."""
     return norm_terms(delta, drop(delta, keep, start))
@@ -31,6 +39,7 @@ def ties_sums(
 
 @pruning_method(
     "ties",
+    before=[TopK(keyword="keep", terms=change_keys, counts=density_counts)],
     sums=ties_sums,
     rescale=False,
     title="TIES",
@@ -48,12 +57,11 @@ def ties_sums(
     ),
     paper="https://arxiv.org/abs/2306.01708",
     weight=PerModel(doc="factor of the model's change; a negative one turns its vote"),
-    keep=Density(
+    density=PerModel(
         1.0,
-        yaml="density",
         low=0.0,
         high=1.0,
-        count=lambda own, size: kept_count(own["density"], size),
+        given=False,
         doc="share of the model's largest changes that is kept",
     ),
     normalize=Switch(True, doc="divide by the weights of the models that agree"),
@@ -62,7 +70,7 @@ def ties(
     delta: jax.Array,
     *,
     weight: jax.Array,
-    keep: Cut | Sequence[float],
+    keep: Threshold,
     scale: jax.Array,
     normalize: bool,
     rescale: bool,
@@ -71,12 +79,11 @@ def ties(
 ) -> jax.Array:
     """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
 
-    keep: a concrete share for each model, or the cut that follows from it. Of a positive share at least one element
-    is kept, of one that is not positive none; ties go to the lower flat index.
+    keep: the thresholds of the models' changes. Of a positive density at least one element is kept, of one that is not
+    positive none; ties go to the lower flat index.
     """
     return merge_kept(
-        delta,
-        drop(delta, find_cut(delta, keep), start),
+        drop(delta, keep, start),
         vote=True,
         weight=weight,
         scale=scale,

@@ -8,7 +8,7 @@ with norms of whole models and on any method that takes changes from a base.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,9 +17,8 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import root
-from jmerge.methods.reduce import total
-from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared, Statistic, Sums
-from jmerge.recipe.settings import CONDITIONS
+from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared
+from jmerge.methods.statistics.sums import BlockSum
 
 LINES = "lines"
 
@@ -48,10 +47,11 @@ def find_method(name: str) -> Method:
     if name in REGISTRY or not name.endswith(")"):
         return REGISTRY[name]
     wrapper, _, inner = name[:-1].partition("(")
-    if wrapper != LINES and wrapper not in CONDITIONS:
+    if wrapper != LINES and wrapper not in CONDITION_DOCS:
         raise KeyError(name)
     method = find_method(inner)
-    twice = method.factors is not None or (wrapper == LINES and inner.startswith(LINES))
+    conditions = (f"{each}(" for each in CONDITION_DOCS)
+    twice = inner.startswith(tuple(conditions)) or (wrapper == LINES and inner.startswith(LINES))
     if twice or not can_wrap(method):
         raise ValueError(
             f"'{method.name}' cannot be wrapped in '{wrapper}': it takes a condition around lines, "
@@ -69,30 +69,22 @@ def can_wrap(method: Method) -> bool:
 def conditioned(method: Method, condition: str) -> Method:
     """`method` on changes each multiplied by a factor; see `norm_factors`."""
 
-    def factors_of(found: Mapping[str, jax.Array]) -> jax.Array:
-        return norm_factors(found["condition_squares"], condition)
-
     def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(
-            delta: jax.Array, *, condition_squares: jax.Array | None = None, **rest: Any
-        ) -> Any:
-            if condition_squares is None:
-                condition_squares = total(square_terms(delta))
+        def wrapped(delta: jax.Array, *, condition_squares: jax.Array, **rest: Any) -> Any:
             factor = norm_factors(condition_squares, condition)
             changes = [factor[i] * delta[i] for i in range(delta.shape[0])]
             return function(jnp.stack(changes) if changes else delta, **rest)
 
         return wrapped
 
-    squares = Sums(square_terms, keyword="condition_squares", scope="model")
-    inner = [_with_terms(each, scaled) for each in method.statistics]
+    squares = BlockSum(keyword="condition_squares", terms=square_terms, scope="model")
+    inner = [dataclasses.replace(each, terms=scaled(each.terms)) for each in method.statistics]
     return dataclasses.replace(
         method,
         name=f"{condition}({method.name})",
         title=f"{method.title} of changes scaled by {condition}",
         function=scaled(method.function),
         statistics=(squares, *inner),
-        factors=factors_of,
     )
 
 
@@ -149,17 +141,14 @@ def lines(method: Method) -> Method:
         alpha, beta, rest = _lines_keywords(keywords)
         merged = method.function(delta, **rest)
         if alpha is None:
-            sums = keywords.get("lines_lengths")
-            if sums is None:
-                sums = total(terms(delta, **keywords))
-            alpha = own_alpha(sums, delta.shape[0])
+            alpha = own_alpha(keywords["lines_lengths"], delta.shape[0])
         beta = 1 - alpha if beta is None else beta
         scaled: jax.Array = (alpha + beta * lines_depth) * merged
         return scaled
 
-    lengths = Sums(
-        terms,
+    lengths = BlockSum(
         keyword="lines_lengths",
+        terms=terms,
         scope="model",
         when=lambda numbers: numbers["lines.alpha"] is None,
     )
@@ -191,11 +180,3 @@ def _lines_keywords(keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, An
     for name in ("lines_depth", "lines_lengths"):
         rest.pop(name, None)
     return rest.pop("lines_alpha", None), rest.pop("lines_beta", None), rest
-
-
-def _with_terms(
-    statistic: Statistic, change: Callable[[Callable[..., Sequence[Any]]], Callable[..., Any]]
-) -> Statistic:
-    if statistic.terms is None:
-        return statistic
-    return dataclasses.replace(statistic, terms=change(statistic.terms))

@@ -10,22 +10,12 @@ from jmerge.ckpt.find import source_of
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.sentence import main_module, read_modules
-from jmerge.ckpt.source import Source
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import LeftFile, Plan
+from jmerge.plan.steps import LeftFile, Plan, TakenFile
 from jmerge.recipe.refs import ModelRef
 
 OTHER_TOKENS = "the tokens are those of {}"
 NO_LONGER = "no longer true of the tokens"
-
-
-class TakenFile(NamedTuple):
-    """A file that the output has of a model."""
-
-    name: str  # in the output
-    source: Source
-    own: str  # in that
-    data: bytes | None  # what is written instead, if it is edited
 
 
 class Carried(NamedTuple):

@@ -49,8 +49,11 @@ def order_faults(
       origins: of the output's layers.
       templates: of the stack's trained tensors.
     """
-    for key, ons, instead, written, why in said:
+    for key, ons, instead, written, why, fixed in said:
         if written:
+            continue
+        if fixed:
+            yield f"config.json's '{key}' {why}; keep the layers that there are, in their order"
             continue
         if why:
             yield (
@@ -116,7 +119,7 @@ def _shared_lists(
 
 def order_warnings(said: Iterable[Unsaid]) -> Iterator[str]:
     """What whoever loads the output has to know for its layers to be of the right kinds; said: as of `order_faults`."""
-    for key, _, instead, written, _ in said:
+    for key, _, instead, written, *_ in said:
         if written:
             where = f"no '{key}' tells the kinds of the layers in their new order"
             yield f"{where}, so config.json gets '{instead}'; what loads the model has to read that"

@@ -12,6 +12,7 @@ from jmerge.arch.kinds import home_of
 from jmerge.arch.mentions import words_of
 from jmerge.names import did_you_mean
 from jmerge.plan.holes import holes_of_its_own
+from jmerge.plan.inner import counted_inside
 from jmerge.plan.notes import Notes
 from jmerge.plan.order import Origin, order_faults, order_warnings
 from jmerge.plan.structure import first_difference
@@ -188,6 +189,11 @@ class Places:
                 f"config.json of {self.donor.ref} has no key that counts the layers of '{prefix}'"
             )
             self.notes.fault(f"{message}, so their number cannot change", path)
+        inner = counted_inside(self.donor, prefix) if len(places) != stack.depth else None
+        if inner is not None and stack.keys:
+            module, count = inner
+            message = f"config.json's '{'.'.join(stack.keys[0])}' counts the layers, and may count the {count} of '{module}' too"
+            self.notes.fault(f"{message}; pick as many layers as there were", path)
         for why in () if in_order else self._bound_to_layers(prefix, stack):
             self.notes.fault(f"{why} cannot be rearranged", path)
         trained = [t.name for t in self.templates if whole and t.stack == prefix and not t.buffer]
@@ -205,7 +211,8 @@ class Places:
         alike = (t.name for t in self.templates if t.stack is None and prefix)
         if other := next((n for n in alike if n.startswith(f"{prefix}.")), None):
             yield f"{ref} numbers '{other}' like its layers, and it is in none, so these"
-        if (other := self._beside(prefix)) is not None:
+        doubtful = [other for _, other in stack.doubtful]  # told by `unsaid`
+        if (other := self._beside(prefix)) is not None and other not in doubtful:
             yield f"{ref} numbers '{other}' like '{prefix}', and config.json has one key that counts both, so layers"
         if (found := self._of_all_layers(stack)) is not None:
             name, size = found
@@ -224,13 +231,29 @@ class Places:
         own = words_of(prefix)
         for other, counted in numbers.items():
             inside = other.startswith(home)
-            if len(counted) == depth > 1 and (inside or words_of(other) & own):
+            if len(counted) == depth > 1 and (
+                inside or words_of(other) & own or self._has_layers_of(prefix, other)
+            ):
                 return other
             # what stands between two layers (Informer's convolutions)
             word = other.rpartition(".")[2]
-            if len(counted) == depth - 1 > 0 and home and inside and "layer" in word:
+            if len(counted) == depth - 1 > 0 and home and other == home + word and "layer" in word:
                 return other
         return None
+
+    def _has_layers_of(self, prefix: str, other: str) -> bool:
+        """Whether all that a layer of a stack has is in each entry of another list too, in the same shape."""
+        names = self.donor.names
+        own = [
+            (template.partition("{}")[2], name)
+            for (template, layer), name in names.items()
+            if layer == 0 and template.startswith(f"{prefix}.{{}}.")
+        ]
+        twins = [(names.get((f"{other}.0{rest}", None)), name) for rest, name in own]
+        return bool(twins) and all(
+            twin is not None and self.donor.spec(twin).shape == self.donor.spec(name).shape
+            for twin, name in twins
+        )
 
     def _of_all_layers(self, stack: Stack) -> tuple[str, int] | None:
         """A tensor with entries for each layer of a stack of the donor, and how many: Gemma 3n's inputs of layers, the

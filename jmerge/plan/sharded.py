@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from jmerge.arch.infer import FIRST, LAST
+from jmerge.arch.infer import FIRST, LAST, Role
 from jmerge.plan.views import View
 
 TOOLS = (
@@ -23,16 +23,21 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     A tensor of shape [0] stands for one that another process holds. A module without elements by design has mostly one
     of shape [0, n], and is merged like others. So [0] is a shard's where the same tensor has elements in another layer
     or model, where several kinds of weights are so, or where its name is that of an embedding, a norm or a head. Another
-    one alone may be made so.
+    one alone may be made so, and so are those of a layer that has matrices without elements: its width is none.
     """
     for name in view.names.values():
         if FLAT.search(name):
             return f"{name} is many weights in one: {TOOLS}"
+    roles = view.layout.roles  # none of what was brought into another form
+    without = [name for name in view.names.values() if not view.spec(name).size and name in roles]
+    narrow = {_layer(roles[name]) for name in without if len(view.spec(name).shape) > 1}
     empty: dict[str, str] = {}  # template -> the first that is empty
     count = 0
     for (template, _), name in view.names.items():
-        role = view.layout.roles.get(name)  # none of what was brought into another form
-        if view.spec(name).shape == (0,) and not (role and role.buffer):
+        role = roles.get(name)
+        if role is not None and (role.buffer or _layer(role) in narrow):
+            continue
+        if view.spec(name).shape == (0,):
             empty.setdefault(template, name)
             count += 1
     if not empty:
@@ -46,6 +51,11 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     total = len(view.checkpoint.index)
     name = found or weights[0]
     return f"{count} of its {total} tensors are empty ({name} is [0]): {TOOLS}"
+
+
+def _layer(role: Role) -> tuple[str | None, int | None]:
+    """The layer that a tensor is of; all around the layers count as one."""
+    return role.stack, role.layer
 
 
 def _is_known(word: str) -> bool:

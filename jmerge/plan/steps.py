@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
 from jmerge.arch.config import Change
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.source import Source
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
 
@@ -171,6 +172,15 @@ class LeftFile:
     reason: str
 
 
+class TakenFile(NamedTuple):
+    """A file that the output has of a model."""
+
+    name: str  # in the output
+    source: Source
+    own: str  # in that
+    data: bytes | None  # what is written instead, if it is edited
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything a merge will do, decided from headers alone."""
@@ -192,7 +202,9 @@ class Plan:
     modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
     maps: tuple[TableRows, ...] = ()  # that gathered inputs name, by models' positions in `models`
     tokens: TokenPlan | None = None  # None: the donor's tokenizer files are copied
-    left: tuple[LeftFile, ...] = ()  # in name order
+    # files of models that come along, in name order; where they lie is no part of what a plan is
+    taken: tuple[TakenFile, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    left: tuple[LeftFile, ...] = ()  # those of the donor that stay behind, in name order
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -256,5 +268,7 @@ def stored_spec(item: Item) -> TensorSpec | None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for parts of a plan."""
+    """What JSON has for a plan and for parts of it."""
+    if isinstance(value, Plan):
+        return {key: each for key, each in vars(value).items() if key != "taken"}
     return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jmerge.arch.infer import Layout, class_names, infer_layout
-from jmerge.arch.ties import same_bytes
+from jmerge.ckpt.copies import equal
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import Fault
 from jmerge.report.show import count, size
@@ -104,7 +104,10 @@ def _part(layout: Layout, name: str, folders: Sequence[str]) -> str:
 def _tied(checkpoint: Checkpoint, layout: Layout) -> bool:
     if not layout.embeddings:
         return False
-    return not layout.heads or same_bytes(checkpoint, layout.heads[0], layout.embeddings[0])
+    if not layout.heads:
+        return True
+    head, table = (checkpoint.index[each[0]] for each in (layout.heads, layout.embeddings))
+    return equal(checkpoint.source, head, table)
 
 
 def _experts(layout: Layout, checkpoint: Checkpoint) -> dict[str, Any] | None:

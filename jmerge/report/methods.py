@@ -140,7 +140,7 @@ def minimal_recipe(
 
 
 def _shown(declared: Parameter) -> bool:
-    return isinstance(declared.default, Required) or bool(declared.count) or declared.high == 1.0
+    return isinstance(declared.default, Required) or not declared.given or declared.high == 1.0
 
 
 def _example(declared: Parameter) -> float:

@@ -25,7 +25,7 @@ from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
 from jmerge.engine.small import ROWS
 from jmerge.jobs import merge, plan_recipe
-from jmerge.methods import Method, find_method
+from jmerge.methods import Method, apply, find_method
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Required
 from jmerge.plan.steps import Plan
@@ -81,56 +81,58 @@ def by_hand(
     with jax.enable_x64(True) if wide else nullcontext():
         models = [jnp.asarray(model.astype(dtype)) for model in inputs.models]
         base = None if inputs.base is None else jnp.asarray(inputs.base.astype(dtype))
-        traced, static = keyword_arguments(method, numbers, len(models), dtype)
+        hyperparameters = filled_in(method, numbers, len(models))
         keys = keys_of(method, len(models), tensor)
         if keys is not None:
-            traced["keys"] = jnp.asarray(keys)
-        program = _program(method.function, method.takes, tuple(static.items()), way)
+            keys = jnp.asarray(keys)
+        traced = {k: v for k, v in hyperparameters.items() if is_traced_in(method, k, v)}
+        static = tuple((k, v) for k, v in hyperparameters.items() if k not in traced)
+        program = _program(method, static, way)
+        traced = {name: jnp.asarray(value, dtype) for name, value in traced.items()}
         if method.per_model_output:
             tasks = [{**traced, "task": jnp.asarray(i, dtype)} for i in range(len(models))]
-            return np.stack([np.asarray(program(models, base, each)) for each in tasks])
-        return np.asarray(program(models, base, traced))
+            return np.stack([np.asarray(program(models, base, each, keys)) for each in tasks])
+        return np.asarray(program(models, base, traced, keys))
 
 
-def keyword_arguments(
-    method: Method, numbers: Numbers, models: int, dtype: np.dtype[Any]
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """The function's keyword arguments for numbers of a recipe, unset ones at their defaults: traced and static.
+def is_traced_in(method: Method, name: str, value: Any) -> bool:
+    """Whether a number is an argument of the program by hand; what counts follow from is not, to be exact as in recipes."""
+    declared = method.parameters[name]
+    return declared.kind == "float" and declared.given and value is not None
 
-    Flags are static, and so are the shares of a `Density`, from which counts are made.
-    """
-    traced: dict[str, jax.Array] = {}
-    static: dict[str, Any] = {}
+
+def filled_in(method: Method, numbers: Numbers, models: int) -> dict[str, Any]:
+    """The hyperparameters of a recipe, unset ones at their defaults, a tuple for one number a model."""
     unknown = set(numbers) - set(method.settable)
     assert not unknown, f"{method.name} has no parameter {unknown}"
+    found: dict[str, Any] = {}
     for name, declared in method.settable.items():
         value = numbers.get(name, declared.default)
         assert not isinstance(value, Required), f"{method.name} needs {name!r}"
         if declared.per_model and value is not None and not isinstance(value, tuple):
             value = (value,) * models
-        if declared.kind != "float" or declared.count or declared.concrete or value is None:
-            static[method.keywords[name]] = value
-        else:
-            traced[method.keywords[name]] = jnp.asarray(value, dtype)
-    return traced, static
+        found[name] = value
+    return found
 
 
 @cache
-def _program(
-    function: Callable[..., Any], takes: str, static: tuple[tuple[str, Any], ...], way: Way
-) -> Callable[..., Any]:
+def _program(method: Method, static: tuple[tuple[str, Any], ...], way: Way) -> Callable[..., Any]:
     """One program for all numbers, as in research code."""
 
     def program(
-        models: list[jax.Array], base: jax.Array | None, traced: dict[str, jax.Array]
+        models: list[jax.Array],
+        base: jax.Array | None,
+        traced: dict[str, jax.Array],
+        keys: jax.Array | None,
     ) -> Any:
-        numbers = {**traced, **dict(static)}
+        hyperparameters = {**traced, **dict(static)}
         if base is None:
-            return function(jnp.stack(models), **numbers)
-        if takes == "delta":
-            change = function(jnp.stack([model - base for model in models]), **numbers)
+            return apply(method, (jnp.stack(models),), hyperparameters, keys=keys)
+        if method.takes == "delta":
+            delta = jnp.stack([model - base for model in models])
+            change = apply(method, (delta,), hyperparameters, keys=keys)
             return jnp.broadcast_to(base, change.shape) + change
-        return function(base, jnp.stack(models), **numbers)
+        return apply(method, (base, jnp.stack(models)), hyperparameters, keys=keys)
 
     if way == "eager":
         return program

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.inside import inside
+from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import MODULES, Module, main_module, read_modules
 from jmerge.ckpt.source import Source
@@ -18,6 +20,8 @@ from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_fil
 from jmerge.ckpt.writer import LEDGER
 from jmerge.errors import CheckpointError
 from jmerge.plan.folders import placed_name
+from jmerge.plan.views import View, build_views
+from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.model import TOKENIZER, ModelTokens, read_tokens, vocabulary_file
 
 SHARD = re.compile(rf"({'|'.join(STEMS)})(-\d+-of-\d+)?\.safetensors")
@@ -124,6 +128,14 @@ class Folder:
         """The index files of all places, of any stem."""
         names = [place + stem + INDEX_SUFFIX for place in self.places for stem in STEMS]
         return [name for name in names if name in self.names]
+
+    @cached_property
+    def view(self) -> View:
+        """It as an input of a plan, for rules that plans are made by."""
+        ref = ModelRef(self.source.label)
+        stored = SimpleNamespace(config=self.config, index=self.tensors)
+        checkpoint = cast(Checkpoint, stored)  # as much of one as these rules look at
+        return build_views({ref: checkpoint}, {ref: self.layout}, {ref: False}, {ref: {}})[0][ref]
 
     def inside(self, place: str, names: Iterable[str]) -> list[str]:
         """Those of `names` that lie directly in one of the places, without its name."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jmerge.arch.infer import (
     LAYER_KEYS,
@@ -18,10 +17,7 @@ from jmerge.arch.infer import (
     config_dicts,
     may_count,
 )
-from jmerge.ckpt.open import Checkpoint
 from jmerge.plan.holes import holes_of_its_own
-from jmerge.plan.views import build_views
-from jmerge.recipe.refs import ModelRef
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import quantised
 
@@ -95,6 +91,7 @@ def _miscounted(folder: Folder, layered: Layered, told: list[Count]) -> Iterator
         for prefix, size in sizes.most_common()
         if 5 * size >= most  # not a head with some layers of its own
         if stacks[prefix].depth > 1 and not stacks[prefix].keys and alike(layered[prefix])
+        if not _is_staged(folder, prefix)
     ]
     wrong = [count for count in wrong if not any(_goes_round(count, stack) for stack in free)]
     for stack in free:
@@ -112,6 +109,25 @@ def _depths_inside(folder: Folder) -> set[int]:
         for number in list(NUMBER.finditer(name))[1:]:
             numbers.setdefault(name[: number.start()], set()).add(number[0])
     return {len(each) for each in numbers.values()}
+
+
+def _is_staged(folder: Folder, prefix: str) -> bool:
+    """Whether what is numbered are stages whose blocks a list in config.json counts, so that no count of layers is of them."""
+    blocks: dict[str, dict[int, set[str]]] = {}
+    for name in folder.tensors:
+        if not name.startswith(f"{prefix}."):
+            continue
+        numbers = [*NUMBER.finditer(name, len(prefix) + 1)][:2]
+        if len(numbers) == 2:
+            stage, block = numbers
+            between = name[stage.end() : block.start()]
+            if between.count(".") <= 2:  # else they are inside of a module, as experts are
+                blocks.setdefault(between, {}).setdefault(int(stage[0]), set()).add(block[0])
+    lists = [v for _, part in config_dicts(folder.config) for v in part.values() if type(v) is list]
+    return any(
+        len(stages) > 1 and [len(stages[number]) for number in sorted(stages)] in lists
+        for stages in blocks.values()
+    )
 
 
 def _goes_round(count: Count, stack: Stack) -> bool:
@@ -154,7 +170,11 @@ def alike(layered: list[tuple[str, tuple[int, ...]]]) -> bool:
 
 
 def _gaps(folder: Folder, layered: Layered, most: int) -> Iterator[Finding]:
-    """Layers of which there is nothing, between others or at the beginning."""
+    """Layers of which there is nothing, between others or at the beginning.
+
+    Layers have modules of their own. Where a number stands for a single weight with its bias, what lies between may be a
+    function without weights.
+    """
     found: dict[str, set[int]] = {}
     for name in folder.tensors:
         if number := NUMBER.search(name):
@@ -164,21 +184,19 @@ def _gaps(folder: Folder, layered: Layered, most: int) -> Iterator[Finding]:
         # a few numbers with gaps are modules of a sequence, some of which have no weights
         enough = max(3, most / 2)
         few = len(numbers) < enough or max(numbers) >= most
-        if missing is not None and not few and alike(layered[prefix.removesuffix(".")]):
+        each = layered[prefix.removesuffix(".")]
+        single = all(rest.count(".") < 2 for rest, _ in each)
+        if missing is not None and not few and not single and alike(each):
             message = f"there is nothing of '{prefix}{missing}', between layers that are there"
             yield Finding(message)
 
 
 def _holes(folder: Folder) -> Iterator[Finding]:
     """Tensors that most layers of their kind have."""
-    ref = ModelRef(folder.source.label)
-    stored = SimpleNamespace(config=folder.config, index=folder.tensors)
-    checkpoint = cast(Checkpoint, stored)  # as much of one as holes are found in
-    views, _ = build_views({ref: checkpoint}, {ref: folder.layout}, {ref: False}, {ref: {}})
     for prefix, stack in folder.layout.stacks.items():
         if stack.depth < 3:
             continue  # too few to tell what layers have, and there may be many
-        for hole in holes_of_its_own(views[ref], prefix, whole_blocks=True):
+        for hole in holes_of_its_own(folder.view, prefix, whole_blocks=True):
             if quantised(folder.config) and not hole.name.endswith(PLAIN):
                 continue  # a scale, of weights that this layer has unpacked
             message = f"is missing; {hole.having} other layers have it"

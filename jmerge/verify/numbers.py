@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from jmerge.arch.quantised import PLAIN, Quantised
+from jmerge.plan.sharded import why_sharded
 from jmerge.verify.folder import Finding, Folder
 
 # Names of what codes are multiplied by, and of nothing that a class has beside plain numbers
@@ -14,10 +15,8 @@ SCALE = re.compile(r"(.*)\.((weight|input)_scale(_inv)?|scale_(weight|input))")
 
 def numbers(folder: Folder) -> Iterator[Finding]:
     """Weights are plain numbers, or config.json says how they are quantised."""
-    empty = [n for n, s in folder.specs.items() if s.shape == (0,) and n.endswith("weight")]
-    if empty:
-        message = f"has no elements, as {len(empty)} of the {len(folder.tensors)} tensors: this is one process's part of a sharded training state"
-        yield Finding(message, tensor=empty[0])
+    if reason := why_sharded(folder.view, ()):
+        yield Finding(reason)
         return
     found = Quantised(folder.specs, folder.config)
     if found.left_over:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 
 from jmerge.arch.infer import VISION, KeyPath, config_dicts, is_classifier
+from jmerge.arch.switches import spoken_of, turned_on
 from jmerge.arch.ties import is_headless
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import HEADED, called_heads, class_name
@@ -14,14 +16,8 @@ from jmerge.verify.tables import HEADED, called_heads, class_name
 # The first projections of attention and of an MLP, which have biases where any has
 ATTENTION = r"(attn|attention)\w*\.(\w+\.)?((q|k|v|qkv)_proj|query|key|value|w?qkv|c_attn|query_key_value|w[qkv])"
 MLP = r"(mlp|ffn|feed_forward)\w*\.((gate|up|down|gate_up)_proj|fc[12]|dense_h_to_4h|c_fc|w[123])"
-# Keys of config.json that turn biases on and off, and whose these are
-BIASES = {
-    **dict.fromkeys(
-        ("attention_bias", "use_attention_bias", "qkv_bias", "use_qkv_bias"), ATTENTION
-    ),
-    "mlp_bias": MLP,
-    **dict.fromkeys(("use_bias", "bias", "add_bias_linear"), f"({ATTENTION}|{MLP})"),
-}
+# What keys that turn biases on and off may speak of besides; one that speaks of neither is of both
+WORDS = {ATTENTION: {"attention", "attn", "qkv"}, MLP: {"mlp", "ffn", "feed", "forward"}}
 
 
 def places(folder: Folder) -> Iterator[Finding]:
@@ -54,22 +50,32 @@ def _biases(folder: Folder) -> Iterator[Finding]:
             if seen or prefix == largest:  # others may be of parts that a map tells nothing of
                 homes.setdefault(path[:-1], []).append(f"{prefix}." if prefix else "")
     for path, part in config_dicts(folder.config):
-        for key, modules in BIASES.items():
-            pattern = re.compile(rf".*{modules}\.bias", re.IGNORECASE)
-            if not isinstance(part.get(key), bool) or path not in homes:
+        for key, value in part.items() if path in homes else ():
+            if not isinstance(value, bool) or not (modules := _biased(key)):
                 continue
+            pattern = re.compile(rf".*({'|'.join(modules)})\.bias", re.IGNORECASE)
+            on = turned_on(key, value)
             inside = [n for n in folder.tensors if n.startswith(tuple(homes[path]))]
             found = [n for n in inside if pattern.fullmatch(n)]
             told = ".".join((*path, key))
-            if found and not part[key]:
+            if found and not on:
                 more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
-                yield Finding(f"is there{more}, and {told} is false", tensor=found[0])
+                yield Finding(f"is there{more}, and {told} is {json.dumps(value)}", tensor=found[0])
             of = [n for n in inside if pattern.fullmatch(n.removesuffix("weight") + "bias")]
             blocks = {n.rpartition(".")[0].rpartition(".")[0] for n in of}
             biased = any(n.endswith(".bias") and n.startswith(tuple(blocks)) for n in inside)
-            if part[key] and of and not found and not biased:
-                message = f"{told} is true, and there is no bias beside {of[0]}"
+            if on and of and not found and not biased:
+                message = f"{told} is {json.dumps(value)}, and there is no bias beside {of[0]}"
                 yield Finding(message, folder.config_file)
+
+
+def _biased(key: str) -> list[str]:
+    """The modules whose biases a key of config.json speaks of, as a pattern each; empty when it speaks of others."""
+    words = spoken_of(key)
+    if "bias" not in words:
+        return []
+    rest = words - {"bias", "linear"}
+    return [modules for modules, known in WORDS.items() if not rest or rest <= known]
 
 
 def _towers(folder: Folder) -> Iterator[Finding]:

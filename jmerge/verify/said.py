@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
+from jmerge.arch.ahead import unkept
 from jmerge.arch.config import get_path
 from jmerge.arch.infer import (
     EXTRA_LAYER_KEYS,
@@ -18,7 +20,7 @@ from jmerge.arch.infer import (
 from jmerge.arch.kinds import LAYER_NUMBERS, PER_LAYER_TEXT
 from jmerge.arch.layer_words import MEMBERS
 from jmerge.arch.mentions import Beside, mentions
-from jmerge.arch.moved import is_numbered, is_numbers_key
+from jmerge.arch.told import is_numbered, is_numbers_key
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.layers import goes_round, is_guessed
 
@@ -113,15 +115,8 @@ def _beyond(key: str, value: list[int], depth: int) -> list[int]:
 
 def _promises(folder: Folder) -> Iterator[Finding]:
     """Layers behind the last, which foretell more than one token, that are told of and not there."""
-    behind = any("mtp" in name or "nextn" in name for name in folder.tensors)
-    main = [stack for stack in folder.layout.stacks.values() if stack.keys]
-    for path, part in config_dicts(folder.config):
-        for key in EXTRA_LAYER_KEYS:
-            count = part.get(key)
-            if type(count) is not int or count < 1 or behind or not class_names(folder.config):
-                continue
-            after = tuple(f"{stack.prefix}.{stack.indices[-1] + 1}." for stack in main)
-            last = any(name.startswith(after) for name in folder.tensors)
-            if not last:
-                message = f"{'.'.join((*path, key))} is {count}, and there are no such layers"
-                yield Finding(message, folder.config_file, warning=True)
+    promised = unkept(folder.config, folder.tensors) if class_names(folder.config) else {}
+    if promised:
+        told = " and ".join(f"{'.'.join(path)} is {json.dumps(v)}" for path, v in promised.items())
+        message = f"{told}, and there are no such layers"
+        yield Finding(message, folder.config_file, warning=True)

@@ -25,17 +25,50 @@ def _one_shape(folder: Folder) -> Iterator[Finding]:
         if role.stack is not None and not role.buffer:
             groups.setdefault(role.template, {})[name] = folder.tensors[name].spec.shape
     stacks = folder.layout.stacks
+    widths = _widths(folder, groups.values())
     for template, group in groups.items():
         if len(group) == 3 and not stacks[template.partition("{}")[0].rstrip(".")].keys:
             continue  # of heads and sums of a few layers, the first and last of which are mostly others
-        ((usual, count), *others) = Counter(group.values()).most_common()
-        # a few that differ from the rest; where many do, the model is made so
-        if others and len(group) >= 3 and count >= 0.75 * len(group) - 0.25:
-            odd = {name: shape for name, shape in group.items() if shape != usual}
-            if not _listed_alone(folder, odd) and not _reads_others(folder, odd, usual):
-                for name, shape in odd.items():
-                    message = f"has shape {list(shape)}, in {count} other layers {list(usual)}"
-                    yield Finding(message, tensor=name)
+        usual = _usual(group)
+        if usual is None:
+            continue
+        odd = {name: shape for name, shape in group.items() if shape != usual}
+        if _listed_alone(folder, odd) or _reads_others(folder, odd, usual):
+            continue
+        for name, shape in odd.items():
+            role, others = folder.layout.roles[name], len(group) - len(odd)
+            other = {size for size, each in zip(shape, usual, strict=False) if size != each}
+            wider = len(shape) == len(usual) and other <= widths.get(
+                (role.stack, role.layer), set()
+            )
+            if not wider:
+                message = f"has shape {list(shape)}, in {others} other layers {list(usual)}"
+                yield Finding(message, tensor=name)
+
+
+def _usual(group: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape that a tensor has in all layers but a few; None where layers are made to differ."""
+    ((usual, count), *_) = Counter(group.values()).most_common()
+    return usual if len(group) >= 3 and count >= 0.75 * len(group) - 0.25 else None
+
+
+def _widths(
+    folder: Folder, groups: Iterable[Mapping[str, tuple[int, ...]]]
+) -> dict[tuple[str | None, int | None], set[int]]:
+    """Stack and layer -> the sizes there in which tensors are made to differ from layer to layer.
+
+    Layers that get wider have such a size in other tensors too, some of which are alike in most of the layers.
+    """
+    found: dict[tuple[str | None, int | None], set[int]] = {}
+    for group in groups:
+        shapes = list(group.values())
+        if len(shapes) < 3 or _usual(group) is not None or len({len(s) for s in shapes}) > 1:
+            continue
+        differing = [i for i, sizes in enumerate(zip(*shapes, strict=True)) if len({*sizes}) > 1]
+        for name, shape in group.items():
+            role = folder.layout.roles[name]
+            found.setdefault((role.stack, role.layer), set()).update(shape[i] for i in differing)
+    return found
 
 
 def _reads_others(

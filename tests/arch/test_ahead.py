@@ -55,3 +55,12 @@ def test_no_promise(other: dict[str, Any]) -> None:
     """Nothing else changes."""
     config = {"num_hidden_layers": 3} | other
     assert without_ahead(config, LAYERS) == (config, [])
+
+
+def test_layers_of_another_part_are_none_behind() -> None:
+    """A tower with fewer layers than the text has is not counted by the numbers of the text's."""
+    text = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    config = {"text_config": text, "vision_config": {"depth": 2, "num_hidden_layers": 2}}
+    edited, changes = without_ahead(config, LAYERS)
+    assert edited["text_config"] == text | {"num_nextn_predict_layers": 0} and len(changes) == 1
+    assert without_ahead(config, [*LAYERS, "model.layers.3.eh_proj.weight"]) == (config, [])

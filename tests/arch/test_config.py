@@ -252,6 +252,20 @@ RULES = [
     ({"num_dense_layers": 2}, (0, 1, 1, 2), {"num_dense_layers": 3}),
     ({"num_kv_shared_layers": 1}, (0, 1, 2, 2), {"num_kv_shared_layers": 2}),
     ({"num_kv_shared_layers": 1}, (2, 0), None),
+    # with keys of another layer than of that before it
+    ({"num_kv_shared_layers": 1}, (1, 0, 2), None),
+    ({"num_kv_shared_layers": 1}, (0, 1, 0, 1, 2), {"num_kv_shared_layers": 1}),
+    ({"num_kv_shared_layers": 0}, (1, 0, 2), {"num_kv_shared_layers": 0}),
+    (
+        {"num_kv_shared_layers": 1, "layer_types": [FULL, SLIDING, FULL]},
+        (1, 0, 2),
+        {"layer_types": [SLIDING, FULL, FULL]},
+    ),
+    # adapters in all of three layers, or in the last
+    ({"aligner_num_add_layers": 2}, (0, 1, 2, 1, 2), {"aligner_num_add_layers": 3}),
+    ({"aligner_num_add_layers": 1}, (0, 1, 1, 2), {"aligner_num_add_layers": 1}),
+    ({"aligner_num_add_layers": 1}, (0, 2, 0, 2), {"aligner_num_add_layers": 2}),
+    ({"aligner_num_add_layers": 1}, (2, 0), None),
     (
         {"decoder_sparse_step": 2, "mlp_only_layers": []},
         (0, 1, 2, 1),

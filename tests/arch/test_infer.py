@@ -341,6 +341,32 @@ def test_qwen2_vl_with_text_sizes_at_the_top(headers: dict[str, Any]) -> None:
     assert layout.heads == ("lm_head.weight",)
 
 
+@pytest.mark.parametrize(
+    ("table", "head"),
+    [
+        ("tokens_embed", "lm_head"),
+        ("token_embedding", "output_embedding"),
+        ("value_embeddings", "unembed"),
+        ("tok_emb", "embed_out"),
+        ("word_embedding", "head_embeddings"),
+    ],
+)
+def test_a_table_called_an_embedding_is_one(table: str, head: str) -> None:
+    """Unless its name says that it is of what comes out; one that is known to be of tokens comes first."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"model.{table}.weight": (VOCAB, HIDDEN),
+        f"{head}.weight": (VOCAB, HIDDEN),
+    }
+    shapes |= layers("model.layers", 3, "mlp.up", "mlp.down")
+    config = {"vocab_size": VOCAB, "num_hidden_layers": 3}
+    layout = infer(shapes, config)
+    assert layout.embeddings == (f"model.{table}.weight",)
+    assert layout.heads == (f"{head}.weight",)
+    assert layout.roles[f"model.{table}.weight"].part == "first"
+    both = infer(shapes | {"model.tok_embeddings.weight": (VOCAB, HIDDEN)}, config)
+    assert both.embeddings == ("model.tok_embeddings.weight", f"model.{table}.weight")
+
+
 def test_unknown_class_with_two_stacks_has_its_branches_as_modules() -> None:
     """Top-level branches; a head goes with the embedding, what is left is a module of its own."""
     shapes = {
@@ -884,3 +910,51 @@ def test_a_list_of_kinds_counts_layers_that_have_nothing_in_common(
     assert [stack.depth for stack in layout.stacks.values()] == [3] * counted
     assert [stack.listed for stack in layout.stacks.values()] == [listed] * counted
     assert (layout.main_stack("default") is not None) == counted
+
+
+def test_a_key_that_names_another_list_counts_no_deeper_one() -> None:
+    """Mask2Former has a layer of the decoder less than its key says, which may be as many as another list has."""
+    decoder = layers("model.decoder.layers", 4, "fc1.weight")
+    inner = layers("model.decoder.mask_predictor.mask_embedder", 5, "0.weight")
+    layout = infer(decoder | inner, {"decoder_layers": 5})
+    assert [key_paths(stack) for stack in layout.stacks.values()] == [[], []]
+    layout = infer(decoder | inner, {"decoder_layers": 4})
+    assert key_paths(layout.stacks["model.decoder.layers"]) == ["decoder_layers"]
+    layout = infer(inner, {"decoder_layers": 5})
+    assert key_paths(layout.stacks["model.decoder.mask_predictor.mask_embedder"])
+    # a name of one word is of any list
+    layout = infer(decoder | inner, {"num_layers": 5})
+    assert key_paths(layout.stacks["model.decoder.mask_predictor.mask_embedder"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "counted"),
+    [
+        ("memory_encoder.memory_fuser.layers", "memory_fuser_num_layers", True),
+        ("net.predictor.layer", "pred_num_hidden_layers", True),
+        ("net.conformer", "conf_num_hidden_layers", True),
+        ("net.decoder.blocks", "decoder_n_blocks", True),
+        ("net.bbox_embed.layers", "c2f_num_blocks", False),
+        ("net.decoder_bbox_head", "decoder_num_layers", False),
+        ("net.backbone.convnext", "decoder_num_layers", False),
+    ],
+)
+def test_a_key_that_names_a_part_before_its_count(prefix: str, key: str, counted: bool) -> None:
+    """It counts the layers of that part, and no list that only has as many entries."""
+    layout = infer(layers(prefix, 3, "fc.weight"), {key: 3})
+    assert key_paths(layout.stacks[prefix]) == [key] * counted
+
+
+def test_a_part_with_a_key_of_its_own_takes_no_other() -> None:
+    """SAM 3's memory has as many layers as the head of another part is deep."""
+    tensors = layers("mask_decoder.layers", 4, "a.weight")
+    tensors |= layers("memory_fuser.layers", 2, "b.weight")
+    config = {
+        "memory_fuser_num_layers": 2,
+        "mask_decoder_config": {"num_hidden_layers": 4, "iou_head_depth": 2},
+    }
+    found = {stack.prefix: key_paths(stack) for stack in infer(tensors, config).stacks.values()}
+    assert found == {
+        "mask_decoder.layers": ["mask_decoder_config.num_hidden_layers"],
+        "memory_fuser.layers": ["memory_fuser_num_layers"],
+    }

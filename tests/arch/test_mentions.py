@@ -101,6 +101,23 @@ def test_sides_of_one_map() -> None:
     assert changed(config, encoder, longer) == ({"attention_window"}, set())
 
 
+def test_what_tells_layers_of_an_outer_map_apart() -> None:
+    """By their numbers, whether a rule is known or only its kind: it is of the layers that its own map counts."""
+    config = {
+        "num_hidden_layers": 4,
+        "aligner_num_add_layers": 2,
+        "num_inserted_layers": 2,
+        "alternate_attention": True,
+        "net_config": {"num_hidden_layers": 3},
+    }
+    outer = stack("layers", ("num_hidden_layers",), depth=4)
+    inner = stack("net.layers", ("net_config", "num_hidden_layers"))
+    assert changed(config, inner, outer) == (set(), set())
+    del config["aligner_num_add_layers"]
+    stuck = changed(config, outer, inner)
+    assert stuck == (set(), {"num_inserted_layers", "alternate_attention"})
+
+
 def test_words_of_tensors_outside_layers() -> None:
     """A list as long as the layers is of what it is called like, where the model has that."""
     config = {"num_hidden_layers": 3, "num_adapter_layers": 3, "conv_dim": [8, 8, 8]}

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmerge.arch.moved import Moved, Stuck, first_number, follow, kinds_of
+from jmerge.arch.moved import Moved, Stuck, follow
+from jmerge.arch.told import first_number, is_overruled, kinds_of
 
 AGAIN = (0, 1, 2, 3, 1, 2, 3)  # layers of the output, of four
 CUT = (0, 1, 2)
@@ -101,6 +102,18 @@ FIELDS = [
     ("layers_per_group", 2, STUCK, 2),
     ("rescale_every", 6, 6, 6),
     ("rope_local_base_freq", 2, 2, 2),
+    # every second layer
+    ("stagger_local_blocks", True, STUCK, True),
+    ("stagger_local_blocks", False, False, False),
+    ("alternate_attention", True, STUCK, True),
+    ("shift_odd_layers", True, STUCK, True),
+    ("interleaved_sliding_window", True, STUCK, True),
+    ("use_alternative_attention", True, True, True),
+    ("rope_interleave", True, True, True),
+    # what is spread over the layers
+    ("num_inserted_layers", 2, STUCK, STUCK),
+    ("num_added_blocks", 4, STUCK, STUCK),
+    ("num_added_tokens", 4, 4, 4),
     # maps by number
     ("per_layer_config", {"1": {"d": 4}}, {"1": {"d": 4}, "4": {"d": 4}}, {"1": {"d": 4}}),
     ("pruned_heads", {"3": [0]}, {"3": [0], "6": [0]}, {}),
@@ -162,6 +175,17 @@ def test_a_period_stays_where_every_layer_has_its_place_in_it(
         assert [i % period == place for i in range(len(layers))] == [
             n % period == place for n in layers
         ]
+
+
+def test_a_switch_of_every_second_layer_tells_layers_apart() -> None:
+    """Where all keep their places among the even and the odd, nothing changes; a list of kinds says more."""
+    assert kinds_of("stagger_local_blocks", True, 4) == [0, 1, 0, 1]
+    assert kinds_of("stagger_local_blocks", False, 4) is None
+    assert said("stagger_local_blocks", True, (0, 1, 2, 3, 2, 3)) is True
+    kinds = {"layer_types": ["a", "b", "a", "b"]}
+    assert is_overruled("alternate_attention", True, kinds, 4)
+    assert not is_overruled("alternate_attention", True, {"layer_types": list("aabb")}, 4)
+    assert not is_overruled("use_cache", True, kinds, 4)
 
 
 def test_numbers_that_begin_with_one() -> None:

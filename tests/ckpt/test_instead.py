@@ -31,6 +31,14 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         ["pytorch_model-00001-of-00002.bin", "convert", "from_pretrained('{}').save_pretrained"],
     ),
+    "pickles beside states of all kinds": (
+        {"aa_optimizer.bin": "", "data.pt": "", "rng_state_0.pth": "", "sampler_1.pt": "", "scheduler_1.bin": "", "weights.pth": ""},
+        ["pickled", "(weights.pth)"],
+    ),
+    "a folder called as DeepSpeed's file": (
+        {"latest/pytorch_model.bin": "", "optimizer_0/pytorch_model.bin": ""},
+        ["latest in it has only pickled weights"],
+    ),
     "pickle of a name of its own": ({"weights.pth": ""}, ["pickled", "weights.pth", "convert", "save_file"]),
     "meta": ({"consolidated.00.pth": "", "params.json": "{}"}, ["convert_llama_weights_to_hf"]),
     "gguf": (

@@ -51,6 +51,22 @@ def test_carried(tmp_path: Path, tail: str) -> None:
     assert not (tmp_path / "out" / "optimizer.json").exists()
 
 
+def test_the_plan_says_what_comes_along(tmp_path: Path) -> None:
+    """It is found once: by what the plan holds, files are written; where they lie is not part of its identity."""
+    for seed, name in enumerate("ab"):
+        write_llama(tmp_path / name, seed)
+        (tmp_path / name / "generation_config.json").write_text("{}")
+    (tmp_path / "a" / "optimizer.json").write_text("{}")
+    recipe = tmp_path / "x.yml"
+    recipe.write_text(SOUP.replace("{a}", str(tmp_path / "a")).replace("{b}", str(tmp_path / "b")))
+    plan = plan_recipe(recipe)
+    assert [(file.name, file.own, file.data) for file in plan.taken] == [
+        ("generation_config.json", "generation_config.json", None)
+    ]
+    assert [file.name for file in plan.left] == ["optimizer.json"]
+    assert plan == plan_recipe(recipe) and "taken" not in json.loads(plan.to_json())
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", "nope"])
 def test_not_json(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every such file of the donor is named at once; those of others are not read."""

@@ -366,6 +366,7 @@ def test_as_few_first_layers_as_explain_the_inputs(
         ({"model.each": (LAYERS, 1, 5, 8)}, "'model.each' has an entry for each layer"),
         ({"model.patches.weight": (LAYERS, 8, 2, 2), "model.table.weight": (LAYERS, 8)}, ""),
         ({f"model.adapters.{i}.weight": (8,) for i in range(LAYERS - 1)}, ""),
+        ({f"model.head.layers.{i}.weight": (8,) for i in range(LAYERS - 1)}, ""),
     ],
 )  # fmt: skip
 def test_what_is_as_long_as_there_are_layers(
@@ -385,3 +386,24 @@ def test_what_is_as_long_as_there_are_layers(
         assert said in error and error.endswith("so layers cannot be rearranged")
     else:
         assert plan_recipe(write_recipe(tmp_path, recipe)).changes
+
+
+@pytest.mark.parametrize(("width", "sound"), [(8, False), (6, True)])
+def test_layers_that_another_list_has_too(
+    width: int, sound: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the other list is called: it is of layers of the same kind, and no key of its own counts it."""
+    tensors = llama_tensors(0, layers=LAYERS)
+    tensors |= {f"net.steps.{i}.scalar": np.full(width, i, np.float32) for i in range(LAYERS)}
+    tensors |= {f"net.steps.{i}.more": np.full(3, i, np.float32) for i in range(LAYERS)}
+    inner = {n: t for n, t in tensors.items() if ".layers." in n}
+    tensors = {n: t for n, t in tensors.items() if n not in inner}
+    for i in range(LAYERS):
+        tensors[f"model.layers.{i}.scalar"] = np.full(8, i, np.float32)
+    write_checkpoint(tmp_path / "a", tensors, llama_config(layers=LAYERS))
+    recipe = stack(("a", 0, 4), ("a", 2, 4))
+    if sound:
+        assert plan_recipe(write_recipe(tmp_path, recipe)).changes
+    else:
+        (error,) = refused(tmp_path, recipe, capsys)
+        assert "numbers 'net.steps' like 'model.layers'" in error

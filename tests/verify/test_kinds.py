@@ -87,6 +87,10 @@ FAULTS: list[tuple[str, str, Change]] = [
     ("places", "attention_bias is false", lambda t, c: (t.update(layer("self_attn.q_proj.bias", array(8))), c.update(attention_bias=False))),
     ("places", "mlp_bias is false", lambda t, c: (t.update(layer("mlp.up_proj.bias", array(12))), c.update(mlp_bias=False))),
     ("places", "use_bias is false", lambda t, c: (t.update(layer("mlp.up_proj.bias", array(12))), c.update(use_bias=False))),
+    ("places", "attn_bias is false", lambda t, c: (t.update(layer("self_attn.q_proj.bias", array(8))), c.update(attn_bias=False))),
+    ("places", "use_mlp_bias is false", lambda t, c: (t.update(layer("mlp.up_proj.bias", array(12))), c.update(use_mlp_bias=False))),
+    ("places", "no_bias is true", lambda t, c: (t.update(layer("mlp.up_proj.bias", array(12))), c.update(no_bias=True))),
+    ("places", "no_bias is false, and there is no bias", lambda t, c: c.update(no_bias=False)),
     ("places", "attention_bias is true", lambda t, c: c.update(attention_bias=True)),
     # heads, tables, norms
     ("shapes", "no embedding", lambda t, c: drop(t, "embed_tokens")),
@@ -110,6 +114,7 @@ FAULTS: list[tuple[str, str, Change]] = [
     ("config", "neither model_type nor architectures", lambda t, c: (c.clear(), c.update(tie_word_embeddings=False))),
     # weights that are no plain numbers
     ("numbers", "sharded training state", lambda t, c: t.update({n: np.zeros(0, np.float32) for n in t if "_proj" in n})),
+    ("numbers", "many weights in one", lambda t, c: t.update({"model.norm.flat_param": array(4)})),
     ("numbers", "quantised", lambda t, c: codes(t, "SCB", array(8))),
     ("numbers", "quantised", lambda t, c: codes(t, "weight.absmax", array(8), np.uint8)),
     ("numbers", "is a scale", lambda t, c: codes(t, "weight_scale", array(1), np.float32)),
@@ -117,6 +122,7 @@ FAULTS: list[tuple[str, str, Change]] = [
 ]  # fmt: skip
 NOTES: list[tuple[str, str, Change]] = [
     ("config", "no such layers", lambda t, c: c.update(num_nextn_predict_layers=1)),
+    ("config", "use_mtp is true and num_mtp_modules is 3", lambda t, c: c.update(use_mtp=True, num_mtp_modules=3)),
     ("config", "names layer 7", lambda t, c: c.update(mlp_only_layers=[1, 7])),
     ("config", "names layer 6", lambda t, c: c.update(window_block_indices=[0, 2, 6])),
     ("numbers", "plain numbers", lambda t, c: c.update(quantization_config={"quant_method": "fp8"})),
@@ -166,6 +172,9 @@ SOUND: list[Change] = [
     lambda t, c: (t.update(tower("visual.blocks")), c.update(architectures=["XForConditionalGeneration"], vision_config={"depth": 2})),
     lambda t, c: (t.update(renamed(t, "model.layers", "model.again.layers")), c.update(again_config={"num_hidden_layers": 4})),
     lambda t, c: t.update({"model.router.per_expert_scale": array(4)}),
+    lambda t, c: (t.update(layer("self_attn.q_proj.bias", array(8))), c.update(conv_bias=False, attention_out_bias=False, use_expert_bias=True)),
+    lambda t, c: t.update({"model.prompts.weight": np.zeros(0, np.float32)}),  # made so
+    lambda t, c: t.update({f"model.layers.3.adapter.{n}": np.zeros(s, np.float32) for n, s in (("up.weight", (0, 8)), ("norm.weight", 0), ("alpha.weight", 0))}),
     lambda t, c: ([t.update(renamed(t, "model.", f"text_{side}coder.")) for side in ("en", "de")], drop(t, "model.", "lm_head"),
                   c.update(architectures=["XForQuestionAnswering"])),
 ]  # fmt: skip

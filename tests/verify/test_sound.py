@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ def layers(prefix: str, count: int, *more: str) -> dict[str, tuple[int, ...]]:
     }
 
 
+def staged(*blocks: int) -> dict[str, tuple[int, ...]]:
+    """Stages of so many blocks each, and a module behind all but the last."""
+    inside = [layers(f"encoder.stages.{i}.layers", count) for i, count in enumerate(blocks)]
+    ends = {f"encoder.stages.{i}.downsample.fc.weight": (16, 16) for i in range(len(blocks) - 1)}
+    return {name: shape for each in inside for name, shape in each.items()} | ends
+
+
+def pyramid(width: int, *stages: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Stages of one block each, from `width` to others, through bottlenecks."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (narrow, wide) in enumerate(stages):
+        block = f"encoder.stages.{i}.layers.0"
+        shapes[f"{block}.conv1.weight"] = (narrow, width, 1, 1)
+        shapes[f"{block}.conv2.weight"] = (narrow, narrow, 3, 3)
+        shapes[f"{block}.conv3.weight"] = (wide, narrow, 1, 1)
+        shapes[f"{block}.norm2.weight"] = (narrow,)
+        width = wide
+    return shapes
+
+
+FOLDED = ((64, 12), (64, 64), (64, 256), (6144, 128), (48, 6144))
+
 # What models of transformers have that others have not: shapes, and what config.json says
 ODD: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "a head that reads two streams": (
@@ -101,6 +124,27 @@ ODD: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
         {f"encoder.stages.{i}.layers.{j}.w.weight": (16, 16) for i in range(3) for j in range(4)},
         {"architectures": ["GroupViTVisionModel"], "num_hidden_layers": 12, "depths": [4, 4, 4]},
     ),
+    "layers of stages, and a count that no stage reads": (
+        staged(2, 1, 3), {"architectures": ["GroupViTVisionModel"], "num_hidden_layers": 5, "depths": [2, 1, 3]},
+    ),
+    "stages that get wider, the last three with one bottleneck": (
+        pyramid(24, (8, 32), (16, 40), (16, 48), (16, 56)), {"architectures": ["BitModel"], "hidden_sizes": [32, 40, 48, 56]},
+    ),
+    "layers that fold pixels into channels": (
+        {f"encoder_layers.{i}.projection.weight": shape for i, shape in enumerate(FOLDED)}
+        | {f"encoder_layers.{i}.layer_norm.weight": shape[:1] for i, shape in enumerate(FOLDED[:-1])},
+        {"architectures": ["InklingVisionModel"], "num_hidden_layers": 5, "text_hidden_size": 48},
+    ),
+    "a sequence with a function between its weights": (
+        layers("model.layers", 5)
+        | {f"resampler.linear.{i}.weight": shape for i, shape in ((0, (16, 16)), (2, (16, 16)), (3, (16,)))}
+        | {f"resampler.linear.{i}.bias": (16,) for i in (0, 2, 3)},
+        {"architectures": ["ErnieModel"], "num_hidden_layers": 5},
+    ),
+    "a table of values beside a tied one of tokens": (
+        {"model.embed_tokens.word_embeddings.weight": (77, 24), "model.value_embeddings.weight": (77, 32)} | layers("model.layers", 4),
+        {"architectures": ["NeoMMEForMaskedLM"], "hidden_size": 16, "embedding_rank": 24, "embedding_dim": 32, "vocab_size": 77, "num_hidden_layers": 4, "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 
 
@@ -111,3 +155,48 @@ def test_what_few_models_have_is_sound(kind: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tensors, config)
     (found,) = verify(LocalSource(tmp_path))
     assert [each for check in found.checks for each in check.findings] == []
+
+
+# A fault in one of these, and what the line about it says
+DAMAGED: dict[str, tuple[str, Callable[[dict[str, tuple[int, ...]], dict[str, Any]], Any], str]] = {
+    "a width that no other tensor of its layer has": (
+        "layers that fold pixels into channels",
+        lambda shapes, config: shapes.update({"encoder_layers.3.layer_norm.weight": (32,)}),
+        "has shape [32]",
+    ),
+    "a width of the layer, in one more dimension": (
+        "stages that get wider, the last three with one bottleneck",
+        lambda shapes, config: shapes.update({"encoder.stages.0.layers.0.norm2.weight": (8, 8)}),
+        "has shape [8, 8]",
+    ),
+    "a width of another layer": (
+        "stages that get wider, the last three with one bottleneck",
+        lambda shapes, config: shapes.update({"encoder.stages.1.layers.0.norm2.weight": (8,), "encoder.stages.0.layers.0.norm2.weight": (16,)}),
+        "has shape [8]",
+    ),
+    "a block that the list counts and the weights lack": (
+        "layers of stages, and a count that no stage reads",
+        lambda shapes, config: config.update(depths=[2, 2, 3]),
+        "num_hidden_layers is 5",
+    ),
+    "a layer gone, of layers with modules": (
+        "a sequence with a function between its weights",
+        lambda shapes, config: [shapes.pop(name) for name in [*shapes] if ".layers.2." in name],
+        "nothing of 'model.layers.2'",
+    ),
+    "a head of another width than the table it is tied to": (
+        "a table of values beside a tied one of tokens",
+        lambda shapes, config: shapes.update({"lm_head.weight": (77, 40)}),
+        "the head is F32[77, 40]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_fault_in_one_of_them_is_found(fault: str, tmp_path: Path) -> None:
+    kind, damage, line = DAMAGED[fault]
+    shapes, config = (dict(each) for each in ODD[kind])
+    damage(shapes, config)
+    write_checkpoint(tmp_path, {n: np.ones(s, np.float32) for n, s in shapes.items()}, config)
+    (found,) = verify(LocalSource(tmp_path))
+    assert [each.message for check in found.checks for each in check.faults if line in each.message]

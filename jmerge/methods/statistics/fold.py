@@ -1,0 +1,140 @@
+"""What all statistics have in common, and how one is taken of whole arrays.
+
+    state = statistic.init(extent, hyperparameters, found)
+    for number in range(statistic.passes(dtype)):
+        for every piece of every tensor:
+            state = statistic.update(state, terms of the piece, place)
+        value = statistic.finish(state, number), or `Again` with the state of the next pass
+
+States are small pytrees of arrays, `update` and `finish` are pure, and how many passes there are follows from the
+extent alone; so all of it runs under `jit`, `vmap` and `shard_map`, in pieces of any size, on any number of devices,
+and gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Scope = Literal["piece", "tensor", "model"]
+Hyperparameters = Mapping[str, Any]  # by their names in recipes; plain or traced
+Found = Mapping[str, Any]  # statistics by keyword
+Terms = Callable[..., Sequence[Any]]
+
+
+class Extent(NamedTuple):
+    """What a statistic is taken of."""
+
+    sizes: tuple[int, ...]  # elements of each tensor
+    terms: int  # arrays that the terms of a piece are
+    dtype: np.dtype[Any]  # of the arithmetic
+    # Pieces in one pass over all tensors; 0: every tensor is one piece, of any shape.
+    pieces: int = 0
+    rows: int = (
+        0  # most rows of a tensor, where terms have a number for each; 0: one for each element
+    )
+
+    @property
+    def size(self) -> int:
+        """Elements of all tensors."""
+        return sum(self.sizes)
+
+
+class Place(NamedTuple):
+    """Where a piece lies; any of it may be traced."""
+
+    piece: Any  # its number among all of a pass
+    tensor: Any  # the number of its tensor
+    block: Any  # its first block of `sums.BLOCK` elements in its tensor, or its first row
+    start: Any  # uint32 [2], high and low word of its first element's position in all tensors, one after the other
+    valid: Any = (
+        None  # how many of its elements, or rows, count: those before the padding; None: all
+    )
+
+
+class Again(NamedTuple):
+    """One more pass is needed."""
+
+    state: Any
+    # None: over all pieces; else uint32 [n]: over the pieces of these groups (a state says how many make one), and over none for `NONE`.
+    only: Any = None
+
+
+NONE = 0xFFFFFFFF  # no group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A kind of statistic: the base of `BlockSum`, `TopK` and `SortedRows`."""
+
+    keyword: str  # of the method, and of later statistics
+    # Called like the method, with the statistics before it: what is looked at of a piece.
+    terms: Terms
+    scope: Scope = "tensor"
+    when: Callable[[Hyperparameters], bool] = lambda hyperparameters: True  # whether it is needed
+
+    def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
+        """The state before the first piece."""
+        raise NotImplementedError
+
+    def update(self, state: Any, terms: Sequence[jax.Array], place: Place) -> Any:
+        """The state after one more piece."""
+        raise NotImplementedError
+
+    def close(self, state: Any, tensor: Any) -> Any:
+        """The state after the last piece of a tensor."""
+        return state
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """One state of those of different devices, each of which began with `init` or the same pass and saw other
+        pieces."""
+        raise NotImplementedError
+
+    def passes(self, dtype: np.dtype[Any]) -> int:
+        """How many times `update` goes over the pieces."""
+        return 1
+
+    def finish(self, state: Any, number: int) -> Any:
+        """The value, or `Again`, after pass `number`, counted from 0."""
+        raise NotImplementedError
+
+
+def whole_places(leaves: Sequence[Sequence[jax.Array]]) -> list[Place]:
+    """The place of every tensor that is one piece."""
+    places, offset = [], 0
+    for number, terms in enumerate(leaves):
+        start = jnp.asarray(np.asarray([offset >> 32, offset & 0xFFFFFFFF], np.uint32))
+        places.append(Place(number, number, 0, start))
+        offset += terms[0].size if terms else 0
+    return places
+
+
+def take(
+    statistic: Statistic,
+    leaves: Sequence[Sequence[jax.Array]],
+    hyperparameters: Hyperparameters,
+    found: Found,
+    dtype: np.dtype[Any],
+    sizes: Sequence[int] = (),
+) -> Any:
+    """The value of a statistic of whole arrays.
+
+    leaves: the terms of each tensor; sizes: its elements, where terms have a number for each row.
+    """
+    sizes = tuple(sizes) or tuple(terms[0].size if terms else 0 for terms in leaves)
+    extent = Extent(sizes, len(leaves[0]), np.dtype(dtype))
+    state = statistic.init(extent, hyperparameters, found)
+    places = whole_places(leaves)
+    for number in range(statistic.passes(extent.dtype)):
+        for terms, place in zip(leaves, places, strict=True):
+            state = statistic.close(statistic.update(state, terms, place), place.tensor)
+        value = statistic.finish(state, number)
+        if not isinstance(value, Again):
+            return value
+        state = value.state
+    raise AssertionError("a statistic says when it is finished")

@@ -1,0 +1,73 @@
+"""Ranks among neighbours: sorted rows, and the largest elements of each. A row lies in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
+from jmerge.methods.statistics.fold import Extent, Found, Hyperparameters, Place, Scope, Statistic
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedRows(Statistic):
+    """The keys of each term sorted along axis 1, the smallest first, of every piece anew."""
+
+    scope: Scope = "piece"
+
+    def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> None:
+        """Nothing: pieces have nothing in common."""
+
+    def update(
+        self, state: object, terms: Sequence[jax.Array], place: Place | None
+    ) -> list[jax.Array]:
+        """The sorted keys of the piece."""
+        return [sort_rows(each) for each in terms]
+
+    def on_host(self, terms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The same by NumPy, which is better at it than XLA on CPU."""
+        return [np.sort(each, axis=1) for each in terms]
+
+    def finish(self, state: list[jax.Array], number: int) -> list[jax.Array]:
+        """The sorted keys."""
+        return state
+
+
+def sort_rows(keys: jax.Array, axis: int = 1) -> jax.Array:
+    """Unsigned keys [*shape] sorted along an axis, the smallest first.
+
+    Rows that lie on several devices are dealt out as wholes first.
+    """
+    mesh = mesh_of([keys])
+    others = [i for i in range(keys.ndim) if i != axis]
+    if devices_of(mesh) > 1 and others:
+        keys = deal(keys, mesh, axis_to_deal(keys.shape, others, devices_of(mesh)))
+    return jnp.sort(keys, axis=axis)
+
+
+def largest_of_rows(keys: jax.Array, count: jax.Array) -> jax.Array:
+    """Which of the `count` (uint32 scalar) largest of its row an element of unsigned keys [*shape] is: bool [*shape].
+
+    Rows run along the last axis; of equal keys the first count. The least key that is kept is found bit by bit, which
+    takes no sort and leaves rows where they lie.
+    """
+    top = 8 * keys.dtype.itemsize - 1
+
+    def lower_bit(i: jax.Array, least: jax.Array) -> jax.Array:
+        bit = jnp.ones_like(least) << (top - jnp.asarray(i)).astype(least.dtype)
+        enough = jnp.sum(keys >= (least | bit), axis=-1, keepdims=True, dtype=jnp.uint32) >= count
+        higher: jax.Array = jnp.where(enough, least | bit, least)
+        return higher
+
+    # of the keys' own values, so that it lies on devices as they do
+    none = jax.lax.slice_in_dim(keys, 0, 1, axis=keys.ndim - 1) * 0 if keys.shape[-1] else keys
+    least = jax.lax.fori_loop(0, top + 1, lower_bit, none)
+    above, equal = keys > least, keys == least
+    left = count - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.uint32)
+    first = jnp.cumsum(equal, axis=-1, dtype=jnp.uint32) <= left
+    kept: jax.Array = (above | (equal & first)) & (count > 0)
+    return kept

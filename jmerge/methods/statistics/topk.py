@@ -1,0 +1,352 @@
+"""Selecting the largest elements, exactly and piece by piece.
+
+The *threshold* of a selection is a number and a position: an element is kept when it is above the number, or equal to
+it at no later position. So exactly as many are kept as asked for, ties go to the lower flat index, and any piece can be
+decided alone. Elements are compared by keys, unsigned integers in their order.
+
+The number is found digit by digit, from the highest: a pass counts the keys that begin with the digits so far by their
+next one. A last pass, over the part where it lies, finds the position. A partial sort on the host gives the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.methods.mesh import devices_of, mesh_of
+from jmerge.methods.positions import positions_upto
+from jmerge.methods.statistics.counts import (
+    AnyCount,
+    Count,
+    add,
+    as_count,
+    choose,
+    less,
+    number_true,
+    reach,
+    stack_counts,
+    subtract,
+    times,
+    total,
+)
+from jmerge.methods.statistics.fold import (
+    NONE,
+    Again,
+    Extent,
+    Found,
+    Hyperparameters,
+    Place,
+    Statistic,
+)
+
+# Bits of a digit by platform, and elsewhere: a wide one takes fewer passes, but its counters have to fit a fast memory.
+DIGITS, DIGIT = {"cpu": 16}, 11
+COUNTERS = 1 << 18  # of a threshold, about, in all groups of pieces
+MOST = 1 << 31  # keys that are counted at a time: a counter has 32 bits
+ROW = 1 << 12  # elements of a vector among which a position is looked for in the end
+
+Counts = Callable[[Hyperparameters, int, Found], Sequence[Sequence[AnyCount]]]
+
+
+class Threshold(NamedTuple):
+    """What decides for every element whether it is kept, for selections [n].
+
+    Keys are compared, not values: some backends take subnormal numbers for zero when they compare values.
+    """
+
+    bits: jax.Array | np.ndarray  # unsigned: the smallest key that is kept
+    # uint32, words of the last position that is kept among keys equal to it
+    last_high: jax.Array | np.ndarray
+    last_low: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Search:
+    """Thresholds [n] under way."""
+
+    wanted: Count  # how many each keeps, at most all
+    prefix: jax.Array  # unsigned: the digits so far
+    above: Count  # keys above all that begin with them
+    left: jax.Array  # uint32: bits that follow them
+    counted: (
+        Count | None
+    )  # [groups, n, digits]: keys that begin so by their next digit; None: in the last pass
+    rank: Count  # in the last pass: of the last tie that is kept, among those yet to come
+    group: jax.Array  # uint32: the group of pieces that it lies in, or `NONE`
+    last: Count  # its position
+    of_term: tuple[int, ...] = field(metadata={"static": True})  # of which terms they are
+    pieces: int = field(metadata={"static": True})  # to a group
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Statistic):
+    """The `Threshold` [n] that keeps so many of some keys, the largest first; those of the first term come first."""
+
+    # Of hyperparameters, elements of the scope and statistics so far: how many to keep, for each term a list.
+    counts: Counts
+    uses_bits: bool = False  # whether the method uses the threshold itself, not only what it keeps
+
+    def passes(self, dtype: np.dtype[Any]) -> int:
+        """How many there are: one for each digit, and one for positions."""
+        return -(-8 * dtype.itemsize // _digit()) + 1
+
+    def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Search:
+        """The search before the first pass."""
+        rows = self.counts(hyperparameters, extent.size, found)
+        wanted = stack_counts([count for row in rows for count in row])
+        number = wanted.low.size
+        everything = Count(*(jnp.full(number, word, jnp.uint32) for word in as_count(extent.size)))
+        none = Count(*(jnp.zeros(number, jnp.uint32) for _ in range(2)))
+        word = np.dtype(f"u{extent.dtype.itemsize}")
+        pieces = max(extent.pieces, len(extent.sizes), 1)
+        together = -(-pieces // max(COUNTERS >> _digit(), 1))
+        counted = jnp.zeros((-(-pieces // together), number, 1 << _digit()), jnp.uint32)
+        return Search(
+            wanted=choose(less(everything, wanted), everything, wanted),
+            prefix=jnp.zeros(number, word),
+            above=none,
+            left=jnp.uint32(8 * word.itemsize),
+            counted=Count(counted, counted),
+            rank=none,
+            group=jnp.full(number, np.uint32(NONE)),
+            last=everything,
+            of_term=tuple(term for term, row in enumerate(rows) for _ in row),
+            pieces=together,
+        )
+
+    def update(self, state: Search, terms: Sequence[jax.Array], place: Place) -> Search:
+        """The search after one more piece; in the last pass, only after the pieces before it."""
+        if not state.of_term or not terms[0].size:
+            return state
+        valid = None
+        if place.valid is not None:
+            lanes = jnp.arange(terms[0].size, dtype=jnp.uint32)
+            valid = (lanes < place.valid).reshape(terms[0].shape)
+        group = jnp.asarray(place.piece, jnp.uint32) // jnp.uint32(state.pieces)
+        if state.counted is None:
+            return _locate(state, terms, group, place.start, valid)
+        found = [_digits_of(terms[term], state, i, valid) for i, term in enumerate(state.of_term)]
+        own = Count(*(jnp.stack(words) for words in zip(*found, strict=True)))
+        after = add(Count(*(each[group] for each in state.counted)), own)
+        words = zip(state.counted, after, strict=True)
+        return replace(state, counted=Count(*(each.at[group].set(new) for each, new in words)))
+
+    def join(self, states: Sequence[Search]) -> Search:
+        """One search of those of several devices; the last pass has to be on one."""
+        counted = states[0].counted
+        for each in states[1:]:
+            assert counted is not None and each.counted is not None
+            counted = add(counted, each.counted)
+        return replace(states[0], counted=counted)
+
+    def finish(self, state: Search, number: int) -> Threshold | Again:
+        """The thresholds after the last pass, before that the next one."""
+        if state.counted is None:
+            some = (state.wanted.high | state.wanted.low) != 0
+            last = (jnp.where(some, word, 0) for word in state.last)
+            return Threshold(jnp.where(some, state.prefix, ~jnp.zeros_like(state.prefix)), *last)
+        one = Count(jnp.zeros_like(state.group), jnp.ones_like(state.group))
+        rank = subtract(choose(less(state.wanted, one), one, state.wanted), state.above)
+        by_digit = total(Count(*(jnp.moveaxis(word, 0, -1) for word in state.counted)))
+        turned = Count(*(word[:, ::-1] for word in by_digit))
+        place, beyond = reach(turned, rank)
+        digit = by_digit.low.shape[1] - 1 - place
+
+        def at_digit(words: Count, axis: int) -> Count:
+            index = jnp.expand_dims(digit, tuple(i for i in range(words.low.ndim) if i != axis - 1))
+            return Count(*(jnp.take_along_axis(word, index, axis).squeeze(axis) for word in words))
+
+        bits = _next_bits(state)
+        after = replace(
+            state,
+            prefix=(state.prefix << bits.astype(state.prefix.dtype))
+            | digit.astype(state.prefix.dtype),
+            above=add(state.above, beyond),
+            left=state.left - bits,
+        )
+        if number < self.passes(state.prefix.dtype) - 2:
+            return Again(replace(after, counted=Count(*(word * 0 for word in state.counted))))
+        rank = subtract(rank, beyond)
+        ties = at_digit(state.counted, 2)  # [groups, n]
+        group, skipped = reach(Count(*(word.T for word in ties)), rank)
+        equal = at_digit(by_digit, 1)
+        some = less(rank, equal)
+        group = jnp.where(some, group.astype(jnp.uint32), jnp.uint32(NONE))
+        return Again(replace(after, counted=None, rank=subtract(rank, skipped), group=group), group)
+
+
+def _locate(
+    state: Search,
+    terms: Sequence[jax.Array],
+    group: jax.Array,
+    start: jax.Array,
+    valid: jax.Array | None,
+) -> Search:
+    """The search after a piece in which the last ties that are kept may lie."""
+    ranks, lasts = [], []
+    for i, term in enumerate(state.of_term):
+        tied = terms[term] == state.prefix[i]
+        if valid is not None:
+            tied = tied & valid
+        rank, last = (Count(*(word[i] for word in each)) for each in (state.rank, state.last))
+        ties = number_true(tied)
+        looked = (state.group[i] == group) & ((rank.high | rank.low) != 0)
+        here = looked & ~less(ties, rank)
+        place = add(Count(start[0], start[1]), nth_true(tied, rank))
+        left = choose(
+            here, Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low)), subtract(rank, ties)
+        )
+        ranks.append(choose(looked, left, rank))
+        lasts.append(choose(here, place, last))
+    return replace(state, rank=_stacked(ranks), last=_stacked(lasts))
+
+
+def nth_true(mask: jax.Array, rank: Count) -> Count:
+    """The flat position of the rank-th true element, counted from one; anything where there are fewer."""
+    if mask.ndim == 0:
+        return Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
+    several = devices_of(mesh_of([mask])) > 1
+    if mask.ndim == 1 and mask.size > ROW and not several:
+        mask = jnp.pad(mask, (0, -mask.size % ROW)).reshape(-1, ROW)
+    position = Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
+    while True:
+        index, before = reach(_by_first_axis(mask), rank)
+        rank = subtract(rank, before)
+        position = add(position, times(index.astype(jnp.uint32), math.prod(mask.shape[1:])))
+        if mask.ndim == 1:
+            return position
+        if (
+            several
+        ):  # cut out, an axis that lies on several devices would be brought together on each
+            chosen = jnp.arange(mask.shape[0]) == index
+            mask = jnp.any(mask & chosen.reshape(-1, *[1] * (mask.ndim - 1)), axis=0)
+        else:
+            mask = mask[index]
+
+
+def _by_first_axis(mask: jax.Array) -> Count:
+    """How many are true at each index of the first axis."""
+    if mask.ndim == 1:
+        return Count(jnp.zeros(mask.shape, jnp.uint32), mask.astype(jnp.uint32))
+    rows = jnp.sum(mask, axis=-1, dtype=jnp.uint32)
+    if mask.size < 1 << 32:
+        rows = jnp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=jnp.uint32)
+        return Count(jnp.zeros_like(rows), rows)
+    rows = rows.reshape(rows.shape[0], -1)
+    return total(Count(jnp.zeros_like(rows), rows))
+
+
+def _digits_of(keys: jax.Array, state: Search, number: int, valid: jax.Array | None) -> Count:
+    """How many of the keys that begin with a prefix have each next digit."""
+    assert state.counted is not None
+    digits = state.counted.low.shape[-1]
+    if keys.size >= MOST:
+        rest = math.prod(keys.shape[1:])
+        step = max(MOST // 2 // max(rest, 1), 1)
+        parts = [keys[i : i + step] for i in range(0, keys.shape[0], step)]
+        if len(parts) == 1:
+            return _digits_of(keys[0], state, number, None if valid is None else valid[0])
+        found = Count(jnp.zeros(digits, jnp.uint32), jnp.zeros(digits, jnp.uint32))
+        for i, part in enumerate(parts):
+            own = None if valid is None else valid[i * step : (i + 1) * step]
+            found = add(found, _digits_of(part, state, number, own))
+        return found
+    bits = _next_bits(state)
+    shift = (state.left - bits).astype(keys.dtype)
+    high = keys >> shift
+    begins = (high >> bits.astype(keys.dtype)) == state.prefix[number]
+    if valid is not None:
+        begins = begins & valid
+    mask = (jnp.ones((), keys.dtype) << bits.astype(keys.dtype)) - jnp.ones((), keys.dtype)
+    digit = (high & mask).astype(jnp.uint32)
+    counted = jnp.zeros(digits, jnp.uint32)
+    low = counted.at[jnp.where(begins, digit, digits)].add(1, mode="drop")
+    return Count(jnp.zeros_like(low), low)
+
+
+def _next_bits(state: Search) -> jax.Array:
+    """How many bits the next digit has."""
+    return jnp.minimum(state.left, jnp.uint32(_digit()))
+
+
+def _digit() -> int:
+    return DIGITS.get(jax.default_backend(), DIGIT)
+
+
+def _stacked(counts: Sequence[Count]) -> Count:
+    return Count(*(jnp.stack(words) for words in zip(*counts, strict=True)))
+
+
+def make_threshold(bits: Sequence[int], last: Sequence[int], word: np.dtype[Any]) -> Threshold:
+    """The threshold of keys of an unsigned dtype from bits and a last position for each selection."""
+    return Threshold(
+        np.asarray(bits, word),
+        np.asarray([position >> 32 for position in last], np.uint32),
+        np.asarray([position & 0xFFFFFFFF for position in last], np.uint32),
+    )
+
+
+def by_partition(keys: np.ndarray, count: int) -> tuple[int, int]:
+    """Bits and last position of the threshold that keeps the `count` largest of unsigned keys [elements], by a partial
+    sort on the host."""
+    if count <= 0 or keys.size == 0:
+        return int(np.iinfo(keys.dtype).max), 0  # above every key
+    place = keys.size - min(count, keys.size)
+    ordered = np.partition(keys, place)
+    bits = ordered[place]
+    above = int(np.count_nonzero(ordered[place + 1 :] > bits))
+    ties = np.flatnonzero(keys == bits)
+    return int(bits), int(ties[keys.size - place - above - 1])
+
+
+def magnitude_keys(values: jax.Array) -> jax.Array:
+    """Unsigned integers [*shape] in the order of the magnitudes of values."""
+    return _bits_of(jnp.abs(values))
+
+
+def ordered_keys(values: jax.Array) -> jax.Array:
+    """Unsigned integers [*shape] in the order of values, which may be negative; -0 and 0 are equal."""
+    bits = _bits_of(jnp.where(values == 0, 0, values))
+    top = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
+    return jnp.where(bits >= top, ~bits, bits | top)
+
+
+def ordered_values(keys: jax.Array) -> jax.Array:
+    """The values that `ordered_keys` stand for."""
+    top = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
+    bits = jnp.where(keys >= top, keys ^ top, ~keys)
+    return jax.lax.bitcast_convert_type(bits, np.dtype(f"f{keys.dtype.itemsize}"))
+
+
+def change_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
+    """delta [models, *shape] -> the magnitudes of each model's changes in the form in which they are selected."""
+    return [magnitude_keys(delta[i]) for i in range(delta.shape[0])]
+
+
+def is_kept(keys: jax.Array, threshold: Threshold, start: jax.Array | None = None) -> jax.Array:
+    """Whether each of keys [*shape] is kept by one threshold (scalars); `start` as in `flat_positions`."""
+    early = positions_upto(keys.shape, start, threshold.last_high, threshold.last_low)
+    kept: jax.Array = keys + early.astype(keys.dtype) > threshold.bits
+    return kept
+
+
+def kept_changes(
+    delta: jax.Array, threshold: Threshold, start: jax.Array | None = None
+) -> list[jax.Array]:
+    """Which elements of delta [models, *shape] are kept of each model [*shape], by the thresholds [models] of their
+    magnitudes."""
+    return [
+        is_kept(magnitude_keys(delta[i]), Threshold(*(part[i] for part in threshold)), start)
+        for i in range(delta.shape[0])
+    ]
+
+
+def _bits_of(values: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(values, np.dtype(f"u{values.dtype.itemsize}"))
