@@ -99,6 +99,14 @@ class Statistic:
         """How many times `update` goes over the pieces."""
         return 1
 
+    def rounds(self, dtype: np.dtype[Any]) -> int:
+        """How many of the passes go over all pieces; those after them go over few."""
+        return self.passes(dtype)
+
+    def known(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
+        """The value where no element has to be looked at for it, else None."""
+        return None
+
     def finish(self, state: Any, number: int) -> Any:
         """The value, or `Again`, after pass `number`, counted from 0."""
         raise NotImplementedError

@@ -97,6 +97,29 @@ class TopK(Statistic):
         """How many there are: one for each digit, and one for positions."""
         return -(-8 * dtype.itemsize // _digit()) + 1
 
+    def rounds(self, dtype: np.dtype[Any]) -> int:
+        """One for each digit."""
+        return self.passes(dtype) - 1
+
+    def known(
+        self, extent: Extent, hyperparameters: Hyperparameters, found: Found
+    ) -> Threshold | None:
+        """The thresholds that keep nothing, or everything, whatever the keys are."""
+        try:
+            rows = self.counts(hyperparameters, extent.size, found)
+        except KeyError:  # they follow from what is yet to be found
+            return None
+        counts = [count for row in rows for count in row]
+        word = np.dtype(f"u{extent.dtype.itemsize}")
+        cuts = []
+        for count in counts:
+            if not isinstance(count, int) or (count > 0 and self.uses_bits and extent.size):
+                return None
+            if 0 < count < extent.size:
+                return None
+            cuts.append((0, extent.size) if count > 0 else (int(np.iinfo(word).max), 0))
+        return make_threshold([bits for bits, _ in cuts], [last for _, last in cuts], word)
+
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Search:
         """The search before the first pass."""
         rows = self.counts(hyperparameters, extent.size, found)
