@@ -79,7 +79,8 @@ class Statistic:
     when: Callable[[Hyperparameters], bool] = lambda hyperparameters: True  # whether it is needed
 
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
-        """The state before the first piece."""
+        """The state before the first piece; of equal shapes for all small tensors (`BLOCK` elements and some more) that
+        are one piece."""
         raise NotImplementedError
 
     def update(self, state: Any, terms: Sequence[jax.Array], place: Place) -> Any:

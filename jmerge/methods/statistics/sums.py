@@ -20,7 +20,7 @@ from jmerge.methods.reduce import (
 )
 from jmerge.methods.statistics.fold import Extent, Found, Hyperparameters, Place, Statistic
 
-LENGTHS = (1, 1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
+LENGTHS = (1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
 
 
 class Sums(NamedTuple):
