@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, indices_of, sample_starts
+from jmerge.methods import apply, find_method
 from jmerge.methods.statistics.topk import by_partition
-from jmerge.methods.spec import REGISTRY
 
 SIZE = 600_000
 SWITCHES = {"normalize": True, "rescale": True}
@@ -171,14 +170,16 @@ def test_little_memory_changes_no_byte(
     ties = dataclasses.replace(step("x", inputs, "ties", numbers=numbers), base=0)
     plan = plan_of(models, ties)
     whole, _ = carry_out(plan)
-    by_hand = jax.jit(partial(REGISTRY["ties"].function, keep=(0.3, 0.6), **SWITCHES))
     if dtype == "float32":
         base, *others = (tensor["x"] for tensor in tensors)
-        change = by_hand(
-            np.stack([other - base for other in others]),
-            weight=np.asarray(numbers["weight"], np.float32),
-            scale=np.float32(1),
-        )
+        traced = {"weight": numbers["weight"], "lambda": 1.0}
+        static = {"density": numbers["density"], **SWITCHES}
+
+        def by_hand(delta: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
+            return apply(find_method("ties"), (delta,), {**traced, **static})
+
+        traced = {name: np.asarray(value, np.float32) for name, value in traced.items()}
+        change = jax.jit(by_hand)(np.stack([other - base for other in others]), traced)
         np.testing.assert_array_equal(whole["x"], np.asarray(base + change))
     for most in (1 << 21, 100):
         monkeypatch.setattr(select, "MOST_COLLECTED", most)
