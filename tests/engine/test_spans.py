@@ -78,7 +78,7 @@ def pieces(
         step = turn.work.step
         if combined and not turn.what.combines:
             continue
-        inputs = [step.inputs[position] for position in turn.what.inputs]
+        inputs = step.inputs
         specs = (
             [item.spec for item in inputs if isinstance(item, Read)] if of_files else [step.spec]
         )
