@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from jmerge.engine.radix import Radix
 from jmerge.methods.cuts import (
     Cut,
     cut_by_counting,
@@ -22,6 +20,8 @@ from jmerge.methods.cuts import (
     ordered_keys,
     ordered_values,
 )
+
+from jmerge.engine.radix import Radix
 from jmerge.methods.positions import flat_positions, split_position
 
 ONE = int(np.float32(1).view(np.uint32))
