@@ -82,7 +82,11 @@ class Fetcher:
             self._number_parts()
         # A statistic may end with another look at some pieces, when the reader may have gone on by all slots but one:
         # what was used for the last time is then held for as many reads more.
-        looks_back = any(turn.what.again for turn in schedule.turns)
+        looks_back = any(
+            turn.what.again
+            and not turn.what.samples  # of samples it is so rare that they are fetched anew
+            for turn in schedule.turns
+        )
         self._lag = schedule.slots * len(schedule.buffers) if looks_back else 0
         self._over: deque[list[Part]] = deque()  # by read, what was used for the last time
         self._asked = 0  # parts given to the workers
