@@ -21,7 +21,7 @@ from jmerge.methods.leaf import (
     take,
     update,
 )
-from jmerge.methods.statistics.counts import plain_count
+from jmerge.methods.statistics.counts import whole_number
 from jmerge.methods.statistics.fold import Again, Extent, Statistic
 from jmerge.methods.statistics.rows import SortedRows
 from jmerge.methods.statistics.topk import Threshold, TopK, by_partition, make_threshold
@@ -73,22 +73,24 @@ def _of_leaf(work: Work, number: int, statistic: Statistic, found: Found) -> Any
     call, given = work.call, (work.axis, work.piece, work.layer, found)
     if plain_sums(statistic, call):
         return _add_up(call, number, *given)
+    extent = _extent([work], number, found)
+    if (value := statistic.known(extent, work.hyperparameters, found)) is not None:
+        return value
     if isinstance(statistic, TopK | SortedRows) and _on_host(work.piece):
         terms = [np.asarray(each) for each in _terms(call, number, *given)]
         if isinstance(statistic, SortedRows):
             return statistic.on_host(terms)
         return _by_partition(statistic, terms, work.hyperparameters, _size(work), found)
-    state = _begin([work], number, statistic, found)
+    state = statistic.init(extent, work.hyperparameters, found)
     return _take(call, number, *given, state)
 
 
-def _begin(works: Sequence[Work], number: int, statistic: Statistic, found: Found) -> Any:
-    """The state before the first of some leaves."""
+def _extent(works: Sequence[Work], number: int, found: Found) -> Extent:
+    """What a statistic is taken of over some leaves."""
     first = works[0]
     given = (first.axis, first.piece, first.layer, found)
     terms = _terms.eval_shape(first.call, number, *given)  # type: ignore[no-untyped-call]
-    extent = Extent(tuple(map(_size, works)), len(terms), first.call.wide)
-    return statistic.init(extent, first.hyperparameters, found)
+    return Extent(tuple(map(_size, works)), len(terms), first.call.wide)
 
 
 def _size(work: Work) -> int:
@@ -111,7 +113,7 @@ def _by_partition(
 ) -> Threshold:
     rows = statistic.counts(hyperparameters, size, found)
     pairs = [
-        by_partition(keys.reshape(-1), plain_count(count))
+        by_partition(keys.reshape(-1), whole_number(count))
         for keys, row in zip(terms, rows, strict=True)
         for count in row
     ]
@@ -127,7 +129,11 @@ def _of_model(works: Sequence[Work], number: int, statistic: Statistic, known: F
             for w in works
         ]
         return _sum(each)
-    state = _begin(works, number, statistic, _find(first, known, number))
+    found = _find(first, known, number)
+    extent = _extent(works, number, found)
+    if (value := statistic.known(extent, first.hyperparameters, found)) is not None:
+        return value
+    state = statistic.init(extent, first.hyperparameters, found)
     for turn in range(passes_of(statistic, first.call)):
         state = jax.tree.map(jnp.copy, state)  # one buffer may be there twice, and all are donated
         for work in works:
