@@ -17,7 +17,7 @@ from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import coins, uniform
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import PerModel, Switch
-from jmerge.methods.statistics.rows import SortedRows
+from jmerge.methods.statistics.rows import SortedRows, deal_rows
 from jmerge.methods.statistics.topk import magnitude_keys
 
 
@@ -54,7 +54,7 @@ def drop(
         coin = coins(keys[i], magnitudes.shape, start)
         # at least as large as the element of that rank, or larger than the one below
         place = needed - 1 + coin.astype(jnp.int32)
-        found = jnp.clip(place, 0, max(last, 0))
+        found = deal_rows(jnp.clip(place, 0, max(last, 0)), beside=magnitudes)
         bar = jnp.take_along_axis(ordered[i], found, axis=1, mode="promise_in_bounds")
         keep = (needed <= 0) | ((place <= last) & (magnitudes + coin.astype(bar.dtype) > bar))
         kept.append(jnp.where(keep.reshape(delta.shape[1:]), delta[i], 0))

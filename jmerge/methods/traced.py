@@ -30,7 +30,7 @@ class Group(NamedTuple):
     """Pieces that go through one program."""
 
     call: Call
-    stacked: Piece  # of arrays [pieces, ...]
+    stacked: Piece  # of arrays [pieces, ...]; of a piece alone, its own
     shared: dict[
         str, Any
     ]  # plain hyperparameters that are the same for all; the others are in `stacked.numbers`
@@ -40,6 +40,15 @@ class Group(NamedTuple):
     def pieces(self) -> int:
         """How many there are."""
         return len(self.order)
+
+    def at(self, index: Any) -> Piece:
+        """One of the pieces."""
+        if self.pieces == 1:
+            return self.stacked
+        if isinstance(index, int):
+            return jax.tree.map(lambda array: array[index], self.stacked)  # type: ignore[no-any-return]
+        cut = partial(jax.lax.dynamic_index_in_dim, index=index, axis=0, keepdims=False)
+        return jax.tree.map(cut, self.stacked)  # type: ignore[no-any-return]
 
     def one(self, piece: Piece) -> tuple[Piece, dict[str, Any]]:
         """A piece with all its numbers, and its hyperparameters."""
@@ -59,10 +68,16 @@ def known(value: Any) -> jax.Array:
     return hidden
 
 
-def merge_groups(groups: Sequence[Group]) -> list[list[jax.Array]]:
-    """For every group the results, one or one for each model, [pieces, ...]."""
-    found = _survey(groups)
-    return [_mapped(group, partial(_merge, group, found)) for group in groups]
+def merge_groups(groups: Sequence[Group]) -> list[list[list[jax.Array]]]:
+    """For every piece of every group the results, one or one for each model."""
+    found, merged = _survey(groups), []
+    for group in groups:
+        results = _mapped(group, partial(_merge, group, found))
+        if group.pieces == 1:
+            merged.append([results])
+        else:
+            merged.append([[each[i] for each in results] for i in range(group.pieces)])
+    return merged
 
 
 def _merge(group: Group, known_of_model: Found, piece: Piece) -> list[jax.Array]:
@@ -111,7 +126,7 @@ def _survey(groups: Sequence[Group]) -> Found:
     if not groups:
         return found
     first = groups[0]
-    _, hyperparameters = first.one(_at(first.stacked, 0))
+    _, hyperparameters = first.one(first.at(0))
     needed = first.call.method.needed(hyperparameters)
     for number, statistic in enumerate(first.call.method.statistics):
         if statistic in needed and statistic.scope == "model":
@@ -132,9 +147,10 @@ def _of_model(
                 found = _find(group, whole, hyperparameters, known_of_model, number)
                 return [add_up(group.call, statistic, whole, found)]
 
-            totals.append(jnp.sum(_mapped(group, one)[0], axis=0))
+            (total,) = _mapped(group, one)
+            totals.append(total if group.pieces == 1 else jnp.sum(total, axis=0))
         return jnp.sum(jnp.stack(totals), axis=0)
-    whole, hyperparameters = first.one(_at(first.stacked, 0))
+    whole, hyperparameters = first.one(first.at(0))
     found = _find(first, whole, hyperparameters, known_of_model, number)
     state = _begin(first.call, statistic, whole, _all_sizes(groups), hyperparameters, found)
     for turn in range(passes_of(statistic, first.call)):
@@ -164,7 +180,7 @@ def _pass(
     if not isinstance(statistic, TopK):
         for group in groups:
             if group.pieces == 1:
-                state = step(group, state, _at(group.stacked, 0))
+                state = step(group, state, group.at(0))
             else:
                 state, _ = jax.lax.scan(partial(_scanned, step, group), state, group.stacked)
         return state
@@ -189,29 +205,20 @@ def _scanned(step: Any, group: Group, state: Any, piece: Piece) -> tuple[Any, No
 
 
 def _at_row(step: Any, group: Group, state: Any, row: Any) -> Any:
-    return step(group, state, _at(group.stacked, row))
+    return step(group, state, group.at(row))
 
 
 def _all_sizes(groups: Sequence[Group]) -> tuple[int, ...]:
     """The elements of all pieces, in the order of the tree."""
     sizes: dict[int, tuple[int, ...]] = {}
     for group in groups:
-        sizes |= dict.fromkeys(group.order, sizes_of(_at(group.stacked, 0)))
+        sizes |= dict.fromkeys(group.order, sizes_of(group.at(0)))
     return tuple(size for own in sorted(sizes) for size in sizes[own])
 
 
 def _mapped(group: Group, function: Any) -> list[jax.Array]:
-    """The results of a function of a piece, for all of a group."""
-    if group.pieces == 1:
-        return [result[None] for result in function(_at(group.stacked, 0))]
-    results: list[jax.Array] = jax.lax.map(function, group.stacked)
-    return results
-
-
-def _at(piece: Piece, index: Any) -> Piece:
-    """One of the pieces that are stacked."""
-    if isinstance(index, int):
-        return jax.tree.map(lambda array: array[index], piece)  # type: ignore[no-any-return]
-    return jax.tree.map(  # type: ignore[no-any-return]
-        lambda array: jax.lax.dynamic_index_in_dim(array, index, 0, keepdims=False), piece
+    """The results of a function of a piece, of all of a group [pieces, ...]; of a piece alone, its own."""
+    results: list[jax.Array] = (
+        function(group.stacked) if group.pieces == 1 else jax.lax.map(function, group.stacked)
     )
+    return results

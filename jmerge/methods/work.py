@@ -279,9 +279,9 @@ def _merge_parts(
     groups = [_group(own, key[0], keys, position, settings) for key, own in members.items()]
     results = merge_groups(groups)
     found: dict[tuple[int, int | None], list[jax.Array]] = {}
-    for own, stacked in zip(members.values(), results, strict=True):
-        for place, part in enumerate(own):
-            found[part.row.number, part.layer] = [each[place] for each in stacked]
+    for own, merged_parts in zip(members.values(), results, strict=True):
+        for part, each in zip(own, merged_parts, strict=True):
+            found[part.row.number, part.layer] = each
     merged = []
     for row in rows:
         if row.axis is None:
@@ -301,10 +301,14 @@ def _group(
     position: dict[int, int],
     settings: Settings,
 ) -> Group:
-    """Parts of one shape, stacked."""
-    arrays = tuple(
-        jnp.stack([_slice_of(part, i) for part in parts]) for i in range(len(parts[0].row.arrays))
-    )
+    """Parts of one shape, stacked; one alone as it is, so that it stays where it lies on its devices."""
+
+    def stack(values: Sequence[Any]) -> jax.Array:
+        own = [jnp.asarray(each, _float_of(each)) for each in values]
+        return own[0] if len(own) == 1 else jnp.stack(own)
+
+    models = range(len(parts[0].row.arrays))
+    arrays = tuple(stack([_slice_of(part, i) for part in parts]) for i in models)
     switches = dict(call.switches)
     numbers: Numbers = {}
     shared: Numbers = {}
@@ -315,13 +319,13 @@ def _group(
         if not any(_differs(each, value) for each in values) and not _is_array(value):
             shared[name] = value
         else:
-            numbers[name] = jnp.stack([jnp.asarray(each, _float_of(each)) for each in values])
+            numbers[name] = stack(values)
     own_keys = None
     if "keys" in settings.method.reserved:
-        own_keys = jnp.stack([keys[position[part.row.number]][part.layer or 0] for part in parts])
-    starts = np.asarray([split_position(part.start) for part in parts], np.uint32)
-    tensors = np.asarray([part.tensor for part in parts], np.uint32)
-    stacked = Piece(arrays, numbers, own_keys, jnp.asarray(starts), jnp.asarray(tensors))
+        own_keys = stack([keys[position[part.row.number]][part.layer or 0] for part in parts])
+    starts = stack([np.asarray(split_position(part.start), np.uint32) for part in parts])
+    tensors = stack([np.asarray(part.tensor, np.uint32) for part in parts])
+    stacked = Piece(arrays, numbers, own_keys, starts, tensors)
     return Group(call, stacked, shared, tuple(part.tensor for part in parts))
 
 
