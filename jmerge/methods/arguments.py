@@ -89,8 +89,22 @@ def read_arguments(
             raise TypeError(f"'{method.name}' needs '{keyword}': {declared.doc}")
         given[name] = value
         if _is_prefix(value, declared):
-            by_leaf[name] = spread(value, paths, name)
+            by_leaf[name] = _spread(value, paths, name, declared)
     return Arguments(method, models, given, by_leaf)
+
+
+def _spread(value: Any, paths: Sequence[Path], name: str, declared: Parameter) -> list[Any]:
+    """What a tree says of each leaf; lists in it are branches, or else a number for each model."""
+    try:
+        return spread(value, paths, name)
+    except ValueError:
+        if not declared.per_model:
+            raise
+        try:
+            return spread(value, paths, name, lists=False)
+        except ValueError:
+            pass
+        raise
 
 
 def _is_prefix(value: Any, declared: Parameter) -> bool:

@@ -14,13 +14,19 @@ from jmerge.methods.streams import path_name
 Path = tuple[Any, ...]
 
 
-def spread(prefix: Any, paths: Sequence[Path], where: str) -> list[Any]:
+def spread(prefix: Any, paths: Sequence[Path], where: str, *, lists: bool = True) -> list[Any]:
     """For each path of a tree what a tree of which it is one end, or goes on below one, has there.
+
+    lists: whether lists are parts of the tree, and not values.
 
     Raises:
       ValueError: a path or a key of the prefix is in one only; the message calls the prefix `where`.
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=lambda each: each is None)
+
+    def is_value(each: Any) -> bool:
+        return each is None or (not lists and isinstance(each, list | tuple))
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_value)
     ends = {_keys(path): value for path, value in flat}
     found, used = [], set()
     for path in paths:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jmerge.engine.radix import Radix
 from jmerge.methods.cuts import (
     Cut,
     cut_by_counting,
@@ -21,7 +22,6 @@ from jmerge.methods.cuts import (
     ordered_values,
 )
 
-from jmerge.engine.radix import Radix
 from jmerge.methods.positions import flat_positions, split_position
 
 ONE = int(np.float32(1).view(np.uint32))

@@ -287,7 +287,8 @@ def test_what_is_not_floating_is_given_back() -> None:
     with pytest.raises(ValueError, match="'step' is int32, which cannot be merged, and differs"):
         jmerge.merge_trees(trees, method="linear", weight=0.5)
     with pytest.raises(
-        ValueError, match="'step' is int32, .* whether all are equal cannot be seen .*; otherwise='first'"
+        ValueError,
+        match="'step' is int32, .* whether all are equal cannot be seen .*; otherwise='first'",
     ):
         jax.jit(lambda trees: jmerge.merge_trees(trees, method="linear", weight=0.5))(trees)
 
