@@ -39,7 +39,15 @@ from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
 from jmerge.engine.run import Outcome
 from jmerge.engine.together import Note, Share, put_together
-from jmerge.errors import CheckpointError, Fault, PlanError, RecipeError, RunError, raise_all
+from jmerge.errors import (
+    CONTROL,
+    CheckpointError,
+    Fault,
+    PlanError,
+    RecipeError,
+    RunError,
+    raise_all,
+)
 from jmerge.names import nearest
 from jmerge.plan.build import build_plan, infer_layouts, untied
 from jmerge.plan.check import check_recipe
@@ -370,6 +378,9 @@ def _check_stamps(stamps: Mapping[str, list[Any]]) -> None:
 
 
 def _check_place(plan: Plan, out: Path) -> None:
+    if CONTROL.search(str(out)):
+        message = f"'{out}' is no name that can be written into files; choose another folder"
+        raise PlanError(Fault(message, where="--out"))
     if not out.exists():
         return
     for model in plan.models:
