@@ -211,9 +211,9 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
             raise PlanError(*faults)
         rest = left
     for name in ("memory", "shard_size"):
-        if values[name].value is not None:
+        if (size := values[name].value) is not None:
             try:
-                parse_size(values[name].value, f"--{name}")
+                parse_size(size, f"--{name}")
             except PlanError as error:
                 faults += error.faults
     raise_all(PlanError, faults)

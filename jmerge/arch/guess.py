@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jmerge.arch.match import MAX_PAIRS, Shape, StackPairs, Words
 
 DIGITS = re.compile("[0-9]+")
-SEPARATORS = re.compile("[._]")
+SEPARATORS = re.compile(r"(?<!\d)[._]|[._](?!\d)")  # not those that part numbers
 EMBEDS = re.compile("emb|wte")  # in the name of a token table, and of no other tensor of its shape
 ADDED = re.compile(r"bias|beta|offset|shift|b")  # last words of what a module adds
 
@@ -121,14 +121,15 @@ class _Modules:
 
     def of(self, name: str) -> Iterator[str]:
         """The places of a tensor: its own name, and its module where that has nothing else of the kind."""
-        yield _letters(name)
+        yield letters(name)
         home = name.rpartition(".")[0]
         alike = [each for each in self._holds[home] if _adds(each) == _adds(name)]
         if home and home not in self._outer and len(alike) == 1:
-            yield _letters(home)
+            yield letters(home)
 
 
-def _letters(name: str) -> str:
+def letters(name: str) -> str:
+    """A name without what separates its words, and without capitals."""
     return SEPARATORS.sub("", name.lower())
 
 
