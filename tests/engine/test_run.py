@@ -44,8 +44,8 @@ from jmerge.engine.memory import need_of
 from jmerge.engine.run import run
 from jmerge.engine.schedule import make_schedule
 from jmerge.errors import CheckpointError, JmergeError, NonFiniteError, RunError
+from jmerge.methods import apply, find_method
 from jmerge.methods.linear import linear
-from jmerge.methods.slerp import slerp
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.plan.steps import Plan, Read
 from jmerge.testing.close import TO_ROUNDING, assert_close, assert_same_bytes
@@ -179,7 +179,9 @@ def test_the_engine_equals_the_functions_by_hand(tmp_path: Path) -> None:
         "linear": jax.jit(partial(linear, normalize=True))(
             pair, weight=np.asarray(NUMBERS["linear"]["weight"], np.float32)
         ),
-        "slerp": jax.jit(slerp)(a, b[None], t=np.float32(NUMBERS["slerp"]["t"])),
+        "slerp": jax.jit(
+            lambda base, models, t: apply(find_method("slerp"), (base, models), {"t": t})
+        )(a, b[None], np.float32(NUMBERS["slerp"]["t"])),
         "task_arithmetic": jax.jit(
             lambda base, model, **rest: (
                 base + task_arithmetic((model - base)[None], normalize=False, **rest)

@@ -95,7 +95,7 @@ def test_a_trace_of_a_merge(place: Path, capsys: pytest.CaptureFixture[str]) -> 
         if event["name"] in ("read", "result", "check", "write"):
             assert set(event["args"]) == {"bytes", "tensor", "pass", "piece"}
     assert {event["args"]["pass"] for event in events if event["name"] == "read"} == {
-        "changes",
+        "keep",
         "combine",
         "small",
     }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmerge.methods.reduce import (
     BLOCK,
@@ -19,7 +20,7 @@ from jmerge.methods.reduce import (
 )
 from jmerge.methods.statistics.fold import Extent, Found, Hyperparameters, Place, Statistic
 
-LENGTHS = (1, 1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
+LENGTHS = (1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
 
 
 class Sums(NamedTuple):
@@ -44,6 +45,12 @@ class BlockSum(Statistic):
             return Sums(totals, None, jnp.zeros((extent.terms, rows), extent.dtype))
         blocks = padded_length(-(-max(extent.sizes) // BLOCK))
         return Sums(totals, jnp.zeros((extent.terms, blocks, 2), extent.dtype), None)
+
+    def known(
+        self, extent: Extent, hyperparameters: Hyperparameters, found: Found
+    ) -> np.ndarray | None:
+        """Zeros where there is nothing."""
+        return None if extent.size else np.zeros(extent.terms, extent.dtype)
 
     def update(self, state: Sums, terms: Sequence[jax.Array], place: Place) -> Sums:
         """The state with the blocks of a piece, or with a tensor. In its last block what is not valid is zero."""
@@ -72,7 +79,9 @@ class BlockSum(Statistic):
             return state
         own = block_tree(pairs)
         totals = jax.lax.dynamic_update_slice_in_dim(state.totals, own, tensor, 1)
-        return Sums(totals, *(each if each is None else each * 0 for each in state[1:]))
+        return Sums(
+            totals, *(each if each is None else jnp.where(False, each, 0) for each in state[1:])
+        )
 
     def join(self, states: Sequence[Sums]) -> Sums:
         """Every block from the state that has it."""
