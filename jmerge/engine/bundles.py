@@ -23,7 +23,7 @@ def bundled(schedule: Schedule) -> list[Bundle | Turn]:
     for turn in schedule.turns:
         if not turn.work.small:
             turns.append(turn)
-        elif turn.what.kind == "combine":
+        elif turn.what.combines:
             kinds.setdefault(_kind(turn.work), []).append(turn.work)
     bundles = [
         tuple(works[start : start + schedule.rows])
@@ -34,6 +34,6 @@ def bundled(schedule: Schedule) -> list[Bundle | Turn]:
 
 
 def _kind(work: Work) -> Hashable:
-    """What small tensors must have in common: the programs they go through."""
-    statistics = {(what.kind, what.statistic) for what in work.passes if what.kind != "changes"}
-    return kernel_key(work.step), frozenset(statistics)
+    """What small tensors must have in common: the programs they go through, and the shapes of states."""
+    statistics = frozenset(what.statistic for what in work.passes[:-1])
+    return kernel_key(work.step), statistics, work.step.spec.size if statistics else 0

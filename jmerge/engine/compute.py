@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -11,31 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmerge.engine.kernel import (
-    Piece,
-    combine_kernel,
-    keys_kernel,
-    sums_kernel,
-)
+from jmerge.engine.folds import Fold
+from jmerge.engine.kernel import Piece, combine_kernel, keys_kernel
 from jmerge.engine.pool import TracedPool
-from jmerge.engine.radix import Radix
-from jmerge.engine.schedule import Cutting, Pass, Turn, Work
+from jmerge.engine.schedule import Turn, Work
 from jmerge.engine.selection import Selection
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot
-from jmerge.engine.small import Small
-from jmerge.engine.task import Known, Task
-from jmerge.methods.cuts import make_cut
-from jmerge.methods.reduce import BLOCK, add_blocks, block_pairs, block_tree, padded_blocks
+from jmerge.engine.small import make_small
+from jmerge.engine.task import Found, Task
 from jmerge.tracer import Tracer
 
-THREADS = 4  # for the host's part in the search for the cuts of several models
-
-
-def tree_blocks(blocks: int) -> int:
-    """The number of blocks to which so many are padded."""
-    return next(
-        (few for few in (1, 1 << 5, 1 << 10, 1 << 15) if few >= blocks), padded_blocks(blocks)
-    )
+THREADS = 4  # for the host's part in the search for several thresholds
 
 
 class Computer:
@@ -55,10 +42,12 @@ class Computer:
         self._make_slot = make_slot
         self._release = release  # takes back the slot of a piece of which no result is made
         self._spare: Slot | None = None  # for pieces that are read again
+        self._looking_back = threading.Lock()  # for who uses it
         self._tasks: dict[str, Task] = {}  # by step
-        self._groups: dict[str, Known] = {}
-        self._started: list[tuple[Loaded, Callable[[], None]]] = []
-        self._settling: Future[dict[Cutting, tuple[int, int]]] | None = None
+        self._groups: dict[str, Found] = {}
+        self._under_way: dict[tuple[str, int], Fold | Selection] = {}
+        self._started: list[tuple[Loaded, Callable[[], Any]]] = []
+        self._settling: Future[Any] | None = None
         self._pool = TracedPool(THREADS, "jmerge-select", tracer)
         self._settler = TracedPool(1, "jmerge-settle", tracer)
 
@@ -69,135 +58,82 @@ class Computer:
 
     def feed(self, loaded: Loaded) -> Piece | None:
         """The piece of the result made of `loaded`, or None when it was only looked at for statistics."""
-        task = self._task(loaded.work)
-        with task.key.precision(), jax.default_device(next(self._turns)):
-            match loaded.turn.what.kind:
-                case "changes":
-                    self._select(task, loaded)
-                case "sums":
-                    self._add_sums(task, loaded)
-                case "cuts":
-                    self._count_keys(task, loaded)
-                case "combine":
-                    if loaded.last:
-                        del self._tasks[loaded.work.step.name]
-                    kernel = combine_kernel(task.key)
-                    inputs = loaded.windows(*loaded.turn.what.inputs)
-                    return kernel(*inputs, self._arguments(task, loaded))
+        task, what, device = self._task(loaded.work), loaded.turn.what, next(self._turns)
+        with task.key.precision(), jax.default_device(device):
+            if what.samples:
+                self._select(task, loaded)
+            elif not what.combines:
+                self._fold(task, loaded, device)
+            else:
+                if loaded.last:
+                    del self._tasks[loaded.work.step.name]
+                return combine_kernel(task.key)(*loaded.windows(), self._arguments(task, loaded))
         return None
 
     def feed_small(self, bundle: LoadedBundle, rows: int) -> Piece:
-        """The results of small tensors, see `Small`; rows: that programs are made for."""
+        """The results of small tensors; rows: that programs are made for."""
         with jax.default_device(device := next(self._turns)):
-            works = [row.work for row in bundle.rows]
-            return Small(works, rows, device.platform).make(bundle.arrays(rows))
+            tasks = [Task(row.work, {}, device.platform) for row in bundle.rows]
+            return make_small(tasks, bundle.arrays(rows))
 
-    def _arguments(self, task: Task, loaded: Loaded) -> dict[str, Any]:
-        """The keyword arguments of the method for a piece, with sorted rows: on CPU the host is better at it than XLA."""
-        arguments = task.arguments(loaded.number)
-        for number, statistic in enumerate(task.method.statistics if task.method else ()):
-            if statistic.kind == "sorted" and task.sorts_on_host:
-                inputs = loaded.windows(*range(len(loaded.work.step.inputs)))
-                keys = keys_kernel(task.key, number)(*inputs, arguments)
-                shaped = [np.asarray(each).reshape(task.row_view) for each in keys]
-                arguments[statistic.keyword] = list(
-                    self._pool.map(partial(np.sort, axis=1), shaped)
-                )
+    def _arguments(self, task: Task, loaded: Loaded, until: int | None = None) -> dict[str, Any]:
+        """The keyword arguments of the method for a piece, with what the host is better at than XLA."""
+        arguments = task.arguments(loaded.number, until)
+        for number in task.on_host(until):
+            keys = keys_kernel(task.key, number)(*loaded.windows(), arguments)
+            shaped = [np.asarray(each).reshape(task.row_view) for each in keys]
+            statistic = task.statistics[number]
+            ordered = self._pool.map(lambda each, of=statistic: of.on_host([each]), shaped)
+            arguments[statistic.keyword] = list(itertools.chain(*ordered))
         return arguments
 
     def _task(self, work: Work) -> Task:
         name, group = work.step.name, work.step.group
         if name not in self._tasks:
-            known = self._groups.setdefault(group, Known()) if group else Known()
-            self._tasks[name] = Task(work, known, self._devices[0].platform)
+            found = self._groups.setdefault(group, {}) if group else {}
+            self._tasks[name] = Task(work, found, self._devices[0].platform)
         return self._tasks[name]
 
     def _select(self, task: Task, loaded: Loaded) -> None:
-        """Look for the cuts; after the last piece, they are settled beside whatever comes next."""
-        if task.selection is None:
-            task.selection = Selection(task.key, loaded, task.factors(), self._pool)
-        self._later(loaded, task.selection.feed(loaded))
+        """Look for thresholds; after the last piece, they are settled beside whatever comes next."""
+        number, name = loaded.turn.what.statistic, (loaded.work.step.name, loaded.turn.what.statistic)
+        if name not in self._under_way:
+            self._under_way[name] = Selection(task, number, loaded.slot.samples)
+        selection = self._under_way[name]
+        assert isinstance(selection, Selection)
+        self._later(loaded, selection.feed(loaded))
         if loaded.last:
             if self._settling is not None:
                 self._settling.result()  # so that what two searches collected is held at most
-            again = partial(self._again, loaded.work)
-            self._settling = self._settler.submit(task.selection.settle, again)
-            task.cuts = self._settling.result
-            task.selection = None  # what it collected goes when it is settled
+            del self._under_way[name]  # what it collected goes when it is settled
+            read = partial(self._again, loaded.work, loaded.turn)
+            self._settling = self._settler.submit(self._settle, task, selection, read)
+            task.settle(number, self._settling)
 
-    def _add_sums(self, task: Task, loaded: Loaded) -> None:
-        """Gather the sums of the blocks; with the last piece, add them up."""
-        what, known = loaded.turn.what, task.known(loaded.turn.what)
-        work = loaded.work
-        blocks = -(-loaded.elements // BLOCK)
-        if work.whole_rows:
-            blocks = loaded.elements // work.row
-        kernel = sums_kernel(task.key, what.statistic)
-        part = kernel(*loaded.windows(*what.inputs), self._arguments(task, loaded))
-        self._later(loaded, lambda: task.pairs.append(np.asarray(part)[:, :blocks]))
-        if not loaded.last:
-            return
-        pairs = np.concatenate(task.pairs, axis=1)
-        task.pairs = []
-        if work.whole_rows:
-            pairs = _pairs_of_rows(pairs)
-        if what.scope == "model":
-            known.totals[work.place.number] = _tree(pairs)
-            if not loaded.closes:
-                return
-            totals, known.totals = known.totals, {}
-            pairs = np.concatenate([totals[number] for number in sorted(totals)], axis=1)
-        known.found[self._keyword(task, what)] = _add_blocks(_padded(pairs))
+    def _settle(self, task: Task, selection: Selection, read: Callable[[int], Loaded]) -> Any:
+        with task.key.precision(), self._looking_back:
+            return selection.settle(read, self._pool)
 
-    def _count_keys(self, task: Task, loaded: Loaded) -> None:
-        """Count the digits of the keys; after the last piece of a round, fix one of every bound."""
-        assert task.method is not None
-        what, known = loaded.turn.what, task.known(loaded.turn.what)
-        if known.radix is None:
-            counts = task.method.statistics[what.statistic].counts
-            assert counts is not None
-            size = loaded.work.place.size if what.scope == "model" else loaded.work.step.spec.size
-            found = {keyword: np.asarray(value) for keyword, value in task.found.items()}
-            wanted = counts(loaded.work.step.numbers, size, found)
-            known.radix = Radix(wanted, size, task.key.word)
-        radix, keys = known.radix, self._keys(task, loaded)
-        self._later(loaded, lambda: radix.add([np.asarray(k)[: loaded.elements] for k in keys]))
+    def _fold(self, task: Task, loaded: Loaded, device: jax.Device) -> None:
+        """Take a piece into a statistic."""
+        what, step = loaded.turn.what, loaded.work.step
+        name = step.group if what.scope == "model" else step.name, what.statistic
+        if name not in self._under_way:
+            self._under_way[name] = Fold(task, what.statistic)
+        fold = self._under_way[name]
+        assert isinstance(fold, Fold)
+        arguments = self._arguments(task, loaded, what.statistic)
+        self._later(loaded, fold.feed(task, loaded, arguments, device).block_until_ready)
+        if loaded.last:
+            fold.close(loaded.work, device)
         if loaded.closes:
-            radix.end_round()
-            if radix.done:
-                cuts = radix.cuts(partial(self._pieces, task, loaded))
-                bounds, last = zip(*cuts, strict=True)
-                cut = make_cut(bounds, last, task.key.word)
-                known.found[self._keyword(task, what)] = jax.device_put(cut)
-                known.radix = None
+            with self._looking_back:
+                value = fold.finish(lambda work, number: self._again(work, loaded.turn, number))
+            if value is not None:
+                task.settle(what.statistic, value)
+                del self._under_way[name]
 
-    def _keys(self, task: Task, loaded: Loaded) -> list[jax.Array]:
-        what = loaded.turn.what
-        kernel = keys_kernel(task.key, what.statistic)
-        return kernel(*loaded.windows(*what.inputs), task.arguments(loaded.number))
-
-    def _pieces(self, task: Task, loaded: Loaded, term: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Every piece of a term's keys, with the position of its first, in order: they are read again."""
-        what = loaded.turn.what
-        of_group = [each for each in self._members(loaded.work) if what.scope == "model"]
-        for work in of_group or [loaded.work]:
-            offset = work.place.offset if what.scope == "model" else 0
-            for number, (start, _) in enumerate(work.pieces):
-                again = self._again(work, what, number)
-                keys = self._keys(self._task(work), again)[term]
-                yield offset + start, np.asarray(keys)[: again.elements]
-
-    def _members(self, work: Work) -> list[Work]:
-        """The steps of a group that statistics are taken over, in the order of their places."""
-        tasks = [task.work for task in self._tasks.values() if task.work.step.group]
-        members = [each for each in tasks if each.step.group == work.step.group]
-        return sorted(members, key=lambda each: each.place.number)
-
-    def _keyword(self, task: Task, what: Pass) -> str:
-        assert task.method is not None
-        return task.method.statistics[what.statistic].keyword
-
-    def _later(self, loaded: Loaded, finish: Callable[[], None]) -> None:
+    def _later(self, loaded: Loaded, finish: Callable[[], Any]) -> None:
         """Finish what was started before on this device; what was started now runs meanwhile, unless it was the last."""
         self._started.append((loaded, finish))
         while len(self._started) > (0 if loaded.last else len(self._devices)):
@@ -205,33 +141,11 @@ class Computer:
             finish()
             self._release(before.slot)
 
-    def _again(self, work: Work, what: Pass, number: int) -> Loaded:
+    def _again(self, work: Work, turn: Turn, number: int) -> Loaded:
         """Read a piece once more."""
         if self._spare is None:
             self._spare = self._make_slot()
+        what = turn.what._replace(samples=False)
         loaded = Loaded(Turn.whole(work, what, closes=False), number, self._spare)
         self._load(loaded)
         return loaded
-
-
-_block_tree = jax.jit(block_tree)
-_block_pairs = jax.jit(block_pairs)
-_add_blocks = jax.jit(add_blocks)
-
-
-def _tree(pairs: np.ndarray) -> np.ndarray:
-    """The sum, as one pair [sums, 1, 2], of pairs [sums, blocks, 2], by the same tree that the methods use on whole
-    arrays."""
-    return pairs if pairs.shape[1] == 1 else np.asarray(_block_tree(_padded(pairs)))
-
-
-def _padded(pairs: np.ndarray) -> np.ndarray:
-    """Pairs [sums, blocks, 2] with zeros, which change no bit of their sum, up to one of few lengths: every length takes
-    a program."""
-    blocks = pairs.shape[1]
-    return np.pad(pairs, ((0, 0), (0, tree_blocks(blocks) - blocks), (0, 0)))
-
-
-def _pairs_of_rows(rows: np.ndarray) -> np.ndarray:
-    """The pairs of blocks [sums, blocks, 2] of numbers [sums, rows]."""
-    return np.asarray(_block_pairs(list(np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK))))))

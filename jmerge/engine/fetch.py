@@ -80,9 +80,9 @@ class Fetcher:
         self._ends: list[int] = []  # bytes up to and with each part, in order of use
         if self._parts:
             self._number_parts()
-        # The search for cuts ends with another look at pieces, when the reader may have gone on by all slots but one:
+        # A statistic may end with another look at some pieces, when the reader may have gone on by all slots but one:
         # what was used for the last time is then held for as many reads more.
-        looks_back = any(turn.what.kind == "cuts" for turn in schedule.turns)
+        looks_back = any(turn.what.again for turn in schedule.turns)
         self._lag = schedule.slots * len(schedule.buffers) if looks_back else 0
         self._over: deque[list[Part]] = deque()  # by read, what was used for the last time
         self._asked = 0  # parts given to the workers
@@ -144,8 +144,8 @@ class Fetcher:
         """What is read of remote inputs, in the order of reading: the spans that one read of an input needs, and whether
         they are only looked at."""
         for turn in self._schedule.turns:
-            inputs = [turn.work.step.inputs[position] for position in turn.what.inputs]
-            if turn.what.selected:  # a sample of the whole is taken first
+            inputs = turn.work.step.inputs
+            if turn.what.samples:  # a sample of the whole is taken first
                 for item in inputs:
                     if not isinstance(item, Gathered):
                         yield self._spans(item, 0, item.spec.size), True
@@ -179,8 +179,7 @@ class Fetcher:
         """The parts of every file, in the order of their place: what is read of it, cut at multiples of a part."""
         ranges: dict[Key, dict[tuple[int, int], Source]] = {}
         for turn in self._schedule.turns:
-            for position in turn.what.inputs:
-                whole = turn.work.step.inputs[position]
+            for whole in turn.work.step.inputs:
                 for item, start, stop in self._spans(whole, 0, whole.spec.size):
                     source = self._source_of(item)
                     assert source is not None

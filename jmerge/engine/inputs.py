@@ -83,8 +83,7 @@ class Inputs:
 
     def end(self, turn: Turn) -> None:
         """Let go of the tables of gathered inputs, of which any piece may need any row, after the last of a turn."""
-        for position in turn.what.inputs:
-            item = turn.work.step.inputs[position]
+        for item in turn.work.step.inputs:
             if isinstance(item, Gathered):
                 self._end((table, 0, table.spec.nbytes) for table in reads_of(item))
 

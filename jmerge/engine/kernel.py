@@ -20,12 +20,12 @@ import numpy as np
 from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.methods.combine import sum_models
-from jmerge.methods.cuts import magnitude_keys
-from jmerge.methods.reduce import block_pairs
+from jmerge.methods.statistics.fold import Place
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
 
-INSIDE, ABOVE = 1, 2  # a bracket
+INSIDE, ABOVE = 1, 2  # a bracket: two bits
+IN_A_BYTE = 4  # brackets
 LANES = 1024  # width of the check for NaN
 
 
@@ -118,34 +118,57 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
 
 
 @cache
-def sums_kernel(key: KernelKey, statistic: int) -> Callable[..., jax.Array]:
-    """The jitted program (windows, skips, arguments) -> pairs [sums, blocks, 2] of the statistic's terms by block, or
-    of rows that stay together [sums, rows] what the terms say of each."""
+def update_kernel(key: KernelKey, statistic: int) -> Callable[..., tuple[Any, jax.Array]]:
+    """The jitted program (state, windows, skips, arguments, place) -> the state after one more piece, and something
+    that is ready when that is; the state that it is given is gone."""
+    found = update(key, statistic)
+
+    def program(
+        state: Any,
+        windows: Sequence[jax.Array],
+        skips: jax.Array,
+        arguments: Mapping[str, Any],
+        place: Place,
+    ) -> tuple[Any, jax.Array]:
+        return found(state, _cut_out_apart(windows, skips), arguments, place), skips.sum()
+
+    return jax.jit(program, donate_argnums=0)
+
+
+def update(key: KernelKey, statistic: int) -> Callable[..., Any]:
+    """The function (state, pieces, arguments, place) -> the state after these pieces."""
     terms = terms_of(key, statistic)
+    fold = find_method(key.method).statistics[statistic]
 
-    def add(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
-        flat = [each.reshape(-1) for each in terms(pieces, arguments)]
-        return block_pairs(flat) if key.view == (-1,) else jnp.stack(flat)
+    def program(
+        state: Any, pieces: Sequence[jax.Array], arguments: Mapping[str, Any], place: Place
+    ) -> Any:
+        found = terms(pieces, arguments)
+        if found and found[0].size:  # of rows that stay together there may be a number for each
+            each = np.uint32(pieces[0].size // found[0].size)
+            place = place._replace(valid=place.valid // each)
+        return fold.update(state, found, place)
 
-    def nothing(*inputs: Any) -> jax.Array:
-        found = jax.eval_shape(add, *inputs)
-        return jnp.zeros(found.shape, found.dtype)
+    return program
 
-    def sums(
-        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
-    ) -> jax.Array:
-        # XLA fuses nothing across a branch, whose condition always holds: cut out in the loop that adds, at a place it
-        # does not know, elements would be read one by one, which takes six times as long.
-        pieces = _cut_out(windows, skips)
-        found: jax.Array = jax.lax.cond(jnp.all(skips >= 0), add, nothing, pieces, arguments)
-        return found
 
-    return jax.jit(sums)
+@cache
+def close_kernel(key: KernelKey, statistic: int) -> Callable[..., Any]:
+    """The jitted program (states of all devices, number of the tensor) -> the state after a whole tensor."""
+    fold = find_method(key.method).statistics[statistic]
+    return jax.jit(lambda states, tensor: fold.close(fold.join(states), tensor))
+
+
+@cache
+def finish_kernel(key: KernelKey, statistic: int, number: int) -> Callable[..., Any]:
+    """The jitted program (state after pass `number`) -> the value of a statistic, or `Again`."""
+    fold = find_method(key.method).statistics[statistic]
+    return jax.jit(lambda state: fold.finish(state, number))
 
 
 @cache
 def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
-    """The jitted program (windows, skips, arguments) -> each of the statistic's terms: unsigned keys [elements]."""
+    """The jitted program (windows, skips, arguments) -> each of the statistic's terms [elements]."""
     terms = terms_of(key, statistic)
 
     def keys(
@@ -156,51 +179,47 @@ def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]
     return jax.jit(keys)
 
 
-def terms_of(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
-    """(pieces, arguments) -> the terms of one of the method's statistics, in the shape of the pieces' view."""
-    function = find_method(key.method).statistics[statistic].terms
-    assert function is not None
-
-    def terms(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> Sequence[jax.Array]:
-        arrays = _arrays(key, _widen(key, pieces))
-        found: Sequence[jax.Array] = function(*arrays, **_keywords(key, arguments))
-        return found
-
-    return terms
+@cache
+def chosen_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
+    """The jitted program (indices, windows, skips, arguments) -> each of the statistic's terms at these indices."""
+    keys = keys_kernel(key, statistic)
+    return jax.jit(lambda indices, *inputs: [each[indices] for each in keys(*inputs)])
 
 
 @cache
-def magnitude_kernel() -> Callable[..., jax.Array]:
-    """The jitted program (base, model, factor) -> `change_bits` [elements]."""
-    return jax.jit(change_bits)
+def bracket_kernel(key: KernelKey, statistic: int, of_term: tuple[int, ...]) -> Callable[..., Any]:
+    """The jitted program (low, high [thresholds], windows, skips, arguments) -> uint8 [elements] for every `IN_A_BYTE`
+    thresholds, which look for keys of the terms `of_term`: of each threshold `INSIDE` where the key is in its
+    bracket [low, high] and `ABOVE` where it is above that, moved by two bits for each before it."""
+    keys = keys_kernel(key, statistic)
 
-
-@cache
-def bracket_kernel() -> Callable[..., list[jax.Array]]:
-    """The jitted program (windows and skips of base and models; factors, low, high [models]) -> for each model,
-    uint8 [elements]: 0 where the magnitude of its change times the factor is below the bracket [low, high] of bits,
-    else `INSIDE` or `ABOVE`."""
-
-    def bracket(
-        windows: Sequence[jax.Array],
-        skips: jax.Array,
-        factors: jax.Array,
-        low: jax.Array,
-        high: jax.Array,
-    ) -> list[jax.Array]:
-        base, *models = _cut_out(windows, skips)
-        bits = [change_bits(base, model, factors[i]) for i, model in enumerate(models)]
-        return [
-            (each >= low[i]).astype(jnp.uint8) + (each > high[i]).astype(jnp.uint8)
-            for i, each in enumerate(bits)
-        ]
+    def bracket(low: jax.Array, high: jax.Array, *inputs: Any) -> list[jax.Array]:
+        terms = keys(*inputs)
+        places = []
+        for first in range(0, len(of_term), IN_A_BYTE):
+            byte = jnp.zeros(terms[0].shape, jnp.uint8)
+            for i, term in enumerate(of_term[first : first + IN_A_BYTE], first):
+                above = terms[term] > high[i]
+                inside = (terms[term] >= low[i]) & ~above
+                place = jnp.where(above, ABOVE, jnp.where(inside, INSIDE, 0))
+                byte = byte | (place.astype(jnp.uint8) << (2 * (i - first)))
+            places.append(byte)
+        return places
 
     return jax.jit(bracket)
 
 
-def change_bits(base: jax.Array, model: jax.Array, factor: jax.Array) -> jax.Array:
-    """Bits of the magnitudes of a model's changes times a factor, in whose dtype they are computed."""
-    return magnitude_keys(factor * (model.astype(factor.dtype) - base.astype(factor.dtype)))
+def terms_of(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
+    """(pieces, arguments) -> the terms of one of the method's statistics, in the shape of the pieces' view."""
+
+    def terms(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> Sequence[jax.Array]:
+        method = find_method(key.method)
+        arrays = _arrays(key, _widen(key, pieces))
+        keywords = _keywords(key, arrays, arguments, statistic)
+        found: Sequence[jax.Array] = method.statistics[statistic].terms(*arrays, **keywords)
+        return found
+
+    return terms
 
 
 def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
@@ -209,6 +228,20 @@ def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
     for i, window in enumerate(windows):
         length = window.size - ALIGNMENT // window.dtype.itemsize
         pieces.append(jax.lax.dynamic_slice(window, (skips[i],), (length,)))
+    return pieces
+
+
+def _cut_out_apart(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
+    """The same, in memory of its own: XLA fuses nothing across a branch, whose condition always holds. Cut out in a
+    loop that adds, at a place it does not know, elements would be read one by one, which takes six times as long."""
+
+    def nothing(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
+        found = jax.eval_shape(_cut_out, windows, skips)
+        return [jnp.zeros(each.shape, each.dtype) for each in found]
+
+    pieces: list[jax.Array] = jax.lax.cond(
+        jnp.all(skips >= 0), _cut_out, nothing, list(windows), skips
+    )
     return pieces
 
 
@@ -227,18 +260,29 @@ def _arrays(key: KernelKey, inputs: list[jax.Array]) -> tuple[jax.Array, ...]:
     return base, jnp.stack(models)
 
 
-def _keywords(key: KernelKey, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments a method is called with."""
-    known = find_method(key.method).keywords
+def _keywords(
+    key: KernelKey,
+    arrays: Sequence[jax.Array],
+    arguments: Mapping[str, Any],
+    until: int | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments the method is called with, or the terms of its statistic number `until`."""
+    method = find_method(key.method)
     values = {**arguments, **dict(key.switches), **dict.fromkeys(key.unset)}
-    return {known.get(name, name): value for name, value in values.items()}
+    keywords = {method.keywords.get(name, name): value for name, value in values.items()}
+    for statistic in method.statistics[:until]:
+        if statistic.scope == "piece" and statistic.keyword not in keywords:
+            terms = statistic.terms(*arrays, **keywords)
+            keywords[statistic.keyword] = statistic.finish(statistic.update(None, terms, None), 0)
+    return keywords
 
 
 def _apply(key: KernelKey, inputs: list[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
     if key.method == COPY:
         return inputs[0]
     method = find_method(key.method)
-    result: jax.Array = method.function(*_arrays(key, inputs), **_keywords(key, arguments))
+    arrays = _arrays(key, inputs)
+    result: jax.Array = method.function(*arrays, **_keywords(key, arrays, arguments))
     return inputs[key.base] + result if method.takes == "delta" and key.base is not None else result
 
 
@@ -249,3 +293,15 @@ def _nonfinite(values: jax.Array) -> jax.Array:
     hit = (bits & bits.dtype.type(mask)) == bits.dtype.type(value)
     padded = jnp.pad(hit.reshape(-1), (0, -hit.size % LANES))
     return jnp.any(padded.reshape(-1, LANES), axis=0)
+
+
+# what compiles programs, each for every length
+KERNELS = (
+    combine_kernel,
+    update_kernel,
+    close_kernel,
+    finish_kernel,
+    keys_kernel,
+    chosen_kernel,
+    bracket_kernel,
+)

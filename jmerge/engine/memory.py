@@ -8,6 +8,8 @@ libraries and its programs are not.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,25 +18,35 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.assemble import ASSEMBLE_BYTES, is_dealt_out
-from jmerge.engine.compute import THREADS, tree_blocks
+from jmerge.engine.folds import piece_place
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
+    IN_A_BYTE,
+    Piece,
     bracket_kernel,
+    chosen_kernel,
     combine_kernel,
     is_plain_copy,
     kernel_key,
     keys_kernel,
-    sums_kernel,
+    update_kernel,
 )
-from jmerge.engine.radix import FEW
-from jmerge.engine.schedule import LENGTHS, ROW, Pass, Schedule, Work, make_schedule
+from jmerge.engine.schedule import (
+    LENGTHS,
+    ROW,
+    Pass,
+    Schedule,
+    Work,
+    default_platform,
+    make_schedule,
+    padded_length,
+)
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
-from jmerge.engine.small import Small, change_rows, combine_rows, key_rows, sum_rows
+from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
-from jmerge.engine.task import Known, Task
+from jmerge.engine.task import Task, window_shapes
 from jmerge.errors import Fault, PlanError
-from jmerge.methods.cuts import make_cut
-from jmerge.methods.reduce import BLOCK
+from jmerge.methods.statistics.fold import Again
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
 
@@ -72,9 +84,8 @@ class Need(NamedTuple):
 def need_of(schedule: Schedule) -> Need:
     """What a run of `schedule` allocates at most; compiles its programs, for JAX's default device."""
     slots = schedule.slots
-    again = any(what.kind in ("changes", "cuts") for work in schedule.work for what in work.passes)
-    platform = _platform()
-    programs = (_program_bytes(work, schedule.rows, platform) for work in schedule.work)
+    again = any(what.again for work in schedule.work for what in work.passes)
+    programs = (_program_bytes(work, schedule.rows) for work in schedule.work)
     return Need(
         buffers=(slots + 1 + again) * sum(schedule.buffers),
         results=KEPT
@@ -137,7 +148,7 @@ def _own_bytes(work: Work, schedule: Schedule) -> int:
     reads = sum(
         BITS[item.spec.dtype] // 8 * work.padded(0) + ALIGNMENT for item in work.step.inputs
     )
-    programs = (slots - 1) * _program_bytes(work, schedule.rows, _platform())
+    programs = (slots - 1) * _program_bytes(work, schedule.rows)
     made = KEPT * ((slots + 1) * _result_bytes(work, schedule.rows) + programs)
     return (slots + 1) * reads + made + _statistics_bytes(work)
 
@@ -172,171 +183,154 @@ def _assembled_bytes(schedule: Schedule) -> int:
     return ASSEMBLE_BYTES if any(map(is_dealt_out, inputs)) else 0
 
 
-_known: dict[
-    Any, int
-] = {}  # bytes of programs: the same ones are asked about for every length that is tried
+# What is asked about for every length that is tried.
+_known: dict[Any, int] = {}  # bytes of programs
+_found: dict[Any, tuple[int, int]] = {}  # see `_gathered`
 
 
-def _program_bytes(work: Work, rows: int, platform: str) -> int:
+def _program_bytes(work: Work, rows: int) -> int:
     """What one of the programs of a step allocates at most beside inputs and result, by XLA's analysis of the longest
     piece."""
     if is_plain_copy(work.step):
         return 0
     program = kernel_key(work.step)
-    kinds = tuple((what.kind, what.statistic, len(what.selected)) for what in work.passes)
-    key: Any = platform, program, work.padded(0), kinds
-    if work.small:
-        key = platform, program, rows, frozenset((kind, number) for kind, number, _ in kinds)
+    key = default_platform(), program, rows if work.small else work.padded(0), work.passes
     if key not in _known:
         with program.precision():
-            _known[key] = (
-                _compile_rows(Small([work], rows, platform), rows)
-                if work.small
-                else _compile(Task(work, Known(), platform))
-            )
+            _known[key] = max((_bytes_of(*each) for each in _programs(work, rows)), default=0)
     return _known[key]
 
 
-def _platform() -> str:
-    """Of the device that programs are compiled for."""
-    # zeros of NumPy's: for JAX's own it would compile a program
-    (device,) = jax.device_put(np.zeros(())).devices()
-    return str(device.platform)
-
-
-def _compile_rows(small: Small, rows: int) -> int:
-    """Bytes of the largest program that a small tensor goes through, with others."""
-    (task,), key = small.tasks, small.key
-    task.cuts, work = dict, task.work
-    inputs = [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]
-    most = 0
-    for what in dict.fromkeys(work.passes):
-        if what.kind == "changes":
-            assert work.step.base is not None
-            models = [inputs[position] for position in work.step.model_positions]
-            factors = np.ones((rows, len(models)), key.compute)
-            most = max(most, _bytes_of(change_rows(), inputs[work.step.base], models, factors))
-        elif what.kind == "combine":
-            most = max(most, _bytes_of(combine_rows(key), inputs, small.arguments(), result=True))
+def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
+    """The programs of a step, each with what it is called with."""
+    task, inputs = Task(work, {}, default_platform()), window_shapes(work)
+    for what, state in _statistics(task):
+        arguments = task.arguments(0, what.statistic)
+        kernel = task.key, what.statistic
+        if work.small:
+            yield from _programs_of_rows(task, what, state, rows)
+            continue
+        if what.samples:
+            bounds = np.zeros(len(state.of_term), task.key.word)
+            bracket = bracket_kernel(*kernel, state.of_term)
+            yield bracket, bounds, bounds, *inputs, arguments
+            few = padded_length(min(work.candidates * bounds.size, work.padded(0)))
+            yield chosen_kernel(*kernel), _shape((few,), np.int32), *inputs, arguments
         else:
-            program: Any = sum_rows if what.kind == "sums" else key_rows
-            program = program(key, what.statistic)
-            most = max(most, _bytes_of(program, inputs, small.arguments()))
-            given = jax.eval_shape(program, inputs, small.arguments())
-            _pretend(task, what, given.shape[1] if what.kind == "sums" else 0)
-    return most
+            arguments |= _sorted_rows(task, inputs, arguments, what.statistic)
+            place = piece_place(work, work.place(what.scope), 0)
+            yield update_kernel(*kernel), state, *inputs, arguments, place
+    arguments = task.arguments(0)
+    if work.small:
+        yield combine_rows(task.key), _rows_of(work, rows), _for_rows(arguments, rows)
+    else:
+        yield combine_kernel(task.key), *inputs, arguments | _sorted_rows(task, inputs, arguments)
 
 
-def _compile(task: Task) -> int:
-    """Bytes of the largest program of a step, with what it gives back to the host but for results."""
-    task.cuts = dict  # so that there are cuts of the right shape
-    work, most = task.work, 0
-    for what in dict.fromkeys(work.passes):
-        inputs = _windows(work, what.inputs)
-        if what.kind == "changes":
-            count = len(what.selected)
-            base, *_ = what.inputs
-            positions = [base, *(cutting.position for cutting in what.selected)]
-            bounds = np.zeros(count, task.key.word)
-            factors = np.ones(count, task.key.compute)
-            most = max(
-                most,
-                _bytes_of(bracket_kernel(), *_windows(work, positions), factors, bounds, bounds),
-            )
-            continue
-        arguments = task.arguments(0)
-        arguments |= _sorted_rows(task, inputs, arguments)
-        if what.kind == "combine":
-            most = max(most, _bytes_of(combine_kernel(task.key), *inputs, arguments, result=True))
-            continue
-        assert task.method is not None
-        kernel = (sums_kernel if what.kind == "sums" else keys_kernel)(task.key, what.statistic)
-        most = max(most, _bytes_of(kernel, *inputs, arguments))
-        given = jax.eval_shape(kernel, *inputs, arguments)
-        _pretend(task, what, given.shape[0] if what.kind == "sums" else 0)
-    return most
+def _programs_of_rows(task: Task, what: Pass, state: Any, rows: int) -> Iterator[tuple[Any, ...]]:
+    """The same for a statistic of small tensors."""
+    inputs = _rows_of(task.work, rows)
+    arguments = _for_rows(task.arguments(0, what.statistic), rows)
+    if what.samples:
+        yield terms_rows(task.key, what.statistic), inputs, arguments
+    else:
+        valid = np.zeros(rows, np.uint32)
+        yield fold_rows(task.key, what.statistic), _for_rows(state, rows), inputs, arguments, valid
 
 
-def _pretend(task: Task, what: Pass, sums: int) -> None:
-    """Give a step a statistic of the right shape; sums: how many there are."""
-    assert task.method is not None
-    statistic = task.method.statistics[what.statistic]
-    if what.kind == "sums":
-        task.own.found[statistic.keyword] = np.zeros(sums, task.key.compute)
-        return
-    assert statistic.counts is not None
-    found = {name: np.asarray(value) for name, value in task.found.items()}
-    counts = statistic.counts(task.work.step.numbers, task.work.place.size, found)
-    cuts = sum(map(len, counts))
-    task.own.found[statistic.keyword] = make_cut([0] * cuts, [0] * cuts, task.key.word)
+def _statistics(task: Task) -> Iterator[tuple[Pass, Any]]:
+    """The statistics that pieces are read for, each with the shapes of its state; those before it are in the task by
+    then."""
+    for what in dict.fromkeys(task.work.passes[:-1]):
+        state = jax.eval_shape(partial(task.begin, what.statistic), task.found(what.statistic))
+        yield what, state
+        fold, value = task.statistics[what.statistic], Again(state)
+        for number in range(fold.passes(task.key.compute)):
+            value = jax.eval_shape(partial(fold.finish, number=number), value.state)
+        task.settle(what.statistic, value)
 
 
-def _windows(work: Work, positions: Any) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:
-    """What kernels read of some inputs, but for the values."""
-    windows = []
-    for position in positions:
-        dtype = NUMPY[work.step.inputs[position].spec.dtype]
-        length = work.padded(0) + ALIGNMENT // dtype.itemsize
-        windows.append(_shape(length, dtype))
-    return windows, np.zeros(len(windows), np.int32)
+def _rows_of(work: Work, rows: int) -> list[jax.ShapeDtypeStruct]:
+    return [_shape((rows, ROW), NUMPY[item.spec.dtype]) for item in work.step.inputs]
 
 
-def _shape(shape: int | tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.broadcast_shapes(shape), dtype)  # type: ignore[no-untyped-call]
+def _for_rows(tree: Any, rows: int) -> Any:
+    """The shapes of what every row has."""
+    return jax.tree.map(lambda each: _shape((rows, *np.shape(each)), each.dtype), tree)
 
 
-def _sorted_rows(task: Task, inputs: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Sorted rows of the right shape."""
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _sorted_rows(
+    task: Task, inputs: Any, arguments: dict[str, Any], until: int | None = None
+) -> dict[str, Any]:
+    """The shapes of what the host makes of single pieces."""
     found = {}
-    for number, statistic in enumerate(task.method.statistics if task.method else ()):
-        if statistic.kind == "sorted" and task.sorts_on_host:
-            keys = jax.eval_shape(keys_kernel(task.key, number), *inputs, arguments)
-            shape = np.empty(keys[0].size, np.bool_).reshape(task.row_view).shape
-            found[statistic.keyword] = [_shape(shape, task.key.word) for _ in keys]
+    for number in task.on_host(until):
+        keys = jax.eval_shape(keys_kernel(task.key, number), *inputs, arguments)
+        shapes = [np.empty(each.size, np.bool_).reshape(task.row_view).shape for each in keys]
+        found[task.statistics[number].keyword] = [
+            _shape(shape, each.dtype) for shape, each in zip(shapes, keys, strict=True)
+        ]
     return found
 
 
-def _bytes_of(program: Any, *arguments: Any, result: bool = False) -> int:
-    """What a program allocates: temporary memory, and what it returns unless that is a piece of the result."""
+def _bytes_of(program: Any, *arguments: Any) -> int:
+    """What a program allocates: temporary memory, and what it returns, but for a piece of the result and for what
+    takes the place of what it was given."""
     analysis = program.lower(*arguments).compile().memory_analysis()
     if analysis is None:  # not every backend has one
         return 0
-    own: int = analysis.temp_size_in_bytes + (0 if result else analysis.output_size_in_bytes)
-    return own
+    shapes = jax.eval_shape(program, *arguments)
+    made: int = 0 if isinstance(shapes, Piece) else analysis.output_size_in_bytes
+    return int(analysis.temp_size_in_bytes + max(made - analysis.alias_size_in_bytes, 0))
 
 
 def _statistics_bytes(work: Work) -> int:
-    """What is gathered on the host for the statistics of a step."""
+    """What is gathered for the statistics of a step."""
     if work.step.method == COPY or is_plain_copy(work.step):
         return 0
-    step, piece = work.step, work.padded(0)
-    width, models = step.arithmetic.itemsize, len(step.models)
-    selected = max((len(what.selected) for what in work.passes), default=0)
-    total = 0
-    if selected:
-        sample = sample_starts(step.spec.size, work.candidates).size * SAMPLE_RUN // SAMPLE_STEP
-        # of the inputs of two steps, and the bits of one's changes, also sorted and compared
-        total += 2 * sample * len(step.inputs) * width + selected * sample * (2 * width + 1)
-        total += min(step.spec.size, work.candidates) * _candidate_bytes(work)
-        total += 3 * min(selected, THREADS) * piece  # masks
-    for what in work.passes:
-        if what.kind == "cuts":
-            total += min(piece, FEW) * (3 * width + 2 + 8) + (1 << 16) * 8 * 4 * models
-    sums = [what for what in work.passes if what.kind == "sums"]
-    if sums:
-        parts = step.spec.size // work.row if work.whole_rows else -(-step.spec.size // BLOCK)
-        # gathered, put together, padded and handed over, for two sums a model at least
-        total += 4 * 2 * width * tree_blocks(parts) * max(3, 2 * models)
-    if any(each.kind == "sorted" for each in find_method(step.method).statistics):
-        total += 2 * models * piece * 2 * width  # keys as they are and sorted, of two pieces
+    step, piece, width = work.step, work.padded(0), work.step.arithmetic.itemsize
+    thresholds, states = _gathered(work)
+    # where it begins, on its way, put together from devices, and what takes its place
+    total = 4 * states
+    if thresholds:
+        size = step.spec.size
+        sample = sample_starts(size, work.candidates).size * SAMPLE_RUN // SAMPLE_STEP
+        # of the inputs of two steps, and the keys of one, also sorted and compared
+        total += 2 * sample * sum(NUMPY[item.spec.dtype].itemsize for item in step.inputs)
+        total += thresholds * sample * (2 * width + 1)
+        total += min(size, work.candidates) * _candidate_bytes(work)
+        total += 3 * -(-thresholds // IN_A_BYTE) * piece  # places
+    if any(each.scope == "piece" for each in find_method(step.method).statistics):
+        total += 2 * len(step.models) * piece * 2 * width  # keys as they are and sorted, of two pieces
     return total
 
 
 def _candidate_bytes(work: Work) -> int:
-    """What one candidate of each of a step's searches takes: its position and change, once more while all are put
-    together, the bits of the change and these sorted; of two steps, since one is settled while the next is read."""
-    selected = max((len(what.selected) for what in work.passes), default=0)
-    return 2 * selected * (2 * 8 + 6 * work.step.arithmetic.itemsize)
+    """What one candidate of each of a step's searches takes: its position and key, once more while all are put
+    together, and the keys sorted; of two steps, since one is settled while the next is read; and on its way there."""
+    return _gathered(work)[0] * (2 * (2 * 8 + 3 * work.step.arithmetic.itemsize) + 16)
+
+
+def _gathered(work: Work) -> tuple[int, int]:
+    """The thresholds that are searched for a step, and the bytes of the largest state of its other statistics."""
+    if work.step.method == COPY or is_plain_copy(work.step) or len(work.passes) == 1:
+        return 0, 0
+    key = kernel_key(work.step), work.padded(0), work.passes, work.place("tensor"), work.group
+    if key not in _found:
+        thresholds = states = 0
+        with kernel_key(work.step).precision():
+            for what, state in _statistics(Task(work, {}, default_platform())):
+                if what.samples:
+                    thresholds = max(thresholds, len(state.of_term))
+                else:
+                    leaves = jax.tree.leaves(state)
+                    states = max(states, sum(each.size * each.dtype.itemsize for each in leaves))
+        _found[key] = thresholds, states
+    return _found[key]
 
 
 def _size(nbytes: int) -> str:

@@ -28,12 +28,12 @@ def left_to_do(
     kept: dict[str, list[Block]] = {}
     for turn in schedule.turns:
         step = turn.work.step
-        if turn.what.kind == "combine" and step.written:
+        if turn.what.combines and step.written:
             wanted[step.name], kept[step.name] = _split(turn, written.get(step.name, []))
     rest = subset(schedule, wanted)
     for turn in rest.turns:  # a result that another step needs is made whole
         name = turn.work.step.name
-        if turn.what.kind == "combine" and name in wanted and len(turn.pieces) > len(wanted[name]):
+        if turn.what.combines and name in wanted and len(turn.pieces) > len(wanted[name]):
             kept[name] = []
     return rest, kept
 

@@ -28,7 +28,7 @@ from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
-from jmerge.plan.steps import Plan, Result
+from jmerge.plan.steps import Item, Plan, Result
 from jmerge.tracer import OpenSpan, Tracer
 
 
@@ -200,17 +200,17 @@ class _Run:
 
     def _load(self, loaded: Loaded, *, glance: bool = False) -> None:
         self._empty(loaded.slot)
-        if loaded.number == 0 and loaded.turn.what.selected:
-            for position in loaded.turn.what.inputs:
-                loaded.slot.samples[position] = self._sample(loaded.work, position)
+        if loaded.number == 0 and loaded.turn.what.samples:
+            items = loaded.work.step.inputs
+            loaded.slot.samples = [self._sample(item, loaded.work.candidates) for item in items]
         start, stop = loaded.work.pieces[loaded.number]
         length = ROW if loaded.work.small else loaded.work.padded(loaded.number)
         # only these can lie where they are: others go on with zeros, or with the next row
         whole = (stop - start == length and not loaded.work.small) or is_plain_copy(
             loaded.work.step
         )
-        for position in loaded.turn.what.inputs:
-            item, buffer = loaded.work.step.inputs[position], loaded.slot.buffers[position]
+        for position, item in enumerate(loaded.work.step.inputs):
+            buffer = loaded.slot.buffers[position]
             bits = BITS[item.spec.dtype]
             first, size = start * bits // 8, (stop - start) * bits // 8
             loaded.slot.views[position] = View(buffer, 0, mapped=False)
@@ -228,11 +228,10 @@ class _Run:
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
             buffer[size : length * bits // 8] = 0
 
-    def _sample(self, work: Work, position: int) -> np.ndarray:
-        """Elements from all over an input [runs, elements], for the search for cuts."""
-        item = work.step.inputs[position]
+    def _sample(self, item: Item, candidates: int) -> np.ndarray:
+        """Elements from all over an input [runs, elements], for the search for thresholds."""
         dtype = NUMPY[item.spec.dtype]
-        starts = sample_starts(item.spec.size, work.candidates)
+        starts = sample_starts(item.spec.size, candidates)
         sample = np.empty((starts.size, SAMPLE_RUN // SAMPLE_STEP), dtype)
         run = np.empty(SAMPLE_RUN * dtype.itemsize, np.uint8)
         for row, start in zip(sample, starts * dtype.itemsize, strict=True):
@@ -260,7 +259,7 @@ class _Run:
             if view.mapped:
                 self.maps.release(view.around)
         slot.views.clear()
-        slot.samples.clear()
+        slot.samples = []
         slot.made = None
 
     # Computing

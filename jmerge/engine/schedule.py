@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+import jax
+import numpy as np
 
 from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.find import is_remote
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
-from jmerge.engine.select import MOST_COLLECTED
+from jmerge.engine.select import MOST_COLLECTED, is_searched
 from jmerge.methods.reduce import BLOCK
-from jmerge.methods.spec import Scope
+from jmerge.methods.statistics.fold import Extent, Scope
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Plan, Result, Step, reads_of
 
@@ -28,25 +31,23 @@ ROW = 1 << 14
 MOST_ROWS = 64
 assert ROW % BLOCK == 0
 
-Kind = Literal["changes", "sums", "cuts", "combine"]
+Cut = tuple[tuple[tuple[int, int], ...], int]  # a step's pieces, and how many elements stay together
 
-
-class Cutting(NamedTuple):
-    """A cut to find."""
-
-    parameter: str  # that it is for
-    position: int  # of the input whose largest changes are kept
-    number: int  # of them
 
 
 class Pass(NamedTuple):
     """One run over the pieces of a step's inputs."""
 
-    kind: Kind  # what is done with each piece
-    inputs: tuple[int, ...]  # positions of the inputs that are read
-    selected: tuple[Cutting, ...] = ()  # the cuts of changes that are looked for
-    statistic: int = 0  # which of the method's statistics it is for
+    name: str  # of the statistic that it is for, or what it does
+    statistic: int = -1  # its number among those of the method; -1: the pass makes the result
     scope: Scope = "tensor"
+    samples: bool = False  # its first piece comes with a sample of the inputs, see `select`
+    again: bool = False  # some of its pieces may be read once more in the end
+
+    @property
+    def combines(self) -> bool:
+        """Whether it makes the result."""
+        return self.statistic < 0
 
 
 class Place(NamedTuple):
@@ -54,7 +55,10 @@ class Place(NamedTuple):
 
     number: int
     offset: int  # elements before it
-    size: int  # of all
+    first: int  # pieces before it
+    sizes: tuple[int, ...]  # elements of all
+    rows: int  # most rows of one, see `Work.row`
+    pieces: int  # of all
 
 
 class Work(NamedTuple):
@@ -65,19 +69,18 @@ class Work(NamedTuple):
     passes: tuple[Pass, ...]  # those of its own, its result's last
     frees: tuple[str, ...]  # results that nothing needs after this step
     row: int  # elements that stay together, see `kernel.view_of`; 0: no two have to
-    place: Place  # in its group
-    candidates: int  # most changes of a model that the search for a cut holds
+    group: Place  # where it stands in its group
+    candidates: int  # most elements that the search for a threshold holds
     small: bool  # it is made together with others, see `bundles`
 
-    @property
-    def whole_rows(self) -> bool:
-        """Whether pieces are rows."""
-        return self.row > 0
+    def place(self, scope: Scope) -> Place:
+        """Where it stands among those over which a statistic is taken."""
+        return self.group if scope == "model" else _alone(self.step, self.pieces, self.row)
 
     def padded(self, number: int) -> int:
         """The length of the kernel that works on a piece."""
         start, stop = self.pieces[number]
-        return self.pieces[0][1] if self.whole_rows else padded_length(stop - start)
+        return self.pieces[0][1] if self.row else padded_length(stop - start)
 
 
 class Turn(NamedTuple):
@@ -125,35 +128,38 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(
-    plan: Plan, piece: int = PIECE, candidates: int = MOST_COLLECTED, devices: int = 1
+    plan: Plan,
+    piece: int = PIECE,
+    candidates: int = MOST_COLLECTED,
+    devices: int = 1,
+    platform: str | None = None,
 ) -> Schedule:
     """The order in which one process runs `plan`.
 
-    piece: elements of a piece, one of `LENGTHS`; candidates: most changes of a model that the search for a cut holds;
-    devices: how many share the work. None of them changes a bit of the results; `memory.fit` finds those that stay within a budget.
+    piece: elements of a piece, one of `LENGTHS`; candidates: most elements that the search for a threshold holds;
+    devices: how many share the work; platform: that of the devices, by default of the one that JAX prefers. None of
+    them changes a bit of the results; `memory.fit` finds those that stay within a budget.
 
     Steps go in the order their first input lies on disk, so that files are read front to back; a step that needs
     another's result follows it. An intermediate result is freed after its last use.
     """
+    platform = platform or default_platform()
     order = _order(plan)
     frees = freed_after(order)
-    work = []
-    places = _places(plan)
     remote = any(is_remote(model.path) for model in plan.models)
     # what is fetched comes in the order of the turns, which bundles would change
     room = 0 if remote else min(piece // ROW, MOST_ROWS)
     used = {name for names in frees.values() for name in names}
+    cuts = {step.name: _cut(step, piece) for step in order}
+    places = _places(plan, cuts)
+    work = []
     for step in order:
-        view = view_of(step)
-        row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
-        small = room > 1 and view == (-1,) and _is_small(step, used)
-        pieces = _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece)
-        if small:
-            pieces = ((0, step.spec.size),)
-        place = places.get(step.name) or Place(0, 0, step.spec.size)
-        work.append(
-            Work(step, pieces, _passes(step), frees[step.name], row, place, candidates, small)
-        )
+        pieces, row = cuts[step.name]
+        small = room > 1 and not row and _is_small(step, used)
+        pieces = ((0, step.spec.size),) if small else pieces
+        place = places.get(step.name) or _alone(step, pieces, row)
+        passes = _passes(step, platform)
+        work.append(Work(step, pieces, passes, frees[step.name], row, place, candidates, small))
     widths = [[BITS[item.spec.dtype] for item in step.inputs] for step in order]
     count = max(map(len, widths), default=0)
     several = sum(each.small for each in work)
@@ -162,6 +168,13 @@ def make_schedule(
     widest = [max(row[i] for row in widths if len(row) > i) for i in range(count)]
     buffers = [longest * bits // 8 + ALIGNMENT for bits in widest]
     return Schedule(tuple(work), tuple(_turns(work)), tuple(buffers), remote, piece, devices, rows)
+
+
+def default_platform() -> str:
+    """The platform of the device that JAX prefers here."""
+    # zeros of NumPy's: for JAX's own it would compile a program
+    (device,) = jax.device_put(np.zeros(())).devices()
+    return str(device.platform)
 
 
 def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:
@@ -175,7 +188,7 @@ def freed_after(order: Sequence[Step]) -> Mapping[str, tuple[str, ...]]:
     return frees
 
 
-def _places(plan: Plan) -> dict[str, Place]:
+def _places(plan: Plan, cuts: Mapping[str, Cut]) -> dict[str, Place]:
     """The place of every step over which statistics of whole models are taken: one for each tensor, in the order of
     the output; those that make it for several checkpoints share it."""
     groups: dict[str, dict[str, list[Step]]] = {}
@@ -184,12 +197,19 @@ def _places(plan: Plan) -> dict[str, Place]:
             groups.setdefault(step.group, {}).setdefault(step.tensor, []).append(step)
     places = {}
     for members in groups.values():
-        sizes = [steps[0].spec.size for steps in members.values()]
-        ends = list(itertools.accumulate(sizes))
-        for number, steps in enumerate(members.values()):
-            place = Place(number, ends[number] - sizes[number], ends[-1])
-            places.update({step.name: place for step in steps})
+        own = [_alone(steps[0], *cuts[steps[0].name]) for steps in members.values()]
+        ends = list(itertools.accumulate(place.sizes[0] for place in own))
+        pieces = list(itertools.accumulate(place.pieces for place in own))
+        together = tuple(place.sizes[0] for place in own), max(place.rows for place in own)
+        for number, (steps, place) in enumerate(zip(members.values(), own, strict=True)):
+            before = ends[number] - place.sizes[0], pieces[number] - place.pieces
+            for step in steps:
+                places[step.name] = Place(number, *before, *together, pieces[-1])
     return places
+
+
+def _alone(step: Step, pieces: Sequence[tuple[int, int]], row: int) -> Place:
+    return Place(0, 0, 0, (step.spec.size,), step.spec.size // row if row else 0, len(pieces))
 
 
 def _turns(order: list[Work]) -> Iterator[Turn]:
@@ -203,7 +223,7 @@ def _turns(order: list[Work]) -> Iterator[Turn]:
             yield from waiting  # which may make the results that the group needs
             waiting = []
             members = {
-                each.place.number: each for each in reversed(order) if each.step.group == group
+                each.group.number: each for each in reversed(order) if each.step.group == group
             }
             surveyed[group] = {each.step.name for each in members.values()}
             yield from _survey([members[number] for number in sorted(members)])
@@ -254,6 +274,13 @@ def padded_length(elements: int) -> int:
     return next((length for length in LENGTHS if length >= elements), LENGTHS[-1])
 
 
+def _cut(step: Step, piece: int) -> Cut:
+    """The pieces of a step, and how many elements stay together."""
+    view = view_of(step)
+    row = math.prod(size for size in view if size > 0) if view != (-1,) else 0
+    return _rows(step.spec.size, row, piece) if row else _pieces(step.spec.size, piece), row
+
+
 def _pieces(size: int, piece: int) -> tuple[tuple[int, int], ...]:
     """Whole pieces, then of the next shorter length: so little of the last kernel's work is padding."""
     shorter = max((length for length in LENGTHS if length < piece), default=piece)
@@ -269,41 +296,22 @@ def _rows(size: int, unit: int, piece: int) -> tuple[tuple[int, int], ...]:
     return tuple((start, min(start + step, size)) for start in range(0, size, step))
 
 
-def _passes(step: Step) -> tuple[Pass, ...]:
-    everything = tuple(range(len(step.inputs)))
-    combine = Pass("combine", everything)
+def _passes(step: Step, platform: str) -> tuple[Pass, ...]:
+    combine = Pass("combine")
     if step.method == COPY or is_plain_copy(step):
         return (combine,)
-    method = find_method(step.method)
     passes: list[Pass] = []
-    for number, statistic in enumerate(method.statistics):
-        if not statistic.when(step.numbers) or statistic.kind == "sorted":
-            continue  # rows are sorted in every piece anew
-        if step.spec.size == 0 and statistic.scope == "tensor":
-            continue  # there is nothing to know, but a place of its own in its group
-        if statistic.kind == "changes":
-            passes += _selection(step, number)
-        else:
-            # keys are cut by 16 bits of them after the other
-            rounds = 1 if statistic.kind == "sums" else step.arithmetic.itemsize // 2
-            passes += [Pass(statistic.kind, everything, (), number, statistic.scope)] * rounds
+    for number, statistic in enumerate(find_method(step.method).statistics):
+        if statistic.scope == "piece" or not statistic.when(step.numbers):
+            continue
+        extent = Extent((step.spec.size,), 0, step.arithmetic)
+        if statistic.scope == "tensor" and statistic.known(extent, step.numbers, {}) is not None:
+            continue
+        searched = is_searched(statistic, view_of(step), platform)
+        rounds = 1 if searched else statistic.rounds(step.arithmetic)
+        again = statistic.passes(step.arithmetic) > statistic.rounds(step.arithmetic)
+        passes += [Pass(statistic.keyword, number, statistic.scope, searched, again)] * rounds
     return (*passes, combine)
-
-
-def _selection(step: Step, number: int) -> list[Pass]:
-    """The pass that looks for the cuts of densities; none where they keep all or nothing."""
-    counts = find_method(step.method).counts_kept(step.numbers, step.spec.size)
-    selected = tuple(
-        Cutting(name, position, count)
-        for name, kept in counts.items()
-        for position, count in zip(step.model_positions, kept, strict=True)
-        if 0 < count < step.spec.size
-    )
-    if not selected:
-        return []
-    base = () if step.base is None else (step.base,)
-    positions = {cutting.position for cutting in selected}
-    return [Pass("changes", tuple(sorted({*base, *positions})), selected, number)]
 
 
 def _order(plan: Plan) -> list[Step]:

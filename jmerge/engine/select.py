@@ -1,26 +1,27 @@
-"""Finding the cuts of a tensor's models while its pieces stream by: exact, without holding or sorting the tensor.
+"""Finding thresholds on a CPU while the pieces of a tensor stream by: exact, without holding or sorting the tensor.
 
-A sample brackets the magnitude at which each cut lies. One pass over the pieces then counts the elements above the
-bracket and collects those inside it, and a partial sort of the few collected gives the cut. Should the sample have
-misled, or more lie inside than may be kept in memory, the pass is repeated with a better bracket; the range in which
-the cut can lie shrinks with every pass, so this ends. What the sample holds changes the time, never the cut.
+A sample brackets the key at which a threshold lies. One pass over the pieces then counts the elements above the
+bracket and collects those inside it, and a partial sort of the few collected gives it. Should the sample have misled,
+or more lie inside than may be kept in memory, the pass is repeated with a better bracket; the range in which the
+threshold can lie shrinks with every pass, so this ends. What the sample holds changes the time, never the threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jmerge.methods.cuts import cut_by_partition
+from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.statistics.topk import AnyCount, Threshold, TopK, by_partition, make_threshold
 
 SAMPLE_RUN = 1 << 15  # elements that are read together; a read costs about as much as copying these
 SAMPLE_STEP = 16  # of which one in so many is looked at: neighbours are alike
 SAMPLE_RUNS = (16, 1024)  # fewest and most reads of a tensor
 SMALL = 1 << 18  # elements of a tensor that needs no sample
 SPREAD = 3.0  # half width of the first bracket in standard deviations
-MOST_COLLECTED = 1 << 21  # candidates of one model held in memory
+MOST_COLLECTED = 1 << 21  # candidates of one threshold held in memory
 
 
 def sample_starts(size: int, most: int = MOST_COLLECTED) -> np.ndarray:
@@ -36,7 +37,12 @@ def sample_starts(size: int, most: int = MOST_COLLECTED) -> np.ndarray:
     return (parts[:-1] + places * np.diff(parts)).astype(np.int64)
 
 
-Change = tuple[np.ndarray, np.ndarray]  # elements of a base and of a model
+
+def is_searched(statistic: Statistic, view: tuple[int, ...], platform: str) -> bool:
+    """Whether a statistic of a tensor that is seen like this is found by a search: its keys can be partly sorted on
+    the host, which is fastest on CPU, and any of them follows from its element alone, so that a sample tells."""
+    own = statistic.scope == "tensor" and view == (-1,)
+    return own and platform == "cpu" and isinstance(statistic, TopK)
 
 
 class Seen:
@@ -46,85 +52,80 @@ class Seen:
         self.above = 0
         self.inside: list[tuple[int, int]] = []  # piece, number
         self.collected = 0
-        self.found: list[np.ndarray] = []  # positions of those inside
-        self.changes: list[Change] = []  # what their magnitudes follow from
+        self.keys: list[np.ndarray] = []  # those inside
+        self.places: list[np.ndarray] = []  # their positions
         self.full = False  # there are too many to collect
 
 
 class Search:
-    """The search for the cut that keeps the `count` largest of `size` magnitudes, 0 < count < size, ties by position.
+    """The search for the threshold of the `count` largest of `size` keys of an unsigned dtype, 0 < count, ties by
+    position.
 
-    Magnitudes are given by their bits (unsigned, top bit zero), which order them. Feed it the pieces of a tensor in
-    order, call `settle`, and repeat over `pieces` until `cut` is there. most: candidates that it holds.
+    Feed it the pieces of a tensor in order, call `settle`, and repeat over those that it `wants` until `cut` is there. most: keys
+    that it holds.
     """
 
     def __init__(
-        self, count: int, size: int, bits: np.dtype[Any], most: int = MOST_COLLECTED
+        self, count: int, size: int, word: np.dtype[Any], most: int = MOST_COLLECTED
     ) -> None:
         self.count = count
         self.most = most
         self.size = size
-        self.floor, self.ceiling = 0, int(np.iinfo(bits).max) >> 1  # the cut's bound is in between
+        self.floor, self.ceiling = 0, int(np.iinfo(word).max)  # the threshold is in between
         self.low, self.high = self.floor, self.ceiling  # the bracket of this pass, both inside
-        self.only: int | None = None  # the one piece to look at, when the bound is known
-        self.cut: tuple[int, int] | None = None  # bits of the bound, last position
-        self._sample = np.empty((0, 1), bits)
+        self.only: int | None = None  # the one piece to look at, when the key is known
+        self.cut: tuple[int, int] | None = None  # key, last position
+        self._sample = np.empty((0, 1), word)
         self._spread = SPREAD
         self._seen = Seen()
-        self._rank = 0  # of the cut in the only piece
+        self._rank = 0  # of the last that is kept in the only piece
 
     def take_sample(self, sample: np.ndarray) -> None:
-        """Choose the bracket by the bits of a sample [runs, elements]."""
+        """Choose the bracket by the keys of a sample [runs, elements]."""
         self._sample = sample
         self._guess()
 
-    def add(
-        self,
-        piece: int,
-        above: int,
-        inside: np.ndarray,
-        change_at: Callable[[np.ndarray], Change],
-        start: int,
-    ) -> None:
-        """Take in a piece: how many lie above the bracket, which inside it, and what is at given indices of it."""
+    def count_in(self, piece: int, above: int, inside: int) -> bool:
+        """Take in how many of a piece lie above the bracket and inside it; whether those inside have to be given."""
         if self.only is not None:
-            self._seen.found = [start + indices_of(inside)]
-            return
+            return True
         seen = self._seen
         seen.above += above
-        number = int(np.count_nonzero(inside))
-        seen.inside.append((piece, number))
-        seen.collected += number
+        seen.inside.append((piece, inside))
+        seen.collected += inside
         if self.low == self.high or seen.collected > self.most:
             seen.full = True
-            seen.found, seen.changes = [], []
-        if number and not seen.full:
-            indices = indices_of(inside)
-            seen.changes.append(change_at(indices))
-            seen.found.append(start + indices)
+            seen.keys, seen.places = [], []
+        return inside > 0 and not seen.full
 
-    def wanted(self, pieces: int) -> Sequence[int]:
-        """Which of this many pieces the next pass has to look at."""
-        return range(pieces) if self.only is None else (self.only,)
+    def collect(self, keys: np.ndarray, places: np.ndarray) -> None:
+        """Take in those among some keys of a piece that lie inside the bracket; places: their positions."""
+        inside = (keys >= self.low) & (keys <= self.high)
+        self._seen.keys.append(keys[inside])
+        self._seen.places.append(places[inside])
 
-    def settle(self, bits_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-        """End a pass: find the cut, or choose the next bracket; `bits_of` a base and a model are those of a change."""
-        if self.only is not None:
-            self.cut = self.low, int(self._seen.found[0][self._rank - 1])
-            return
+    def wants(self, piece: int) -> bool:
+        """Whether this pass has to look at a piece."""
+        return self.only in (None, piece)
+
+    def settle(self) -> None:
+        """End a pass: find the threshold, or choose the next bracket."""
         seen = self._seen
-        rank = self.count - seen.above  # of the cut among what lies inside
+        if self.only is not None:
+            self.cut = self.low, int(seen.places[0][self._rank - 1])
+            return
+        rank = self.count - seen.above  # of the last that is kept among what lies inside
         inside = sum(number for _, number in seen.inside)
         if rank < 1:
             self.floor = self.high + 1
         elif rank > inside:
             self.ceiling = self.low - 1
         elif not seen.full:
-            base, model = (np.concatenate(part) for part in zip(*seen.changes, strict=True))
-            bound, last = cut_by_partition(bits_of(base, model), rank)
-            self.cut = bound, int(np.concatenate(seen.found)[last])
+            key, last = by_partition(np.concatenate(seen.keys), rank)
+            self.cut = key, int(np.concatenate(seen.places)[last])
             return
-        elif self.low == self.high:  # the bound is known, and so many are equal to it
+        elif self.low == self.high:  # the key is known, and so many are equal to it
+            self._seen = Seen()
             for piece, number in seen.inside:
                 if rank <= number:
                     self.only, self._rank = piece, rank
@@ -169,11 +170,17 @@ class Search:
         self._seen = Seen()
 
 
+def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[AnyCount]]) -> Threshold:
+    """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
+    cuts = [by_partition(own, int(count)) for own, row in zip(keys, counts, strict=True) for count in row]
+    return make_threshold(*zip(*cuts, strict=True), keys[0].dtype)
+
+
 def indices_of(mask: np.ndarray) -> np.ndarray:
-    """Where a mask is true (int64), which is fast where that is rare."""
+    """Where bytes are not zero (int64), which is fast where that is rare."""
     whole = mask.size & ~7
     words = mask[:whole].view(np.uint64)
-    hit = np.flatnonzero(words != 0)
-    within = np.flatnonzero(words[hit].view(np.bool_))
+    hit = np.flatnonzero(words)
+    within = np.flatnonzero(words[hit].view(np.uint8))
     found = hit[within >> 3] * 8 + (within & 7)
     return np.concatenate([found, whole + np.flatnonzero(mask[whole:])])

@@ -1,110 +1,132 @@
-"""The searches for the cuts of one step's models: kernels find what each search wants to know of a piece."""
+"""The searches for the thresholds of one tensor: kernels find what each wants to know of a piece."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
+from typing import Any
 
 import numpy as np
 
-from jmerge.engine.kernel import ABOVE, INSIDE, KernelKey, bracket_kernel, magnitude_kernel
+from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.engine.kernel import (
+    ABOVE,
+    IN_A_BYTE,
+    INSIDE,
+    bracket_kernel,
+    chosen_kernel,
+    keys_kernel,
+)
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import Cutting, Pass
-from jmerge.engine.select import Search
+from jmerge.engine.schedule import padded_length
+from jmerge.engine.select import Search, indices_of
 from jmerge.engine.slots import Loaded
+from jmerge.engine.task import Task
+from jmerge.methods.statistics.topk import Threshold, TopK, make_threshold
 
-FEW = 1 << 17  # elements of a sample, or of candidates, that are looked at in one go
-
-# A piece of the step's inputs, which the next call overwrites.
-Again = Callable[[Pass, int], Loaded]
+FEW = 1 << 17  # elements of a sample that are looked at in one go
 
 
 class Selection:
-    """Finds the cuts of the selected inputs of a step; begins with its first piece.
+    """Finds the thresholds of a statistic of a tensor, see `select`.
 
-    factors: by which the changes of each model are multiplied first.
+    samples: of the inputs [runs, elements].
     """
 
-    def __init__(self, key: KernelKey, first: Loaded, factors: np.ndarray, pool: Executor) -> None:
-        self._key = key
-        self._pool = pool
-        step = first.work.step
-        assert step.base is not None
-        self._base = step.base
-        self._factors = dict(zip(step.model_positions, factors, strict=True))
-        self._pieces = first.work.pieces
-        self._searches: dict[Cutting, Search] = {}
-        samples = first.slot.samples
-        sampled: dict[int, np.ndarray] = {}  # bits of the changes
-        for cutting in first.turn.what.selected:
-            position = cutting.position
-            if position not in sampled:
-                base, model = samples[step.base], samples[position]
-                flat = self._bits_of(position, base.reshape(-1), model.reshape(-1))
-                sampled[position] = flat.reshape(model.shape)
-            search = Search(cutting.number, step.spec.size, key.word, first.work.candidates)
-            search.take_sample(sampled[position])
-            self._searches[cutting] = search
+    def __init__(self, task: Task, number: int, samples: Sequence[np.ndarray]) -> None:
+        self._task = task
+        self._number = number
+        statistic = task.statistics[number]
+        assert isinstance(statistic, TopK)
+        size, word = task.work.step.spec.size, task.key.word
+        rows = task.counts(number)
+        self._of_term = tuple(term for term, row in enumerate(rows) for _ in row)
+        # of thresholds that are not searched: above all keys, or at their end
+        self._cuts = [
+            (int(np.iinfo(word).max), 0) if int(count) <= 0 else (0, size)
+            for row in rows
+            for count in row
+        ]
+        keys = self._keys_of(samples)
+        self._searches: dict[int, Search] = {}
+        for i, count in enumerate(int(count) for row in rows for count in row):
+            if 0 < count and (count < size or statistic.uses_bits):
+                search = Search(min(count, size), size, word, task.work.candidates)
+                search.take_sample(keys[self._of_term[i]].reshape(samples[0].shape))
+                self._searches[i] = search
 
     def feed(self, loaded: Loaded) -> Callable[[], None]:
         """Start looking at a piece; calling the result ends it."""
-        return self._look(loaded, self._searches)
+        word = self._task.key.word
+        low = np.full(len(self._of_term), np.iinfo(word).max, word)
+        high = low.copy()
+        for i, search in self._searches.items():
+            low[i], high[i] = search.low, search.high
+        inputs = *loaded.windows(), self._task.arguments(loaded.number, self._number)
+        kernel = bracket_kernel(self._task.key, self._number, self._of_term)
+        places = kernel(low, high, *inputs)
+        return lambda: self._end(loaded, [np.asarray(each) for each in places], inputs)
 
-    def settle(self, read: Again) -> dict[Cutting, tuple[int, int]]:
-        """Every cut (bits of the bound, last position), when all pieces have been looked at.
+    def settle(self, read: Callable[[int], Loaded], pool: Executor) -> Threshold:
+        """The thresholds, when all pieces have been looked at.
 
-        read: for pieces that have to be looked at again, which is rare.
+        read: gives a piece of the tensor again, which the next call overwrites; it is rare that one is needed.
         """
-        list(self._pool.map(self._settle, self._searches, self._searches.values()))
-        cuts = {}
-        for cutting, search in self._searches.items():
-            what = Pass("changes", tuple(sorted((self._base, cutting.position))))
-            while search.cut is None:
-                for number in search.wanted(len(self._pieces)):
-                    with self._key.precision():
-                        self._look(read(what, number), {cutting: search})()
-                self._settle(cutting, search)
-            cuts[cutting] = search.cut
-        return cuts
+        while True:
+            list(pool.map(Search.settle, self._searches.values()))
+            for i, search in list(self._searches.items()):
+                if search.cut is not None:
+                    self._cuts[i] = search.cut
+                    del self._searches[i]
+            if not self._searches:
+                return make_threshold(*zip(*self._cuts, strict=True), self._task.key.word)
+            for number in range(len(self._task.work.pieces)):
+                if any(search.wants(number) for search in self._searches.values()):
+                    self.feed(read(number))()
 
-    def _settle(self, cutting: Cutting, search: Search) -> None:
-        with self._key.precision():
-            search.settle(partial(self._bits_of, cutting.position))
-
-    def _look(self, loaded: Loaded, searches: dict[Cutting, Search]) -> Callable[[], None]:
-        low = np.asarray([search.low for search in searches.values()], self._key.word)
-        high = np.asarray([search.high for search in searches.values()], self._key.word)
-        positions = [cutting.position for cutting in searches]
-        factors = np.asarray([self._factors[position] for position in positions])
-        inputs = loaded.windows(self._base, *positions)
-        places = bracket_kernel()(*inputs, factors, low, high)
+    def _end(self, loaded: Loaded, places: Sequence[np.ndarray], inputs: Sequence[Any]) -> None:
+        """Tell the searches what was seen of a piece, and give them the keys that lie inside."""
+        places = [each[: loaded.elements] for each in places]
+        looked = [i for i, search in self._searches.items() if search.wants(loaded.number)]
+        given, hit = [], np.zeros(loaded.elements, np.uint8)
+        for i in looked:
+            place, shift = places[i // IN_A_BYTE], 2 * (i % IN_A_BYTE)
+            above, inside = (_count(place, bit << shift) for bit in (ABOVE, INSIDE))
+            if self._searches[i].count_in(loaded.number, above, inside):
+                hit |= place & np.uint8(INSIDE << shift)
+                given.append(i)
+        if not given:
+            return
+        indices = indices_of(hit)
+        padded = np.zeros(padded_length(indices.size), np.int32)
+        padded[: indices.size] = indices
+        keys = chosen_kernel(self._task.key, self._number)(padded, *inputs)
         start, _ = loaded.work.pieces[loaded.number]
+        for i in given:
+            own = np.asarray(keys[self._of_term[i]])[: indices.size]
+            self._searches[i].collect(own, start + indices)
 
-        def tell(number: int, cutting: Cutting) -> None:
-            def change_at(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                models = loaded.values(cutting.position)
-                return loaded.values(self._base)[indices], models[indices]
+    def _keys_of(self, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The keys of a few elements, for each term."""
+        kernel = keys_kernel(self._task.key, self._number)
+        arguments = self._task.arguments(0, self._number)
+        skips = np.zeros(len(samples), np.int32)
+        found: list[list[np.ndarray]] = []
+        for start in range(0, max(samples[0].size, 1), FEW):
+            windows = []
+            for sample in samples:
+                part = sample.reshape(-1)[start : start + FEW]
+                window = aligned_buffer(FEW * part.itemsize + ALIGNMENT).view(part.dtype)
+                window[: part.size] = part
+                windows.append(window)
+            keys = kernel(windows, skips, arguments)
+            found.append([np.asarray(each)[: part.size] for each in keys])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-            place = np.asarray(places[number])[: loaded.elements]
-            above = int(np.count_nonzero(place == ABOVE))
-            searches[cutting].add(loaded.number, above, place == INSIDE, change_at, start)
 
-        def finish() -> None:
-            for _ in self._pool.map(tell, range(len(searches)), searches):
-                pass
-
-        return finish
-
-    def _bits_of(self, position: int, base: np.ndarray, model: np.ndarray) -> np.ndarray:
-        """Bits of the magnitudes of the changes of a few elements, by the arithmetic that all pieces go through."""
-        kernel, factor = magnitude_kernel(), self._factors[position]
-        bits = np.empty(base.size, self._key.word)
-        for start in range(0, base.size, FEW):
-            part = slice(start, start + FEW)
-            padded = []
-            for values in (base[part], model[part]):
-                padded.append(aligned_buffer(FEW * values.itemsize).view(values.dtype))
-                padded[-1][: values.size] = values
-            bits[part] = np.asarray(kernel(*padded, factor))[: bits[part].size]
-        return bits
+def _count(places: np.ndarray, bit: int) -> int:
+    """How many bytes have a bit."""
+    whole = places.size & ~7
+    words = places[:whole].view(np.uint64) & np.uint64(bit * 0x0101010101010101)
+    rest = np.count_nonzero(places[whole:] & np.uint8(bit))
+    return int(np.bitwise_count(words).sum(dtype=np.int64)) + rest

@@ -20,7 +20,7 @@ def shares(
     sizes: dict[str, int] = {}
     for turn in schedule.turns:
         step = turn.work.step
-        if turn.what.kind == "combine" and step.written:
+        if turn.what.combines and step.written:
             left[step.name] = turn.pieces
             elements = sum(
                 stop - start for start, stop in map(turn.work.pieces.__getitem__, turn.pieces)

@@ -29,8 +29,8 @@ class Slot:
     def __init__(self, buffers: Sequence[np.ndarray]) -> None:
         self.buffers = buffers  # bytes, aligned
         self.views: dict[int, View] = {}  # by position of the input
-        # values of the inputs whose changes are selected, [runs, elements], with the first piece
-        self.samples: dict[int, np.ndarray] = {}
+        # of the inputs [runs, elements], with the first piece of a pass that looks at samples
+        self.samples: list[np.ndarray] = []
         self.made: Any = None  # of its contents, while that may still be in use
 
     @classmethod
@@ -70,21 +70,19 @@ class Loaded(NamedTuple):
     @property
     def where(self) -> Where:
         """What it is called in spans."""
-        return Where(self.work.step.name, self.turn.what.kind, self.number)
+        return Where(self.work.step.name, self.turn.what.name, self.number)
 
     @property
     def read_bytes(self) -> int:
         """Bytes of its inputs that come from files."""
-        inputs = (self.work.step.inputs[position] for position in self.turn.what.inputs)
-        specs = (spec for item in inputs if (spec := stored_spec(item)) is not None)
+        specs = (spec for item in self.work.step.inputs if (spec := stored_spec(item)) is not None)
         bits = sum(BITS[spec.dtype] for spec in specs)
         return self.elements * bits // 8
 
     @property
     def results(self) -> list[Result]:
         """Those of its inputs that other steps make."""
-        inputs = (self.work.step.inputs[position] for position in self.turn.what.inputs)
-        return [item for item in inputs if isinstance(item, Result)]
+        return [item for item in self.work.step.inputs if isinstance(item, Result)]
 
     def raw(self, position: int) -> np.ndarray:
         """The bytes of the piece of one input."""
@@ -96,16 +94,16 @@ class Loaded(NamedTuple):
         """The elements of the piece of one input."""
         return self.raw(position).view(NUMPY[self.work.step.inputs[position].spec.dtype])
 
-    def windows(self, *positions: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """What kernels read of some inputs: elements in the dtype of each, and how many they skip (int32 [inputs]).
+    def windows(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """What kernels read of the inputs: elements in the dtype of each, and how many they skip (int32 [inputs]).
 
         A jitted program takes aligned memory of the host as it is, without a copy on CPU, and in a tenth of the time
         that `jax.device_put` needs to do the same.
         """
         arrays, skips = [], []
-        for position in positions:
+        for position, item in enumerate(self.work.step.inputs):
             around, skip, _ = self.slot.views[position]
-            dtype = NUMPY[self.work.step.inputs[position].spec.dtype]
+            dtype = NUMPY[item.spec.dtype]
             size = self.work.padded(self.number) * dtype.itemsize + ALIGNMENT
             arrays.append(around[:size].view(dtype))
             skips.append(skip // dtype.itemsize)

@@ -17,7 +17,7 @@ def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedul
     Kept with them are the statistics that their steps need, which for whole models go over all tensors, and, whole,
     the results that they are made of.
     """
-    whole = {turn.work.step.name: turn.pieces for turn in schedule.turns if _combines(turn)}
+    whole = {turn.work.step.name: turn.pieces for turn in schedule.turns if turn.what.combines}
     makes: dict[str, Sequence[int]] = {}
     for name, numbers in whole.items():
         among = set(wanted.get(name, ()))
@@ -44,7 +44,7 @@ def _left(schedule: Schedule, makes: Mapping[str, Sequence[int]]) -> Iterator[Tu
     surveyed = {turn.work.step.name for turn in schedule.turns if turn.what.scope == "model"}
     for turn in schedule.turns:
         step = turn.work.step
-        if _combines(turn):
+        if turn.what.combines:
             if makes[step.name]:
                 yield turn._replace(pieces=tuple(makes[step.name]))
         elif makes.get(step.name):
@@ -54,13 +54,8 @@ def _left(schedule: Schedule, makes: Mapping[str, Sequence[int]]) -> Iterator[Tu
                 yield turn
 
 
-def _combines(turn: Turn) -> bool:
-    return turn.what.kind == "combine"
-
-
 def _results(turn: Turn) -> Iterator[str]:
     """The steps whose results a turn reads."""
-    for position in turn.what.inputs:
-        item = turn.work.step.inputs[position]
+    for item in turn.work.step.inputs:
         if isinstance(item, Result):
             yield item.step

@@ -2,103 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
 
-from jmerge.engine.kernel import KernelKey, kernel_key
-from jmerge.engine.radix import Radix
-from jmerge.engine.schedule import Cutting, Pass, Work
-from jmerge.engine.selection import Selection
-from jmerge.methods.cuts import Cut, cut_by_partition, make_cut
+from jmerge.ckpt.dtypes import NUMPY
+from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.engine.kernel import KernelKey, kernel_key, keys_kernel
+from jmerge.engine.schedule import Work
 from jmerge.methods.positions import split_position
+from jmerge.methods.statistics.counts import AnyCount
+from jmerge.methods.statistics.fold import Extent, Statistic
+from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Step
+from jmerge.plan.steps import COPY
 
-
-class Known:
-    """What has been found of one tensor, or of all tensors of a group."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Any] = {}  # statistics by keyword
-        self.totals: dict[
-            int, np.ndarray
-        ] = {}  # by place: pairs [sums, 1, 2] of the sums under way
-        self.radix: Radix | None = None  # of the cuts under way
+Found = dict[str, Any]  # statistics by keyword, or futures of them
 
 
 class Task:
-    """What the computation of one step remembers from pass to pass."""
+    """What the computation of one step remembers from pass to pass.
 
-    def __init__(self, work: Work, group: Known, platform: str) -> None:
+    group: the statistics of the step's group.
+    """
+
+    def __init__(self, work: Work, group: Found, platform: str) -> None:
         self.work = work
         self.platform = platform  # of the devices
         self.key: KernelKey = kernel_key(work.step)
         self.method = None if work.step.method == COPY else find_method(work.step.method)
-        self.own = Known()
-        self.group = group
-        self.selection: Selection | None = None
-        self.cuts: Callable[[], dict[Cutting, tuple[int, int]]] | None = None  # waits for them
-        self.pairs: list[np.ndarray] = []
-        self._selects = any(what.kind == "changes" for what in work.passes)
-        self._numbers: dict[str, Any] | None = None
-        self._densities: dict[str, Cut] | None = None  # once they are known
+        self.statistics: Sequence[Statistic] = self.method.statistics if self.method else ()
+        self._found: Found = {}
+        self._group = group
+        self._numbers = self._make_numbers()
 
-    def known(self, what: Pass) -> Known:
-        """Where the statistic of a pass goes."""
-        return self.own if what.scope == "tensor" else self.group
+    def settle(self, number: int, value: Any) -> None:
+        """Put down a statistic, or the future of one."""
+        statistic = self.statistics[number]
+        of = self._group if statistic.scope == "model" else self._found
+        of[statistic.keyword] = value
 
-    @property
-    def found(self) -> dict[str, Any]:
-        """The statistics found so far, by keyword."""
-        return {**self.group.found, **self.own.found}
+    def found(self, until: int | None = None) -> Found:
+        """The statistics by keyword, or those before the one of a number; waits for them."""
+        found: Found = {}
+        for number, statistic in enumerate(self.statistics[:until]):
+            if statistic.scope == "piece" or not statistic.when(self.work.step.numbers):
+                continue
+            of = self._group if statistic.scope == "model" else self._found
+            if statistic.keyword not in of:  # then there is no pass for it
+                extent = self.extent(number)
+                value = statistic.known(extent, self.work.step.numbers, found)
+                assert value is not None, f"{statistic.keyword} of {self.work.step.name}"
+                of[statistic.keyword] = value
+            value = of[statistic.keyword]
+            found[statistic.keyword] = value.result() if isinstance(value, Future) else value
+        return found
 
-    def arguments(self, number: int) -> dict[str, Any]:
-        """The keyword arguments of the method for a piece; waits for the cuts of changes where these were looked for."""
-        return self._arguments(number, jax.device_put)
-
-    def on_host(self, number: int) -> dict[str, Any]:
-        """The same as numpy arrays, where the statistics are."""
-        return self._arguments(number, lambda arrays: arrays)
-
-    def _arguments(self, number: int, place: Callable[[Any], Any]) -> dict[str, Any]:
-        if self.method is None:
-            return {}
-        if self._numbers is None:
-            self._numbers = place(self._make_numbers(self.work.step))
-        if self._densities is None and not (self.cuts is None and self._selects):
-            self._densities = place(self._make_cuts(self.work.step))
-        arguments = {**self._numbers, **(self._densities or {}), **self.found}
-        if "start" in self.method.reserved:
-            offset = self.work.place.offset if self.method.counts_through else 0
+    def arguments(self, number: int, until: int | None = None) -> dict[str, Any]:
+        """The keyword arguments of the method for a piece, or of the terms of the statistic number `until`."""
+        arguments = {**self._numbers, **self.found(until)}
+        if self.method is not None and "start" in self.method.reserved:
+            offset = self.work.group.offset if self.method.counts_through else 0
             start, _ = self.work.pieces[number]
             arguments["start"] = np.asarray(split_position(offset + start), np.uint32)
         return arguments
 
-    @property
-    def sorts_on_host(self) -> bool:
-        """Whether rows are sorted on the host, which is better at it than XLA on CPU."""
-        return self.platform == "cpu"
+    def begin(self, number: int, found: Found | None = None) -> Any:
+        """The state of a statistic before its first piece; found: those before it, unless they are in here."""
+        found = self.found(number) if found is None else found
+        return self.statistics[number].init(self.extent(number), self.work.step.numbers, found)
+
+    def counts(self, number: int) -> Sequence[Sequence[AnyCount]]:
+        """How many each of the thresholds of a `TopK` keeps, for each term a list."""
+        statistic = self.statistics[number]
+        assert isinstance(statistic, TopK)
+        size = sum(self.work.place(statistic.scope).sizes)
+        return statistic.counts(self.work.step.numbers, size, self.found(number))
+
+    def on_host(self, until: int | None) -> list[int]:
+        """The statistics of single pieces, or those before the one of a number, that the host is better at than XLA."""
+        if self.platform != "cpu":
+            return []
+        found = enumerate(self.statistics[:until])
+        return [number for number, statistic in found if statistic.scope == "piece"]
 
     @property
     def row_view(self) -> tuple[int, ...]:
         """The shape of a piece with its rows along axis 1."""
         return self.key.view if len(self.key.view) > 1 else (1, -1)
 
-    def factors(self) -> np.ndarray:
-        """By what the changes of the models are multiplied before anything is done with them."""
-        if self.method is None or self.method.factors is None:
-            return np.ones(len(self.work.step.models), self.key.compute)
-        return np.asarray(self.method.factors(self.found), self.key.compute)
+    def extent(self, number: int) -> Extent:
+        """What a statistic is taken of."""
+        place = self.work.place(self.statistics[number].scope)
+        inputs = window_shapes(self.work)
+        terms = jax.eval_shape(keys_kernel(self.key, number), *inputs, self.arguments(0, number))
+        return Extent(place.sizes, len(terms), self.key.compute, place.pieces, place.rows)
 
-    def _make_numbers(self, step: Step) -> dict[str, Any]:
-        assert self.method is not None
+    def _make_numbers(self) -> dict[str, Any]:
         numbers: dict[str, Any] = {}
+        if self.method is None:
+            return numbers
+        step = self.work.step
         for name, value in step.numbers.items():
             declared = self.method.parameters[name]
-            if not (value is None or isinstance(value, int) or declared.concrete or declared.count):
+            if declared.given and not (value is None or isinstance(value, int)):
                 numbers[name] = np.asarray(value, self.key.compute)
         if "size" in self.method.reserved:
             numbers["size"] = np.asarray(step.spec.size, self.key.compute)
@@ -106,22 +116,12 @@ class Task:
             numbers["keys"] = np.asarray(step.keys, np.uint32).reshape(-1, 2)
         return numbers
 
-    def _make_cuts(self, step: Step) -> dict[str, Cut]:
-        """The cuts of the densities of a single tensor."""
-        assert self.method is not None
-        if not any(statistic.kind == "changes" for statistic in self.method.statistics):
-            return {}
-        counts = self.method.counts_kept(step.numbers, step.spec.size)
-        return {name: self._make_cut(name, kept) for name, kept in counts.items()}
 
-    def _make_cut(self, parameter: str, counts: tuple[int, ...]) -> Cut:
-        size = self.work.step.spec.size
-        found = {} if self.cuts is None else self.cuts()
-        known = {(cutting.parameter, cutting.position): cut for cutting, cut in found.items()}
-        everything = 0, size
-        nothing = cut_by_partition(np.empty(0, self.key.compute), 0)
-        cuts = []
-        for position, count in zip(self.work.step.model_positions, counts, strict=True):
-            cuts.append(known.get((parameter, position), everything if count else nothing))
-        bounds, last = zip(*cuts, strict=True)
-        return make_cut(bounds, last, self.key.word)
+def window_shapes(work: Work) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:
+    """What kernels read of the longest piece of a step's inputs, but for the values."""
+    windows = []
+    for item in work.step.inputs:
+        dtype = NUMPY[item.spec.dtype]
+        length = work.padded(0) + ALIGNMENT // dtype.itemsize
+        windows.append(jax.ShapeDtypeStruct((length,), dtype))  # type: ignore[no-untyped-call]
+    return windows, np.zeros(len(windows), np.int32)

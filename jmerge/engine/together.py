@@ -46,7 +46,7 @@ class Share:
         pieces = {
             turn.work.step.name: turn.pieces
             for turn in schedule.turns
-            if turn.what.kind == "combine" and turn.work.step.name in self._own
+            if turn.what.combines and turn.work.step.name in self._own
         }
         return subset(schedule, pieces)
 

@@ -20,16 +20,10 @@ import yaml
 
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.engine.kernel import (
-    bracket_kernel,
-    combine_kernel,
-    keys_kernel,
-    magnitude_kernel,
-    sums_kernel,
-)
+from jmerge.engine.kernel import KERNELS
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
-from jmerge.engine.small import change_rows, combine_rows, key_rows, sum_rows
+from jmerge.engine.small import ROWS
 from jmerge.jobs import merge, plan_recipe
 from jmerge.methods import Method, apply, find_method
 from jmerge.methods.random import make_key
@@ -276,8 +270,7 @@ class Memory:
 
 def forget_kernels() -> None:
     """Make the engine compile its programs again; needed, too, when a method's function was replaced."""
-    pieces = combine_kernel, sums_kernel, keys_kernel, magnitude_kernel, bracket_kernel
-    for kernel in (*pieces, combine_rows, sum_rows, key_rows, change_rows):
+    for kernel in (*KERNELS, *ROWS):
         kernel.cache_clear()
 
 

@@ -1,0 +1,102 @@
+"""A statistic on its way through the pieces of a tensor, or of all tensors of a group, on the devices where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.engine.kernel import close_kernel, finish_kernel, update_kernel
+from jmerge.engine.schedule import Place as WorkPlace
+from jmerge.engine.schedule import Work
+from jmerge.engine.slots import Loaded
+from jmerge.engine.task import Task
+from jmerge.methods.positions import split_position
+from jmerge.methods.reduce import BLOCK
+from jmerge.methods.statistics.fold import NONE, Again, Place
+
+
+class Fold:
+    """One statistic; begins with the task of its first piece. To be used where JAX's default device is the one that
+    the piece is for."""
+
+    def __init__(self, task: Task, number: int) -> None:
+        self._kernel = task.key, number
+        self._scope = task.statistics[number].scope
+        self._began = task.begin(number)  # the state of this pass before its first piece
+        self._states: dict[jax.Device, Any] = {}
+        self._pass = 0
+        self._tasks: dict[int, Task] = {}  # by the number of their first piece
+
+    def feed(
+        self, task: Task, loaded: Loaded, arguments: dict[str, Any], device: jax.Device
+    ) -> jax.Array:
+        """Take in a piece, with the arguments of the terms; gives what is ready when that is done."""
+        self._tasks[self._place(task.work).first] = task
+        if device not in self._states:
+            self._states[device] = jax.tree.map(lambda each: jnp.array(each, copy=True), self._began)
+        state = self._states[device]
+        self._states[device], ready = self._update(state, task, loaded, arguments)
+        return ready
+
+    def close(self, work: Work, device: jax.Device) -> None:
+        """End a tensor."""
+        states = list(self._states.values())
+        number = np.uint32(self._place(work).number)
+        state = close_kernel(*self._kernel)(states, number)
+        self._states = {device: state}
+
+    def finish(self, read: Callable[[Work, int], Loaded]) -> Any:
+        """End a pass over all pieces; gives the value, or None before the last one.
+
+        read: gives a piece of a step again, which the next call overwrites.
+        """
+        (state,) = self._states.values()
+        value = self._finish(state)
+        if isinstance(value, Again) and value.only is not None:
+            state, together = value.state, value.state.pieces
+            for group in sorted({*np.asarray(value.only).tolist()} - {NONE}):
+                for piece in range(group * together, (group + 1) * together):
+                    first = max(each for each in self._tasks if each <= piece)
+                    task = self._tasks[first]
+                    if piece - first < len(task.work.pieces):
+                        again = read(task.work, piece - first)
+                        arguments = task.arguments(again.number, self._kernel[1])
+                        state, ready = self._update(state, task, again, arguments)
+                        ready.block_until_ready()  # before it is overwritten
+            value = self._finish(state)
+        if isinstance(value, Again):
+            self._began, self._states = value.state, {}
+            return None
+        return value
+
+    def _update(
+        self, state: Any, task: Task, loaded: Loaded, arguments: dict[str, Any]
+    ) -> tuple[Any, jax.Array]:
+        _, number = self._kernel
+        work = task.work
+        place = piece_place(work, self._place(work), loaded.number)
+        return update_kernel(task.key, number)(state, *loaded.windows(), arguments, place)
+
+    def _place(self, work: Work) -> WorkPlace:
+        return work.place(self._scope)
+
+    def _finish(self, state: Any) -> Any:
+        value = finish_kernel(*self._kernel, self._pass)(state)
+        self._pass += 1
+        return value
+
+
+def piece_place(work: Work, place: WorkPlace, number: int) -> Place:
+    """Where a piece lies."""
+    start, stop = work.pieces[number]
+    return Place(
+        piece=np.uint32(place.first + number),
+        tensor=np.uint32(place.number),
+        block=np.uint32(start // (work.row or BLOCK)),
+        start=np.asarray(split_position(place.offset + start), np.uint32),
+        valid=np.uint32(stop - start),
+    )
