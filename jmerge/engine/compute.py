@@ -96,7 +96,10 @@ class Computer:
 
     def _select(self, task: Task, loaded: Loaded) -> None:
         """Look for thresholds; after the last piece, they are settled beside whatever comes next."""
-        number, name = loaded.turn.what.statistic, (loaded.work.step.name, loaded.turn.what.statistic)
+        number, name = (
+            loaded.turn.what.statistic,
+            (loaded.work.step.name, loaded.turn.what.statistic),
+        )
         if name not in self._under_way:
             self._under_way[name] = Selection(task, number, loaded.slot.samples)
         selection = self._under_way[name]

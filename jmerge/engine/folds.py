@@ -37,7 +37,9 @@ class Fold:
         """Take in a piece, with the arguments of the terms; gives what is ready when that is done."""
         self._tasks[self._place(task.work).first] = task
         if device not in self._states:
-            self._states[device] = jax.tree.map(lambda each: jnp.array(each, copy=True), self._began)
+            self._states[device] = jax.tree.map(
+                lambda each: jnp.array(each, copy=True), self._began
+            )
         state = self._states[device]
         self._states[device], ready = self._update(state, task, loaded, arguments)
         return ready

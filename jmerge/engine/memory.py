@@ -305,7 +305,9 @@ def _statistics_bytes(work: Work) -> int:
         total += min(size, work.candidates) * _candidate_bytes(work)
         total += 3 * -(-thresholds // IN_A_BYTE) * piece  # places
     if any(each.scope == "piece" for each in find_method(step.method).statistics):
-        total += 2 * len(step.models) * piece * 2 * width  # keys as they are and sorted, of two pieces
+        total += (
+            2 * len(step.models) * piece * 2 * width
+        )  # keys as they are and sorted, of two pieces
     return total
 
 

@@ -31,8 +31,9 @@ ROW = 1 << 14
 MOST_ROWS = 64
 assert ROW % BLOCK == 0
 
-Cut = tuple[tuple[tuple[int, int], ...], int]  # a step's pieces, and how many elements stay together
-
+Cut = tuple[
+    tuple[tuple[int, int], ...], int
+]  # a step's pieces, and how many elements stay together
 
 
 class Pass(NamedTuple):

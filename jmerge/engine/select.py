@@ -37,7 +37,6 @@ def sample_starts(size: int, most: int = MOST_COLLECTED) -> np.ndarray:
     return (parts[:-1] + places * np.diff(parts)).astype(np.int64)
 
 
-
 def is_searched(statistic: Statistic, view: tuple[int, ...], platform: str) -> bool:
     """Whether a statistic of a tensor that is seen like this is found by a search: its keys can be partly sorted on
     the host, which is fastest on CPU, and any of them follows from its element alone, so that a sample tells."""
@@ -172,7 +171,11 @@ class Search:
 
 def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[AnyCount]]) -> Threshold:
     """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
-    cuts = [by_partition(own, int(count)) for own, row in zip(keys, counts, strict=True) for count in row]
+    cuts = [
+        by_partition(own, int(count))
+        for own, row in zip(keys, counts, strict=True)
+        for count in row
+    ]
     return make_threshold(*zip(*cuts, strict=True), keys[0].dtype)
 
 

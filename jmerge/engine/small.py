@@ -81,7 +81,9 @@ def _find(tasks: Sequence[Task], number: int, inputs: Sequence[np.ndarray]) -> l
     if is_searched(statistic, key.view, tasks[0].platform):
         terms = [np.asarray(term) for term in terms_rows(key, number)(inputs, arguments)]
         return [
-            thresholds_of([term[row, : task.work.step.spec.size] for term in terms], task.counts(number))
+            thresholds_of(
+                [term[row, : task.work.step.spec.size] for term in terms], task.counts(number)
+            )
             for row, task in enumerate(tasks)
         ]
     states = stacked([task.begin(number) for task in tasks], rows)
