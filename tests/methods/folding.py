@@ -97,7 +97,8 @@ def in_pieces(
                 for i, number in enumerate(own if cut.seed is None else rng.permutation(own)):
                     at = i % cut.devices
                     states[at] = fed(states[at], int(number))
-                state = statistic.close(statistic.join(states), np.uint32(tensor))
+                joined = statistic.join(states) if cut.devices > 1 else states[0]
+                state = statistic.close(joined, np.uint32(tensor))
         value = finish_of(statistic, turn)(state)
         if not isinstance(value, Again):
             assert turn == statistic.passes(dtype) - 1

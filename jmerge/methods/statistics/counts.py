@@ -117,11 +117,8 @@ def times(number: jax.Array, factor: int) -> Count:
 
 def total(counts: Count) -> Count:
     """The sum over the last axis, which is not empty."""
-    if (length := counts.low.shape[-1]) > HALF:
-        rest = [(0, 0)] * (counts.low.ndim - 1) + [(0, -length % HALF)]
-        rows = (jnp.pad(each, rest) for each in counts)
-        counts = total(Count(*(each.reshape(*each.shape[:-1], -1, HALF) for each in rows)))
-        return total(counts)
+    if counts.low.shape[-1] > HALF:
+        return total(total(_parted(counts, HALF)))
     mask = jnp.uint32(HALF - 1)  # of at most so many, sums of halves fit a word
     parts = (counts.low & mask, counts.low >> LIMB, counts.high)
     low, middle, high = (jnp.sum(each, axis=-1, dtype=jnp.uint32) for each in parts)
@@ -135,9 +132,7 @@ def reach(counts: Count, rank: Count) -> tuple[jax.Array, Count]:
     """
     length = counts.low.shape[-1]
     if length > FEW:
-        rest = [(0, 0)] * (counts.low.ndim - 1) + [(0, -length % FEW)]
-        rows = (jnp.pad(each, rest) for each in counts)
-        chunks = Count(*(each.reshape(*each.shape[:-1], -1, FEW) for each in rows))
+        chunks = _parted(counts, FEW)
         chunk, before = reach(total(chunks), rank)
         own = Count(*(_take(each, chunk, -2) for each in chunks))
         index, within = reach(own, subtract(rank, before))
@@ -148,6 +143,14 @@ def reach(counts: Count, rank: Count) -> tuple[jax.Array, Count]:
     index = jnp.minimum(jnp.sum(short, axis=-1, dtype=jnp.int32), length - 1)
     own = Count(*(_take(each, index, -1) for each in counts))
     return index, subtract(Count(*(_take(each, index, -1) for each in running)), own)
+
+
+def _parted(counts: Count, length: int) -> Count:
+    """Counts [..., n] in parts of one length [..., parts, length], the last filled up with zeros."""
+    *others, size = counts.low.shape
+    rest = [(0, 0)] * len(others) + [(0, -size % length)]
+    shape = (*others, -(-size // length), length)
+    return Count(*(jnp.pad(each, rest).reshape(shape) for each in counts))
 
 
 def _take(array: jax.Array, index: jax.Array, axis: int) -> jax.Array:

@@ -72,7 +72,7 @@ class BlockSum(Statistic):
             return state
         own = block_tree(pairs)
         totals = jax.lax.dynamic_update_slice_in_dim(state.totals, own, tensor, 1)
-        return Sums(totals, *(each if each is None else each * 0 for each in state[1:]))
+        return Sums(totals, *(each if each is None else _cleared(each) for each in state[1:]))
 
     def join(self, states: Sequence[Sums]) -> Sums:
         """Every block from the state that has it."""
@@ -93,6 +93,12 @@ def _put(buffer: jax.Array, values: jax.Array, at: Any, count: Any) -> jax.Array
     lanes = jnp.arange(values.shape[1], dtype=jnp.uint32)
     places = jnp.where(lanes < count, jnp.asarray(at, jnp.uint32) + lanes, buffer.shape[1])
     return buffer.at[:, places].set(values, mode="drop")
+
+
+def _cleared(buffer: jax.Array) -> jax.Array:
+    """Zeros where a buffer lies. Times zero, a negative number would leave a sign, and infinity a NaN."""
+    bits = jax.lax.bitcast_convert_type(buffer, f"u{buffer.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(bits & bits.dtype.type(0), buffer.dtype)
 
 
 def _only(parts: Sequence[jax.Array]) -> jax.Array:
