@@ -34,6 +34,5 @@ def bundled(schedule: Schedule) -> list[Bundle | Turn]:
 
 
 def _kind(work: Work) -> Hashable:
-    """What small tensors must have in common: the programs they go through, and the shapes of states."""
-    statistics = frozenset(what.statistic for what in work.passes[:-1])
-    return kernel_key(work.step), statistics, work.step.spec.size if statistics else 0
+    """What small tensors must have in common: the programs they go through."""
+    return kernel_key(work.step), work.passes

@@ -10,13 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.engine.kernel import close_kernel, finish_kernel, update_kernel
-from jmerge.engine.schedule import Place as WorkPlace
 from jmerge.engine.schedule import Work
 from jmerge.engine.slots import Loaded
 from jmerge.engine.task import Task
-from jmerge.methods.positions import split_position
-from jmerge.methods.reduce import BLOCK
-from jmerge.methods.statistics.fold import NONE, Again, Place
+from jmerge.methods.statistics.fold import NONE, Again
 
 
 class Fold:
@@ -35,7 +32,7 @@ class Fold:
         self, task: Task, loaded: Loaded, arguments: dict[str, Any], device: jax.Device
     ) -> jax.Array:
         """Take in a piece, with the arguments of the terms; gives what is ready when that is done."""
-        self._tasks[self._place(task.work).first] = task
+        self._tasks[task.work.place(self._scope).first] = task
         if device not in self._states:
             self._states[device] = jax.tree.map(
                 lambda each: jnp.array(each, copy=True), self._began
@@ -47,7 +44,7 @@ class Fold:
     def close(self, work: Work, device: jax.Device) -> None:
         """End a tensor."""
         states = list(self._states.values())
-        number = np.uint32(self._place(work).number)
+        number = np.uint32(work.place(self._scope).number)
         state = close_kernel(*self._kernel)(states, number)
         self._states = {device: state}
 
@@ -79,26 +76,10 @@ class Fold:
         self, state: Any, task: Task, loaded: Loaded, arguments: dict[str, Any]
     ) -> tuple[Any, jax.Array]:
         _, number = self._kernel
-        work = task.work
-        place = piece_place(work, self._place(work), loaded.number)
+        place = task.place(number, loaded.number)
         return update_kernel(task.key, number)(state, *loaded.windows(), arguments, place)
-
-    def _place(self, work: Work) -> WorkPlace:
-        return work.place(self._scope)
 
     def _finish(self, state: Any) -> Any:
         value = finish_kernel(*self._kernel, self._pass)(state)
         self._pass += 1
         return value
-
-
-def piece_place(work: Work, place: WorkPlace, number: int) -> Place:
-    """Where a piece lies."""
-    start, stop = work.pieces[number]
-    return Place(
-        piece=np.uint32(place.first + number),
-        tensor=np.uint32(place.number),
-        block=np.uint32(start // (work.row or BLOCK)),
-        start=np.asarray(split_position(place.offset + start), np.uint32),
-        valid=np.uint32(stop - start),
-    )

@@ -26,6 +26,7 @@ from jmerge.plan.steps import COPY, Step
 
 INSIDE, ABOVE = 1, 2  # a bracket: two bits
 IN_A_BYTE = 4  # brackets
+NOWHERE = Place(0, 0, 0, np.zeros(2, np.uint32))  # for statistics of single pieces
 LANES = 1024  # width of the check for NaN
 
 
@@ -143,11 +144,7 @@ def update(key: KernelKey, statistic: int) -> Callable[..., Any]:
     def program(
         state: Any, pieces: Sequence[jax.Array], arguments: Mapping[str, Any], place: Place
     ) -> Any:
-        found = terms(pieces, arguments)
-        if found and found[0].size:  # of rows that stay together there may be a number for each
-            each = np.uint32(pieces[0].size // found[0].size)
-            place = place._replace(valid=place.valid // each)
-        return fold.update(state, found, place)
+        return fold.update(state, terms(pieces, arguments), place)
 
     return program
 
@@ -273,7 +270,9 @@ def _keywords(
     for statistic in method.statistics[:until]:
         if statistic.scope == "piece" and statistic.keyword not in keywords:
             terms = statistic.terms(*arrays, **keywords)
-            keywords[statistic.keyword] = statistic.finish(statistic.update(None, terms, None), 0)
+            keywords[statistic.keyword] = statistic.finish(
+                statistic.update(None, terms, NOWHERE), 0
+            )
     return keywords
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.assemble import ASSEMBLE_BYTES, is_dealt_out
-from jmerge.engine.folds import piece_place
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
     IN_A_BYTE,
@@ -218,7 +217,7 @@ def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
             yield chosen_kernel(*kernel), _shape((few,), np.int32), *inputs, arguments
         else:
             arguments |= _sorted_rows(task, inputs, arguments, what.statistic)
-            place = piece_place(work, work.place(what.scope), 0)
+            place = task.place(what.statistic, 0)
             yield update_kernel(*kernel), state, *inputs, arguments, place
     arguments = task.arguments(0)
     if work.small:

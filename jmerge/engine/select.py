@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jmerge.methods.statistics.fold import Statistic
-from jmerge.methods.statistics.topk import AnyCount, Threshold, TopK, by_partition, make_threshold
+from jmerge.methods.statistics.topk import Threshold, TopK, by_partition, make_threshold
 
 SAMPLE_RUN = 1 << 15  # elements that are read together; a read costs about as much as copying these
 SAMPLE_STEP = 16  # of which one in so many is looked at: neighbours are alike
@@ -169,14 +169,13 @@ class Search:
         self._seen = Seen()
 
 
-def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[AnyCount]]) -> Threshold:
+def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[int]]) -> Threshold:
     """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
     cuts = [
-        by_partition(own, int(count))
-        for own, row in zip(keys, counts, strict=True)
-        for count in row
+        by_partition(own, count) for own, row in zip(keys, counts, strict=True) for count in row
     ]
-    return make_threshold(*zip(*cuts, strict=True), keys[0].dtype)
+    bits, last = zip(*cuts, strict=True)
+    return make_threshold(bits, last, keys[0].dtype)
 
 
 def indices_of(mask: np.ndarray) -> np.ndarray:

@@ -43,13 +43,13 @@ class Selection:
         self._of_term = tuple(term for term, row in enumerate(rows) for _ in row)
         # of thresholds that are not searched: above all keys, or at their end
         self._cuts = [
-            (int(np.iinfo(word).max), 0) if int(count) <= 0 else (0, size)
+            (int(np.iinfo(word).max), 0) if count <= 0 else (0, size)
             for row in rows
             for count in row
         ]
         keys = self._keys_of(samples)
         self._searches: dict[int, Search] = {}
-        for i, count in enumerate(int(count) for row in rows for count in row):
+        for i, count in enumerate(count for row in rows for count in row):
             if 0 < count and (count < size or statistic.uses_bits):
                 search = Search(min(count, size), size, word, task.work.candidates)
                 search.take_sample(keys[self._of_term[i]].reshape(samples[0].shape))
@@ -79,7 +79,8 @@ class Selection:
                     self._cuts[i] = search.cut
                     del self._searches[i]
             if not self._searches:
-                return make_threshold(*zip(*self._cuts, strict=True), self._task.key.word)
+                bits, last = zip(*self._cuts, strict=True)
+                return make_threshold(bits, last, self._task.key.word)
             for number in range(len(self._task.work.pieces)):
                 if any(search.wants(number) for search in self._searches.values()):
                     self.feed(read(number))()
@@ -128,5 +129,5 @@ def _count(places: np.ndarray, bit: int) -> int:
     """How many bytes have a bit."""
     whole = places.size & ~7
     words = places[:whole].view(np.uint64) & np.uint64(bit * 0x0101010101010101)
-    rest = np.count_nonzero(places[whole:] & np.uint8(bit))
+    rest = int(np.count_nonzero(places[whole:] & np.uint8(bit)))
     return int(np.bitwise_count(words).sum(dtype=np.int64)) + rest

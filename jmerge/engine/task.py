@@ -14,8 +14,9 @@ from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, kernel_key, keys_kernel
 from jmerge.engine.schedule import Work
 from jmerge.methods.positions import split_position
-from jmerge.methods.statistics.counts import AnyCount
-from jmerge.methods.statistics.fold import Extent, Statistic
+from jmerge.methods.reduce import BLOCK
+from jmerge.methods.statistics.counts import whole_number
+from jmerge.methods.statistics.fold import Extent, Place, Statistic
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY
@@ -36,6 +37,7 @@ class Task:
         self.method = None if work.step.method == COPY else find_method(work.step.method)
         self.statistics: Sequence[Statistic] = self.method.statistics if self.method else ()
         self._found: Found = {}
+        self._terms: dict[int, tuple[int, int]] = {}  # see `terms`
         self._group = group
         self._numbers = self._make_numbers()
 
@@ -75,12 +77,13 @@ class Task:
         found = self.found(number) if found is None else found
         return self.statistics[number].init(self.extent(number), self.work.step.numbers, found)
 
-    def counts(self, number: int) -> Sequence[Sequence[AnyCount]]:
+    def counts(self, number: int) -> list[list[int]]:
         """How many each of the thresholds of a `TopK` keeps, for each term a list."""
         statistic = self.statistics[number]
         assert isinstance(statistic, TopK)
         size = sum(self.work.place(statistic.scope).sizes)
-        return statistic.counts(self.work.step.numbers, size, self.found(number))
+        rows = statistic.counts(self.work.step.numbers, size, self.found(number))
+        return [[whole_number(count) for count in row] for row in rows]
 
     def on_host(self, until: int | None) -> list[int]:
         """The statistics of single pieces, or those before the one of a number, that the host is better at than XLA."""
@@ -96,10 +99,33 @@ class Task:
 
     def extent(self, number: int) -> Extent:
         """What a statistic is taken of."""
-        place = self.work.place(self.statistics[number].scope)
-        inputs = window_shapes(self.work)
-        terms = jax.eval_shape(keys_kernel(self.key, number), *inputs, self.arguments(0, number))
-        return Extent(place.sizes, len(terms), self.key.compute, place.pieces, place.rows)
+        place, (terms, each) = self.work.place(self.statistics[number].scope), self.terms(number)
+        rows = place.rows if each > 1 else max(place.sizes)
+        if not self.work.row:
+            rows = 0
+        return Extent(place.sizes, terms, self.key.compute, place.pieces, rows)
+
+    def place(self, number: int, piece: int) -> Place:
+        """Where a piece lies among those that a statistic is taken of."""
+        own, (start, stop) = self.work.place(self.statistics[number].scope), self.work.pieces[piece]
+        _, each = self.terms(number)
+        return Place(
+            piece=np.uint32(own.first + piece),
+            tensor=np.uint32(own.number),
+            block=np.uint32(start // (each if self.work.row else BLOCK)),
+            start=np.asarray(split_position(own.offset + start), np.uint32),
+            valid=np.uint32((stop - start) // each),
+        )
+
+    def terms(self, number: int) -> tuple[int, int]:
+        """How many terms a statistic has, and of how many elements each of their numbers is: more than one where there
+        is one for a row."""
+        if number not in self._terms:
+            inputs, kernel = window_shapes(self.work), keys_kernel(self.key, number)
+            shapes = jax.eval_shape(kernel, *inputs, self.arguments(0, number))
+            numbers = shapes[0].size if shapes else 0
+            self._terms[number] = len(shapes), self.work.padded(0) // numbers if numbers else 1
+        return self._terms[number]
 
     def _make_numbers(self) -> dict[str, Any]:
         numbers: dict[str, Any] = {}

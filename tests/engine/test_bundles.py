@@ -14,7 +14,7 @@ from enginekit import carry_out, checkpoints, plan_of, read, result, step
 from headers import hollow_llama
 
 import jmerge
-from jmerge.engine import small
+from jmerge.engine import compute
 from jmerge.engine.bundles import bundled
 from jmerge.engine.schedule import MOST_ROWS, ROW, Schedule, Turn, make_schedule
 from jmerge.engine.subset import subset
@@ -41,13 +41,13 @@ METHODS: dict[str, tuple[int, bool, dict[str, Any]]] = {
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many tensors each bundle was."""
     found: list[int] = []
-    make = small.Small.make
+    make = compute.make_small
 
-    def counted(self: small.Small, inputs: Any) -> Any:
-        found.append(len(self.tasks))
-        return make(self, inputs)
+    def counted(tasks: Any, inputs: Any) -> Any:
+        found.append(len(tasks))
+        return make(tasks, inputs)
 
-    monkeypatch.setattr(small.Small, "make", counted)
+    monkeypatch.setattr(compute, "make_small", counted)
     return found
 
 

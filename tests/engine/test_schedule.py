@@ -75,8 +75,8 @@ def slerp(name: str, *inputs: Read | Result) -> Step:
 def turns(*steps: Step) -> list[str]:
     """The passes of a schedule in order, as 'name kind'."""
     schedule = make_schedule(plan_of(*steps))
-    found = [f"{turn.work.step.name} {turn.what.kind}" for turn in schedule.turns]
-    whole = [f"{work.step.name} {turn.kind}" for work in schedule.work for turn in work.passes]
+    found = [f"{turn.work.step.name} {turn.what.name}" for turn in schedule.turns]
+    whole = [f"{work.step.name} {turn.name}" for work in schedule.work for turn in work.passes]
     assert sorted(found) == sorted(whole), "every pass once"
     return found
 

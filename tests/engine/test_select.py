@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, indices_of, sample_starts
-from jmerge.methods.cuts import cut_by_partition
+from jmerge.methods.statistics.topk import by_partition
 from jmerge.methods.spec import REGISTRY
 
 SIZE = 600_000
@@ -46,24 +46,20 @@ KINDS = {name: values.astype(np.float32) for name, values in kinds().items()}
 def search_for(magnitude: np.ndarray, count: int, sample: np.ndarray | None) -> Search:
     """A search that has ended, fed as the engine does."""
     bits = magnitude.view(f"u{magnitude.itemsize}")
-    search = Search(count, bits.size, bits.dtype)
+    search = Search(count, bits.size, bits.dtype, select.MOST_COLLECTED)
     if sample is not None:
         search.take_sample(sample)
-    pieces = -(-bits.size // PIECE)
     passes = 0
     while search.cut is None:
-        for number in search.wanted(pieces):
+        for number in filter(search.wants, range(-(-bits.size // PIECE))):
             piece = bits[number * PIECE : (number + 1) * PIECE]
             inside = (piece >= search.low) & (piece <= search.high)
             above = int(np.count_nonzero(piece > search.high))
-            search.add(
-                number,
-                above,
-                inside,
-                lambda indices, piece=piece: (piece[indices], piece[indices]),
-                number * PIECE,
-            )
-        search.settle(lambda base, model: base)
+            if search.count_in(number, above, int(np.count_nonzero(inside))):
+                # with others that another search wants
+                given = np.flatnonzero(inside | (piece & 7 == 0))
+                search.collect(piece[given], number * PIECE + given)
+        search.settle()
         passes += 1
         assert passes < 100, "it does not end"
     return search
@@ -83,7 +79,7 @@ def test_finds_the_cut(kind: str, most: int, monkeypatch: pytest.MonkeyPatch) ->
     magnitude = KINDS[kind]
     for count in (1, 2, SIZE // 5, SIZE // 2, SIZE - 1):
         found = search_for(magnitude, count, honest(magnitude)).cut
-        assert found == cut_by_partition(magnitude, count)
+        assert found == by_partition(magnitude.view(f"u{magnitude.itemsize}"), count)
 
 
 @pytest.mark.parametrize("kind", ["normal", "few values", "rows of very different size"])
@@ -101,7 +97,9 @@ def test_a_sample_that_misleads(kind: str) -> None:
     ]
     for liar in liars:
         for count in (1, SIZE // 3, SIZE - 1):
-            assert search_for(magnitude, count, liar).cut == cut_by_partition(magnitude, count)
+            assert search_for(magnitude, count, liar).cut == by_partition(
+                magnitude.view(f"u{magnitude.itemsize}"), count
+            )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_float64() -> None:
     magnitude = 1 + np.arange(SIZE) * 1e-12
     for sample in (None, honest(magnitude)):
         found = search_for(magnitude, SIZE // 4, sample).cut
-        assert found == cut_by_partition(magnitude, SIZE // 4)
+        assert found == by_partition(magnitude.view(np.uint64), SIZE // 4)
 
 
 @pytest.mark.parametrize("size", [1, SAMPLE_RUN, (1 << 18) + 1, 10**6, 3 * 10**9])

@@ -76,7 +76,7 @@ def pieces(
     found: Counter[tuple[Where | None, int]] = Counter()
     for turn in schedule.turns:
         step = turn.work.step
-        if combined and turn.what.kind != "combine":
+        if combined and not turn.what.combines:
             continue
         inputs = [step.inputs[position] for position in turn.what.inputs]
         specs = (
@@ -84,7 +84,7 @@ def pieces(
         )
         for number, (start, stop) in enumerate(turn.work.pieces):
             nbytes = sum(spec.nbytes * (stop - start) // max(spec.size, 1) for spec in specs)
-            found[Where(step.name, turn.what.kind, number), nbytes] += 1
+            found[Where(step.name, turn.what.name, number), nbytes] += 1
     return found
 
 

@@ -57,7 +57,7 @@ def turns(schedule: Schedule, kind: str) -> dict[str, list[list[int]]]:
     """The pieces of the turns of a kind by step; `statistics` are all but `combine`."""
     found: dict[str, list[list[int]]] = {}
     for turn in schedule.turns:
-        if (turn.what.kind == "combine") == (kind == "combine"):
+        if (turn.what.combines) == (kind == "combine"):
             found.setdefault(turn.work.step.name, []).append(list(turn.pieces))
     return found
 

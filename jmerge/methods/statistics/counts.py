@@ -194,7 +194,7 @@ def share(fraction: Any, whole: Any, *, up: bool = False) -> AnyCount:
         if float(np.float32(fraction)) == fraction:
             return _exact_share(jnp.float32(fraction), _limbs_of(whole), up)
         return _double_share(fraction, whole, up)
-    whole = whole if isinstance(whole, int) else _plain(whole)
+    whole = whole_number(whole)
     if float(np.float32(fraction)) == fraction:
         exact = Fraction(fraction) * whole
         return max(0, -(-exact.numerator // exact.denominator) if up else int(exact))
@@ -212,10 +212,11 @@ def kept_count(density: Any, size: int) -> AnyCount:
     return size if density >= 1 else maximum(1, share(density, size))
 
 
-def _plain(whole: Any) -> int:
+def whole_number(whole: Any) -> int:
+    """A count, or a float that is one, as a plain number; no traced one."""
     if isinstance(whole, Count):
         return (int(whole.high) << 32) + int(whole.low)
-    return int(float(whole))
+    return whole if isinstance(whole, int) else int(float(whole))
 
 
 def _of_float(whole: jax.Array) -> Count:

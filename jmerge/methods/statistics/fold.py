@@ -79,7 +79,8 @@ class Statistic:
     when: Callable[[Hyperparameters], bool] = lambda hyperparameters: True  # whether it is needed
 
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
-        """The state before the first piece."""
+        """The state before the first piece; of equal shapes for all small tensors (`BLOCK` elements and some more) that
+        are one piece."""
         raise NotImplementedError
 
     def update(self, state: Any, terms: Sequence[jax.Array], place: Place) -> Any:
@@ -98,6 +99,14 @@ class Statistic:
     def passes(self, dtype: np.dtype[Any]) -> int:
         """How many times `update` goes over the pieces."""
         return 1
+
+    def rounds(self, dtype: np.dtype[Any]) -> int:
+        """How many of the passes go over all pieces; those after them go over few."""
+        return self.passes(dtype)
+
+    def known(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
+        """The value where no element has to be looked at for it, else None."""
+        return None
 
     def finish(self, state: Any, number: int) -> Any:
         """The value, or `Again`, after pass `number`, counted from 0."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmerge.methods.reduce import (
     BLOCK,
@@ -19,7 +20,7 @@ from jmerge.methods.reduce import (
 )
 from jmerge.methods.statistics.fold import Extent, Found, Hyperparameters, Place, Statistic
 
-LENGTHS = (1, 1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
+LENGTHS = (1 << 5, 1 << 10, 1 << 15)  # of most buffers of blocks: every length takes a program
 
 
 class Sums(NamedTuple):
@@ -44,6 +45,12 @@ class BlockSum(Statistic):
             return Sums(totals, None, jnp.zeros((extent.terms, rows), extent.dtype))
         blocks = padded_length(-(-max(extent.sizes) // BLOCK))
         return Sums(totals, jnp.zeros((extent.terms, blocks, 2), extent.dtype), None)
+
+    def known(
+        self, extent: Extent, hyperparameters: Hyperparameters, found: Found
+    ) -> np.ndarray | None:
+        """Zeros where there is nothing."""
+        return None if extent.size else np.zeros(extent.terms, extent.dtype)
 
     def update(self, state: Sums, terms: Sequence[jax.Array], place: Place) -> Sums:
         """The state with the blocks of a piece, or with a tensor. In its last block what is not valid is zero."""
@@ -72,7 +79,9 @@ class BlockSum(Statistic):
             return state
         own = block_tree(pairs)
         totals = jax.lax.dynamic_update_slice_in_dim(state.totals, own, tensor, 1)
-        return Sums(totals, *(each if each is None else _cleared(each) for each in state[1:]))
+        return Sums(
+            totals, *(each if each is None else jnp.where(False, each, 0) for each in state[1:])
+        )
 
     def join(self, states: Sequence[Sums]) -> Sums:
         """Every block from the state that has it."""
@@ -93,12 +102,6 @@ def _put(buffer: jax.Array, values: jax.Array, at: Any, count: Any) -> jax.Array
     lanes = jnp.arange(values.shape[1], dtype=jnp.uint32)
     places = jnp.where(lanes < count, jnp.asarray(at, jnp.uint32) + lanes, buffer.shape[1])
     return buffer.at[:, places].set(values, mode="drop")
-
-
-def _cleared(buffer: jax.Array) -> jax.Array:
-    """Zeros where a buffer lies. Times zero, a negative number would leave a sign, and infinity a NaN."""
-    bits = jax.lax.bitcast_convert_type(buffer, f"u{buffer.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(bits & bits.dtype.type(0), buffer.dtype)
 
 
 def _only(parts: Sequence[jax.Array]) -> jax.Array:

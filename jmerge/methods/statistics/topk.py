@@ -97,6 +97,29 @@ class TopK(Statistic):
         """How many there are: one for each digit, and one for positions."""
         return -(-8 * dtype.itemsize // _digit()) + 1
 
+    def rounds(self, dtype: np.dtype[Any]) -> int:
+        """One for each digit."""
+        return self.passes(dtype) - 1
+
+    def known(
+        self, extent: Extent, hyperparameters: Hyperparameters, found: Found
+    ) -> Threshold | None:
+        """The thresholds that keep nothing, or everything, whatever the keys are."""
+        try:
+            rows = self.counts(hyperparameters, extent.size, found)
+        except KeyError:  # they follow from what is yet to be found
+            return None
+        counts = [count for row in rows for count in row]
+        word = np.dtype(f"u{extent.dtype.itemsize}")
+        cuts = []
+        for count in counts:
+            if not isinstance(count, int) or (count > 0 and self.uses_bits and extent.size):
+                return None
+            if 0 < count < extent.size:
+                return None
+            cuts.append((0, extent.size) if count > 0 else (int(np.iinfo(word).max), 0))
+        return make_threshold([bits for bits, _ in cuts], [last for _, last in cuts], word)
+
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Search:
         """The search before the first pass."""
         rows = self.counts(hyperparameters, extent.size, found)
@@ -125,6 +148,8 @@ class TopK(Statistic):
         """The search after one more piece; in the last pass, only after the pieces before it."""
         if not state.of_term or not terms[0].size:
             return state
+        # once for all thresholds, not anew for each
+        terms = jax.lax.optimization_barrier(list(terms))  # type: ignore[no-untyped-call]
         valid = None
         if place.valid is not None:
             lanes = jnp.arange(terms[0].size, dtype=jnp.uint32)
@@ -134,9 +159,11 @@ class TopK(Statistic):
             return _locate(state, terms, group, place.start, valid)
         found = [_digits_of(terms[term], state, i, valid) for i, term in enumerate(state.of_term)]
         own = Count(*(jnp.stack(words) for words in zip(*found, strict=True)))
-        after = add(Count(*(each[group] for each in state.counted)), own)
-        words = zip(state.counted, after, strict=True)
-        return replace(state, counted=Count(*(each.at[group].set(new) for each, new in words)))
+        # to all groups, of which the others get zeros: XLA takes three times as long to put a part in its place
+        groups = jnp.arange(len(state.counted.low), dtype=jnp.uint32)
+        mine = (groups == group).reshape(-1, 1, 1)
+        added = Count(*(jnp.where(mine, word, 0) for word in own))
+        return replace(state, counted=add(state.counted, added))
 
     def join(self, states: Sequence[Search]) -> Search:
         """One search of those of several devices; the last pass has to be on one."""
@@ -190,21 +217,30 @@ def _locate(
     valid: jax.Array | None,
 ) -> Search:
     """The search after a piece in which the last ties that are kept may lie."""
+    nothing = Count(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
     ranks, lasts = [], []
     for i, term in enumerate(state.of_term):
-        tied = terms[term] == state.prefix[i]
-        if valid is not None:
-            tied = tied & valid
         rank, last = (Count(*(word[i] for word in each)) for each in (state.rank, state.last))
-        ties = number_true(tied)
         looked = (state.group[i] == group) & ((rank.high | rank.low) != 0)
-        here = looked & ~less(ties, rank)
-        place = add(Count(start[0], start[1]), nth_true(tied, rank))
-        left = choose(
-            here, Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low)), subtract(rank, ties)
-        )
-        ranks.append(choose(looked, left, rank))
-        lasts.append(choose(here, place, last))
+
+        def look(
+            rank: Count, last: Count, keys: jax.Array = terms[term], i: int = i
+        ) -> tuple[Count, Count]:
+            tied = keys == state.prefix[i]
+            if valid is not None:
+                tied = tied & valid
+            ties = number_true(tied)
+            here = ~less(ties, rank)
+            place = add(Count(start[0], start[1]), nth_true(tied, rank))
+            return choose(here, nothing, subtract(rank, ties)), choose(here, place, last)
+
+        if valid is None:  # a whole tensor, where it always is
+            found = look(rank, last)
+            rank, last = choose(looked, found[0], rank), choose(looked, found[1], last)
+        else:
+            rank, last = jax.lax.cond(looked, look, lambda rank, last: (rank, last), rank, last)
+        ranks.append(rank)
+        lasts.append(last)
     return replace(state, rank=_stacked(ranks), last=_stacked(lasts))
 
 
