@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, indices_of, sample_starts
-from jmerge.methods.statistics.topk import by_partition
 from jmerge.methods.spec import REGISTRY
+from jmerge.methods.statistics.topk import by_partition
 
 SIZE = 600_000
 SWITCHES = {"normalize": True, "rescale": True}

@@ -8,12 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from variants import Change, alone, default, function, inside, negative, statistic, sums
-
-from jmerge.methods.arcee_fusion import arcee_fusion, score
-from jmerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
-from jmerge.methods.cabs import cabs, largest_of_blocks
-from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.cuts import (
     Cut,
     cut_largest,
@@ -22,6 +16,12 @@ from jmerge.methods.cuts import (
     kept_count,
     ordered_keys,
 )
+from variants import Change, alone, default, function, inside, negative, statistic, sums
+
+from jmerge.methods.arcee_fusion import arcee_fusion, score
+from jmerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
+from jmerge.methods.cabs import cabs, largest_of_blocks
+from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.dare import dare_linear, dare_ties
 from jmerge.methods.della import della, della_linear, della_sums, rank_keys, sort_rows
 from jmerge.methods.localize_stitch import localize_stitch
