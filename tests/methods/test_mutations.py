@@ -67,7 +67,7 @@ SEEN_BY = {
     "before and after swapped": "recipe",
     "a share of all elements": "recipe",
     "lengths of changes not scaled": "recipe",
-    "cuts of changes not scaled": "recipe",
+    "thresholds of changes not scaled": "recipe",
 }
 
 
@@ -125,7 +125,7 @@ BREAKS: dict[str, tuple[str, Change]] = {
             lambda key, inputs: (jnp.stack([m for i, m in enumerate(inputs) if i != key.base]),),
         ),
     ),
-    "reference": ("slerp", function(lambda b, x, *, t, sums=None: b + t * (x[0] - b))),
+    "reference": ("slerp", function(lambda b, x, *, t, sums: b + t * (x[0] - b))),
     "jit": (
         "linear",
         function(
