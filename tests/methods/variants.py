@@ -30,7 +30,7 @@ def function(variant: Callable[..., jax.Array]) -> Change:
 
 
 def statistic(keyword: str, **changes: Any) -> Change:
-    """The method for which the engine finds another statistic under a keyword."""
+    """The method with another statistic under a keyword."""
 
     def change(method: Method) -> Method:
         assert keyword in [each.keyword for each in method.statistics]
@@ -44,7 +44,7 @@ def statistic(keyword: str, **changes: Any) -> Change:
 
 
 def sums(variant: Callable[..., Sequence[jax.Array]]) -> Change:
-    """The method for which the engine adds up other terms."""
+    """The method that adds up other terms."""
     return statistic("sums", terms=variant)
 
 

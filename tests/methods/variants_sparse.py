@@ -166,7 +166,8 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             )
         ),
         "ranks of values": statistic(
-            "ordered", terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x[None]) for x in d]
+            "ordered",
+            terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x.reshape(1, -1)) for x in d],
         ),
         "one key for all models": function(
             lambda d, *, keys, **rest: della(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)

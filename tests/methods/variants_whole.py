@@ -94,8 +94,8 @@ SLERP: dict[str, Change] = {
         lambda b, x, *, t, sums: slerp(b, x, t=t, sums=-jnp.abs(sums))
     ),
     "sums of the piece alone": alone(),
-    "wrong terms in the engine": sums(lambda b, x, **_: (b * b, b * b, b * x[0])),
-    "terms of the engine in another order": sums(lambda b, x, **_: slerp_sums(b, x)[::-1]),
+    "wrong terms": sums(lambda b, x, **_: (b * b, b * b, b * x[0])),
+    "terms in another order": sums(lambda b, x, **_: slerp_sums(b, x)[::-1]),
     "in bfloat16": function(lambda b, x, *, t, sums: coarse(slerp(b, x, t=t, sums=sums))),
 }
 
