@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jaxlib
 
 from jmerge.testing.leaning import ELEMENTS, NAMES, example
 
 
 def bench_xla(repeats: int) -> None:
     """Print a line for each example: medians of processor time and memory, with the function and without it."""
-    print(f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {jax.default_backend()}", end="; ")
+    print(f"jax {jax.__version__}, {jax.default_backend()}", end="; ")
     print(f"{ELEMENTS} elements, float32")
     for name in NAMES:
         case = example(name)
@@ -34,7 +33,7 @@ def bench_xla(repeats: int) -> None:
 
 def _compile(function: Callable[..., jax.Array], arguments: Sequence[Any]) -> Any:
     compiled = jax.jit(lambda *given: function(*given)).lower(*arguments).compile()
-    jax.block_until_ready(compiled(*arguments))
+    compiled(*arguments).block_until_ready()
     return compiled
 
 
@@ -42,5 +41,5 @@ def _seconds(program: Callable[..., jax.Array], arguments: Sequence[Any]) -> flo
     """Of the processor, or of the clock where a device computes."""
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     start = clock()
-    jax.block_until_ready(program(*arguments))
+    program(*arguments).block_until_ready()
     return clock() - start
