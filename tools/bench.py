@@ -11,6 +11,8 @@ process for each method. Printed are the median seconds, elements per second, th
 models (timed in turns with it), and how far resident memory rose, inputs mapped at the time included.
 
     python tools/bench.py --methods ties,dare_ties --elements 4000000
+
+With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 
 from __future__ import annotations
@@ -322,9 +324,17 @@ def main() -> None:
     parser.add_argument(
         "--elements", type=int, default=11008 * 4096, help="of the tensor for --methods"
     )
+    parser.add_argument(
+        "--xla", action="store_true", help="time what leans on XLA instead, with and without"
+    )
     options = parser.parse_args()
     if options.repeats < 1 or options.elements < 1:
         parser.error("--repeats and --elements are at least 1")
+    if options.xla:
+        from xlabench import bench_xla  # brings JAX, which whole merges are timed without
+
+        bench_xla(options.repeats)
+        return
     if options.methods:
         bench_methods(options.methods, options.folder, options.elements, options.repeats)
         return
