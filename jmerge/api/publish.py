@@ -74,7 +74,9 @@ class Publication:
     def check_place(self) -> None:
         """PlanError when the folder would be made of what it replaces."""
         if CONTROL.search(str(self.place)):
-            message = f"'{self.place}' is no name that can be written into files; choose another folder"
+            message = (
+                f"'{self.place}' is no name that can be written into files; choose another folder"
+            )
             raise PlanError(Fault(message, where="out"))
         with environment_errors(self.place):
             inputs = [model.path for model in self.plan.models if is_local(model.path)]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import uniform
 from jmerge.methods.spec import PerModel
 
@@ -43,6 +43,7 @@ _declare = partial(
     pruning_method,
     sums=dare_sums,
     rescale=True,
+    draws=True,
     paper="https://arxiv.org/abs/2311.03099",
     density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
 )
@@ -68,7 +69,7 @@ def dare_linear(
     density: jax.Array,
     scale: jax.Array,
     normalize: bool,
-    rescale: bool,
+    rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
     sums: jax.Array | None = None,
@@ -85,6 +86,7 @@ def dare_linear(
         normalize=normalize,
         rescale=rescale,
         sums=sums,
+        chances=lambda: list(density),
     )
 
 
@@ -106,7 +108,7 @@ def dare_ties(
     density: jax.Array,
     scale: jax.Array,
     normalize: bool,
-    rescale: bool,
+    rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
     sums: jax.Array | None = None,
@@ -120,4 +122,5 @@ def dare_ties(
         normalize=normalize,
         rescale=rescale,
         sums=sums,
+        chances=lambda: list(density),
     )

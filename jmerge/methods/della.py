@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import coins, uniform
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import PerModel, Switch
-from jmerge.methods.statistics.rows import SortedRows
+from jmerge.methods.statistics.rows import SortedRows, deal_rows
 from jmerge.methods.statistics.topk import magnitude_keys
 
 
@@ -54,7 +54,7 @@ def drop(
         coin = coins(keys[i], magnitudes.shape, start)
         # at least as large as the element of that rank, or larger than the one below
         place = needed - 1 + coin.astype(jnp.int32)
-        found = jnp.clip(place, 0, max(last, 0))
+        found = deal_rows(jnp.clip(place, 0, max(last, 0)), beside=magnitudes)
         bar = jnp.take_along_axis(ordered[i], found, axis=1, mode="promise_in_bounds")
         keep = (needed <= 0) | ((place <= last) & (magnitudes + coin.astype(bar.dtype) > bar))
         kept.append(jnp.where(keep.reshape(delta.shape[1:]), delta[i], 0))
@@ -63,7 +63,7 @@ def drop(
 
 def _rank_needed(drawn: jax.Array, last: int, density: jax.Array, epsilon: jax.Array) -> jax.Array:
     """The lowest rank int32 [*shape] whose chance is above the number drawn: 0 for any, last + 1 for none."""
-    level = (density <= 0) | (density >= 1) | (epsilon == 0) | (last == 0)
+    level = _is_level(last, density, epsilon)
     slope = last / (2 * jnp.where(level, 1, epsilon))
     reached = jnp.clip(jnp.floor(slope * (drawn - density) + last / 2), -1, last)
     needed: jax.Array = jnp.where(level, jnp.where(drawn < density, -1, last), reached) + 1
@@ -88,9 +88,36 @@ class _Drop(NamedTuple):
 
 
 def _merge(
-    delta: jax.Array, own: _Drop, *, rescale: bool, sums: jax.Array | None, **rest: Any
+    delta: jax.Array, own: _Drop, *, rescale: Rescale, sums: jax.Array | None, **rest: Any
 ) -> jax.Array:
-    return merge_kept(drop(delta, **own._asdict()), rescale=rescale, sums=sums, **rest)
+    kept, chances = drop(delta, **own._asdict()), partial(chances_of, delta, own)
+    return merge_kept(kept, rescale=rescale, sums=sums, chances=chances, **rest)
+
+
+def chances_of(delta: jax.Array, own: _Drop) -> list[jax.Array]:
+    """The chance of each element of each model [*shape] to be kept; equal ones of a row have that of their mean rank."""
+    found = []
+    for i, keys in enumerate(rank_keys(delta)):
+        last = keys.shape[1] - 1
+        rows, ordered = (
+            jnp.moveaxis(each, 1, -1).reshape(-1, last + 1) for each in (keys, own.ordered[i])
+        )
+        below, upto = (
+            jax.vmap(partial(jnp.searchsorted, side=side))(ordered, rows).astype(delta.dtype)
+            for side in ("left", "right")
+        )
+        density, epsilon = own.density[i], own.epsilon[i]
+        level = _is_level(last, density, epsilon)
+        rank = (below + upto - 1) / 2
+        chance = jnp.where(level, density, density - epsilon + 2 * epsilon * rank / max(last, 1))
+        moved = jnp.moveaxis(keys, 1, -1).shape
+        found.append(jnp.moveaxis(chance.reshape(moved), -1, 1).reshape(delta.shape[1:]))
+    return found
+
+
+def _is_level(last: int, density: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """Whether all elements of a row have the same chance."""
+    return (density <= 0) | (density >= 1) | (epsilon == 0) | (last == 0)
 
 
 def _rows(change: jax.Array) -> jax.Array:
@@ -115,6 +142,7 @@ _declare = partial(
     unit=lambda numbers: "slab",
     check=_check,
     rescale=True,
+    draws=True,
     paper="https://arxiv.org/abs/2406.11617",
     density=PerModel(1.0, low=0.0, high=1.0, doc="mean chance of a change to be kept"),
     epsilon=PerModel(
@@ -144,7 +172,7 @@ def della(
     epsilon: jax.Array,
     scale: jax.Array,
     normalize: bool,
-    rescale: bool,
+    rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
     ordered: list[jax.Array],
@@ -185,7 +213,7 @@ def della_linear(
     epsilon: jax.Array,
     scale: jax.Array,
     normalize: bool,
-    rescale: bool,
+    rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
     ordered: list[jax.Array],

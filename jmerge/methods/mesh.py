@@ -40,3 +40,11 @@ def deal(x: jax.Array, mesh: AbstractMesh, axis: int | None) -> jax.Array:
     layout = NamedSharding(mesh, P(*axes))  # type: ignore[no-untyped-call]
     dealt: jax.Array = jax.lax.with_sharding_constraint(x, layout)  # type: ignore[no-untyped-call]
     return dealt
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """The axes of `jax.shard_map` along which an array holds different parts; none where `check_vma` is off."""
+    known = jax.typeof(array)
+    if (kind := getattr(known, "manual_axis_type", None)) is not None:
+        return frozenset(kind.varying)
+    return frozenset(getattr(known, "vma", ()))  # as JAX called it at first

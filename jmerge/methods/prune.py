@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.task_arithmetic import task_arithmetic
 
+Rescale = bool | Literal["chance"]
+
 NO_NORM = 1e-7  # an L1 norm below this is not restored: MergeKit's bound
 
 
@@ -32,13 +34,21 @@ def norm_terms(delta: jax.Array, kept: jax.Array) -> tuple[jax.Array, ...]:
 def restore_norm(kept: jax.Array, sums: jax.Array) -> jax.Array:
     """kept [models, *shape] times what restores each model's L1 norm, as it was before elements were dropped.
 
-    sums [2 models]: totals of `norm_terms` over the whole tensor. DARE's paper divides by the density instead, which
-    this equals on average.
+    sums [2 models]: totals of `norm_terms` over the whole tensor. For DARE it is on average what `by_chance` does.
     """
     before, after = jnp.split(sums, 2)
     usable = jnp.minimum(before, after) >= NO_NORM
     factor = jnp.where(usable, before / jnp.where(usable, after, 1), 1)
     return jnp.stack([factor[i] * kept[i] for i in range(kept.shape[0])])
+
+
+def by_chance(kept: jax.Array, chances: Sequence[jax.Array]) -> jax.Array:
+    """kept [models, *shape] divided by the chance that each element had to be kept, which makes its mean what it was."""
+    divided = [
+        kept[i] / jnp.where(chance > 0, chance, 1).astype(kept.dtype)
+        for i, chance in enumerate(chances)
+    ]
+    return jnp.stack(divided) if divided else kept
 
 
 def merge_kept(
@@ -48,14 +58,19 @@ def merge_kept(
     weight: jax.Array,
     scale: jax.Array,
     normalize: bool,
-    rescale: bool,
+    rescale: Rescale,
     sums: jax.Array | None,
+    chances: Callable[[], Sequence[jax.Array]] | None = None,
 ) -> jax.Array:
     """The change to make to the base [*shape], from what was kept of the models' changes [models, *shape].
 
-    With `vote` only what agrees with the sign of the weighted sum is added; sums as in `restore_norm`.
+    With `vote` only what agrees with the sign of the weighted sum is added; sums as in `restore_norm`. chances: of each
+    model's elements to be kept, for methods that draw them.
     """
-    if rescale:
+    if rescale == "chance":
+        assert chances is not None
+        kept = by_chance(kept, chances())
+    elif rescale:
         assert sums is not None
         kept = restore_norm(kept, sums)
     if vote:
@@ -68,6 +83,7 @@ def pruning_method(
     *,
     sums: Callable[..., Sequence[jax.Array]],
     rescale: bool,
+    draws: bool = False,
     before: Sequence[Statistic] = (),
     weight: Parameter = PerModel(doc="factor of the model's change"),  # noqa: B008  (frozen)
     normalize: Parameter = Switch(  # noqa: B008
@@ -78,7 +94,7 @@ def pruning_method(
     """`merge_method` for a method that ends with `merge_kept`.
 
     sums: the terms of the norms that rescaling restores, see `norm_terms`; rescale, normalize: by default;
-    before: statistics that it needs first; rest: its texts and its own parameters.
+    draws: whether elements are kept by chance; before: statistics that it needs first; rest: its texts and its own parameters.
     """
     return merge_method(
         name,
@@ -87,7 +103,7 @@ def pruning_method(
         models=(0, None),
         statistics=(
             *before,
-            BlockSum(keyword="sums", terms=sums, when=lambda numbers: numbers["rescale"]),
+            BlockSum(keyword="sums", terms=sums, when=_restores),
         ),
         no_effect=("int8_mask",),
         divides=lambda numbers: bool(numbers["normalize"]),
@@ -95,5 +111,13 @@ def pruning_method(
         **rest,
         scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
         normalize=normalize,
-        rescale=Switch(rescale, doc="restore each model's L1 norm after dropping"),
+        rescale=Switch(
+            rescale,
+            words=("norm", "chance") if draws else ("norm",),
+            doc="restore each model's L1 norm after dropping",
+        ),
     )
+
+
+def _restores(numbers: Mapping[str, Any]) -> bool:
+    return numbers["rescale"] not in (False, "chance")

@@ -59,6 +59,8 @@ class Parameter:
         False  # it must be the same for all tensors: statistics of the whole model follow from it
     )
     planned: bool = False  # the planner sets it, recipes cannot
+    # Of a flag: what True is called in Python, and values besides True and False.
+    words: tuple[str, ...] = ()
     given: bool = True  # whether the function gets it, not only what statistics make of it
     doc: str = ""
 

@@ -18,6 +18,7 @@ from jmerge.ckpt.weights import EXPLICIT
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
+from jmerge.methods.streams import streams
 from jmerge.methods.wrap import find_method
 from jmerge.plan.account import account
 from jmerge.plan.check import check_recipe
@@ -185,6 +186,8 @@ class _Builder:
             "task": 0.0
         }
         self.steps: dict[str, Step] = {}
+        # of random methods: the tensor whose random numbers a step has, and its models as counted without the base
+        self.draws: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.twice: dict[Path, list[str]] = {}  # names that two targets have, by slice
         self.findings = Findings(notes, self.views)
         self.untrained = Untrained(notes)
@@ -209,6 +212,7 @@ class _Builder:
         )
         for step in unmentioned.steps():
             self._add(step)
+        self._draw_keys()
         self.findings.tell_faults()
         check_conflicts(self.views, self.notes)
         self.kept.coverage.tell(self.notes)
@@ -318,6 +322,8 @@ class _Builder:
         step = self.steps.get(table) if table else None
         merged = step is not None and self.kept.coverage.excluded(step.name) is None
         note = f"{table} over again: every model ties them"
+        if merged and table in self.draws:
+            self.draws[target.name] = self.draws[table]
         return dataclasses.replace(step, name=target.name, note=note) if step and merged else None
 
     def _merge(self, target: Target, found: Inputs) -> None:
@@ -348,6 +354,9 @@ class _Builder:
         dtype, kept = self.precision.of(target.name, target.template.name, reads)
         if numbers is None:
             numbers = {} if copied else self._numbers(target, models)
+        if "keys" in self.method.reserved and not copied:
+            counted = tuple(i - (base is not None and i > base) for i, _ in models)
+            self.draws[target.name] = target.name, counted
         self._add(
             Step(
                 name=target.name,
@@ -357,7 +366,6 @@ class _Builder:
                 method=COPY if copied else self.method.name,
                 numbers=numbers,
                 t=place.t,
-                keys=self._keys(target.name, [i for i, _ in models], base) if not copied else (),
                 note="; ".join(filter(None, (note, kept))),
             )
         )
@@ -385,14 +393,12 @@ class _Builder:
         given = {**self.given, "lines.depth": target.depth}
         return self.resolver.numbers(place, target.name, inputs, given)
 
-    def _keys(
-        self, name: str, models: Sequence[int], base: int | None
-    ) -> tuple[tuple[int, int], ...]:
-        """The random keys of the models at these positions of the slice, counted without the base."""
-        if "keys" not in self.method.reserved:
-            return ()
-        places = [i - (base is not None and i > base) for i in models]
-        return tuple(make_key(self.seed, name, place) for place in places)
+    def _draw_keys(self) -> None:
+        """Give the steps the keys of their random numbers, now that all names are known."""
+        found = dict(zip(self.steps, streams(list(self.steps)), strict=True))
+        for name, (tensor, models) in self.draws.items():
+            keys = tuple(make_key(self.seed, found[tensor], model) for model in models)
+            self.steps[name] = dataclasses.replace(self.steps[name], keys=keys)
 
     def _add(self, step: Step) -> None:
         self.steps[step.name] = step

@@ -29,6 +29,7 @@ from jmerge.engine.small import ROWS
 from jmerge.methods import Method, apply, find_method
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Required
+from jmerge.methods.streams import stream_of
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import write_checkpoint
 
@@ -62,7 +63,8 @@ def keys_of(method: Method, models: int, tensor: str) -> np.ndarray | None:
     """The keys uint32 [models, 2] of a random method under seed 0; None for another."""
     if "keys" not in method.reserved:
         return None
-    return np.asarray([make_key(0, tensor, model) for model in range(models)], np.uint32)
+    stream = stream_of(tensor)
+    return np.asarray([make_key(0, stream, model) for model in range(models)], np.uint32)
 
 
 # The function called by hand

@@ -11,6 +11,7 @@ import references
 from jmerge.methods.della import drop, rank_keys
 from jmerge.methods.random import make_key
 from jmerge.methods.statistics.rows import sort_rows
+from jmerge.methods.streams import stream_of
 
 SHAPE = (64, 400)
 
@@ -25,7 +26,7 @@ def few_values(seed: int) -> np.ndarray:
 def thin(change: np.ndarray, density: float, epsilon: float, seeds: int = 1) -> np.ndarray:
     """What is left of one model's changes, for each of some seeds."""
     numbers = {name: jnp.float32([x]) for name, x in (("density", density), ("epsilon", epsilon))}
-    keys = jnp.asarray([[make_key(seed, "t", 0)] for seed in range(seeds)], jnp.uint32)
+    keys = jnp.asarray([[make_key(seed, stream_of("t"), 0)] for seed in range(seeds)], jnp.uint32)
     delta = jnp.asarray(change[None])
     ordered = [sort_rows(each) for each in rank_keys(delta)]
     draw = jax.jit(jax.vmap(lambda key: drop(delta, keys=key, ordered=ordered, **numbers)[0]))
@@ -36,7 +37,7 @@ def thin(change: np.ndarray, density: float, epsilon: float, seeds: int = 1) -> 
 def test_equal_changes_agree_with_the_reference(density: float, epsilon: float) -> None:
     """The lowest or the highest of the ranks that they share, as the coin says."""
     change = few_values(0)
-    keys = np.asarray([make_key(0, "t", 0)], np.uint32)
+    keys = np.asarray([make_key(0, stream_of("t"), 0)], np.uint32)
     numbers = {"density": (density,), "epsilon": (epsilon,)}
     wanted = references.thinned(change[None], numbers, *references.drawn(keys, change[None]))[0]
     np.testing.assert_array_equal(thin(change, density, epsilon)[0], wanted)

@@ -10,17 +10,17 @@ import pytest
 from jmerge.methods.dare import drop
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import coins, make_key, uniform
+from jmerge.methods.streams import Stream, stream_of
 
 COUNT = 1 << 20
-VECTOR_KEY = (2033264049, 3656364544)
-VECTOR = np.float32(
-    [0.021568357944488525, 0.3379969596862793, 0.8515021800994873, 0.28857553005218506]
-)
+VECTOR_KEY = (537678479, 937196275)
+VECTOR = np.float32([0.7119155526161194, 0.5378876328468323, 0.5966533422470093, 0.598101019859314])
+LAYER_STREAM, LAYER_KEY = ((784884616, 3370917629), (3,)), (1777810645, 1094176175)
 
 
 def numbers(seed: int, tensor: str, model: int, count: int = COUNT, start: int = 0) -> np.ndarray:
     """The uniform numbers of a model of a tensor from a position on."""
-    key = jnp.asarray(make_key(seed, tensor, model), jnp.uint32)
+    key = jnp.asarray(make_key(seed, stream_of(tensor), model), jnp.uint32)
     at = jnp.asarray(split_position(start), jnp.uint32)
     return np.asarray(uniform(key, (count,), at))
 
@@ -43,15 +43,33 @@ def by_hand(key: tuple[int, int], position: int) -> float:
 
 def test_vectors() -> None:
     """Keys and numbers never change: a recipe with a seed gives the same model for ever."""
-    assert make_key(0, "model.norm.weight", 0) == VECTOR_KEY
+    assert make_key(0, stream_of("model.norm.weight"), 0) == VECTOR_KEY
     np.testing.assert_array_equal(numbers(0, "model.norm.weight", 0, 4), VECTOR)
-    assert make_key(1, "a", 23) != make_key(12, "a", 3) != make_key(1, "a2", 3)
+    named = stream_of("model.layers.3.mlp.w")
+    assert named == Stream(*LAYER_STREAM)
+    assert make_key(-1, named, 2) == LAYER_KEY
+    assert (
+        make_key(1, stream_of("a"), 23)
+        != make_key(12, stream_of("a"), 3)
+        != make_key(1, stream_of("a2"), 3)
+    )
+
+
+def test_every_part_of_a_key_counts() -> None:
+    """Seeds, names, layers and models, near ones and far ones."""
+    seeds = (0, 1, -1, 1 << 32, (1 << 63) - 1)
+    names = ("w", "a.w", "0.w", "a.0.w", "a.1.w", "a.0.1.w", "a.1.0.w", "a.4294967295.w")
+    keys = [make_key(s, stream_of(n), m) for s in seeds for n in names for m in (0, 1, 1000)]
+    assert len({key for key in keys}) == len(keys)
+    assert len({word for key in keys for word in key}) == 2 * len(keys)
+    bits = np.unpackbits(np.asarray(keys, "<u4").view(np.uint8))
+    assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
 
 
 @pytest.mark.parametrize("start", [0, 5, 2**31 - 3, 2**32 - 3, 2**40 + 9])
 def test_definition(start: int) -> None:
     """The array function is the definition, at any position."""
-    key = make_key(7, "x", 1)
+    key = make_key(7, stream_of("x"), 1)
     wanted = [by_hand(key, start + i) for i in range(8)]
     np.testing.assert_array_equal(numbers(7, "x", 1, 8, start), np.float32(wanted))
 
@@ -61,7 +79,7 @@ def test_pieces_agree_with_the_whole() -> None:
     whole = numbers(3, "w", 0, 10000)
     pieces = [numbers(3, "w", 0, min(4096, 10000 - s), s) for s in range(0, 10000, 4096)]
     np.testing.assert_array_equal(whole, np.concatenate(pieces))
-    key = jnp.asarray(make_key(3, "w", 0), jnp.uint32)
+    key = jnp.asarray(make_key(3, stream_of("w"), 0), jnp.uint32)
     compiled = jax.jit(lambda k: uniform(k, (100, 100)))(key)
     np.testing.assert_array_equal(whole.reshape(100, 100), np.asarray(compiled))
 
@@ -99,10 +117,10 @@ def test_independent(first: tuple, second: tuple) -> None:
 
 def test_coins() -> None:
     """Half are one, whatever the number beside them, the coin before and another model's."""
-    key = jnp.asarray(make_key(0, "t", 0), jnp.uint32)
+    key = jnp.asarray(make_key(0, stream_of("t"), 0), jnp.uint32)
     found = np.asarray(coins(key, (COUNT,)))
     assert set(np.unique(found)) == {0, 1}
-    other = np.asarray(coins(jnp.asarray(make_key(0, "t", 1), jnp.uint32), (COUNT,)))
+    other = np.asarray(coins(jnp.asarray(make_key(0, stream_of("t"), 1), jnp.uint32), (COUNT,)))
     drawn = numbers(0, "t", 0)
     for beside in (drawn, drawn > 0.5, drawn * 4096 % 1, np.roll(found, 1), other):
         assert abs(np.corrcoef(found, beside)[0, 1]) < 5 / np.sqrt(COUNT)
@@ -117,7 +135,7 @@ def test_coins() -> None:
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 0.5, 0.97, 1.0])
 def test_kept_fraction(density: float) -> None:
     """Within five standard deviations of the binomial; none at 0 and all at 1."""
-    keys = jnp.asarray([make_key(0, "t", i) for i in range(2)], jnp.uint32)
+    keys = jnp.asarray([make_key(0, stream_of("t"), i) for i in range(2)], jnp.uint32)
     kept = drop(jnp.ones((2, COUNT), jnp.float32), jnp.full(2, density, jnp.float32), keys, None)
     spread = np.sqrt(density * (1 - density) * COUNT)
     for count in np.asarray(kept).sum(axis=1):

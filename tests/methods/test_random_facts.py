@@ -14,6 +14,7 @@ from goldens import CONFORMANCE
 
 from jmerge.methods import REGISTRY, apply
 from jmerge.methods.random import make_key
+from jmerge.methods.streams import stream_of
 from jmerge.testing.examples import draw
 from jmerge.testing.ways import by_hand
 
@@ -32,7 +33,9 @@ def drawn(fact: dict[str, Any]) -> np.ndarray:
     own["normalize"] = bool(method.parameters["normalize"].default)
     own["rescale"] = fact["rescale"]
     merge = partial(apply, method, (jnp.asarray(DELTA)[None],), own)
-    keys = np.asarray([[make_key(seed, "delta", 0)] for seed in range(fact["draws"])], np.uint32)
+    keys = np.asarray(
+        [[make_key(seed, stream_of("delta"), 0)] for seed in range(fact["draws"])], np.uint32
+    )
     return np.asarray(jax.jit(jax.vmap(lambda key: merge(keys=key)))(keys))
 
 

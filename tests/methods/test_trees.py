@@ -275,7 +275,7 @@ def test_depth_is_a_tree() -> None:
         assert_close(np.asarray(found[name]), wanted)
     with pytest.raises(TypeError, match="depth="):
         jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5)
-    with pytest.raises(ValueError, match="another structure"):
+    with pytest.raises(ValueError, match="depth is a tree that says nothing of 'layers.0.w'"):
         jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5, depth={"b": 1.0})
 
 
@@ -287,7 +287,8 @@ def test_what_is_not_floating_is_given_back() -> None:
     with pytest.raises(ValueError, match="'step' is int32, which cannot be merged, and differs"):
         jmerge.merge_trees(trees, method="linear", weight=0.5)
     with pytest.raises(
-        ValueError, match="'step' is int32, and whether all are equal cannot be seen"
+        ValueError,
+        match="'step' is int32, .* whether all are equal cannot be seen .*; otherwise='first'",
     ):
         jax.jit(lambda trees: jmerge.merge_trees(trees, method="linear", weight=0.5))(trees)
 
@@ -304,9 +305,9 @@ ONE, TWO = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
         (TypeError, "needs 'weight'", [ONE, TWO], {"method": "linear"}),
         (TypeError, "did you mean 'weight'", [ONE], {"method": "linear", "wieght": 1.0, "weight": 1}),
         (TypeError, "exactly 1 model", [ONE, TWO], {"method": "slerp", "base": ONE, "t": 0.5}),
-        (ValueError, "for each of 2 models, found .3,.", [ONE, TWO], {"method": "linear", "weight": [1, 2, 3]}),
-        (ValueError, "'w' is .2,. in trees.0.", [{"w": jnp.ones(2)}, TWO], {"method": "linear", "weight": 1}),
-        (ValueError, "'v' is in one only", [{"v": jnp.ones(3)}, TWO], {"method": "linear", "weight": 1}),
+        (ValueError, "for each of 2 models, found 3", [ONE, TWO], {"method": "linear", "weight": [1, 2, 3]}),
+        (ValueError, "'w' is .2,. in models.0.", [{"w": jnp.ones(2)}, TWO], {"method": "linear", "weight": 1}),
+        (ValueError, "'w' is in models.1. only", [{"v": jnp.ones(3)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "is a float in one", [{"w": jnp.arange(3)}, TWO], {"method": "linear", "weight": 1}),
         (ValueError, "from 0 to 1", [ONE], {"method": "dare_ties", "base": TWO, "weight": 1.0, "density": 2.0}),
         (ValueError, "needs an epsilon", [ONE], {"method": "della", "base": TWO, "weight": 1.0, "density": 0.9}),
@@ -319,13 +320,21 @@ def test_mistakes(
         jmerge.merge_trees(trees, **keywords)
 
 
-def test_traced_densities_are_refused() -> None:
-    with pytest.raises(TypeError, match="'density' decides about counts"):
-        jax.jit(
-            lambda density: jmerge.merge_trees(
-                [ONE, TWO], method="ties", base=ONE, weight=1.0, density=density
-            )
-        )(0.5)
+def test_traced_densities_count_as_float32_says() -> None:
+    """Alone and many at once; only what decides about the program has to be plain."""
+    base, models = draw(2)
+
+    def sparse(density: Any, **rest: Any) -> Any:
+        numbers = {"weight": 1.0, "density": density, **rest}
+        return jmerge.merge_trees(models, method="ties", base=base, **numbers)
+
+    densities = np.float32([0.0, 0.3, 1 / 3, 1.0])
+    found = jax.jit(jax.vmap(sparse))(densities)
+    for i, density in enumerate(densities):
+        for name, array in sparse(density).items():
+            assert_same_bytes(np.asarray(found[name][i]), np.asarray(array))
+    with pytest.raises(TypeError, match="'normalize' decides what program there is"):
+        jax.jit(lambda yes: sparse(0.5, normalize=yes))(True)
 
 
 # Sharded

@@ -38,15 +38,18 @@ class SortedRows(Statistic):
 
 
 def sort_rows(keys: jax.Array, axis: int = 1) -> jax.Array:
-    """Unsigned keys [*shape] sorted along an axis, the smallest first.
+    """Unsigned keys [*shape] sorted along an axis, the smallest first."""
+    return jnp.sort(deal_rows(keys, axis), axis=axis)
 
-    Rows that lie on several devices are dealt out as wholes first.
-    """
-    mesh = mesh_of([keys])
-    others = [i for i in range(keys.ndim) if i != axis]
+
+def deal_rows(values: jax.Array, axis: int = 1, *, beside: jax.Array | None = None) -> jax.Array:
+    """Values [*shape] whose rows along an axis are dealt out as wholes, where they, or an array `beside`, lie on several
+    devices."""
+    mesh = mesh_of([values] if beside is None else [beside])
+    others = [i for i in range(values.ndim) if i != axis]
     if devices_of(mesh) > 1 and others:
-        keys = deal(keys, mesh, axis_to_deal(keys.shape, others, devices_of(mesh)))
-    return jnp.sort(keys, axis=axis)
+        return deal(values, mesh, axis_to_deal(values.shape, others, devices_of(mesh)))
+    return values
 
 
 def largest_of_rows(keys: jax.Array, count: jax.Array) -> jax.Array:
