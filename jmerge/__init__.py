@@ -42,8 +42,37 @@ if TYPE_CHECKING:
     from jmerge.errors import RecipeError as RecipeError
     from jmerge.errors import RunError as RunError
 
-    # functions of trees: the methods by name go here
-    from jmerge.methods.trees import merge_trees as merge_trees
+    # functions of trees
+    from jmerge.methods.functions import arcee_fusion as arcee_fusion
+    from jmerge.methods.functions import breadcrumbs as breadcrumbs
+    from jmerge.methods.functions import breadcrumbs_ties as breadcrumbs_ties
+    from jmerge.methods.functions import by_path as by_path
+    from jmerge.methods.functions import cabs as cabs
+    from jmerge.methods.functions import consensus as consensus
+    from jmerge.methods.functions import dare_linear as dare_linear
+    from jmerge.methods.functions import dare_ties as dare_ties
+    from jmerge.methods.functions import della as della
+    from jmerge.methods.functions import della_linear as della_linear
+    from jmerge.methods.functions import emr as emr
+    from jmerge.methods.functions import karcher as karcher
+    from jmerge.methods.functions import linear as linear
+    from jmerge.methods.functions import localize_stitch as localize_stitch
+    from jmerge.methods.functions import magmax as magmax
+    from jmerge.methods.functions import merge_trees as merge_trees
+    from jmerge.methods.functions import model_stock as model_stock
+    from jmerge.methods.functions import multislerp as multislerp
+    from jmerge.methods.functions import nearswap as nearswap
+    from jmerge.methods.functions import negmerge as negmerge
+    from jmerge.methods.functions import nuslerp as nuslerp
+    from jmerge.methods.functions import over_layers as over_layers
+    from jmerge.methods.functions import passthrough as passthrough
+    from jmerge.methods.functions import pcb as pcb
+    from jmerge.methods.functions import ram as ram
+    from jmerge.methods.functions import ramplus_tl as ramplus_tl
+    from jmerge.methods.functions import sce as sce
+    from jmerge.methods.functions import slerp as slerp
+    from jmerge.methods.functions import task_arithmetic as task_arithmetic
+    from jmerge.methods.functions import ties as ties
     from jmerge.plan.steps import Plan as Plan
     from jmerge.recipe.recipe import Recipe as Recipe
 
@@ -69,8 +98,37 @@ _LAZY = {
     "PluginWarning": "jmerge.errors",
     "RecipeError": "jmerge.errors",
     "RunError": "jmerge.errors",
-    # functions of trees: the methods by name go here
-    "merge_trees": "jmerge.methods.trees",
+    # functions of trees
+    "arcee_fusion": "jmerge.methods.functions",
+    "breadcrumbs": "jmerge.methods.functions",
+    "breadcrumbs_ties": "jmerge.methods.functions",
+    "by_path": "jmerge.methods.functions",
+    "cabs": "jmerge.methods.functions",
+    "consensus": "jmerge.methods.functions",
+    "dare_linear": "jmerge.methods.functions",
+    "dare_ties": "jmerge.methods.functions",
+    "della": "jmerge.methods.functions",
+    "della_linear": "jmerge.methods.functions",
+    "emr": "jmerge.methods.functions",
+    "karcher": "jmerge.methods.functions",
+    "linear": "jmerge.methods.functions",
+    "localize_stitch": "jmerge.methods.functions",
+    "magmax": "jmerge.methods.functions",
+    "merge_trees": "jmerge.methods.functions",
+    "model_stock": "jmerge.methods.functions",
+    "multislerp": "jmerge.methods.functions",
+    "nearswap": "jmerge.methods.functions",
+    "negmerge": "jmerge.methods.functions",
+    "nuslerp": "jmerge.methods.functions",
+    "over_layers": "jmerge.methods.functions",
+    "passthrough": "jmerge.methods.functions",
+    "pcb": "jmerge.methods.functions",
+    "ram": "jmerge.methods.functions",
+    "ramplus_tl": "jmerge.methods.functions",
+    "sce": "jmerge.methods.functions",
+    "slerp": "jmerge.methods.functions",
+    "task_arithmetic": "jmerge.methods.functions",
+    "ties": "jmerge.methods.functions",
 }
 _MODULES = ("advanced", "methods")
 
