@@ -10,8 +10,9 @@ from typing import Any
 
 from absl import flags
 
-from jmerge.errors import Fault, PlanError
+from jmerge.errors import Fault, PlanError, raise_all
 from jmerge.names import did_you_mean
+from jmerge.sizes import parse_size
 
 USAGE = """\
 jmerge merges language model checkpoints by a recipe.
@@ -198,20 +199,62 @@ def define_flags() -> flags.FlagValues:
 
 
 def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """The words that are not flags, whose `values` are set; PlanError for a flag that is none, or not of ours."""
+    """The words that are not flags, whose `values` are set.
+
+    Raises:
+      PlanError: flags that are none, or not of ours, or whose values are none; all of them at once.
+    """
+    faults = []
+    rest = []
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
         if argument.startswith("--") and name in MERGEKIT_FLAGS:
-            raise PlanError(
-                Fault(f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}", where=f"--{name}")
-            )
-    try:
-        return list(values(["jmerge", *arguments], known_only=False)[1:])
-    except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-        raise PlanError(Fault(f"is not a flag{hint}", where=f"--{error.flagname}")) from error
-    except flags.Error as error:
-        raise PlanError(str(error).replace("\n", " ")) from error
+            message = f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}"
+            faults.append(Fault(message, where=f"--{name}"))
+        else:
+            rest.append(argument)
+    while True:  # each round takes one flag that is wrong out, as absl tells the first only
+        try:
+            words = list(values(["jmerge", *rest], known_only=False)[1:])
+            break
+        except flags.UnrecognizedFlagError as error:
+            hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
+            faults.append(Fault(f"is not a flag{hint}", where=f"--{error.flagname}"))
+            left = _without(error.flagname, None, rest)
+        except flags.IllegalFlagValueError as error:
+            name, given = _told(str(error))
+            whole = values[name].flag_type() == "int"
+            wanted = "a whole number" if whole else "true or false"
+            faults.append(Fault(f"expected {wanted}, found '{given}'", where=f"--{name}"))
+            left = _without(name, given, rest)
+        except flags.Error as error:
+            raise PlanError(*faults, str(error).replace("\n", " ")) from error
+        if len(left) == len(rest):
+            raise PlanError(*faults)
+        rest = left
+    for name in ("memory", "shard_size"):
+        if (size := values[name].value) is not None:
+            try:
+                parse_size(size, f"--{name}")
+            except PlanError as error:
+                faults += error.faults
+    raise_all(PlanError, faults)
+    return words
+
+
+def _told(message: str) -> tuple[str, str]:
+    """The flag and the value that a message of absl is about."""
+    found = re.match(r"flag --(\w+)=(.*?): ", message, re.DOTALL)
+    return (found[1], found[2]) if found else ("", "")
+
+
+def _without(name: str, value: str | None, arguments: list[str]) -> list[str]:
+    """The arguments without the first that is this flag, and without its value where that stands behind it."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("-") and argument.lstrip("-").partition("=")[0] == name:
+            apart = value is not None and arguments[i + 1 : i + 2] == [value]
+            return [*arguments[:i], *arguments[i + 1 + apart :]]
+    return arguments
 
 
 def flag_help(values: flags.FlagValues) -> str:

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+
 import jmerge
+from jmerge.testing.leaning import NAMES
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +46,15 @@ def test_a_method_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "'tise' is not a merge method; did you mean 'ties'?\n"
     assert not (tmp_path / "new").exists()
+
+
+def test_what_leans_on_xla_is_timed() -> None:
+    """A line for each use, with and without."""
+    done = bench("--xla", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    first, *rows = done.stdout.splitlines()
+    assert first.startswith(f"jax {jax.__version__}, ")
+    assert [row[:16].rstrip() for row in rows] == list(NAMES)
+    number = r" +\d+\.\d+ ms +\d+\.\d MB"
+    for row in rows:
+        assert re.fullmatch(rf" with{number}   without{number}", row[16:]), row

@@ -181,6 +181,24 @@ def test_mistakes_are_one_line(words: list[str], parts: list[str], place: Path) 
     assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
 
 
+def test_all_that_is_wrong_with_flags_is_told_at_once(place: Path) -> None:
+    words = (
+        "x.yml out --cuda --seed x --shard_size=5X --memory=lots --overwrit --quiet=maybe".split()
+    )
+    said = Said(*words)
+    assert said.code == 2 and said.err.endswith("6 errors; nothing was written\n")
+    flags = ["--cuda", "--seed", "--overwrit", "--quiet", "--memory", "--shard_size"]
+    assert sorted(line.split(": ")[1] for line in said.errors) == sorted(flags)
+    assert "error: --seed: expected a whole number, found 'x'" in said.err
+    assert "error: --quiet: expected true or false, found 'maybe'" in said.err
+
+
+@pytest.mark.parametrize("name", ["out\udcff", "out\n"])
+def test_an_output_that_no_file_can_name(name: str, place: Path) -> None:
+    assert_refused(Said("x.yml", name), "--out: ", "choose another folder")
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
+
+
 def test_every_fault_has_a_line_and_then_a_count(place: Path) -> None:
     (place / "y.yml").write_text(
         "merge_method: linear\nmodels:\n- model: a\n  parameters: {wieght: 1}\n- model: bb\n"

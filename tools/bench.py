@@ -11,6 +11,9 @@ process for each method. Printed are the median seconds, elements per second, th
 models (timed in turns with it), and how far resident memory rose, inputs mapped at the time included.
 
     python tools/bench.py --methods ties,dare_ties --elements 4000000
+
+With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop.
+With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 
 from __future__ import annotations
@@ -322,9 +325,28 @@ def main() -> None:
     parser.add_argument(
         "--elements", type=int, default=11008 * 4096, help="of the tensor for --methods"
     )
+    parser.add_argument(
+        "--xla", action="store_true", help="time what leans on XLA instead, with and without"
+    )
+    parser.add_argument(
+        "--trees",
+        nargs="?",
+        const="all",
+        help="time `merge_trees` by these methods (by default all) instead",
+    )
     options = parser.parse_args()
     if options.repeats < 1 or options.elements < 1:
         parser.error("--repeats and --elements are at least 1")
+    if options.xla:
+        from xlabench import bench_xla  # brings JAX, which whole merges are timed without
+
+        bench_xla(options.repeats)
+        return
+    if options.trees:
+        from treebench import bench_trees
+
+        bench_trees(options.repeats, [] if options.trees == "all" else options.trees.split(","))
+        return
     if options.methods:
         bench_methods(options.methods, options.folder, options.elements, options.repeats)
         return

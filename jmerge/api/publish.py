@@ -24,7 +24,7 @@ from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.engine.run import Outcome
-from jmerge.errors import CheckpointError, Fault, PlanError, RunError
+from jmerge.errors import CONTROL, CheckpointError, Fault, PlanError, RunError
 from jmerge.plan.build import untied
 from jmerge.plan.steps import Plan
 from jmerge.report.card import model_card
@@ -73,6 +73,11 @@ class Publication:
 
     def check_place(self) -> None:
         """PlanError when the folder would be made of what it replaces."""
+        if CONTROL.search(str(self.place)):
+            message = (
+                f"'{self.place}' is no name that can be written into files; choose another folder"
+            )
+            raise PlanError(Fault(message, where="out"))
         with environment_errors(self.place):
             inputs = [model.path for model in self.plan.models if is_local(model.path)]
             if found := overlap(self.place, inputs):

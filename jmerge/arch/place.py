@@ -24,14 +24,12 @@ def no_place(template: str, own: Config, donor: Config, *, behind: bool = False)
     """
     if ADAPTER.search(template):
         return "it is an adapter's, which is to be merged into its model first"
-    names = [class_names(config)[:1] for config in (own, donor)]
-    if all(names):
-        (mine,), (other,) = names
-        if mine.casefold() != other.casefold():
-            return f"it is of {mine} and not of {other}"
-        if OF_TOKENS.fullmatch(other) and OTHER_HEAD.match(template):
-            return f"{other} has a head for tokens and no other"
-    else:
+    mine, other = (next(iter(class_names(config)), "") for config in (own, donor))
+    if mine and other and mine.casefold() != other.casefold():
+        return f"it is of {mine} and not of {other}"
+    if OF_TOKENS.fullmatch(other) and OTHER_HEAD.match(template):
+        return f"{other} has a head for tokens and no other"
+    if not (mine and other):
         kinds = own.get("model_type"), donor.get("model_type")
         if all(kinds) and kinds[0] != kinds[1]:
             return f"it is of {kinds[0]} and not of {kinds[1]}"

@@ -22,6 +22,8 @@ PLAIN = FLOATS[:4]
 WORDS = ("I8", "U8", "I16", "U16", "I32", "U32")
 KEYS = ("quantization_config", "compression_config", "quantization")
 
+SCALES = (*PLAIN, "F8_E8M0", "U8")
+ADDED = re.compile(r"bias|beta|offset")
 # The last word of the name of what codes are multiplied by or looked up in, or moved to ...
 SCALE = re.compile(
     r"scale|scaling|absmax|amax|^scb$|zeros?(_?point)?$|^quant_|quant_(map|state)|codebook|centroid"
@@ -196,6 +198,8 @@ class Quantised:
             beside = [*self._named.get(stem, ()), *self._named.get(home or name, ())]
             if home and (called or not words or self._is_alone(home)):
                 beside = [*self._scales.get(home, ()), *beside]
+            if not beside and not words and home not in self._parents:
+                beside = [each for each in near if self._may_scale(each, name)]
             packed = spec.dtype not in FLOATS and not words  # F4, F6
             numbered = NUMBER.search(name) is not None
             if words and "weight" in last:
@@ -204,6 +208,13 @@ class Quantised:
                 packed = self._is_alone(home) and len(near) > 1
             if beside or packed or (words and inside):
                 yield name, beside
+
+    def _may_scale(self, name: str, code: str) -> bool:
+        """Whether a tensor beside FP8 can be its scale under whatever name: smaller, and nothing that a module adds."""
+        spec, last = self._specs[name], name.rpartition(".")[2]
+        return (
+            spec.dtype in SCALES and spec.size < self._specs[code].size and not ADDED.search(last)
+        )
 
     def _is_alone(self, home: str) -> bool:
         """Whether whole numbers are all that a module can have for a weight: it has no other, and no modules in it."""

@@ -109,7 +109,8 @@ def parse_header(path: str, text: bytes, data_start: int, file_size: int) -> dic
     if position != file_size:
         raise _broken(
             path,
-            f"its header describes {position} bytes, the file has {file_size}; truncated download?",
+            f"its header describes {position} bytes, the file has {file_size}; "
+            + ("truncated download?" if file_size < position else "save or download it again"),
         )
     return extents
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh
 
 from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
+from jmerge.methods.xla import always, branch, rounded
 
 BLOCK = 4096  # elements; pieces of a tensor start at multiples of it
 ROWS = (
@@ -105,8 +105,7 @@ def _along(terms: jax.Array, axis: int, mesh: AbstractMesh) -> jax.Array:
         parts = jnp.split(pad(-(-sums.shape[axis] // PARTS) * PARTS), PARTS, axis=axis)
         while len(parts) > 1:
             parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
-        # without it each step would be computed anew in the next
-        sums = jax.lax.optimization_barrier(parts[0])  # type: ignore[no-untyped-call]
+        sums = parts[0]
     return sums
 
 
@@ -117,28 +116,9 @@ _along_compiled = jax.jit(_along, static_argnames=("axis", "mesh"))
 
 def _pairs(terms: Sequence[jax.Array]) -> jax.Array:
     """The sums of blocks [..., BLOCK] of every term as pairs [terms, ..., 2]."""
-    always = _always(terms[0])
-    # Masked by what the compiler cannot know, so that no term is contracted into the addition that follows: whether it
-    # would be depends on whether the terms were padded, and with it the last bit. Numbers out of memory, in an order
-    # that is no range, are compared, since what is known of a range would be enough to drop the mask.
-    lanes = jnp.asarray(np.arange(BLOCK, dtype=np.uint32)[::-1])
-    seen = lanes < jnp.where(always, jnp.uint32(BLOCK), 0)
-    masked = [jnp.where(seen, each, 0) for each in terms]
-    quarters = [_add_rows(each) for each in masked]
-    # XLA fuses nothing across a branch. Without one it would write the terms to memory and read them several times, or
-    # compute them anew in the next steps: three times the work.
-    found: jax.Array = jax.lax.cond(always, _end_pairs, _no_pairs, quarters)
-    return found
-
-
-def _always(blocks: jax.Array) -> jax.Array:
-    """True, which no compiler sees: of two numbers in a row one is even."""
-    word = np.dtype(f"u{blocks.dtype.itemsize}")
-    # sliced as it lies: of an array on several devices, flattening would gather all
-    first = jax.lax.slice(blocks, [0] * blocks.ndim, [min(size, 1) for size in blocks.shape])
-    bits = jax.lax.bitcast_convert_type(first, word)
-    true: jax.Array = jnp.all((bits * (bits + 1)) & 1 == 0)
-    return true
+    true = always(terms[0])
+    quarters = [_add_rows(each) for each in rounded(terms, true)]
+    return branch(true, _end_pairs, _no_pairs, quarters)
 
 
 def _end_pairs(quarters: list[jax.Array]) -> jax.Array:
@@ -147,9 +127,8 @@ def _end_pairs(quarters: list[jax.Array]) -> jax.Array:
 
 
 def _no_pairs(quarters: list[jax.Array]) -> jax.Array:
-    # of the operands, so that in `shard_map` it varies over the same axes as what the other branch gives
-    none = jnp.stack([each[..., :1] for each in quarters]) * 0
-    return jnp.concatenate([none, none], axis=-1)
+    """Never run: anything of the shape of `_end_pairs`, that lies where that does."""
+    return jnp.stack([each[..., :2] for each in quarters])
 
 
 def _add_rows(blocks: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jmerge.methods.spec import Method
 from jmerge.methods.statistics.fold import take
+from jmerge.methods.xla import unknown
 
 
 def apply(
@@ -61,7 +62,5 @@ def keywords_of(
                 value = jnp.asarray(value, dtype)
             keywords[method.keywords[name]] = value
     if "size" in method.reserved:
-        # not as a constant, by whose inverse the compiler would multiply
-        number = jnp.asarray(size, dtype)
-        keywords["size"] = jax.lax.optimization_barrier(number)  # type: ignore[no-untyped-call]
+        keywords["size"] = unknown(jnp.asarray(size, dtype))
     return keywords

@@ -120,7 +120,8 @@ class Kept:
         if view.prefixes or name.startswith(tuple(f"{each}/" for each in view.checkpoint.folders)):
             return ""
         if self._heads.has_place(name) is False:
-            return f"{class_names(self._donor.config)[0]} has no head for tokens"
+            named = class_names(self._donor.config)[:1] or [str(self._donor.ref)]
+            return f"{named[0]} has no head for tokens"
         stacks = tuple(f"{prefix}." for prefix in self._donor.layout.stacks if prefix)
         behind = target.template.stack is None and name.startswith(stacks)
         return no_place(name, view.config, self._donor.config, behind=behind)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jmerge.arch.families import find_module
-from jmerge.arch.guess import Known, guess_numbered, guess_pairs
+from jmerge.arch.guess import Known, guess_numbered, guess_pairs, guess_places
 from jmerge.arch.infer import Layout
 from jmerge.arch.match import stack_of
 from jmerge.ckpt.open import Checkpoint
@@ -102,9 +102,16 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
             if template in known and name in generals  # others are put together of several
             if ("{}" in generals[name].template) == ("{}" in template)
         }
+        guessed = guess_pairs(mine, theirs, both)
+        found_there = set(guessed.values())
+        rest = (
+            {name: each for name, each in mine.items() if name not in guessed},
+            {there: each for there, each in theirs.items() if there not in found_there},
+        )
+        guessed |= guess_places(*rest, own, known)
         pairs = {
             name: there
-            for name, there in guess_pairs(mine, theirs, both).items()
+            for name, there in guessed.items()
             if view.ref in sources.get(modules[there], ())
             and not (is_out(_first(view, name)) and is_out(_first(donor, there)))
         }
@@ -141,7 +148,8 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
         name, there = next(iter(both.items()))
         message = f"{name} of {view.ref} and {there} of {donor.ref}"
         more = f" (and {len(both) - 1} more pairs)" if len(both) > 1 else ""
-        message += f" end alike and have one shape{more}, and neither model has the other's"
+        alike = "end alike" if name.split(".")[-1] == there.split(".")[-1] else "stand in one place"
+        message += f" {alike} and have one shape{more}, and neither model has the other's"
         out = [_called(view, key) for key in view.names if key[0] in pairs]
         out += [_called(donor, key) for key in donor.names if key[0] in set(pairs.values())]
         out += [*numbered, *numbered.values()]

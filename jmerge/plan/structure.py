@@ -10,7 +10,7 @@ from jmerge.recipe.refs import ModelRef
 
 
 def check_common(views: Mapping[ModelRef, View], notes: Notes) -> None:
-    """Every source has layers in common with the donor."""
+    """Every source has tensors in common with the donor, and layers where both have some."""
     donor = next(iter(views.values()))
     known = _layered(donor)
     sources = {source.ref for _, out_slice in notes.recipe.slices() for source in out_slice.sources}
@@ -20,6 +20,11 @@ def check_common(views: Mapping[ModelRef, View], notes: Notes) -> None:
             first, wanted = (next(iter(names)).replace("{}", "0", 1) for names in (own, known))
             message = f"no layer of {ref} is called like one of {donor.ref} ({first}, {wanted})"
             notes.fault(f"{message}; their structures differ", notes.recipe.first_path(ref))
+        elif ref in sources and not view.names.keys() & donor.names.keys():
+            first, wanted = (next(iter(each.names.values()), "nothing") for each in (view, donor))
+            message = f"nothing of {ref} is called like anything of {donor.ref} ({first}, {wanted})"
+            hint = "write a 'map' beside the model that gives its names as they are there"
+            notes.fault(f"{message}; {hint}", notes.recipe.first_path(ref))
 
 
 def first_difference(one: View, other: View, prefix: str) -> str | None:

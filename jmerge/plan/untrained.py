@@ -14,6 +14,7 @@ from jmerge.plan.steps import COPY, Step, Stored
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
 
+COUNTER = re.compile(r"(^|_)(counts?|counter|steps?|seen|tracked|tokens_per_\w+)$")
 MASK = re.compile(r"(?<![a-z])mask$")
 
 
@@ -39,7 +40,8 @@ class Untrained:
         chosen = reads[at]
         inputs: tuple[Stored, ...] = (chosen,)
         floats = [read.spec.dtype in FLOATS for read in reads]
-        if all(read.spec.size == 1 for read in reads) and not all(floats) and _alike(reads):
+        counts = all(read.spec.size == 1 for read in reads) or _count(reads)
+        if counts and not all(floats) and _alike(reads):
             note = f"a counter: that of {refs[at]}"
             if len(set(refs)) > 1:
                 self._counters.setdefault(refs[at], []).append(target.name)
@@ -88,6 +90,12 @@ def _alike(reads: Sequence[Stored]) -> bool:
     """Whether none of them is a float, or their names tell that they are computed."""
     floats = any(read.spec.dtype in FLOATS for read in reads)
     return not floats or all(is_computed(read.name, read.spec) for read in reads)
+
+
+def _count(reads: Sequence[Stored]) -> bool:
+    """Whether all count, each in several places, such as the tokens that every expert has seen; of one shape."""
+    named = all(COUNTER.search(read.name.rpartition(".")[2]) for read in reads)
+    return named and len({read.spec for read in reads}) == 1
 
 
 def _masks(reads: Sequence[Stored]) -> bool:

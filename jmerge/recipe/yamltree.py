@@ -19,6 +19,7 @@ Path = tuple[str | int, ...]  # of keys and list positions, from the top of the 
 
 MAX_DIGITS = 400  # beyond, an integer is a float, which says infinity
 MAX_NODES = 200_000  # aliases expanded; stops "billion laughs" documents
+BLANKS = "\u00a0\u2007\u202f\u3000"  # that look like a space and are none to YAML
 TRUE = {"true", "yes", "on"}
 FALSE = {"false", "no", "off"}
 INTEGER = re.compile(r"[-+]?\d+")
@@ -72,6 +73,7 @@ def parse_yaml(text: str, file: str) -> Document:
                 .removeprefix("found ")
                 .removesuffix("; first occurrence")
             )
+        problem += _hint(text, mark.line) if mark else ""
         raise RecipeError(
             Fault(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else 0)
         ) from error
@@ -80,6 +82,7 @@ def parse_yaml(text: str, file: str) -> Document:
     except (ValueError, OverflowError) as error:  # of `chr`
         message = f"not valid YAML: an escape stands for no letter; {ESCAPES}"
         raise RecipeError(Fault(message, file=file)) from error
+    nodes = [node for node in nodes if not _is_empty(node)]  # as between two lines of dashes
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         raise RecipeError(
@@ -93,6 +96,22 @@ def parse_yaml(text: str, file: str) -> Document:
         return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
     except RecursionError as error:  # by way of aliases
         raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and not node.value
+
+
+def _hint(text: str, line: int) -> str:
+    """What to do about letters that come along when a recipe is copied from a page or a chat; empty without any."""
+    lines = text.split("\n")[max(line - 1, 0) : line + 1]
+    if any(each.lstrip().startswith("```") for each in lines):
+        return "; take out the lines of ``` around the recipe"
+    if any("\t" in each[: len(each) - len(each.lstrip())] for each in lines):
+        return "; indent with spaces, not tabs"
+    if any(blank in each for each in lines for blank in BLANKS):
+        return "; a space here is none of the keyboard's (U+00A0 or the like): type it anew"
+    return ""
 
 
 def _bad_escape(error: yaml.YAMLError, file: str) -> Fault | None:

@@ -85,9 +85,8 @@ def by_hand(
         models = [jnp.asarray(model.astype(dtype)) for model in inputs.models]
         base = None if inputs.base is None else jnp.asarray(inputs.base.astype(dtype))
         hyperparameters = filled_in(method, numbers, len(models))
-        keys = keys_of(method, len(models), tensor)
-        if keys is not None:
-            keys = jnp.asarray(keys)
+        drawn = keys_of(method, len(models), tensor)
+        keys = None if drawn is None else jnp.asarray(drawn)
         traced = {k: v for k, v in hyperparameters.items() if is_traced_in(method, k, v)}
         static = tuple((k, v) for k, v in hyperparameters.items() if k not in traced)
         program = _program(method, static, way)

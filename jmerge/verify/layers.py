@@ -179,11 +179,14 @@ def _gaps(folder: Folder, layered: Layered, most: int) -> Iterator[Finding]:
     for name in folder.tensors:
         if number := NUMBER.search(name):
             found.setdefault(name[: number.start()], set()).add(int(number[0]))
+    largest = max(layered, key=lambda each: len(layered[each]), default="") + "."
     for prefix, numbers in found.items():
         missing = next((n for n in range(min(numbers), max(numbers)) if n not in numbers), None)
         # a few numbers with gaps are modules of a sequence, some of which have no weights
         enough = max(3, most / 2)
-        few = len(numbers) < enough or max(numbers) >= most
+        # the most of what is numbered, and the last is that of the count in config.json
+        counted = max(numbers) == most - 1 and len(numbers) > 1 and prefix == largest
+        few = (len(numbers) < enough and not counted) or max(numbers) >= most
         each = layered[prefix.removesuffix(".")]
         single = all(rest.count(".") < 2 for rest, _ in each)
         if missing is not None and not few and not single and alike(each):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from jmerge.arch.guess import letters
 from jmerge.arch.infer import LAYER_KEYS, NUMBER, Config
 from jmerge.arch.match import NOISE, PART, plain_name, reduce_name
 from jmerge.verify.folder import Finding, Folder
@@ -14,6 +16,8 @@ from jmerge.verify.tables import HEADED, class_name
 
 # A word that some classes have inside of names: left over only at the beginning of one
 WORD_OF_CLASSES = "module"
+# What libraries call the one weight of a module, of which it has one
+LAST = re.compile(r"[._](weight|kernel|scale|gamma|embedding)$")
 MOST_STACKS = 40  # of which all pairs are looked at
 ALIKE = 0.8  # of the tensors of two stacks: else they have some names in common
 
@@ -27,6 +31,12 @@ def names(folder: Folder) -> Iterator[Finding]:
             message = f"is there as '{other}' too{_and_more(found, 'pairs')}: one model in two spellings, of which one is loaded"
             yield Finding(message, tensor=first)
             return
+    found = _spelled_twice(
+        folder, lambda name: (letters(LAST.sub("", name)), folder.tensors[name].spec.shape)
+    )
+    for first, other in list(found.items())[:1]:
+        message = f"stands in one place with '{other}'{_and_more(found, 'pairs')} and has its shape: one tensor in two spellings, of which one is loaded"
+        yield Finding(message, tensor=first)
     for word in NOISE:
         left = [
             name
@@ -45,9 +55,9 @@ def _and_more(found: Any, what: str) -> str:
     return f" ({len(found) - 1} more {what})" if len(found) > 1 else ""
 
 
-def _spelled_twice(folder: Folder, key: Callable[[str], str]) -> dict[str, str]:
+def _spelled_twice(folder: Folder, key: Callable[[str], Hashable]) -> dict[str, str]:
     """Names, each with the next that reduces to the same key."""
-    first: dict[str, str] = {}
+    first: dict[Hashable, str] = {}
     found: dict[str, str] = {}
     for name in folder.tensors:
         other = first.setdefault(key(name), name)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from jmerge.arch.infer import VISION, KeyPath, config_dicts, is_classifier
+from jmerge.arch.place import ADAPTER
 from jmerge.arch.switches import spoken_of, turned_on
 from jmerge.arch.ties import is_headless
 from jmerge.verify.folder import Finding, Folder
@@ -25,6 +26,7 @@ def places(folder: Folder) -> Iterator[Finding]:
     yield from _heads(folder)
     yield from _biases(folder)
     yield from _towers(folder)
+    yield from _adapters(folder)
 
 
 def _heads(folder: Folder) -> Iterator[Finding]:
@@ -76,6 +78,15 @@ def _biased(key: str) -> list[str]:
         return []
     rest = words - {"bias", "linear"}
     return [modules for modules, known in WORDS.items() if not rest or rest <= known]
+
+
+def _adapters(folder: Folder) -> Iterator[Finding]:
+    """Tensors of an adapter that was not merged, where config.json speaks of none."""
+    found = [name for name in folder.tensors if ADAPTER.search(name)]
+    if found and "lora" not in str(folder.config).lower():
+        more = f" (as are {len(found) - 1} more)" if len(found) > 1 else ""
+        message = f"is an adapter's{more}, and config.json describes none; merge it into its model"
+        yield Finding(message, tensor=found[0])
 
 
 def _towers(folder: Folder) -> Iterator[Finding]:

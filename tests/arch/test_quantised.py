@@ -45,6 +45,8 @@ SCHEMES: dict[str, tuple[dict[str, str], str]] = {
     "fp8, scale named first": (state(Q, weight="F8_E4M3 8 8", scale_weight="F32"), "FP8"),
     "fp8, other words": (state(Q, weight="F8_E4M3 8 8", weights_scaling_factor="F32"), "FP8"),
     "fp8, scale of inputs": (state(Q, weight="F8_E4M3 8 8", input_scale="F32"), "FP8"),
+    "fp8, an unknown word": (state(Q, weight="F8_E4M3 8 8", weight_s="F32 1 1"), "FP8"),
+    "fp8, a word of nobody's": (state(Q, weight="F8_E4M3 8 8", dq="BF16 8"), "FP8"),
     "fp8, a quantiser of its own": (
         state(Q, weight="F8_E4M3 8 8", weight_quantizer___amax="F32"),
         "FP8",

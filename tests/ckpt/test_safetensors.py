@@ -326,3 +326,14 @@ def test_what_is_no_such_file(data: bytes, words: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     (fault,) = caught.value.faults
     assert words in str(fault) and "download it again" in str(fault)
+
+
+@pytest.mark.parametrize(("change", "words"), [(-4, "truncated"), (4, "save or download it again")])
+def test_a_file_of_another_length(change: int, words: str, tmp_path: Path) -> None:
+    """A file that is too long is not called truncated."""
+    folder = write_checkpoint(tmp_path / "a", {"x": np.ones(8, np.float32)})
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:change] if change < 0 else data + bytes(change))
+    with pytest.raises(CheckpointError, match=words):
+        read_header(file)

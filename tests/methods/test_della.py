@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import references
 
-from jmerge.methods.della import drop
+from jmerge.methods.della import drop, rank_keys
 from jmerge.methods.random import make_key
+from jmerge.methods.statistics.rows import sort_rows
 from jmerge.methods.streams import stream_of
 
 SHAPE = (64, 400)
@@ -26,7 +27,9 @@ def thin(change: np.ndarray, density: float, epsilon: float, seeds: int = 1) -> 
     """What is left of one model's changes, for each of some seeds."""
     numbers = {name: jnp.float32([x]) for name, x in (("density", density), ("epsilon", epsilon))}
     keys = jnp.asarray([[make_key(seed, stream_of("t"), 0)] for seed in range(seeds)], jnp.uint32)
-    draw = jax.jit(jax.vmap(lambda key: drop(jnp.asarray(change[None]), keys=key, **numbers)[0]))
+    delta = jnp.asarray(change[None])
+    ordered = [sort_rows(each) for each in rank_keys(delta)]
+    draw = jax.jit(jax.vmap(lambda key: drop(delta, keys=key, ordered=ordered, **numbers)[0]))
     return np.asarray(draw(keys))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from goldens import CONFORMANCE
 
-from jmerge.methods import REGISTRY
+from jmerge.methods import REGISTRY, apply
 from jmerge.methods.random import make_key
 from jmerge.methods.streams import stream_of
 from jmerge.testing.examples import draw
@@ -27,17 +27,12 @@ DELTA = ((-1.0) ** INDEX * ((INDEX * 2503) % 4096 + 1) / 4096).astype(np.float32
 def drawn(fact: dict[str, Any]) -> np.ndarray:
     """What the method makes of the change of one model [draws, 64, 64], with its weight 1."""
     method = REGISTRY[fact["method"]]
-    own = {"weight": jnp.ones(1), "density": jnp.full(1, fact["density"])}
+    own: dict[str, Any] = {"weight": (1.0,), "density": (fact["density"],), "lambda": 1.0}
     if "epsilon" in fact:
-        own["epsilon"] = jnp.full(1, fact["epsilon"])
-    merge = partial(
-        method.function,
-        jnp.asarray(DELTA)[None],
-        **own,
-        scale=jnp.float32(1),
-        normalize=bool(method.parameters["normalize"].default),
-        rescale=fact["rescale"],
-    )
+        own["epsilon"] = (fact["epsilon"],)
+    own["normalize"] = bool(method.parameters["normalize"].default)
+    own["rescale"] = fact["rescale"]
+    merge = partial(apply, method, (jnp.asarray(DELTA)[None],), own)
     keys = np.asarray(
         [[make_key(seed, stream_of("delta"), 0)] for seed in range(fact["draws"])], np.uint32
     )

@@ -1,4 +1,4 @@
-"""Sums, cuts and random numbers of tensors on eight devices: the bits of one device, and no device holds a tensor.
+"""Sums, thresholds and random numbers of tensors on eight devices: the bits of one device, and no device holds a tensor.
 
 The tests of this process run on one device, so a child with eight compiles and runs everything once.
 """
@@ -26,9 +26,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jmerge.methods.cuts import cut_largest, is_kept
 from jmerge.methods.random import uniform
 from jmerge.methods.reduce import along, total
+from jmerge.methods.statistics.fold import take
+from jmerge.methods.statistics.topk import TopK, change_keys, kept_changes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,10 +39,16 @@ meshes = {
     "2 x 4": jax.make_mesh((2, 4), ("a", "b"), axis_types=(auto, auto)),
 }
 
-def cut(x):
+keep = TopK(
+    keyword="keep",
+    terms=change_keys,
+    counts=lambda hyperparameters, size, found: [[size // 3], [size // 5]],
+)
+
+def threshold(x):
     delta = jnp.stack([x, jnp.round(x)])  # the second is full of ties
-    found = cut_largest(delta, [x.size // 3, x.size // 5])
-    return found, is_kept(delta, found)
+    found = take(keep, [change_keys(delta)], {}, {}, x.dtype)
+    return found, kept_changes(delta, found)
 
 functions = {
     "total": lambda x: total([x * x, x]),
@@ -49,7 +56,7 @@ functions = {
     "gradient of total": jax.grad(lambda x: total([x * x])[0]),
     "along rows": lambda x: along(x, -1),
     "along columns": lambda x: along(x, 0),
-    "cut": cut,
+    "threshold": threshold,
     "uniform": lambda x: x + uniform(jnp.asarray([5, 7], jnp.uint32), x.shape),
 }
 
@@ -92,12 +99,12 @@ CASES = [
     *[("gradient of total", *layout) for layout in (ROWS, COLUMNS)],
     *[("along rows", *layout) for layout in LAYOUTS if len(layout[0]) > 1],
     *[("along columns", *layout) for layout in (ROWS, COLUMNS, BOTH, TURNED)],
-    *[("cut", *layout) for layout in (ROWS, COLUMNS, BOTH, *LAYOUTS[-3:])],
+    *[("threshold", *layout) for layout in (ROWS, COLUMNS, BOTH, *LAYOUTS[-3:])],
     *[("uniform", *layout) for layout in (ROWS, COLUMNS, BOTH, *LAYOUTS[-3:])],
 ]
 STACK = {
     "total of a batch": 3,
-    "cut": 2,
+    "threshold": 2,
 }  # arrays as large as the tensor that a case works on at once
 
 

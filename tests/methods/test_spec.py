@@ -13,10 +13,13 @@ import pytest
 
 import jmerge
 from jmerge.errors import PluginWarning, RecipeError
-from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
+from jmerge.methods import REGISTRY, PerModel, Shared, Switch, apply, merge_method
 from jmerge.methods.linear import linear
-from jmerge.methods.slerp import slerp, slerp_sums
-from jmerge.methods.spec import BROKEN, Sums, register_installed
+from jmerge.methods.slerp import slerp_sums
+from jmerge.methods.spec import BROKEN, register_installed
+from jmerge.methods.statistics.counts import kept_count
+from jmerge.methods.statistics.sums import BlockSum
+from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.report.methods import method_text
 from jmerge.testing.close import assert_close
@@ -85,19 +88,58 @@ def test_a_parameter_that_can_be_passed_by_position_is_not_declared() -> None:
         merge_method("loose", takes="models", weight=PerModel())(loose)
 
 
-def test_sums_need_a_keyword_and_the_keyword_needs_sums() -> None:
-    def with_sums(models: jax.Array, *, sums: jax.Array | None = None) -> jax.Array:
+def test_a_statistic_needs_a_keyword_and_the_keyword_needs_a_statistic() -> None:
+    def with_sums(models: jax.Array, *, sums: jax.Array) -> jax.Array:
         return models[0]
 
     def without(models: jax.Array) -> jax.Array:
         return models[0]
 
+    found = [BlockSum(keyword="sums", terms=slerp_sums)]
     with pytest.raises(ValueError, match="declared"):
         merge_method("summed", takes="models")(with_sums)
     with pytest.raises(ValueError, match="declared"):
-        merge_method("summed", takes="models", statistics=[Sums(slerp_sums)])(without)
-    merge_method("summed", takes="models", statistics=[Sums(slerp_sums)])(with_sums)
+        merge_method("summed", takes="models", statistics=found)(without)
+    merge_method("summed", takes="models", statistics=found)(with_sums)
     assert REGISTRY["summed"].statistics[0].terms is slerp_sums
+
+
+def test_a_parameter_that_only_statistics_use_is_no_keyword() -> None:
+    """The function sees what they make of it, and is not given the number."""
+
+    def largest(models: jax.Array, *, keep: Threshold) -> jax.Array:
+        return jnp.where(kept_changes(models, keep)[0], models[0], 0)
+
+    def with_share(models: jax.Array, *, keep: Threshold, share: jax.Array) -> jax.Array:
+        return models[0]
+
+    keep = TopK(
+        keyword="keep",
+        terms=change_keys,
+        counts=lambda hyperparameters, size, found: [[kept_count(hyperparameters["share"], size)]],
+    )
+    unseen, seen = Shared(0.5, given=False), Shared(0.5)
+    with pytest.raises(ValueError, match="declared .'keep', 'share'."):
+        merge_method("largest", takes="models", statistics=[keep], share=seen)(largest)
+    with pytest.raises(ValueError, match="declared .'keep'."):
+        merge_method("largest", takes="models", statistics=[keep], share=unseen)(with_share)
+    merge_method("largest", takes="models", statistics=[keep], share=unseen)(largest)
+    models = jnp.asarray([[1.0, -3.0, 2.0, -0.5]], jnp.float32)
+    found = [merged("largest", models, share=share).tolist() for share in (0.5, 0.25)]
+    assert found == [[0, -3, 2, 0], [0, -3, 0, 0]]
+
+
+def test_statistics_that_are_known_are_not_found_again() -> None:
+    """As those of whole models; and one that the numbers make needless is not found at all."""
+    models = tensors(2).astype(jnp.float32)
+    sums = jnp.float32([1, 1, 0])
+    found = merged("slerp", models[0], models[1:], found={"sums": sums}, t=0.5)
+    wanted = REGISTRY["slerp"].function(models[0], models[1:], t=jnp.float32(0.5), sums=sums)
+    assert_close(np.asarray(found), np.asarray(wanted))
+    assert abs(found - merged("slerp", models[0], models[1:], t=0.5)).max() > 0.01
+    for rescale in (False, True):
+        needed = REGISTRY["ties"].needed({"rescale": rescale})
+        assert [each.keyword for each in needed] == ["keep", *["sums"] * rescale]
 
 
 def test_a_name_is_given_once() -> None:
@@ -196,6 +238,16 @@ def loss(merged: jax.Array) -> jax.Array:
     return jnp.sum(probe * merged) + jnp.sum(merged**2)
 
 
+def merged(name: str, *arrays: jax.Array, found: Any = None, **hyperparameters: Any) -> jax.Array:
+    """The result of a method for whole arrays."""
+    return apply(REGISTRY[name], arrays, hyperparameters, found=found)
+
+
+def slerp(base: jax.Array, models: jax.Array, *, t: Any) -> jax.Array:
+    """Slerp with the sums of these tensors."""
+    return merged("slerp", base, models, t=t)
+
+
 def colinear() -> tuple[jax.Array, jax.Array]:
     base = tensors(1)[0]
     return base, 1.5 * base[None]
@@ -235,6 +287,7 @@ def test_gradient_in_the_numbers_agrees_with_finite_differences(curve, at) -> No
     np.testing.assert_allclose(found.reshape(-1), wanted, rtol=1e-7, atol=1e-7)
 
 
+KARCHER = {"max_iter": 10, "tol": 1e-5}
 ARRAYS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
     "linear": (lambda x: linear(x, weight=jnp.asarray([0.3, 0.5]), normalize=True), 2),
     "slerp": (lambda x: slerp(x[0], x[1:], t=jnp.asarray(0.3)), 2),
@@ -244,12 +297,35 @@ ARRAYS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
         ),
         2,
     ),
+    "karcher": (lambda x: merged("karcher", x, **KARCHER), 3),
+    "karcher, one step": (lambda x: merged("karcher", x, max_iter=1, tol=1e-5), 2),
+    "karcher, one is zero": (
+        lambda x: merged("karcher", x.at[1].set(0), **KARCHER),
+        3,
+    ),
+    "multislerp": (
+        lambda x: merged(
+            "multislerp", x, weight=jnp.asarray([0.3, 0.5]), normalize_weights=True, eps=1e-8
+        ),
+        2,
+    ),
+    "nuslerp": (
+        lambda x: merged(
+            "nuslerp",
+            x,
+            weight=jnp.asarray([0.3, 0.5]),
+            nuslerp_flatten=True,
+            nuslerp_row_wise=False,
+        ),
+        2,
+    ),
+    "model_stock": (lambda x: merged("model_stock", x, filter_wise=False), 3),
 }
 
 
 @pytest.mark.parametrize(("method", "models"), ARRAYS.values(), ids=ARRAYS.keys())
 def test_gradient_in_the_tensors_agrees_with_finite_differences(method, models) -> None:
-    """Learning through a merge: the sums of slerp are differentiated too."""
+    """Learning through a merge: the sums, and the steps that follow from them, are differentiated too."""
     with jax.enable_x64(True):
         at = tensors(models)
         direction = jnp.asarray(np.random.default_rng(5).standard_normal(at.shape))
@@ -257,6 +333,30 @@ def test_gradient_in_the_tensors_agrees_with_finite_differences(method, models) 
         found = jnp.vdot(jax.jit(jax.grad(value))(at), direction)
         ahead, behind = value(at + 1e-5 * direction), value(at - 1e-5 * direction)
         np.testing.assert_allclose(float(found), float(ahead - behind) / 2e-5, rtol=1e-7)
+
+
+ALIKE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "equal": lambda x: jnp.broadcast_to(x[0], x.shape),
+    "nearly equal": lambda x: x[:1] + 1e-7 * x,
+    "of one direction": lambda x: jnp.stack([x[0], 2 * x[0], 3 * x[0]]),
+    "zeros": lambda x: 0 * x,
+    "all but one zero": lambda x: x.at[1:].set(0),
+    "one of them zero": lambda x: x.at[1].set(0),
+    "opposite": lambda x: jnp.stack([x[0], -x[0], x[0]]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_karcher_are_finite(dtype: type) -> None:
+    """Also where directions agree, cancel, or are none; where they agree, each model counts the same."""
+    with jax.enable_x64(dtype is np.float64):
+        drawn = tensors(3).astype(dtype)
+        gradient = jax.jit(jax.grad(lambda x: loss(merged("karcher", x, **KARCHER))))
+        found = {name: np.asarray(gradient(alike(drawn))) for name, alike in ALIKE.items()}
+        for name, each in found.items():
+            assert np.isfinite(each).all(), name
+        own = np.asarray(jax.grad(loss)(drawn[0]))  # of the mean, of which each is a third
+        np.testing.assert_allclose(found["equal"].sum(axis=0), own, rtol=1e-3, atol=1e-3)
 
 
 WEIGHTINGS = np.random.default_rng(3).uniform(0.1, 1, (50, 3)).astype(np.float32)

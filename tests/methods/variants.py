@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from jmerge.methods import REGISTRY, Method
+from jmerge.methods.statistics.fold import take
+from jmerge.methods.statistics.topk import TopK
 
 # Makes the method of a name wrong, until the test is over.
 Change = Callable[[pytest.MonkeyPatch, str], None]
@@ -28,7 +30,7 @@ def function(variant: Callable[..., jax.Array]) -> Change:
 
 
 def statistic(keyword: str, **changes: Any) -> Change:
-    """The method for which the engine finds another statistic under a keyword."""
+    """The method with another statistic under a keyword."""
 
     def change(method: Method) -> Method:
         assert keyword in [each.keyword for each in method.statistics]
@@ -42,7 +44,7 @@ def statistic(keyword: str, **changes: Any) -> Change:
 
 
 def sums(variant: Callable[..., Sequence[jax.Array]]) -> Change:
-    """The method for which the engine adds up other terms."""
+    """The method that adds up other terms."""
     return statistic("sums", terms=variant)
 
 
@@ -72,14 +74,47 @@ def negative(method: Callable[..., jax.Array]) -> Change:
     return function(lambda *arrays, **rest: -method(*arrays, **rest))
 
 
-def alone(method: Callable[..., jax.Array], *keywords: str) -> Change:
+def both(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(patch: pytest.MonkeyPatch, method: str) -> None:
+        for each in changes:
+            each(patch, method)
+
+    return change
+
+
+def alone(*keywords: str) -> Change:
     """The method that takes statistics (the sums unless named) of a piece for those of the tensor."""
+    chosen = keywords or ("sums",)
 
-    def variant(*arrays: jax.Array, **rest: Any) -> jax.Array:
-        kept = {name: rest[name] for name in rest if name not in (keywords or ("sums",))}
-        return method(*arrays, **kept)
+    def change(method: Method) -> Method:
+        declared = {each.keyword: each for each in method.statistics}
+        # thresholds need the numbers that the method does not get
+        lent = any(isinstance(declared[name], TopK) for name in chosen)
+        parameters = {
+            name: dataclasses.replace(each, given=each.given or lent)
+            for name, each in method.parameters.items()
+        }
+        unseen = [
+            method.keywords[name] for name, each in method.parameters.items() if not each.given
+        ]
 
-    return function(variant)
+        def variant(*arrays: jax.Array, **rest: Any) -> jax.Array:
+            numbers = {name: rest.get(word) for name, word in method.keywords.items()}
+            own = {word: value for word, value in rest.items() if word not in unseen}
+            models = arrays[-1]
+            for name in chosen:
+                if own.get(name) is not None:
+                    found = declared[name].terms(*arrays, **own)
+                    size = models.size // models.shape[0]
+                    own[name] = take(declared[name], [found], numbers, own, models.dtype, [size])
+            result: jax.Array = method.function(*arrays, **own)
+            return result
+
+        return dataclasses.replace(method, function=variant, parameters=parameters)
+
+    return replaced(change)
 
 
 def coarse(values: jax.Array) -> jax.Array:

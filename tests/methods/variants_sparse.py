@@ -8,30 +8,50 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jmerge.methods.cuts import (
-    Cut,
-    cut_largest,
-    cut_terms,
-    find_cut,
-    kept_count,
-    ordered_keys,
-)
-from variants import Change, alone, default, function, inside, negative, statistic, sums
+from variants import Change, alone, both, default, function, inside, negative, statistic, sums
 
-from jmerge.methods.arcee_fusion import arcee_fusion, score
+from jmerge.methods.arcee_fusion import arcee_fusion, score, score_keys
 from jmerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from jmerge.methods.cabs import cabs, largest_of_blocks
 from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.dare import dare_linear, dare_ties
-from jmerge.methods.della import della, della_linear, della_sums, rank_keys, sort_rows
+from jmerge.methods.della import della, della_linear, della_sums, rank_keys
 from jmerge.methods.localize_stitch import localize_stitch
-from jmerge.methods.pcb import pcb, span_keys
+from jmerge.methods.pcb import level_counts, pcb
 from jmerge.methods.pcb import scores as pcb_scores
-from jmerge.methods.reduce import total
-from jmerge.methods.sce import sce, select, variance_keys
+from jmerge.methods.sce import sce, select
+from jmerge.methods.spec import REGISTRY
+from jmerge.methods.statistics.counts import plus, share
+from jmerge.methods.statistics.rows import sort_rows
+from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, ordered_keys
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.methods.ties import drop as drop_small
 from jmerge.methods.ties import ties
+
+
+def keeping_all(threshold: Threshold) -> Threshold:
+    """Thresholds that keep everything."""
+    most = jnp.full_like(threshold.last_low, 2**32 - 1)
+    return Threshold(jnp.zeros_like(threshold.bits), most, most)
+
+
+def keeping_none(threshold: Threshold) -> Threshold:
+    """Thresholds that keep nothing."""
+    none = jnp.zeros_like(threshold.last_low)
+    return Threshold(~jnp.zeros_like(threshold.bits), none, none)
+
+
+def one_more(method: str, keyword: str) -> Change:
+    """One more selected than the method wants, of all but the last of each term's selections."""
+    (declared,) = (each for each in REGISTRY[method].statistics if each.keyword == keyword)
+    assert isinstance(declared, TopK)
+
+    def counts(hyperparameters: Any, size: int, found: Any) -> Any:
+        rows = declared.counts(hyperparameters, size, found)
+        return [[plus(row[0], 1), *row[1:]] for row in rows]
+
+    return statistic(keyword, counts=counts)
+
 
 TIES: dict[str, Change] = {
     "sign flipped": function(lambda d, **rest: ties(-d, **rest)),
@@ -41,13 +61,13 @@ TIES: dict[str, Change] = {
     "lambda ignored": function(lambda d, *, scale, **rest: ties(d, scale=scale / scale, **rest)),
     "never normalised": function(lambda d, *, normalize, **rest: ties(d, normalize=False, **rest)),
     "never rescaled": function(lambda d, *, rescale, **rest: ties(d, rescale=False, **rest)),
-    "everything kept": function(lambda d, *, keep, **rest: ties(d, keep=(1.0,) * len(d), **rest)),
+    "everything kept": function(lambda d, *, keep, **rest: ties(d, keep=keeping_all(keep), **rest)),
     "place of the piece forgotten": function(lambda d, *, start=None, **rest: ties(d, **rest)),
-    "sums of the piece alone": function(lambda d, *, sums=None, **rest: ties(d, **rest)),
+    "sums of the piece alone": alone(),
     "no vote on the sign": function(
         lambda d, *, weight, keep, scale, normalize, rescale, start=None, sums=None: (
             task_arithmetic(
-                drop_small(d, find_cut(d, keep), start),
+                drop_small(d, keep, start),
                 weight=weight,
                 scale=scale,
                 normalize=normalize,
@@ -89,7 +109,7 @@ def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
             )
         ),
         "place of the piece forgotten": function(lambda d, *, start=None, **rest: dare(d, **rest)),
-        "sums of the piece alone": function(lambda d, *, sums=None, **rest: dare(d, **rest)),
+        "sums of the piece alone": alone(),
         "rescale off unless asked for": default("rescale", False),
         "normalize on unless asked for": default("normalize", True),
     }
@@ -103,9 +123,7 @@ def breadcrumbs_variants(method: Callable[..., jax.Array]) -> dict[str, Change]:
             lambda d, *, weight, **rest: method(d, weight=jnp.ones_like(weight), **rest)
         ),
         "no outliers": function(
-            lambda d, *, keep, outliers, **rest: method(
-                d, keep=keep, outliers=(0.0,) * len(d), **rest
-            )
+            lambda d, *, outliers, **rest: method(d, outliers=keeping_none(outliers), **rest)
         ),
         "place of the piece forgotten": function(
             lambda d, *, start=None, **rest: method(d, **rest)
@@ -136,19 +154,20 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             lambda d, *, epsilon, **rest: della(d, epsilon=-epsilon, **rest)
         ),
         "ranks from 1": function(
-            lambda d, *, ordered=None, **rest: della(
-                d, ordered=[jnp.roll(each, 1, 1) for each in ordered or own_rows(d)], **rest
+            lambda d, *, ordered, **rest: della(
+                d, ordered=[jnp.roll(each, 1, 1) for each in ordered], **rest
             )
         ),
         "rows along the last axis": function(
-            lambda d, *, ordered=None, **rest: della(
+            lambda d, *, ordered, **rest: della(
                 d,
                 ordered=[sort_rows(each, each.ndim - 1) for each in rank_keys(d)],
                 **rest,
             )
         ),
         "ranks of values": statistic(
-            "ordered", terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x[None]) for x in d]
+            "ordered",
+            terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x.reshape(1, -1)) for x in d],
         ),
         "one key for all models": function(
             lambda d, *, keys, **rest: della(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
@@ -161,32 +180,34 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             )
         ),
         "place of the piece forgotten": function(lambda d, *, start=None, **rest: della(d, **rest)),
-        "sums of the piece alone": alone(della),
+        "sums of the piece alone": alone(),
         "another normalize unless asked for": default("normalize", not normalize),
         "rescale off unless asked for": default("rescale", False),
         "epsilon is 0.1 unless set": default("epsilon", 0.1),
     }
 
 
-def own_rows(delta: jax.Array) -> list[jax.Array]:
-    """The sorted rows that DELLA finds itself."""
-    return [sort_rows(each) for each in rank_keys(delta)]
-
-
 ARCEE_FUSION: dict[str, Change] = {
-    "base and model swapped": function(lambda b, x, *, quartiles=None: arcee_fusion(x[0], b[None])),
+    "base and model swapped": both(
+        statistic("quartiles", terms=lambda b, x, **_: score_keys(x[0], b[None])),
+        function(lambda b, x, **rest: arcee_fusion(x[0], b[None], **rest)),
+    ),
     "the others taken": function(lambda b, x, **rest: b + x[0] - arcee_fusion(b, x, **rest)),
     "an element at the bound left": function(
-        lambda b, x, *, quartiles=None: jnp.where(score(b, x[0]) > 0, arcee_fusion(b, x), b)
+        lambda b, x, **rest: jnp.where(score(b, x[0]) > 0, arcee_fusion(b, x, **rest), b)
     ),
     "one spread above the median": inside("arcee_fusion.SPREADS", 1.0),
-    "quartiles off by one": inside(
-        "arcee_fusion.quartile_counts",
-        lambda numbers, size: [[size - 1 - int(share * (size - 1)) for share in (0.25, 0.5, 0.75)]],
+    "quartiles off by one": statistic(
+        "quartiles",
+        counts=lambda numbers, size, found: [
+            [max(size - 1, 0) - int(part * (size - 1)) for part in (0.25, 0.5, 0.75)]
+        ],
     ),
-    "deciles for quartiles": inside(
-        "arcee_fusion.quartile_counts",
-        lambda numbers, size: [[size - int(share * (size - 1)) for share in (0.1, 0.5, 0.9)]],
+    "deciles for quartiles": statistic(
+        "quartiles",
+        counts=lambda numbers, size, found: [
+            [size - int(part * (size - 1)) for part in (0.1, 0.5, 0.9)]
+        ],
     ),
     "the change alone": inside("arcee_fusion.score", lambda b, x: jnp.abs(x - b)),
     "the divergence alone": inside(
@@ -196,7 +217,7 @@ ARCEE_FUSION: dict[str, Change] = {
     "one softmax of the whole tensor": inside(
         "arcee_fusion.score", lambda b, x: score(b.reshape(-1), x.reshape(-1)).reshape(b.shape)
     ),
-    "quartiles of the piece alone": alone(arcee_fusion, "quartiles"),
+    "quartiles of the piece alone": alone("quartiles"),
     "quartiles of the changes": statistic(
         "quartiles", terms=lambda b, x, **_: [ordered_keys(jnp.abs(x[0] - b))]
     ),
@@ -206,40 +227,39 @@ ARCEE_FUSION: dict[str, Change] = {
 def unerased(
     delta: jax.Array,
     *,
-    select_topk: float = 1.0,
-    chosen: Cut | None = None,
+    sums: jax.Array,
+    chosen: Threshold | None = None,
     start: jax.Array | None = None,
     **_: Any,
 ) -> jax.Array:
     """SCE without its last step: the weighted mean of what is selected."""
-    if chosen is None and select_topk < 1:
-        chosen = cut_terms([variance_keys(delta)], [[int(delta[0].size * select_topk)]])
     selected = select(delta, chosen, start)
-    squares = total([each * each for each in selected])
-    return weighted_sum(squares / jnp.maximum(sum_models(squares), 1e-30), selected)
+    return weighted_sum(sums / jnp.maximum(sum_models(sums), 1e-30), selected)
 
 
 SCE: dict[str, Change] = {
     "sign flipped": negative(sce),
     "equal weights": function(
-        lambda d, *, sums=None, **rest: sce(d, sums=jnp.ones_like(d, shape=d.shape[0]), **rest)
+        lambda d, *, sums, size, **rest: sce(
+            d, sums=jnp.ones_like(sums), size=jnp.ones_like(size), **rest
+        )
     ),
-    "weighed by the norms": inside("sce.total", lambda terms: jnp.sqrt(total(terms))),
-    "weighed by the rest": inside("sce.square_terms", lambda d, **rest: [x * x for x in d]),
+    "weighed by the norms": function(
+        lambda d, *, sums, **rest: sce(d, sums=jnp.sqrt(sums), **rest)
+    ),
+    "weighed by the rest": sums(lambda d, **_: [x * x for x in d]),
     "nothing erased": function(lambda d, **rest: unerased(d, **rest)),
-    "nothing selected": function(lambda d, *, chosen=None, select_topk=1.0, **rest: sce(d, **rest)),
-    "one more selected": inside(
-        "sce._share", lambda number, share: (number * share).astype(jnp.uint32) + 1
-    ),
+    "nothing selected": function(lambda d, *, chosen=None, **rest: sce(d, **rest)),
+    "one more selected": one_more("sce", "chosen"),
     "a share of all elements": statistic(
-        "chosen", counts=lambda numbers, size, found: [[int(size * numbers["select_topk"])]]
+        "chosen", counts=lambda numbers, size, found: [[share(numbers["select_topk"], size)]]
     ),
     "selected by the range": inside(
         "sce.variance", lambda d: jnp.max(d, axis=0) - jnp.min(d, axis=0)
     ),
     "selected by the mean square": inside("sce.variance", lambda d: sum_models(d * d)),
     "place of the piece forgotten": function(lambda d, *, start=None, **rest: sce(d, **rest)),
-    "sums of the piece alone": alone(sce),
+    "sums of the piece alone": alone(),
     "select_topk is 0.9 unless set": default("select_topk", 0.9),
 }
 
@@ -282,18 +302,21 @@ PCB: dict[str, Change] = {
         lambda d, *, weight, **rest: pcb(d, weight=jnp.ones_like(weight), **rest)
     ),
     "lambda ignored": function(lambda d, *, scale, **rest: pcb(d, scale=scale / scale, **rest)),
-    "rho drops out": function(lambda d, *, rho=0.1, **rest: pcb(d, rho=1 - rho, **rest)),
-    "tails ignored": inside("pcb.TAIL", 0.0),
-    "tails off by one": inside(
-        "pcb.span_counts",
-        lambda models, size: (
-            [[size - 1 - int(share * (size - 1)) for share in (1e-4, 1 - 1e-4)]] * models
+    "rho drops out": statistic(
+        "levels",
+        counts=lambda numbers, size, found: level_counts(
+            {**numbers, "rho": 1 - numbers["rho"]}, size, found
         ),
     ),
-    "one more competes": inside(
-        "pcb.level_counts",
-        lambda models, size, rho: [[size + 1 - int((1 - rho) * (size - 1)), 1]] * models,
+    "tails ignored": inside("pcb.TAIL", 0.0),
+    "tails off by one": statistic(
+        "spans",
+        counts=lambda numbers, size, found: (
+            [[max(size - 1 - int(part * (size - 1)), 0) for part in (1e-4, 1 - 1e-4)]]
+            * len(numbers["weight"])
+        ),
     ),
+    "one more competes": one_more("pcb", "levels"),
     "agreement ignored": inside(
         "pcb.scores",
         lambda d, spans: [
@@ -312,10 +335,13 @@ PCB: dict[str, Change] = {
     "divided by the models": function(
         lambda d, *, weight, **rest: pcb(d, weight=weight / weight.size, **rest)
     ),
-    "all compete": function(lambda d, *, rho=0.1, **rest: pcb(d, rho=1.0, **rest)),
-    "bounds of the piece alone": alone(pcb, "spans", "levels"),
-    "levels of the piece alone": alone(pcb, "levels"),
-    "levels of magnitudes": statistic("levels", terms=lambda d, **_: span_keys(d)),
+    "all compete": statistic(
+        "levels",
+        counts=lambda numbers, size, found: [[size, 1]] * len(numbers["weight"]),
+    ),
+    "bounds of the piece alone": alone("spans", "levels"),
+    "levels of the piece alone": alone("levels"),
+    "levels of magnitudes": statistic("levels", terms=lambda d, **_: change_keys(d)),
     "lambda is 1 unless set": default("lambda", 1.0),
     "weight is 2 unless set": default("weight", 2.0),
     "rho is 0.2 unless set": default("rho", 0.2),
@@ -324,28 +350,19 @@ PCB: dict[str, Change] = {
 LOCALIZE_STITCH: dict[str, Change] = {
     "sign flipped": negative(localize_stitch),
     "everything kept": function(
-        lambda d, *, keep, **rest: localize_stitch(d, keep=(1.0,) * len(d), **rest)
+        lambda d, *, keep, **rest: localize_stitch(d, keep=keeping_all(keep), **rest)
     ),
-    "one more kept": inside(
-        "localize_stitch.find_cut",
-        lambda d, keep: (
-            find_cut(d, keep)
-            if isinstance(keep, Cut)
-            else cut_largest(d, [kept_count(own, d[0].size) + 1 for own in keep])
-        ),
-    ),
+    "one more kept": one_more("localize_stitch", "keep"),
     "claims added up": function(
-        lambda d, *, keep, start=None: sum_models(drop_small(d, find_cut(d, keep), start))
+        lambda d, *, keep, start=None: sum_models(drop_small(d, keep, start))
     ),
     "averaged over all models": function(
-        lambda d, *, keep, start=None: (
-            sum_models(drop_small(d, find_cut(d, keep), start)) / d.shape[0]
-        )
+        lambda d, *, keep, start=None: sum_models(drop_small(d, keep, start)) / d.shape[0]
     ),
     "the last claim holds": function(
         lambda d, *, keep, start=None: reduce(
             lambda found, kept: jnp.where(kept != 0, kept, found),
-            drop_small(d, find_cut(d, keep), start),
+            drop_small(d, keep, start),
         )
     ),
     "place of the piece forgotten": function(

@@ -5,7 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from variants import Change, alone, coarse, default, function, inside, negative, replaced, sums
+from variants import (
+    Change,
+    alone,
+    both,
+    coarse,
+    default,
+    function,
+    inside,
+    negative,
+    replaced,
+    statistic,
+    sums,
+)
 
 from jmerge.methods.combine import sum_models, weighted_sum
 from jmerge.methods.consensus import consensus
@@ -19,7 +31,6 @@ from jmerge.methods.nearswap import nearswap
 from jmerge.methods.negmerge import negmerge
 from jmerge.methods.nuslerp import nuslerp
 from jmerge.methods.ram import ram, ramplus_sums, ramplus_tl
-from jmerge.methods.reduce import total
 from jmerge.methods.slerp import slerp, slerp_sums
 from jmerge.methods.task_arithmetic import task_arithmetic
 
@@ -67,23 +78,25 @@ LINEAR: dict[str, Change] = {
 }
 
 SLERP: dict[str, Change] = {
-    "t and 1 - t swapped": function(lambda b, x, *, t, sums=None: slerp(b, x, t=1 - t, sums=sums)),
-    "base and model swapped": function(lambda b, x, *, t, sums=None: slerp(x[0], b[None], t=t)),
+    "t and 1 - t swapped": function(lambda b, x, *, t, sums: slerp(b, x, t=1 - t, sums=sums)),
+    "base and model swapped": function(
+        lambda b, x, *, t, sums: slerp(
+            x[0], b[None], t=t, sums=jnp.stack([sums[1], sums[0], sums[2]])
+        )
+    ),
     "base ignored": function(lambda b, x, *, t, sums=None: t * x[0]),
     "model ignored": function(lambda b, x, *, t, sums=None: b),
     "a straight line": function(lambda b, x, *, t, sums=None: (1 - t) * b + t * x[0]),
     "t kept within 0 and 1": function(
-        lambda b, x, *, t, sums=None: slerp(b, x, t=jnp.clip(t, 0, 1), sums=sums)
+        lambda b, x, *, t, sums: slerp(b, x, t=jnp.clip(t, 0, 1), sums=sums)
     ),
     "sign of the angle lost": function(
-        lambda b, x, *, t, sums=None: slerp(
-            b, x, t=t, sums=jnp.abs(jnp.stack([jnp.sum(term) for term in slerp_sums(b, -x)])) * -1
-        )
+        lambda b, x, *, t, sums: slerp(b, x, t=t, sums=-jnp.abs(sums))
     ),
-    "sums of the piece alone": function(lambda b, x, *, t, sums=None: slerp(b, x, t=t)),
-    "wrong terms in the engine": sums(lambda b, x, **_: (b * b, b * b, b * x[0])),
-    "terms of the engine in another order": sums(lambda b, x, **_: slerp_sums(b, x)[::-1]),
-    "in bfloat16": function(lambda b, x, *, t, sums=None: coarse(slerp(b, x, t=t, sums=sums))),
+    "sums of the piece alone": alone(),
+    "wrong terms": sums(lambda b, x, **_: (b * b, b * b, b * x[0])),
+    "terms in another order": sums(lambda b, x, **_: slerp_sums(b, x)[::-1]),
+    "in bfloat16": function(lambda b, x, *, t, sums: coarse(slerp(b, x, t=t, sums=sums))),
 }
 
 TASK_ARITHMETIC: dict[str, Change] = {
@@ -180,7 +193,7 @@ RAMPLUS: dict[str, Change] = {
     "shared and alone swapped": sums(
         lambda d, **rest: (*(parts := ramplus_sums(d, **rest))[len(d) :], *parts[: len(d)])
     ),
-    "sums of the piece alone": alone(ramplus_tl),
+    "sums of the piece alone": alone(),
 }
 
 MAGMAX: dict[str, Change] = {
@@ -209,7 +222,7 @@ MULTISLERP: dict[str, Change] = {
     "weights as they are": function(
         lambda v, *, normalize_weights, **rest: multislerp(v, normalize_weights=False, **rest)
     ),
-    "sums of the piece alone": alone(multislerp),
+    "sums of the piece alone": alone(),
     "weights as they are unless asked for": default("normalize_weights", False),
 }
 
@@ -218,15 +231,21 @@ KARCHER: dict[str, Change] = {
     "the plain mean": function(lambda x, **_: sum_models(list(x)) / len(x)),
     "no steps": function(lambda x, *, max_iter, **rest: karcher(x, max_iter=0 * max_iter, **rest)),
     "first model only": function(lambda x, **_: x[0]),
-    "sums of the piece alone": alone(karcher),
+    "sums of the piece alone": alone(),
 }
 
 MODEL_STOCK: dict[str, Change] = {
     "sign flipped": negative(model_stock),
     "the plain mean": function(lambda d, **_: sum_models(list(d)) / len(d)),
     "the base": function(lambda d, **_: jnp.zeros_like(d[0])),
-    "first two models only": function(lambda d, *, sums=None, **rest: model_stock(d[:2], **rest)),
-    "sums of the piece alone": alone(model_stock),
+    "first two models only": function(
+        lambda d, *, sums=None, **rest: model_stock(
+            d[:2],
+            sums=None if sums is None else jnp.stack([sums[0], sums[1], sums[len(d)]]),
+            **rest,
+        )
+    ),
+    "sums of the piece alone": alone(),
     "filter_wise unless asked not to": default("filter_wise", True),
 }
 
@@ -238,10 +257,12 @@ NUSLERP: dict[str, Change] = {
     "a straight line": function(
         lambda v, *, weight, **_: weighted_sum(weight / sum_models(weight), v)
     ),
-    "always flattened": function(
-        lambda v, *, nuslerp_flatten, sums=None, **rest: nuslerp(v, nuslerp_flatten=True, **rest)
+    "always flattened": both(
+        statistic("sums", when=lambda numbers: True),
+        replaced(lambda method: dataclasses.replace(method, unit=lambda numbers: "element")),
+        function(lambda v, *, nuslerp_flatten, **rest: nuslerp(v, nuslerp_flatten=True, **rest)),
     ),
-    "sums of the piece alone": alone(nuslerp),
+    "sums of the piece alone": alone(),
     "rows unless asked not to": default("nuslerp_flatten", False),
 }
 
@@ -281,11 +302,11 @@ CONSENSUS: dict[str, Change] = {
 EMR: dict[str, Change] = {
     "sign flipped": negative(emr),
     "no factors": function(
-        lambda d, *, sums=None, **rest: emr(d, sums=jnp.ones(2 * d.shape[0], d.dtype), **rest)
+        lambda d, *, sums, **rest: emr(d, sums=jnp.ones(2 * d.shape[0], d.dtype), **rest)
     ),
     "all models' factor": function(
-        lambda d, *, task=None, sums=None: emr(
-            d, sums=jnp.repeat(jnp.sum(total(emr_sums(d)).reshape(2, -1), 1), d.shape[0]), task=task
+        lambda d, *, task=None, sums: emr(
+            d, sums=jnp.repeat(jnp.sum(sums.reshape(2, -1), 1), d.shape[0]), task=task
         )
     ),
     "the mean is elected": inside(
@@ -305,14 +326,17 @@ EMR: dict[str, Change] = {
         "emr.masked_changes",
         lambda d, masked=masked_changes: [sum_models(masked(d))] * d.shape[0],
     ),
-    "L2 norms": inside("emr.total", lambda terms: jnp.sqrt(total([x * x for x in terms]))),
+    "L2 norms": both(
+        sums(lambda d, **_: [x * x for x in emr_sums(d)]),
+        function(lambda d, *, task=None, sums: emr(d, sums=jnp.sqrt(sums), task=task)),
+    ),
     "the first model's for all": function(
-        lambda d, *, task, sums=None: emr(d, task=0 * task, sums=sums)
+        lambda d, *, task, sums: emr(d, task=0 * task, sums=sums)
     ),
     "before and after swapped": sums(
         lambda d, **_: (*(terms := emr_sums(d))[d.shape[0] :], *terms[: d.shape[0]])
     ),
-    "sums of the piece alone": alone(emr),
+    "sums of the piece alone": alone(),
 }
 
 WHOLE = {

@@ -13,8 +13,9 @@ from variants import Change
 
 from jmerge.methods import Method, wrap
 from jmerge.methods.combine import sum_models
-from jmerge.methods.spec import Statistic
-from jmerge.methods.wrap import conditioned, norm_factors, own_alpha
+from jmerge.methods.reduce import total
+from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.wrap import conditioned, norm_factors, own_alpha, square_terms
 
 Factors = Callable[[jax.Array, str], jax.Array]
 
@@ -29,22 +30,14 @@ def alpha(variant: Callable[[jax.Array, int], jax.Array]) -> Change:
     return lambda patch, _: patch.setattr(wrap, "own_alpha", variant)
 
 
-def changed(**changes: Any) -> Change:
-    """Other fields of the conditioned method."""
-    # cached like the original: a program is kept by the function that it is made of
-    variant = cache(
-        lambda method, condition: dataclasses.replace(conditioned(method, condition), **changes)
-    )
-    return lambda patch, _: patch.setattr(wrap, "conditioned", variant)
-
-
 @cache
 def norms_alone(method: Method, condition: str) -> Method:
     """The conditioned method that takes the norms of a piece for those of the model."""
     right = conditioned(method, condition)
 
     def function(delta: jax.Array, **rest: Any) -> jax.Array:
-        found: jax.Array = right.function(delta, **{**rest, "condition_squares": None})
+        rest["condition_squares"] = total(square_terms(delta))
+        found: jax.Array = right.function(delta, **rest)
         return found
 
     return dataclasses.replace(right, function=function)
@@ -61,8 +54,6 @@ SHARED: dict[str, Change] = {
     "models reversed": factors(lambda squares, condition: norm_factors(squares, condition)[::-1]),
     "norms of the piece alone": lambda patch, _: patch.setattr(wrap, "conditioned", norms_alone),
 }
-# What a program that scaled before the cut of the changes was found would miss.
-NO_FACTORS: Change = changed(factors=lambda found: jnp.ones_like(found["condition_squares"]))
 
 
 def another(condition: str) -> Change:
@@ -70,16 +61,29 @@ def another(condition: str) -> Change:
     return factors(lambda squares, _: norm_factors(squares, condition))
 
 
-def not_scaled(statistic: Statistic, _: object) -> Statistic:
+def not_scaled(keyword: str) -> Change:
     """A statistic of the changes as they are."""
 
-    def terms(
-        delta: jax.Array, *, condition_squares: object = None, **rest: Any
-    ) -> Sequence[jax.Array]:
-        assert statistic.terms is not None
+    @cache  # like the original: a program is kept by the function that it is made of
+    def variant(method: Method, condition: str) -> Method:
+        right = conditioned(method, condition)
+        assert keyword in {each.keyword for each in method.statistics}
+        inner = [
+            as_they_are(own) if own.keyword == keyword else scaled
+            for own, scaled in zip(method.statistics, right.statistics[1:], strict=True)
+        ]
+        return dataclasses.replace(right, statistics=(right.statistics[0], *inner))
+
+    return lambda patch, _: patch.setattr(wrap, "conditioned", variant)
+
+
+def as_they_are(statistic: Statistic) -> Statistic:
+    """A statistic that ignores the norms."""
+
+    def terms(delta: jax.Array, *, condition_squares: object, **rest: Any) -> Sequence[Any]:
         return statistic.terms(delta, **rest)
 
-    return dataclasses.replace(statistic, terms=statistic.terms and terms)
+    return dataclasses.replace(statistic, terms=terms)
 
 
 LINES: dict[str, Change] = {
@@ -88,9 +92,7 @@ LINES: dict[str, Change] = {
     "alpha upside down": alpha(lambda sums, models: own_alpha(sums[::-1], models)),
     "alpha not divided by the models": alpha(lambda sums, models: own_alpha(sums, 1)),
     "alpha divided by one more": alpha(lambda sums, models: own_alpha(sums, models + 1)),
-    "lengths of changes not scaled": lambda patch, _: patch.setattr(
-        wrap, "_with_terms", not_scaled
-    ),
+    "lengths of changes not scaled": not_scaled("lines_lengths"),
 }
 
 WRAPPED: Mapping[str, Mapping[str, Change]] = {
@@ -123,7 +125,7 @@ WRAPPED: Mapping[str, Mapping[str, Change]] = {
         "the largest for the least": factors(
             lambda squares, _: jnp.sqrt(jnp.max(squares) / squares)
         ),
-        "cuts of changes not scaled": NO_FACTORS,
+        "thresholds of changes not scaled": not_scaled("keep"),
     },
     "equalize(lines(ties))": {**SHARED, **LINES},
 }

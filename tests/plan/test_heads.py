@@ -216,3 +216,19 @@ def test_a_head_that_is_not_stored(config: dict[str, Any], stored: str, wanted: 
     layout = infer_layout(specs, {"vocab_size": 16, **config})
     assert is_tied_unstored(config, layout) == wanted
     assert flag({}) is None and is_headless({}, layout) == (stored == "reward")
+
+
+@pytest.mark.parametrize(("names", "head"), [("ab", "score.weight"), ("ba", HEAD)])
+def test_a_score_of_a_model_that_names_no_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str, head: str
+) -> None:
+    """Its tensors tell, whatever the order: one model has a head for tokens, and the other a score instead."""
+    save(tmp_path, names[0], 1, "own")
+    unnamed = {key: value for key, value in REWARD.items() if key != "architectures"}
+    save(tmp_path, names[1], 2, "reward", unnamed)
+    (line,) = [
+        line for line in refused(tmp_path, SOUP, capsys) if f"{head} of b is no tensor of a" in line
+    ]
+    assert f"'except: [{head}]'" in line
+    made = run(tmp_path, f"{SOUP}except: [{head}]\n")
+    assert head not in made.tensors

@@ -404,3 +404,60 @@ def test_layers_behind_that_the_donor_does_not_count(
     assert "num_nextn_predict_layers" in error and "except: [model.layers.*.eh_proj" in error
     write_checkpoint(tmp_path / "a", text(0), TEXT | {"num_nextn_predict_layers": 1})
     assert behind.keys() <= {step.name for step in planned(tmp_path, SOUP).steps}
+
+
+LAST_WORDS: dict[str, Spelling] = {
+    "scales of norms": replaced((r"norm\.weight$", "norm.scale")),
+    "the final norm": replaced((r"^model\.norm\.weight$", "model.norm.scale")),
+    "a kernel": replaced((r"^lm_head\.weight$", "lm_head.kernel")),
+    "a head without a last word": replaced((r"^lm_head\.weight$", "lm_head")),
+    "an underscore": replaced((r"q_proj\.weight$", "q_proj_weight")),
+    "a table": replaced((r"embed_tokens\.weight$", "embed_tokens.embedding")),
+    "a capital": replaced((r"v_proj\.weight$", "v_proj.Weight")),
+}
+
+
+@pytest.mark.parametrize("spelling", LAST_WORDS.values(), ids=LAST_WORDS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spelling: Spelling, turned: bool
+) -> None:
+    """Tensors of one shape in one place are taken for one; the map that is told pairs them all."""
+    first, second = text(1), {spelling(name): array for name, array in text(2).items()}
+    models = [second, first] if turned else [first, second]
+    for name, tensors in zip("ab", models, strict=True):
+        write_checkpoint(tmp_path / name, tensors, TEXT)
+    (line,) = refused(tmp_path, SOUP, capsys)
+    told = re.search(r"write '(map: \{.*\})' beside the model", line)
+    assert "stand in one place" in line and told
+    plan = planned(tmp_path, SOUP.replace("{b}", "{b}\n    " + told[1]))
+    check_all_merged(plan, models[0])
+
+
+def test_what_a_module_adds_is_no_weight(tmp_path: Path) -> None:
+    """A norm's bias alone and a norm's weight alone are two tensors."""
+    norm = np.ones(8, np.float32)
+    for seed, (name, last) in enumerate(zip("ab", ("weight", "bias"), strict=True)):
+        tensors = text(seed) | {f"model.extra.{last}": norm}
+        write_checkpoint(tmp_path / name, tensors, TEXT)
+    names = planned(tmp_path, SOUP).outputs.keys()
+    assert {"model.extra.weight", "model.extra.bias"} <= names
+
+
+def test_a_table_is_told_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table and a head of one shape, both under names that nothing known pairs."""
+    words = (("^model\\.embed_tokens", "token_embd"), ("^lm_head", "output"))
+    other = {replaced(*words)(name): array for name, array in text(2).items()}
+    write_checkpoint(tmp_path / "a", text(1), TEXT)
+    write_checkpoint(tmp_path / "b", other, TEXT)
+    (line,) = refused(tmp_path, SOUP, capsys)
+    assert "token_embd.: model.embed_tokens." in line and "output.: lm_head." in line
+
+
+def test_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names whose words no dots part have no layers, and are not written beside the donor's."""
+    other = {name.replace(".", "/"): array for name, array in text(2).items()}
+    write_checkpoint(tmp_path / "a", text(1), TEXT)
+    write_checkpoint(tmp_path / "b", other, TEXT)
+    lines = refused(tmp_path, SOUP, capsys)
+    assert [line for line in lines if "nothing of b is called like anything of a" in line]

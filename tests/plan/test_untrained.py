@@ -122,3 +122,10 @@ def test_positions_and_masks_stored_otherwise(tmp_path: Path, pair: tuple[str, A
     plan = jmerge.plan(write(tmp_path, SOUP))
     (step,) = (step for step in plan.steps if step.name == name)
     assert step.spec.shape == values[0].shape and len(step.inputs) == 1
+
+
+def test_counters_of_several_places(tmp_path: Path) -> None:
+    """What every expert has seen is counted like what a BatchNorm has."""
+    name = "model.bn.tokens_per_expert"
+    models(tmp_path, name, np.arange(4), 2 * np.arange(4))
+    assert (run(tmp_path, SOUP).tensors[name] == np.arange(4)).all()

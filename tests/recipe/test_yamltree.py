@@ -317,7 +317,10 @@ REFUSED = {
     ),
     "tab": (
         "a:\n\tb: 1\n",
-        ["x.yml:2: not valid YAML: found character '\\t' that cannot start any token"],
+        [
+            "x.yml:2: not valid YAML: found character '\\t' that cannot start any token; indent "
+            "with spaces, not tabs"
+        ],
     ),
     "wrong_indentation": (
         "models:\n  - model: a\n   parameters: {}\n",
@@ -443,3 +446,22 @@ def test_control_characters() -> None:
     (message,) = faults("a: b\nc: \x00\n")
     assert message.startswith("x.yml")
     assert "unacceptable character #x0000" in message
+
+
+@pytest.mark.parametrize("text", ["a: 1\n---\n", "---\na: 1\n---\n...\n", "---\n---\na: 1\n"])
+def test_an_empty_document_beside_is_nothing(text: str) -> None:
+    assert parse(text).value == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("```yaml\na: 1\n```\n", "take out the lines of ```"),
+        ("a: 1\n```\n", "take out the lines of ```"),
+        ("a:\n\t- 1\n", "indent with spaces"),
+        ("a:\n  - b: x\n \u00a0- c: y\n", "type it anew"),
+    ],
+)
+def test_what_comes_along_from_a_page_is_explained(text: str, hint: str) -> None:
+    (fault,) = faults(text)
+    assert hint in fault

@@ -117,11 +117,8 @@ def times(number: jax.Array, factor: int) -> Count:
 
 def total(counts: Count) -> Count:
     """The sum over the last axis, which is not empty."""
-    if (length := counts.low.shape[-1]) > HALF:
-        rest = [(0, 0)] * (counts.low.ndim - 1) + [(0, -length % HALF)]
-        rows = (jnp.pad(each, rest) for each in counts)
-        counts = total(Count(*(each.reshape(*each.shape[:-1], -1, HALF) for each in rows)))
-        return total(counts)
+    if counts.low.shape[-1] > HALF:
+        return total(total(_parted(counts, HALF)))
     mask = jnp.uint32(HALF - 1)  # of at most so many, sums of halves fit a word
     parts = (counts.low & mask, counts.low >> LIMB, counts.high)
     low, middle, high = (jnp.sum(each, axis=-1, dtype=jnp.uint32) for each in parts)
@@ -131,13 +128,11 @@ def total(counts: Count) -> Count:
 def reach(counts: Count, rank: Count) -> tuple[jax.Array, Count]:
     """The first index [...] at which the running total of counts [..., n] is at least rank [...], and the total before.
 
-    Where none is, the last index.
+    Some index, and nothing of meaning before it, where none is.
     """
     length = counts.low.shape[-1]
     if length > FEW:
-        rest = [(0, 0)] * (counts.low.ndim - 1) + [(0, -length % FEW)]
-        rows = (jnp.pad(each, rest) for each in counts)
-        chunks = Count(*(each.reshape(*each.shape[:-1], -1, FEW) for each in rows))
+        chunks = _parted(counts, FEW)
         chunk, before = reach(total(chunks), rank)
         own = Count(*(_take(each, chunk, -2) for each in chunks))
         index, within = reach(own, subtract(rank, before))
@@ -148,6 +143,14 @@ def reach(counts: Count, rank: Count) -> tuple[jax.Array, Count]:
     index = jnp.minimum(jnp.sum(short, axis=-1, dtype=jnp.int32), length - 1)
     own = Count(*(_take(each, index, -1) for each in counts))
     return index, subtract(Count(*(_take(each, index, -1) for each in running)), own)
+
+
+def _parted(counts: Count, length: int) -> Count:
+    """Counts [..., n] in parts of one length [..., parts, length], the last filled up with zeros."""
+    *others, size = counts.low.shape
+    rest = [(0, 0)] * len(others) + [(0, -size % length)]
+    shape = (*others, -(-size // length), length)
+    return Count(*(jnp.pad(each, rest).reshape(shape) for each in counts))
 
 
 def _take(array: jax.Array, index: jax.Array, axis: int) -> jax.Array:
@@ -202,7 +205,7 @@ def kept_count(density: Any, size: int) -> AnyCount:
     """How many of `size` elements the share `density` keeps: truncated, but at least one of a positive share."""
     if is_traced(density):
         some = maximum(minimum(share(density, size), size), 1 if size else 0)
-        kept = choose(density > 0, as_count(some), as_count(0))
+        kept = choose(_is_positive(density), as_count(some), as_count(0))
         return choose(density >= 1, as_count(size), kept)
     if density <= 0 or size == 0:
         return 0
@@ -218,8 +221,16 @@ def whole_number(whole: Any) -> int:
 
 def _of_float(whole: jax.Array) -> Count:
     """The count that a float32 or float64 stands for."""
-    high = jnp.floor(whole / 2**32)
-    return Count(high.astype(jnp.uint32), (whole - high * 2**32).astype(jnp.uint32))
+    high = jnp.floor(whole / 2.0**32)
+    return Count(high.astype(jnp.uint32), (whole - high * 2.0**32).astype(jnp.uint32))
+
+
+def _is_positive(fraction: jax.Array) -> jax.Array:
+    """Whether it is above zero, by its bits: some backends take subnormal numbers for zero."""
+    word = np.dtype(f"u{fraction.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(fraction, word)
+    positive: jax.Array = (bits != 0) & (bits >> (8 * word.itemsize - 1) == 0)
+    return positive
 
 
 def _limbs_of(whole: Any) -> list[jax.Array]:
@@ -232,7 +243,8 @@ def _limbs_of(whole: Any) -> list[jax.Array]:
 
 def _exact_share(fraction: jax.Array, whole: list[jax.Array], up: bool) -> Count:
     """floor(fraction whole) in integers: the mantissa of the float32 times the count, shifted by its exponent."""
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(fraction, 0), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(fraction, jnp.uint32)
+    bits = jnp.where(_is_positive(fraction), bits, jnp.uint32(0))
     exponent = (bits >> 23) & 0xFF
     mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), jnp.uint32(0))
     shift = 150 - jnp.maximum(
@@ -280,7 +292,7 @@ def _double_share(fraction: Any, whole: Any, up: bool) -> Count:
     with jax.enable_x64(True):
         if isinstance(whole, int | Count):
             high, low = (jnp.asarray(word).astype(jnp.float64) for word in as_count(whole))
-            number = high * 2**32 + low
+            number = high * 2.0**32 + low
         else:
             number = jnp.asarray(whole).astype(jnp.float64)
         exact = number * jnp.maximum(jnp.asarray(fraction, jnp.float64), 0)

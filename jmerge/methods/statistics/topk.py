@@ -249,10 +249,10 @@ def nth_true(mask: jax.Array, rank: Count) -> Count:
     if mask.ndim == 0:
         return Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
     several = devices_of(mesh_of([mask])) > 1
-    if mask.ndim == 1 and mask.size > ROW and not several:
-        mask = jnp.pad(mask, (0, -mask.size % ROW)).reshape(-1, ROW)
     position = Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
     while True:
+        if mask.ndim == 1 and mask.size > ROW and not several:
+            mask = jnp.pad(mask, (0, -mask.size % ROW)).reshape(-1, ROW)
         index, before = reach(_by_first_axis(mask), rank)
         rank = subtract(rank, before)
         position = add(position, times(index.astype(jnp.uint32), math.prod(mask.shape[1:])))
@@ -264,7 +264,7 @@ def nth_true(mask: jax.Array, rank: Count) -> Count:
             chosen = jnp.arange(mask.shape[0]) == index
             mask = jnp.any(mask & chosen.reshape(-1, *[1] * (mask.ndim - 1)), axis=0)
         else:
-            mask = mask[index]
+            mask = jax.lax.dynamic_index_in_dim(mask, index, keepdims=False)
 
 
 def _by_first_axis(mask: jax.Array) -> Count:
