@@ -1,4 +1,7 @@
-"""Time `merge_trees` at real size, for `tools/bench.py --trees`: Llama-3-8B's leaves with every axis divided by 8."""
+"""Time `merge_trees` at real size, for `tools/bench.py --trees`: Llama-3-8B's leaves with every axis divided by 8.
+
+With `--large` one leaf of 2^32 + 7 numbers in 8 bits is merged instead, which takes 14 GB of memory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ import numpy as np
 
 import jmerge
 from jmerge.methods import REGISTRY
+from jmerge.methods.positions import split_position
+from jmerge.methods.random import make_key, uniform
 from jmerge.methods.spec import Method, Required
+from jmerge.methods.streams import stream_of
 
 LAYERS, WIDTH, VOCABULARY, INNER, KEYS = 32, 4096 // 8, 128256 // 8, 14336 // 8, 1024 // 8
 SHAPES = {
@@ -29,8 +35,9 @@ MODELS = 3
 
 
 def bench_trees(repeats: int, methods: list[str]) -> None:
-    """Print a line for each method: its first call, what of that the second does not take, the best call, and that over
-    a jnp loop which adds up the same models."""
+    """Print a line for each method: its first call, what of that the second does not take, the best call, that over
+    a jnp loop which adds up the same models, and what the program for one leaf moves, by XLA's account, over the bytes of
+    its inputs and results."""
     trees = [_tree(seed) for seed in range(MODELS + 1)]
     count = sum(leaf.size for leaf in jax.tree.leaves(trees[0]))
     print(f"{len(trees[0])} leaves, {count:,} numbers in float32, {jax.default_backend()}")
@@ -60,11 +67,42 @@ def _time(method: Method, trees: list[Any], repeats: int, hand: float) -> None:
         other = f"  another density {_once(call):7.3f} s"
     else:
         other = ""
+    moved = _moved(method, len(models), bool(base), numbers)
     print(
         f"{method.name:<22} {first:7.3f} s first, {first - again:7.3f} s more than {again:7.3f} s, "
-        f"{again / hand:5.1f} x the loop{other}",
+        f"{again / hand:5.1f} x the loop, "
+        f"moves {moved:4.1f} x the least{other}",
         flush=True,
     )
+
+
+def _moved(method: Method, models: int, has_base: bool, numbers: dict[str, Any]) -> float:
+    leaf = jax.ShapeDtypeStruct(SHAPES["mlp.gate_proj"], jnp.float32)
+
+    def merge(models: Any, base: Any) -> Any:
+        return jmerge.merge_trees(models, method=method.name, base=base, **numbers)
+
+    program = jax.jit(merge).lower([leaf] * models, leaf if has_base else None).compile()
+    results = models if method.per_model_output else 1
+    least = 4 * leaf.size * (models + has_base + results)
+    return float(program.cost_analysis()["bytes accessed"]) / least
+
+
+def bench_large() -> None:
+    """Drop numbers of one leaf beyond 2^32 at random, and check that its end draws what is drawn there."""
+    size, eight = (1 << 32) + 7, jnp.float8_e4m3fn
+    model, base = (jnp.full(size, value, eight) for value in (1, 0))
+    start = time.perf_counter()
+    merged = jmerge.dare_linear([model], base=base, density=0.5, rescale=False, donate=True)
+    jax.block_until_ready(merged)  # type: ignore[no-untyped-call]
+    took = time.perf_counter() - start
+    key = jnp.asarray(make_key(0, stream_of(""), 0), jnp.uint32)
+    for first in (0, 1 << 32):
+        position = jnp.asarray(split_position(first), jnp.uint32)
+        kept = np.asarray(uniform(key, (7,), position) < 0.5)
+        if (np.asarray(merged[first : first + 7] != 0) != kept).any():
+            raise SystemExit(f"positions from {first} on have other random numbers than theirs")
+    print(f"{size:,} numbers in 8 bits: {took:.1f} s, {3 * size / took / 1e9:.2f} GB/s")
 
 
 def _tree(seed: int) -> dict[str, jax.Array]:
@@ -90,7 +128,7 @@ def _by_hand(trees: list[Any]) -> dict[str, jax.Array]:
 
 def _once(call: Any) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call())
+    jax.block_until_ready(call())  # type: ignore[no-untyped-call]
     return time.perf_counter() - start
 
 

@@ -113,8 +113,9 @@ def plain_sums(statistic: Statistic, call: Call) -> bool:
 def take(call: Call, statistic: Statistic, state: Any, piece: Piece, found: Found) -> Any:
     """The value of a statistic of one piece, from the state before its first pass."""
     alone = piece._replace(start=np.zeros(2, np.uint32), piece=0)
+    terms = call.terms(statistic, piece, found)
     for number in range(passes_of(statistic, call)):
-        state = update(call, statistic, state, alone, found, number, own=piece)
+        state = _updated(call, statistic, state, alone, terms, number)
         value = statistic.finish(state, number)
         if not isinstance(value, Again):
             return value
@@ -133,25 +134,27 @@ def add_up(call: Call, statistic: Statistic, piece: Piece, found: Found) -> jax.
 
 
 def update(
+    call: Call, statistic: Statistic, state: Any, piece: Piece, found: Found, number: int
+) -> Any:
+    """The state of pass `number` after one more piece."""
+    return _updated(call, statistic, state, piece, call.terms(statistic, piece, found), number)
+
+
+def _updated(
     call: Call,
     statistic: Statistic,
     state: Any,
-    place: Piece,
-    found: Found,
+    piece: Piece,
+    terms: Sequence[jax.Array],
     number: int,
-    own: Piece | None = None,
 ) -> Any:
-    """The state of pass `number` after one more piece, whose place `place` has (its arrays `own`, where not the same).
-
-    Of a piece that is cut into shards each adds its own, and all have the same state afterwards.
-    """
-    piece = place if own is None else own
-    terms = call.terms(statistic, piece, found)
+    """The state after the terms of a piece. Of one that is cut into shards each adds its own, and all have the same state
+    afterwards."""
     axes = _axes(piece)
     size = math.prod(piece.arrays[-1].shape)
     shard = _shard(axes)
-    first = place.piece + shard if axes else place.piece
-    start = jnp.stack(_start_of(place.start, size, axes))
+    first = piece.piece + shard if axes else piece.piece
+    start = jnp.stack(_start_of(piece.start, size, axes))
     at = Place(first, first, 0, start)
     if not axes or statistic.scope == "piece":
         return statistic.close(statistic.update(state, terms, at), first)
