@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.mesh import varying_axes
+from jmerge.methods.mesh import hides_shards, varying_axes
 from jmerge.methods.random import NOWHERE, Words, fold, mix_key
 from jmerge.methods.streams import Stream
 
@@ -93,11 +93,7 @@ def _batched_tag(
 
 def _varying(seed: Any, arrays: Sequence[jax.Array], name: str) -> set[str]:
     """The axes of `shard_map` along which the arrays hold different parts."""
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = [axis for axis in getattr(mesh, "manual_axes", ()) if mesh.shape[axis] > 1]
-    if not manual:
-        return set()
-    if not any(varying_axes(jax.lax.axis_index(axis)) for axis in manual):
+    if hides_shards():
         if isinstance(seed, jax.core.Tracer):
             return set()
         raise TypeError(

@@ -48,3 +48,10 @@ def varying_axes(array: jax.Array) -> frozenset[str]:
     if (kind := getattr(known, "manual_axis_type", None)) is not None:
         return frozenset(kind.varying)
     return frozenset(getattr(known, "vma", ()))  # as JAX called it at first
+
+
+def hides_shards() -> bool:
+    """Whether this is inside of `jax.shard_map` with `check_vma` off, where nobody knows which shards differ."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = [axis for axis in getattr(mesh, "manual_axes", ()) if mesh.shape[axis] > 1]
+    return bool(manual) and not any(varying_axes(jax.lax.axis_index(axis)) for axis in manual)

@@ -66,6 +66,10 @@ def merge_trees(
     >>> jax.vmap(distance)(jnp.array([[1.0, 0.0], [0.5, 0.5]]))
     Array([4., 1.], dtype=float32)
 
+    Inside of `jax.shard_map` statistics are of all shards of a leaf, and shards draw different numbers; only rows and blocks
+    of neighbours that some methods look at (`della`, `cabs`, `arcee_fusion`) are those of each shard. A `lax.scan` over
+    layers draws the same for all unless it takes a key along.
+
     Called outside of a transformation it works leaf by leaf, by programs that leaves of one shape share and no new number
     compiles again; so memory is that of one leaf, and the result has the recipe's bytes. Inside of one, leaves of one
     shape are stacked and mapped over.

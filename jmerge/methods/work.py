@@ -16,7 +16,7 @@ from jmerge.methods.arguments import Arguments
 from jmerge.methods.draws import model_keys, place_tag
 from jmerge.methods.leaf import LINES_DEPTH, Call, Nonfinite, Piece, sizes_of
 from jmerge.methods.leaves import Row, Table
-from jmerge.methods.mesh import varying_axes
+from jmerge.methods.mesh import hides_shards, varying_axes
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
@@ -104,6 +104,11 @@ def merge_traced(
     rows = table.rows
     if not rows:
         return {}
+    if settings.method.statistics and hides_shards():
+        raise TypeError(
+            f"'{settings.method.name}' looks at whole tensors, and with check_vma=False it cannot be seen which shards "
+            "hold different parts of one; leave it on"
+        )
     outputs = len(rows[0].arrays) - settings.has_base if settings.method.per_model_output else 1
     parts = _parts(rows, arguments, settings.method, depths)
     keys = _traced_keys(rows, settings, draws)
