@@ -12,7 +12,7 @@ models (timed in turns with it), and how far resident memory rose, inputs mapped
 
     python tools/bench.py --methods ties,dare_ties --elements 4000000
 
-With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop.
+With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop; with --large one leaf of 2^32 + 7 numbers in 8 bits, which takes 14 GB of memory.
 With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 
@@ -334,6 +334,9 @@ def main() -> None:
         const="all",
         help="time `merge_trees` by these methods (by default all) instead",
     )
+    parser.add_argument(
+        "--large", action="store_true", help="merge a leaf of 2^32 + 7 numbers, in 14 GB, instead"
+    )
     options = parser.parse_args()
     if options.repeats < 1 or options.elements < 1:
         parser.error("--repeats and --elements are at least 1")
@@ -341,6 +344,11 @@ def main() -> None:
         from xlabench import bench_xla  # brings JAX, which whole merges are timed without
 
         bench_xla(options.repeats)
+        return
+    if options.large:
+        from treebench import bench_large
+
+        bench_large()
         return
     if options.trees:
         from treebench import bench_trees
