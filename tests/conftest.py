@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -37,6 +38,24 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+EVERY, MOST_MAPS = (
+    20,
+    12_000,
+)  # tests; parts of memory that a process has mapped, of at most 65,530 on Linux
+
+
+def pytest_runtest_logfinish(nodeid: str, location: tuple[str, int | None, str]) -> None:
+    """Let go of compiled programs where they have become many: each maps some memory, and what a process may map has a
+    limit, at which it dies. They come back from the folder of compiled programs."""
+    _count[0] += 1
+    maps = Path("/proc/self/maps")
+    if _count[0] % EVERY == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+_count = [0]
 
 
 @pytest.fixture(scope="session")
