@@ -77,7 +77,7 @@ def _time(method: Method, trees: list[Any], repeats: int, hand: float) -> None:
 
 
 def _moved(method: Method, models: int, has_base: bool, numbers: dict[str, Any]) -> float:
-    leaf = jax.ShapeDtypeStruct(SHAPES["mlp.gate_proj"], jnp.float32)
+    leaf = jnp.zeros(SHAPES["mlp.gate_proj"], jnp.float32)
 
     def merge(models: Any, base: Any) -> Any:
         return jmerge.merge_trees(models, method=method.name, base=base, **numbers)
@@ -85,7 +85,8 @@ def _moved(method: Method, models: int, has_base: bool, numbers: dict[str, Any])
     program = jax.jit(merge).lower([leaf] * models, leaf if has_base else None).compile()
     results = models if method.per_model_output else 1
     least = 4 * leaf.size * (models + has_base + results)
-    return float(program.cost_analysis()["bytes accessed"]) / least
+    moved: float = (program.cost_analysis() or {})["bytes accessed"]
+    return moved / least
 
 
 def bench_large() -> None:
