@@ -12,7 +12,8 @@ models (timed in turns with it), and how far resident memory rose, inputs mapped
 
     python tools/bench.py --methods ties,dare_ties --elements 4000000
 
-With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop; with --large one leaf of 2^32 + 7 numbers in 8 bits, which takes 14 GB of memory.
+With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop; with --large
+on one leaf of 2^32 + 7 numbers in 8 bits, which takes 14 GB of memory.
 With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 

@@ -1,6 +1,6 @@
 """Time `merge_trees` at real size, for `tools/bench.py --trees`: Llama-3-8B's leaves with every axis divided by 8.
 
-Its `--large` merges one leaf of 2^32 + 7 numbers in 8 bits is merged.
+For `--large`, a leaf of 2^32 + 7 numbers in 8 bits is merged.
 """
 
 from __future__ import annotations
