@@ -140,7 +140,7 @@ def merge_trees(
             )
         merged = merge_traced(table, settings, arguments, draws, depths)
     else:
-        kept = [leaf for leaf in jax.tree.leaves(base)] if donate else []
+        kept = [*jax.tree.leaves(base), *table.kept.values()]
         merged = merge_there(table, settings, arguments, draws, depths, donate=donate, keep=kept)
     outputs = len(trees) if chosen.per_model_output else 1
     count = len(paths)

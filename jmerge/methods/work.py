@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jmerge.methods import eager
 from jmerge.methods.arguments import Arguments
@@ -17,6 +17,17 @@ from jmerge.methods.draws import model_keys, place_tag
 from jmerge.methods.leaf import LINES_DEPTH, Call, Nonfinite, Piece, sizes_of
 from jmerge.methods.leaves import Row, Table
 from jmerge.methods.mesh import hides_shards, varying_axes
+from jmerge.methods.placing import (
+    arithmetic,
+    common_dtype,
+    count_uses,
+    explicit_sharding,
+    free,
+    is_array,
+    laid_as,
+    stack_layers,
+    with_auto_axes,
+)
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method
@@ -62,9 +73,9 @@ def merge_there(
     keep: Sequence[Any],
 ) -> dict[int, list[jax.Array]]:
     """The results of every leaf by its number, of arrays that are there."""
-    wide = _arithmetic(table.rows, settings.method)
+    wide = arithmetic(table.rows, settings.method)
     relaid = [
-        row._replace(arrays=[_with_auto_axes(each) for each in row.arrays]) for row in table.rows
+        row._replace(arrays=[with_auto_axes(each) for each in row.arrays]) for row in table.rows
     ]
     by_row = _parts(relaid, arguments, settings.method, depths)
     works = {
@@ -72,7 +83,7 @@ def merge_there(
         for part in by_row
     }
     found = dict(zip(works, eager.survey(list(works.values())), strict=True))
-    uses = _uses(table.rows, settings.has_base, keep) if donate else {}
+    uses = count_uses(table.rows, settings.has_base, keep) if donate else {}
     merged: dict[int, list[jax.Array]] = {}
     for row, laid in zip(table.rows, relaid, strict=True):
         layers = [None] if row.axis is None else range(len(row.places))
@@ -83,13 +94,13 @@ def merge_there(
         stacked = (
             results[0]
             if row.axis is None
-            else [_stack(list(each), row.axis) for each in zip(*results, strict=True)]
+            else [stack_layers(list(each), row.axis) for each in zip(*results, strict=True)]
         )
         if row.axis is not None and not results:
-            stacked = [row.arrays[-1].astype(_common(row.arrays))]
-        merged[row.number] = [_laid_as(each, row.arrays[-1]) for each in stacked]
+            stacked = [row.arrays[-1].astype(common_dtype(row.arrays))]
+        merged[row.number] = [laid_as(each, row.arrays[-1]) for each in stacked]
         del laid
-        _free(row, settings.has_base, uses, merged[row.number])
+        free(row, settings.has_base, uses, merged[row.number])
     return merged
 
 
@@ -112,8 +123,8 @@ def merge_traced(
     outputs = len(rows[0].arrays) - settings.has_base if settings.method.per_model_output else 1
     parts = _parts(rows, arguments, settings.method, depths)
     keys = _traced_keys(rows, settings, draws)
-    shardings = [_explicit(row.arrays[-1]) for row in rows]
-    numbers = [{n: v for n, v in part.numbers.items() if _is_array(v)} for part in parts]
+    shardings = [explicit_sharding(row.arrays[-1]) for row in rows]
+    numbers = [{n: v for n, v in part.numbers.items() if is_array(v)} for part in parts]
 
     def merge(arrays: Any, keys: Any, numbers: Any) -> Any:
         own = [row._replace(arrays=each) for row, each in zip(rows, arrays, strict=True)]
@@ -187,7 +198,7 @@ def _check_even(by_row: Sequence[Sequence[Part]], method: Method) -> None:
 
 
 def _differs(one: Any, other: Any) -> bool:
-    return one is not other and (_is_array(one) or _is_array(other) or one != other)
+    return one is not other and (is_array(one) or is_array(other) or one != other)
 
 
 def _depth(depth: Any, row: Row, layer: int) -> Any:
@@ -210,7 +221,7 @@ def _call(part: Part, settings: Settings, wide: np.dtype[Any]) -> Call:
         settings.nonfinite,
         settings.exact,
         wide,
-        _common(part.row.arrays),
+        common_dtype(part.row.arrays),
     )
 
 
@@ -270,17 +281,17 @@ def _merge_parts(
     rows: Sequence[Row], parts: Sequence[Part], settings: Settings, keys: Sequence[Any]
 ) -> list[list[jax.Array]]:
     """For every leaf its results."""
-    wide = _arithmetic(rows, settings.method)
+    wide = arithmetic(rows, settings.method)
     position = {row.number: i for i, row in enumerate(rows)}
     members: dict[Any, list[Part]] = {}
     for part in parts:
         call = _call(part, settings, wide[part.row.number])
         shape = part.row.shape
         kinds = tuple((each.dtype, tuple(sorted(varying_axes(each)))) for each in part.row.arrays)
-        plain = tuple(sorted(name for name, value in part.numbers.items() if not _is_array(value)))
-        members.setdefault((call, shape, kinds, plain, _explicit(part.row.arrays[-1])), []).append(
-            part
-        )
+        plain = tuple(sorted(name for name, value in part.numbers.items() if not is_array(value)))
+        members.setdefault(
+            (call, shape, kinds, plain, explicit_sharding(part.row.arrays[-1])), []
+        ).append(part)
     groups = [_group(own, key[0], keys, position, settings) for key, own in members.items()]
     results = merge_groups(groups)
     found: dict[tuple[int, int | None], list[jax.Array]] = {}
@@ -292,7 +303,7 @@ def _merge_parts(
         if row.axis is None:
             merged.append(found[row.number, None])
         elif not row.places:
-            merged.append([row.arrays[-1].astype(_common(row.arrays))])
+            merged.append([row.arrays[-1].astype(common_dtype(row.arrays))])
         else:
             layers = [found[row.number, layer] for layer in range(len(row.places))]
             merged.append([jnp.stack(list(each), row.axis) for each in zip(*layers, strict=True)])
@@ -321,7 +332,7 @@ def _group(
         if name in switches:
             continue
         values = [part.numbers[name] for part in parts]
-        if not any(_differs(each, value) for each in values) and not _is_array(value):
+        if not any(_differs(each, value) for each in values) and not is_array(value):
             shared[name] = value
         else:
             numbers[name] = stack(values)
@@ -342,79 +353,4 @@ def _slice_of(part: Part, number: int) -> jax.Array:
 
 
 def _float_of(value: Any) -> Any:
-    return value.dtype if _is_array(value) else None
-
-
-# Dtypes and devices
-
-
-def _arithmetic(rows: Sequence[Row], method: Method) -> dict[int, np.dtype[Any]]:
-    """The dtype of the arithmetic of every leaf: its own, or one for all."""
-    found = {row.number: _wide([array.dtype for array in row.arrays]) for row in rows}
-    if method.of_model and found:
-        found = dict.fromkeys(found, _wide(list(found.values())))
-    return found
-
-
-def _wide(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
-    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
-
-
-def _common(arrays: Sequence[Any]) -> np.dtype[Any]:
-    """The dtype of the result: that of all, or what is wide enough for them."""
-    dtypes = [array.dtype for array in arrays]
-    return np.dtype(dtypes[0]) if len(set(dtypes)) == 1 else _wide(dtypes)
-
-
-def _explicit(array: Any) -> NamedSharding | None:
-    """How an array lies on a mesh whose axes are explicit; None on another, or on one device."""
-    sharding = jax.typeof(array).sharding
-    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
-
-
-def _with_auto_axes(array: jax.Array) -> jax.Array:
-    """The array, on a mesh that leaves it to the compiler where things lie."""
-    sharding = array.sharding
-    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
-        return array
-    names = sharding.mesh.axis_names
-    mesh = jax.sharding.Mesh(sharding.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
-    laid = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
-    moved: jax.Array = jax.device_put(array, laid)
-    return moved
-
-
-def _laid_as(result: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.device_put(result, like.sharding) if _explicit(like) else result
-
-
-@partial(jax.jit, static_argnums=1)
-def _stack(layers: Sequence[jax.Array], axis: int) -> jax.Array:
-    return jnp.stack(layers, axis)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray)
-
-
-# Freeing
-
-
-def _uses(rows: Sequence[Row], has_base: bool, keep: Sequence[Any]) -> dict[int, int]:
-    """How often each array of the models is still needed, by its identity; those of `keep` always are."""
-    uses: dict[int, int] = {}
-    for row in rows:
-        for array in row.arrays[: -1 if has_base else None]:
-            uses[id(array)] = uses.get(id(array), 0) + 1
-    for array in keep:
-        uses.pop(id(array), None)
-    return uses
-
-
-def _free(row: Row, has_base: bool, uses: dict[int, int], results: Sequence[jax.Array]) -> None:
-    for array in row.arrays[: -1 if has_base else None]:
-        if id(array) not in uses:
-            continue
-        uses[id(array)] -= 1
-        if not uses[id(array)] and not any(array is result for result in results):
-            array.delete()
+    return value.dtype if is_array(value) else None

@@ -223,6 +223,14 @@ def test_donated_models_are_freed_and_others_are_not() -> None:
     assert not base.is_deleted() and not found["n"].is_deleted()
 
 
+def test_an_array_that_is_kept_elsewhere_is_not_freed() -> None:
+    tied, other = jnp.ones(3) * 1, jnp.ones(3) * 2
+    trees = [{"a": tied, "b": tied}, {"a": other, "b": tied}]
+    found = soup(trees, where="a", donate=True)
+    np.testing.assert_array_equal(found["b"], 1)
+    assert other.is_deleted() and not tied.is_deleted()
+
+
 @pytest.mark.parametrize("method", ["passthrough", "linear"])
 def test_a_result_that_is_an_input_stays(method: str) -> None:
     model = {"a": jnp.ones(3), "b": jnp.ones(3)}
