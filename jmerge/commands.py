@@ -6,15 +6,24 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from jmerge.errors import Fault, JmergeError, PlanError, RunError
+from jmerge.errors import Fault, JmergeError, PlanError, PluginWarning, RunError
 from jmerge.interrupt import came, check, part
 from jmerge.names import did_you_mean
-from jmerge.options import HELP, USAGE, define_flags, flag_help, parse_words
+from jmerge.options import (
+    HELP,
+    USAGE,
+    define_flags,
+    fault_in_flags,
+    flag_help,
+    in_flags,
+    parse_words,
+)
 from jmerge.version import VERSION
 
 
@@ -22,7 +31,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command that these arguments ask for, and return its exit code."""
     values = define_flags()
     try:
-        return _dispatch(parse_words(values, list(arguments)), values)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _dispatch(parse_words(values, list(arguments)), values)
     except (JmergeError, RunError) as error:
         if came():  # and so it failed
             raise
@@ -32,15 +43,25 @@ def run(arguments: Sequence[str]) -> int:
         return 0
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **rest: Any
+) -> None:
+    """Print what Python programs get as a warning: those of jmerge as a line like its others."""
+    if issubclass(category, PluginWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+
+
 def _explain(error: JmergeError | RunError) -> int:
     """Print what is wrong, one line a fault, and return the exit code."""
     if isinstance(error, RunError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
         return error.exit_code
     for warning in error.warnings:  # errors are for everyone, and these may explain them
         print(f"warning: {warning}", file=sys.stderr)
     for fault in error.faults:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {fault_in_flags(fault)}", file=sys.stderr)
     if len(error.faults) > 1:
         print(f"{len(error.faults)} errors; nothing was written", file=sys.stderr)
     return error.exit_code
@@ -113,7 +134,8 @@ def _paths(
 def _merge(words: list[str], values: flags.FlagValues) -> int:
     began = time.perf_counter()
     config, out = _paths(words, values, ("config", "out"))
-    from jmerge.jobs import merge
+    from jmerge.api.merge import merge
+    from jmerge.engine.devices import make_cpu_devices
     from jmerge.report.profile import Profile
     from jmerge.report.progress import Progress
     from jmerge.report.show import size
@@ -128,6 +150,7 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     profile = None if values.profile is None else Profile(values.profile, out)
     with hosts, Progress(quiet=quiet) as progress, profile or contextlib.nullcontext():
         called = time.perf_counter()
+        make_cpu_devices(values.devices)
         merged = merge(
             config,
             out,
@@ -199,13 +222,13 @@ def _give_up(reason: str) -> None:
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
     (config,) = _paths(words, values, ("config",), "jmerge plan")
+    from jmerge.api.plan import plan as make_plan
     from jmerge.engine.memory import fit, need_of
-    from jmerge.jobs import plan_recipe
     from jmerge.report.show import plan_json, plan_text
     from jmerge.sizes import parse_size
 
-    budget = None if values.memory is None else parse_size(values.memory, "--memory")
-    plan = plan_recipe(config, seed=values.seed)
+    budget = None if values.memory is None else parse_size(values.memory, "memory")
+    plan = make_plan(config, seed=values.seed)
     schedule = fit(plan, budget)
     need = need_of(schedule).total
     _tell((plan_json if values.json else plan_text)(plan, schedule, need))

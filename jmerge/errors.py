@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+MAX_REPR = 60  # letters of a value of Python
 MAX_SHOWN = 2000  # letters of a part of a message
 # what no name holds, as it could not be shown or written
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -74,6 +75,23 @@ class RunError(RuntimeError):
     """The machine failed, not the recipe (disk full, I/O error, lock held); the run can be repeated."""
 
     exit_code = 3
+
+
+class CancelledError(RunError):
+    """The caller's event `cancel` was set; what is written stays, and the same call goes on from there."""
+
+
+class PluginWarning(UserWarning):
+    """A package that adds merge methods cannot be loaded."""
+
+
+def wrong_type(name: str, expected: str, value: object) -> TypeError:
+    """The error of an argument that is something else than expected."""
+    text, kind = repr(value), type(value).__name__
+    short = len(text) <= MAX_REPR and text.isprintable()
+    return TypeError(
+        f"{name}: expected {expected}, found {text if short else f'one of type {kind}'}"
+    )
 
 
 def raise_all(

@@ -115,6 +115,28 @@ MERGEKIT_FLAGS = {
 }
 
 
+# Flags that the library has as arguments, which its errors are about.
+ARGUMENTS = ("out", "seed", "overwrite", "shard_size", "memory", "devices", "allow_nonfinite")
+GIVEN = re.compile(rf"\b({'|'.join(ARGUMENTS)})=(?:True\b|'([^']*)'|([\w.]+))?")
+
+
+def in_flags(text: str) -> str:
+    """What the library says of its arguments, such as `overwrite=True`, in the words of the command: `--overwrite`."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, *values = found.groups()
+        return f"--{name}" + "".join(f" {value}" for value in values if value)
+
+    return GIVEN.sub(flag, text)
+
+
+def fault_in_flags(fault: Fault) -> Fault:
+    """A fault in the words of the command, its place too where that is an argument."""
+    named = not fault.file and fault.where in ARGUMENTS
+    where = f"--{fault.where}" if named else fault.where
+    return fault._replace(message=in_flags(fault.message), where=where)
+
+
 def define_flags() -> flags.FlagValues:
     """The flags of the program, with their defaults."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]

@@ -223,7 +223,7 @@ def test_a_bug_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*words: Any, **rest: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("jmerge.jobs.merge", broken)
+    monkeypatch.setattr("jmerge.api.merge.merge", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["x.yml", "out"])
 

@@ -18,7 +18,6 @@ from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.shards import plan_files
 from jmerge.engine.memory import need_of
-from jmerge.jobs import plan_recipe
 from jmerge.report.schema import recipe_schema
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -135,12 +134,12 @@ def test_plans_at_real_size(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
         write_headers(tmp_path / "models" / name, *shapes_of(recipe, REAL, name))
     if recipe == "vocabularies":
         write_tokenizers(tmp_path / "models", REAL["vocab"])
-    plan = plan_recipe(CONFIGS / f"{recipe}.yml")
+    plan = jmerge.plan(CONFIGS / f"{recipe}.yml")
     tensors, method, layers = EXPECTED[recipe]
     assert len(plan.outputs) == tensors
     assert {step.method for step in plan.steps} == set(method.split())
     assert plan.config["num_hidden_layers"] == layers
-    assert need_of(jmerge.make_schedule(plan)).total < 2.5 * 10**9
+    assert need_of(jmerge.advanced.make_schedule(plan)).total < 2.5 * 10**9
 
 
 def test_runs_on_tiny_models(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

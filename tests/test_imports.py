@@ -29,7 +29,7 @@ LAYERS = (
     ("verify",),
     ("diff",),
     ("report",),
-    ("jobs",),
+    ("api", "advanced"),
     ("options", "commands", "cli", "__main__"),
     ("testing",),
 )
@@ -148,7 +148,7 @@ def test_the_lowest_layer_is_pure_python(low: str) -> None:
 
 
 # Readers of files and recipes work where no array library is needed; only these parts touch JAX.
-USES_JAX = {"methods", "engine", "jobs", "testing"}
+USES_JAX = {"methods", "engine", "api", "testing"}
 
 
 def test_only_some_parts_import_jax() -> None:
@@ -187,7 +187,7 @@ def loaded_by(code: str, cwd: Path) -> set[str]:
             {"numpy", "ml_dtypes", "yaml", "pydantic"},
         ),
         (
-            "from jmerge import load_recipe",
+            "from jmerge import Recipe",
             {"numpy", "ml_dtypes", "yaml", "pydantic"},
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,28 @@ def test_every_name_resolves_and_is_documented(name: str) -> None:
     else:
         assert inspect.getdoc(value), f"{name} has no docstring"
         assert value is getattr(jmerge, name)
+
+
+def test_the_example_of_the_package_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open, merge, save: what it says gives what the recipe that says the same gives."""
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[1] / "configs")
+    monkeypatch.chdir(tmp_path)
+    text = inspect.getdoc(jmerge)
+    assert text is not None
+    example = textwrap.dedent(text[text.index("    import jmerge") : text.index("The names below")])
+    assert len([line for line in example.splitlines() if line]) <= 6
+    exec(example, {})
+    models = [
+        {"model": f"configs/quickstart/{name}", "parameters": {"weight": 0.5, "density": 0.5}}
+        for name in ("prose", "code")
+    ]
+    base = "configs/quickstart/base"
+    want = jmerge.merge({"merge_method": "ties", "base_model": base, "models": models})
+    made = jmerge.open_checkpoint("merged")
+    assert set(made) == set(want)
+    for name, array in made.items():
+        np.testing.assert_array_equal(array, want[name])
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
 def test_names_are_listed_once() -> None:
@@ -73,12 +96,12 @@ def test_a_merge_in_five_lines(recipe: str) -> None:
 
 def test_a_merge_step_by_step_into_memory(recipe: str) -> None:
     """The same plan, into arrays and not a folder."""
-    parsed = jmerge.load_recipe(recipe)
+    parsed = jmerge.Recipe.from_file(recipe)
     checkpoints = {ref: jmerge.open_checkpoint(ref.path) for ref in parsed.models()}
-    plan = jmerge.build_plan(parsed, checkpoints)
-    assert plan == jmerge.plan_recipe(recipe)
-    arrays = jmerge.Arrays(plan.outputs)
-    outcome = jmerge.run(plan, jmerge.make_schedule(plan), arrays)
+    plan = jmerge.advanced.build_plan(parsed, checkpoints)
+    assert plan == jmerge.plan(recipe)
+    arrays = jmerge.advanced.Arrays(plan.outputs)
+    outcome = jmerge.advanced.run(plan, jmerge.advanced.make_schedule(plan), arrays)
     written = jmerge.open_checkpoint(jmerge.merge(recipe, "soup").folder)
     assert set(arrays) == set(written) == set(outcome.crc32)
     for name, array in arrays.items():
@@ -101,7 +124,7 @@ def test_methods_are_functions_of_arrays() -> None:
 
 
 def test_plans_are_plain_data(recipe: str) -> None:
-    plan, again = jmerge.plan_recipe(recipe), jmerge.plan_recipe(recipe)
+    plan, again = jmerge.plan(recipe), jmerge.plan(recipe)
     assert plan == again and plan.sha256() == again.sha256()
-    assert plan.sha256() != jmerge.plan_recipe(recipe, seed=1).sha256()
+    assert plan.sha256() != jmerge.plan(recipe, seed=1).sha256()
     assert plan.to_json() == again.to_json()

@@ -127,9 +127,10 @@ def test_the_checks_see(change: str, cause: str, checks: Any) -> None:
 
     rng = np.random.default_rng(0)
     models = {m: {"x": rng.normal(size=9).astype(np.float32)} for m in "ab"}
-    wanted = {"x": 0.4 * models["a"]["x"].astype(np.float64) + 0.6 * models["b"]["x"]}
-    found = {"x": wanted["x"].astype(np.float32)}
-    checks.check_tensors(found, wanted, models["a"], set(), models)
+    merged = checks.METHODS["linear"].merge(models["a"]["x"], models["b"]["x"], models["a"]["x"])
+    wanted = {"x": merged}.get
+    found = {"x": merged[0].value.astype(np.float32)}
+    assert checks.check_tensors(found, wanted, models["a"], set(), models) == 0
     broken: dict[str, Any] = {
         "lose": {},
         "add": found | {"y": found["x"]},
@@ -140,3 +141,33 @@ def test_the_checks_see(change: str, cause: str, checks: Any) -> None:
     with pytest.raises(checks.WrongError) as error:
         checks.check_tensors(broken[change], wanted, models["a"], set(), models)
     assert error.value.cause == cause
+
+
+def test_the_table_tells_what_rests_on_rounding(tmp_path: Path) -> None:
+    """How many numbers of which types, although all is right."""
+    line = {"type": "gpt2", "kind": "ties", "status": "right", "either": 3}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    words = [sys.executable, ROOT / "tools" / "sweep.py", tmp_path, "--table"]
+    assert subprocess.run(words, capture_output=True).returncode == 0
+    assert "as float32 rounds: `gpt2` 3\n" in (tmp_path / "table.md").read_text()
+
+
+def test_the_limit_on_time_is_for_each_try(tmp_path: Path) -> None:
+    """A try that ended gives the next one the whole time again."""
+    program = """
+import os, pathlib, sys, time
+import sweep
+child = sweep.Child.__new__(sweep.Child)
+child.pid, child.told = os.getpid(), pathlib.Path(sys.argv[1])
+child.began, child.size = time.monotonic() - 100, 0
+print(child.over(50, 100))
+child.told.write_text("a line")
+print(child.over(50, 100))
+child.began -= 100
+print(child.over(50, 100))
+"""
+    told = tmp_path / "told"
+    told.touch()
+    words = [sys.executable, "-c", program, told]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "tools")
+    assert ended.stdout.splitlines() == ["more than 50 s", "None", "more than 50 s"], ended.stderr

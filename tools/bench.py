@@ -207,9 +207,9 @@ def time_method(folder: Path, name: str, repeats: int, results: Connection) -> N
     from jmerge.process import prepare
 
     prepare()  # as the command does, before JAX is imported
+    from jmerge.api.plan import plan as make_plan
     from jmerge.engine.run import run
     from jmerge.engine.schedule import make_schedule
-    from jmerge.jobs import plan_recipe
     from jmerge.methods import REGISTRY
     from jmerge.report.methods import minimal_recipe
 
@@ -217,7 +217,7 @@ def time_method(folder: Path, name: str, repeats: int, results: Connection) -> N
         file = folder / f"{method}.yml"
         models = [str(folder / model) for model in MODELS]
         file.write_text(minimal_recipe(REGISTRY[method], models, str(folder / BASE)))
-        plan = plan_recipe(file)
+        plan = make_plan(file)
         schedule = make_schedule(plan)
 
         def seconds() -> float:

@@ -5,7 +5,7 @@ python tools/sweep.py OUT --only 'qwen3.*'       types whose whole name fits
 python tools/sweep.py OUT --methods linear,stack
 python tools/sweep.py OUT --table                only write OUT/table.md again
 
-Each type has a process of its own, forked from one that has imported everything, with limits on time and memory. OUT
+Each type has a process of its own, forked from one that has imported everything, with limits on the time and memory of each try. OUT
 gets `results.jsonl`, a line for each type and kind of try, and `table.md`. The models are kept in OUT/models (`--models`
 names another folder, so that a sweep of a later jmerge builds nothing): they are built from defaults of their configs, every
 size small and no two alike, and filled with noise without zeros. A type ends as right, refused (with its reason) or not
@@ -33,7 +33,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-TYPES_TIME, TYPES_MEMORY = 120, 4  # seconds and GB of one type
+TRY_TIME, TRY_MEMORY = 120, 4  # seconds of the clock and GB of one try
 STOPPED = "stopped"
 Line = dict[str, Any]
 
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of the tiny models; OUT/models")
     parser.add_argument("--jobs", type=int, default=1, help="types at a time")
     parser.add_argument("--again", action="store_true", help="repeat what there is a result of")
-    parser.add_argument("--seconds", type=int, default=TYPES_TIME, help="limit for a type")
-    parser.add_argument("--gigabytes", type=float, default=TYPES_MEMORY, help="limit for a type")
+    parser.add_argument("--seconds", type=int, default=TRY_TIME, help="limit for a try")
+    parser.add_argument("--gigabytes", type=float, default=TRY_MEMORY, help="limit for a try")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -106,14 +106,20 @@ def table(lines: list[Line]) -> str:
         for line in of_kind:
             if line["status"] != "right":
                 causes[line["status"], line.get("cause", "")].append(line)
-        if not causes:
+        decided = {x["type"]: x["either"] for x in of_kind if x.get("either")}
+        if not causes and not decided:
             continue
-        text += f"\n## {kind}\n\n| ended as | cause | types | which, and the first one's detail |\n|---|---|---|---|\n"
+        text += f"\n## {kind}\n"
+        if causes:
+            text += "\n| ended as | cause | types | which, and the first one's detail |\n|---|---|---|---|\n"
         for (status, cause), group in sorted(causes.items(), key=lambda x: (x[0][0], -len(x[1]))):
             names = ", ".join(f"`{line['type']}`" for line in group)
             detail = group[0].get("detail", "").replace("|", "\\|").replace("\n", " / ")
             cause = cause.replace("|", "\\|")
             text += f"| {status} | {cause} | {len(group)} | {names}: {detail} |\n"
+        if decided:
+            told = ", ".join(f"`{name}` {count:,}" for name, count in decided.items())
+            text += f"\nNumbers that may be one or another, as float32 rounds: {told}\n"
         silent = [x["type"] for x in of_kind if x["status"] == "wrong" and not x.get("verified")]
         if silent:
             text += f"\nWrong, and `jmerge verify` finds nothing: {', '.join(silent)}\n"
@@ -186,7 +192,7 @@ class Child:
 
     def __init__(self, name: str, kinds: list[str], out: Path, models: Path) -> None:
         self.name, self.kinds = name, kinds
-        self.began = time.monotonic()
+        self.began, self.size = time.monotonic(), 0  # of the try that runs; of what was told before
         self.told = out / f"{name}.part"
         self.told.unlink(missing_ok=True)
         self.told.touch()
@@ -231,6 +237,8 @@ class Child:
 
     def over(self, seconds: int, gigabytes: float) -> str | None:
         """Why it has to be stopped; None: it has not."""
+        if (size := self.told.stat().st_size) != self.size:  # another try began
+            self.began, self.size = time.monotonic(), size
         if time.monotonic() - self.began > seconds:
             return f"more than {seconds} s"
         try:

@@ -32,6 +32,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),
 }
+SAFETENSORS: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY.items()}
 BITS: dict[str, int] = {name: dtype.itemsize * 8 for name, dtype in NUMPY.items()} | {
     "F4": 4,
     "F6_E2M3": 6,

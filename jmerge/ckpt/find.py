@@ -15,6 +15,7 @@ from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.source import LocalSource, Source, local_folder
 from jmerge.errors import CheckpointError, Fault
 from jmerge.names import nearest
+from jmerge.recipe.refs import IN_MEMORY
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # of two letters or more: C: is a disk
 STORES: dict[str, Callable[[str], Source]] = {
@@ -49,9 +50,14 @@ def source_of(label: str) -> Source:
     return _found.get(label) or find_source(label)
 
 
+def is_local(label: str) -> bool:
+    """Whether a plan's name of a model is that of a folder of this machine."""
+    return SCHEME.match(label) is None
+
+
 def is_remote(label: str) -> bool:
-    """Whether a plan's name of a model is that of a remote one."""
-    return SCHEME.match(label) is not None
+    """Whether a plan's name of a model is that of one whose files are fetched."""
+    return not is_local(label) and not label.startswith(IN_MEMORY)
 
 
 def _find(text: str, revision: str | None) -> Source:
@@ -69,6 +75,11 @@ def _find(text: str, revision: str | None) -> Source:
     name = scheme[1].lower()
     if name == "hf":
         return open_hub(text, revision)
+    if text.startswith(IN_MEMORY):
+        message = (
+            "was in the memory of the program that wrote the recipe; write the path of a folder"
+        )
+        raise CheckpointError(Fault(message, file=text))
     if name not in STORES:
         places = ", ".join(f"{each}://" for each in OFFERED)
         message = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What a run says of itself beside its identity: the hash of the recipe, the flags that change the result, the inputs,
+# What a run says of itself beside its identity: the hash of the recipe, the arguments that change the result, the inputs,
 # and where it runs.
 RECIPE, INPUTS, PLATFORM = "recipe", "inputs", "platform"
-SEED, SHARD_SIZE = "--seed", "--shard_size"
+SEED, SHARD_SIZE = "seed", "shard_size"
 
 
 def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -24,7 +24,7 @@ def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if not differs(RECIPE):
         flags = [key for key in (SEED, SHARD_SIZE) if differs(key)]
         if flags:
-            there, here = (" ".join(f"{k} {of[k]}" for k in flags) for of in (found, wanted))
+            there, here = (" ".join(f"{k}={of[k]}" for k in flags) for of in (found, wanted))
             return f"was left by an interrupted run with {there}, this is with {here}"
         if differs(INPUTS):
             changed = _changed(found[INPUTS], wanted[INPUTS])
@@ -59,12 +59,12 @@ def other_result(
     there = {name: entry["file"] for name, entry in ledger["tensors"].items()}
     found = []
     if ledger.get("seed") != seed:
-        found.append(f"with {SEED} {ledger.get('seed')}, not {seed}")
+        found.append(f"with {SEED}={ledger.get('seed')}, not {seed}")
     if there != files and there.keys() == files.keys():
         counts = [len(set(each.values())) for each in (there, files)]
         noun = "file" if counts[0] == 1 else "files"
         cut = f"{counts[0]} {noun}, not {counts[1]}" if counts[0] != counts[1] else "other files"
-        found.append(f"in {cut}, by another {SHARD_SIZE}")
+        found.append(f"in {cut}, by another {SHARD_SIZE}=")
     if not found:
         found = [
             f"by {name} {ledger.get(name)}, not {version}"

@@ -1,12 +1,12 @@
-"""`open_checkpoint`: a model folder as a lazy mapping from tensor name to array.
+"""`open_checkpoint`: a model folder, or arrays, as a lazy mapping from tensor name to array.
 
-Opening reads headers and JSON only. `checkpoint["name"]` is a read-only numpy view made on demand: memory-mapped, or
-of a remote folder fetched;
-the merge engine does not use it but streams the byte ranges in `checkpoint.index`.
+Opening reads headers and JSON only. `checkpoint["name"]` is a NumPy view made on demand: memory-mapped, or of a remote
+folder fetched; the merge engine does not use it but streams the byte ranges in `checkpoint.index`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,12 @@ from jmerge.ckpt.copies import Entry, Part, place_tensors
 from jmerge.ckpt.dtypes import view
 from jmerge.ckpt.find import find_source
 from jmerge.ckpt.inside import inside
+from jmerge.ckpt.memory import MemorySource, named_arrays
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import Module, main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import find_weights, read_json_file
+from jmerge.errors import wrong_type
 from jmerge.names import nearest
 from jmerge.recipe.refs import ModelRef
 
@@ -128,25 +130,47 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return self._maps[path]
 
 
-def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
-    """A lazy reader of the model folder `path`; no tensor data is read, unless two files hold one
-    tensor and no index says which counts.
+def open_checkpoint(
+    place: str | os.PathLike[str] | ModelRef | Source | Mapping[str, Any] | object,
+    *,
+    config: Mapping[str, Any] | None = None,
+    like: Checkpoint | None = None,
+) -> Checkpoint:
+    """A lazy mapping from tensor name to NumPy array, of a model folder or of arrays; no tensor data is read, unless two
+    files hold one tensor and no index says which counts.
 
     Of a Sentence Transformers model all modules with weights are read, see `ckpt.sentence`. Which files of a folder
     are its weights, `ckpt.weights.find_weights` says.
 
     Args:
-      path: a local folder, `org/name` or `hf://org/name` on the Hub, either with `@revision`, the URL of a folder
-        (`https://`, `s3://`, `gs://`), a reference of a recipe, or files that were found already.
+      place: a local folder, `org/name` or `hf://org/name` on the Hub, either with `@revision`, the URL of a folder
+        (`https://`, `s3://`, `gs://`), a reference of a recipe, or files that were found already. Or arrays by name, of
+        NumPy or JAX on any device; names of nested mappings are joined with dots. They are not copied: leave them as
+        they are while the checkpoint is in use.
+      config: of arrays: what config.json says.
+      like: of arrays: the checkpoint whose config and other files (tokenizer, generation config) they go with.
 
     Raises:
-      CheckpointError: no folder, no safetensors weights, or damaged headers, index or config.
+      CheckpointError: no folder, no safetensors weights, or damaged headers, index or config; something that is no
+        array, or of a dtype that safetensors does not have.
       RunError: a remote folder cannot be reached.
+      TypeError: `place` is none of these, or `config` or `like` are given for a folder.
     """
-    if isinstance(path, ModelRef):
-        source = find_source(path.path, path.revision)
+    if isinstance(place, Checkpoint):
+        return place
+    if isinstance(place, Mapping):
+        return open_checkpoint(_source_of_arrays(place, config, like))
+    if config is not None or like is not None:
+        name = "config" if like is None else "like"
+        raise TypeError(f"{name} goes with a mapping of arrays; a folder has its own")
+    if isinstance(place, ModelRef):
+        source = find_source(place.path, place.revision)
+    elif isinstance(place, Source):
+        source = place
+    elif isinstance(place, str | os.PathLike):
+        source = find_source(os.fspath(place))
     else:
-        source = path if isinstance(path, Source) else find_source(path)
+        raise wrong_type("place", "a path, a URL or a mapping of arrays", place)
     modules = read_modules(source)
     main = main_module(modules)
     if main is None:
@@ -165,6 +189,16 @@ def open_checkpoint(path: str | Path | ModelRef | Source) -> Checkpoint:
         f"{m.prefix}: {note}" if m.folder else note for m in weighted for note in m.weights.notes
     ]
     return Checkpoint(source, headers, index, config, generation, modules, (*notes, *copies))
+
+
+def _source_of_arrays(
+    arrays: Mapping[str, Any], config: Mapping[str, Any] | None, like: Checkpoint | None
+) -> MemorySource:
+    tensors = named_arrays(arrays)
+    if like is None:
+        return MemorySource(tensors, config)
+    hidden = frozenset(file.name for file in like.files)
+    return MemorySource(tensors, config, like.source, hidden, like.folders, like.home)
 
 
 def _part(module: Module, main: bool) -> Part:

@@ -32,6 +32,7 @@ from jmerge.tracer import Tracer
 LEDGER = "jmerge.lock.json"
 JOURNAL = "journal.jsonl"
 STRIDE = 16_000_000  # bytes of a file that are copied at a time
+BEGUN_ANEW = "begun anew"  # in a journal whose run nobody resumes
 BEGUN = JOURNAL + ".new"  # a journal that is not in its place yet
 
 
@@ -92,7 +93,7 @@ class OutputFolder(WritesWeights):
         ledger = read_ledger(self.out)
         if ledger is None:
             raise PlanError(
-                f"{self.out} exists and was not written by jmerge; choose another --out"
+                f"{self.out} exists and was not written by jmerge; choose another folder"
             )
         intact = all(
             (self.out / name).is_file() and (self.out / name).stat().st_size == size
@@ -102,7 +103,7 @@ class OutputFolder(WritesWeights):
             return True
         if not self.overwrite:
             state = self._other(ledger) if intact else "a damaged result of jmerge"
-            raise PlanError(f"{self.out} holds {state}; --overwrite replaces it")
+            raise PlanError(f"{self.out} holds {state}; overwrite=True replaces it")
         foreign = sorted(set(_files(self.out)) - {*ledger["files"], LEDGER})
         if foreign:
             names = ", ".join(foreign[:3])
@@ -151,10 +152,12 @@ class OutputFolder(WritesWeights):
         found, blocks = self._left_over()
         if found is None:
             raise PlanError(f"{self.work} is in the way and was not left by jmerge; move it")
+        if found.get(BEGUN_ANEW):
+            return False
         if found:
             message = refusal(found, self._header)
             if message and not self.overwrite:
-                raise PlanError(f"{self.work} {message}; --overwrite begins anew, or delete it")
+                raise PlanError(f"{self.work} {message}; overwrite=True begins anew, or delete it")
             if message:
                 return False
         self.resumed = True

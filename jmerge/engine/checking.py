@@ -111,7 +111,7 @@ class Checker:
                 f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
             )
         raise NonFiniteError(
-            Fault(f"{message}; --allow_nonfinite goes on all the same", where=step.name)
+            Fault(f"{message}; allow_nonfinite=True goes on all the same", where=step.name)
         )
 
     def _owner(self, item: Item) -> str:

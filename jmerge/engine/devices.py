@@ -36,8 +36,7 @@ def choose_devices(
 
     Args:
       text: how many devices of the platform that JAX prefers; or names of platforms with commas, whose devices of this
-        process all take part; None: all devices of the platform that JAX prefers. More CPU devices than one are made
-        as long as JAX has not been used in the process.
+        process all take part; None: all devices of the platform that JAX prefers.
       tell: called when platforms that are named are not here, and another that is named is.
 
     Raises:
@@ -51,7 +50,7 @@ def choose_devices(
     for word in words:
         if word not in PLATFORMS:
             message = f"expected a number or platforms such as gpu or gpu,cpu, found '{text}'"
-            raise PlanError(Fault(message + did_you_mean(word, PLATFORMS), where="--devices"))
+            raise PlanError(Fault(message + did_you_mean(word, PLATFORMS), where="devices"))
     found, missing = [], []
     for word in dict.fromkeys(words):
         try:
@@ -61,23 +60,30 @@ def choose_devices(
     if not found:
         here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
         message = f"there is no {' and no '.join(missing)} that JAX can use here; there is {here}"
-        raise PlanError(Fault(message, where="--devices"))
+        raise PlanError(Fault(message, where="devices"))
     if missing:
         tell(Without(tuple(missing), found[0][0].platform))
     return found
 
 
+def make_cpu_devices(text: str | None) -> None:
+    """Make as many CPU devices as `text` asks for, if it is a number; for a program that JAX's settings belong to."""
+    if text is not None and text.strip().isdigit() and int(text) > 0:
+        try:
+            jax.config.update("jax_num_cpu_devices", int(text))  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            pass  # JAX runs already, with the devices it has
+
+
 def _so_many(count: int) -> list[jax.Device]:
     if count < 1:
-        raise PlanError(Fault(f"expected at least 1, found {count}", where="--devices"))
-    try:
-        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        pass  # JAX runs already, with the devices it has
+        raise PlanError(Fault(f"expected at least 1, found {count}", where="devices"))
     found = list(jax.local_devices())
     if len(found) < count:
         message = (
             f"expected at most {len(found)}, the {found[0].platform} devices here, found {count}"
         )
-        raise PlanError(Fault(message, where="--devices"))
+        if found[0].platform == "cpu":
+            message += f"; JAX makes more with jax_num_cpu_devices={count}, set before it is used"
+        raise PlanError(Fault(message, where="devices"))
     return found[:count]

@@ -1,4 +1,4 @@
-"""The bytes of a run's inputs: local files where they lie, remote ones fetched ahead of their use."""
+"""The bytes of a run's inputs: local files and arrays where they lie, remote files fetched ahead of their use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jmerge.ckpt.find import is_remote, source_of
+from jmerge.ckpt.find import is_local, is_remote
 from jmerge.ckpt.source import Source
 from jmerge.engine.assemble import Assembler, place_of, spans_of
 from jmerge.engine.fetch import Fetcher, Span
@@ -35,9 +35,9 @@ class Inputs:
         self._files = Files()
         self._paths: dict[tuple[int, str], Path | None] = {}
         self._sources: dict[int, Source] = {
-            number: source_of(model.path)
+            number: plan.source(number)
             for number, model in enumerate(plan.models)
-            if is_remote(model.path)
+            if not is_local(model.path)
         }
         self._fetcher = Fetcher(schedule, self._fetched, scratch, stop)
         self._gatherer = Gatherer(plan.maps, self._glance, stop)
@@ -76,10 +76,12 @@ class Inputs:
                 self._end(spans_of(item, first, first + buffer.size))
             return
         path = self.path(item)
-        if path is None:
-            self._fetcher.read(item, item.start + first, buffer, glance=glance)
-        else:
+        if path is not None:
             self._files.read(path, item.start + first, buffer)
+        elif self._fetched(item) is None:
+            self._sources[item.model].read_into(item.file, item.start + first, buffer)
+        else:
+            self._fetcher.read(item, item.start + first, buffer, glance=glance)
 
     def end(self, turn: Turn) -> None:
         """Let go of the tables of gathered inputs, of which any piece may need any row, after the last of a turn."""
@@ -90,7 +92,7 @@ class Inputs:
 
     def _end(self, spans: Iterable[tuple[Read, int, int]]) -> None:
         """Count one read of an input that needs these bytes of tensors."""
-        found = [Span(r, r.start + a, r.start + b) for r, a, b in spans if self.path(r) is None]
+        found = [Span(r, r.start + a, r.start + b) for r, a, b in spans if self._fetched(r)]
         if found:
             self._fetcher.end(*found)
 
@@ -124,5 +126,6 @@ class Inputs:
         self._files.close()
 
     def _fetched(self, item: Read) -> Source | None:
-        """Where an input is fetched from; None when its file lies on this machine."""
-        return self._sources[item.model] if self.path(item) is None else None
+        """Where an input is fetched from; None when it lies on this machine."""
+        remote = is_remote(self._plan.models[item.model].path)
+        return self._sources[item.model] if remote and self.path(item) is None else None

@@ -20,14 +20,17 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import math
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import jax
 
-from jmerge.errors import PlanError
+from jmerge.errors import PluginWarning
 from jmerge.methods.cuts import magnitude_keys
+from jmerge.names import did_you_mean
 from jmerge.recipe.settings import Kind
 
 Takes = Literal["models", "delta", "base, models"]
@@ -241,6 +244,7 @@ class Method:
 
 
 REGISTRY: dict[str, Method] = {}
+BROKEN: dict[str, str] = {}  # entry points of installed packages that cannot be loaded, and why
 
 
 def merge_method(
@@ -270,16 +274,18 @@ def merge_method(
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the method `name` and give it back unchanged.
 
+    A function of the same module and name replaces the one before, so that a cell of a notebook can be run again.
+
     The arguments are the fields of `Method`; `models` are its counts, and what is left are its parameters.
     density_scope: what the shares of its `Density` parameters are shares of.
 
     Raises:
-      ValueError: the name is taken, or the declared parameters are not the function's keyword-only arguments.
+      ValueError: another function has the name, or the declared parameters are not the function's keyword-only arguments.
     """
 
     def register(function: Function) -> Function:
-        if name in REGISTRY:
-            taken = REGISTRY[name].function
+        taken = REGISTRY[name].function if name in REGISTRY else None
+        if taken is not None and _place(taken) != _place(function):
             raise ValueError(f"a merge method called {name!r} is already registered: {taken}")
         arguments = inspect.signature(function).parameters.values()
         keywords = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY}
@@ -292,6 +298,8 @@ def merge_method(
         found = tuple(statistics)
         if any(declared.count for declared in parameters.values()):
             found = (*_cuts_of_changes(parameters, density_scope), *found)
+        if taken is not None:
+            _forget_programs()
         REGISTRY[name] = Method(
             name=name,
             function=function,
@@ -323,6 +331,20 @@ def merge_method(
     return register
 
 
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function stands in its module."""
+    return function.__module__, function.__qualname__
+
+
+def _forget_programs() -> None:
+    """Empty what jmerge caches: programs are compiled once for each name of a method, and are of its former function."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("jmerge."):
+            for value in list(vars(module).values()):
+                if callable(clear := getattr(value, "cache_clear", None)):
+                    clear()
+
+
 def _cuts_of_changes(parameters: Mapping[str, Parameter], scope: Scope) -> list[Statistic]:
     """The statistics that give the cuts of densities."""
     if scope == "tensor":
@@ -348,10 +370,25 @@ def _magnitudes(delta: jax.Array, **_: Any) -> Sequence[jax.Array]:
 
 
 def register_installed() -> None:
-    """Import every module that installed packages name under the entry point group `jmerge.methods`."""
+    """Import every module that installed packages name under the entry point group `jmerge.methods`.
+
+    One that fails is put down in `BROKEN` with a `PluginWarning`: only merges by its methods fail.
+    """
     for point in importlib.metadata.entry_points(group="jmerge.methods"):
         try:
             point.load()
         except Exception as error:
-            message = f"the merge method '{point.name}' of {point.value} cannot be loaded: {error}"
-            raise PlanError(message) from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            message = f"the merge method '{point.name}' of {point.value} cannot be loaded: {reason}"
+            BROKEN[point.name] = message
+            warnings.warn(message, PluginWarning, stacklevel=2)
+        else:
+            BROKEN.pop(point.name, None)
+
+
+def unknown_method(name: str) -> str:
+    """What to say of a name that no method has, with what may be the reason."""
+    if name in BROKEN:
+        return BROKEN[name]
+    message = f"'{name}' is not a merge method{did_you_mean(name, sorted(REGISTRY), show=30)}"
+    return "; ".join([message, *BROKEN.values()])

@@ -12,6 +12,7 @@ from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
 from jmerge.arch.ties import is_tied_unstored
 from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.ckpt.memory import MemorySource
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
@@ -71,7 +72,7 @@ def build_plan(
     """The plan of `recipe` on these opened checkpoints.
 
     Args:
-      recipe: from `load_recipe`.
+      recipe: from `Recipe.from_file` and the like.
       checkpoints: an opened checkpoint for each of `recipe.models()`, and for each model that only fills tokens.
       layouts: their structure, where it is known already; by default it is inferred.
       tied: models whose output head is their embedding; by default those that store no head.
@@ -250,6 +251,11 @@ class _Builder:
             modules=tuple(module.kind for module in self.donor.checkpoint.modules),
             maps=tuple(self.tables.maps) if self.tables else (),
             tokens=self.tokens,
+            held={
+                view.checkpoint.source.label: view.checkpoint.source
+                for view in (*self.views.values(), *self.guests)
+                if isinstance(view.checkpoint.source, MemorySource)
+            },
         )
 
     # The steps

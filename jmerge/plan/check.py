@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jmerge.methods.spec import REGISTRY, Method
+from jmerge.methods.spec import REGISTRY, Method, unknown_method
 from jmerge.methods.wrap import can_wrap
-from jmerge.names import did_you_mean
 from jmerge.plan.conflicts import check_allowed
 from jmerge.plan.coverage import check_otherwise
 from jmerge.plan.notes import Notes
@@ -36,8 +35,7 @@ def check_recipe(recipe: Recipe, notes: Notes) -> bool:
     if not recipe.method:
         return False  # which is told
     if method is None:
-        hint = did_you_mean(recipe.method, sorted(REGISTRY), show=30)
-        notes.fault(f"'{recipe.method}' is not a merge method{hint}", ("merge_method",))
+        notes.fault(unknown_method(recipe.method), ("merge_method",))
         return False
     if recipe.wrapped_method != recipe.method and not can_wrap(method):
         usable = [name for name, other in sorted(REGISTRY.items()) if can_wrap(other)]
@@ -60,7 +58,7 @@ def _check_base(method: Method, out_slice: OutSlice, notes: Notes) -> None:
     path = out_slice.sources_path
     base = base_position(method, out_slice)
     if method.base == "needed" and out_slice.base is None:
-        if ("base_model",) in notes.recipe.document.lines:
+        if notes.recipe.document.has(("base_model",)):
             return  # what it says is wrong, which is told
         notes.fault(f"'{method.name}' needs a base_model; add 'base_model: PATH'", ())
         return

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jmerge.ckpt.donor import companions, is_tokenizer_file
-from jmerge.ckpt.find import source_of
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.sentence import main_module, read_modules
@@ -28,7 +27,7 @@ class Carried(NamedTuple):
 def carried_files(plan: Plan) -> Carried:
     """The files that come along: the donor's, but those of the tokenizer from the model whose tokens the output has, as
     edited. Lists folders, and reads no more than configs."""
-    donor = source_of(plan.models[0].path)
+    donor = plan.source(0)
     weights = [file.name for file in plan.models[0].files]
     found = companions(donor, read_modules(donor) if plan.modules else (), weights)
     left, tokens = dict(found.left), plan.tokens
@@ -36,7 +35,7 @@ def carried_files(plan: Plan) -> Carried:
     if tokens is not None:
         home = f"{plan.home}/" if plan.home else ""
         label = plan.models[tokens.donor]
-        owner = source_of(label.path)
+        owner = plan.source(tokens.donor)
         main = main_module(read_modules(owner))
         place = inside(owner, main.folder if main else "")
         for name in [name for name in taken if is_tokenizer_file(name, plan.home)]:

@@ -23,9 +23,14 @@ def placed_name(name: str, home: str, folders: Sequence[str]) -> str:
     return f"{home}/{name}"
 
 
+def folder_of(name: str, home: str, folders: Sequence[str]) -> str:
+    """The folder that the name of a placed tensor begins with; empty: it lies in none."""
+    return next((each for each in (home, *folders) if each and name.startswith(f"{each}/")), "")
+
+
 def _placed(step: Step, home: str, folders: Sequence[str]) -> Step:
     name = placed_name(step.tensor, home, folders)
-    inner = next((each for each in (home, *folders) if each and name.startswith(f"{each}/")), "")
+    inner = folder_of(name, home, folders)
     return dataclasses.replace(
         step,
         name="/".join(filter(None, (step.output, name))),

@@ -15,6 +15,7 @@ import numpy as np
 
 from jmerge.arch.config import Change
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.find import source_of
 from jmerge.ckpt.source import Source
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
@@ -205,6 +206,13 @@ class Plan:
     # files of models that come along, in name order; where they lie is no part of what a plan is
     taken: tuple[TakenFile, ...] = dataclasses.field(default=(), compare=False, repr=False)
     left: tuple[LeftFile, ...] = ()  # those of the donor that stay behind, in name order
+    # files of models that lie in no folder, by their paths in `models`; what they hold is no part of the plan
+    held: Mapping[str, Source] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def source(self, model: int) -> Source:
+        """The files of the model at this position of `models`."""
+        label = self.models[model].path
+        return self.held.get(label) or source_of(label)
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -270,5 +278,5 @@ def stored_spec(item: Item) -> TensorSpec | None:
 def _plain(value: Any) -> Any:
     """What JSON has for a plan and for parts of it."""
     if isinstance(value, Plan):
-        return {key: each for key, each in vars(value).items() if key != "taken"}
+        return {name: part for name, part in vars(value).items() if name not in ("taken", "held")}
     return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)

@@ -1,8 +1,9 @@
-"""A recipe file to a `Recipe`: every fault of its grammar at once, each with its line and key path."""
+"""The grammar of a recipe: every fault at once, each with its line and key path."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,10 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from jmerge.errors import Fault, RecipeError, raise_all
+from jmerge.errors import Fault, RecipeError
 from jmerge.names import did_you_mean, nearest
-from jmerge.recipe.recipe import Module, OutSlice, Recipe, Source
-from jmerge.recipe.refs import UNKNOWN, ModelRef
+from jmerge.recipe.refs import UNKNOWN
 from jmerge.recipe.schema import (
     UNKNOWN_RANGE,
     LinesEntry,
@@ -27,8 +27,7 @@ from jmerge.recipe.schema import (
     TokenNode,
     WrapEntry,
 )
-from jmerge.recipe.tokens import BASE, UNION, UNION_MODES, TokenEntry, TokenizerPart
-from jmerge.recipe.yamltree import Document, Path, parse_yaml, show_path
+from jmerge.recipe.yamltree import Document, Path, show_path
 
 MAX_BYTES = 10_000_000
 
@@ -50,16 +49,7 @@ HOMES: dict[type[Node], str] = {
 }
 
 
-def load_recipe(path: str | FilePath) -> Recipe:
-    """The recipe in the YAML file `path`.
-
-    Raises:
-      RecipeError: the file cannot be read, or its grammar is wrong; holds every fault found.
-    """
-    return parse_recipe(read_text(path), str(path))
-
-
-def read_text(path: str | FilePath) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a recipe file; RecipeError when there is none."""
     try:
         with FilePath(path).open("rb") as file:
@@ -76,17 +66,11 @@ def read_text(path: str | FilePath) -> str:
         raise RecipeError(Fault("is not text in UTF-8", file=str(path))) from error
 
 
-def parse_recipe(text: str, file: str = "recipe") -> Recipe:
-    """The recipe in a YAML text; `file` is what errors call it. Raises RecipeError with every fault found."""
-    recipe, faults = examine_recipe(text, file)
-    raise_all(RecipeError, faults)
-    assert recipe is not None  # without faults there is a recipe
-    return recipe
+def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list[Fault]]:
+    """What a document says as far as it can be understood, and its faults, so that later checks can add theirs.
 
-
-def examine_recipe(text: str, file: str) -> tuple[Recipe | None, list[Fault]]:
-    """The recipe as far as it can be understood, and its faults, so that later checks can add theirs."""
-    document = parse_yaml(text, file)
+    file: what errors call it; empty for a recipe of Python values.
+    """
     faults = list(document.faults)
     values = copy.deepcopy(document.value)
     parsed: RecipeFile | None = None
@@ -95,11 +79,12 @@ def examine_recipe(text: str, file: str) -> tuple[Recipe | None, list[Fault]]:
             parsed = RecipeFile.model_validate(values)
         except ValidationError as error:
             found, fatal = _explain(error, document, file)
-            faults += found
+            told = set() if document.lines else {fault.where for fault in document.faults}
+            faults += [fault for fault in found if fault.where not in told]
             # What is wrong is taken out and the rest read again, so that one typo hides no other fault.
             if fatal or not _prune(values, error.errors()):
                 return None, faults
-    return _canonical(parsed, text, document, file, faults), faults
+    return parsed, faults
 
 
 def _explain(error: ValidationError, document: Document, file: str) -> tuple[list[Fault], bool]:
@@ -200,161 +185,6 @@ def _node_class(path: Path) -> type[Node]:
         if path[i] == "modules":
             return ModuleEntry
     return RecipeFile
-
-
-def _canonical(
-    parsed: RecipeFile, text: str, document: Document, file: str, faults: list[Fault]
-) -> Recipe | None:
-    def fault(message: str, path: Path) -> None:
-        faults.append(Fault(message, show_path(path), file, document.line(path)))
-
-    if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
-        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
-    chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
-    if len(chosen) != 1:
-        if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
-            found = " and ".join(chosen) or "none of them"
-            fault(
-                f"exactly one of models, slices and modules is needed, found {found}",
-                tuple(chosen[1:2]),
-            )
-        return None
-    base = parsed.base_model
-    if parsed.modules:
-        modules = []
-        for name, entry in parsed.modules.items():
-            path = ("modules", name)
-            if bool(entry.models) == bool(entry.slices):
-                fault("exactly one of models and slices is needed here", path)
-            else:
-                modules.append(
-                    _module(name, entry.models, entry.slices, entry.parameters, base, path)
-                )
-        if len(modules) != len(parsed.modules):
-            return None
-    else:
-        modules = [_module(None, parsed.models, parsed.slices, None, base, ())]
-    notes = [
-        (*s.path, "residual_weight")
-        for m in modules
-        for s in m.slices
-        if "slices" in s.path and (*s.path, "residual_weight") in document.lines
-    ]
-    recipe = Recipe(
-        file=file,
-        text=text,
-        document=document,
-        method=parsed.merge_method,
-        modules=tuple(modules),
-        base=base,
-        parameters=parsed.parameters or {},
-        condition=parsed.wrap.condition if parsed.wrap else None,
-        lines=parsed.wrap.lines.model_dump() if parsed.wrap and parsed.wrap.lines else None,
-        only=parsed.only or (),
-        excluded=parsed.except_ or (),
-        otherwise=parsed.otherwise,
-        allow_conflicts=parsed.allow_conflicts or (),
-        dtype=parsed.dtype,
-        out_dtype=parsed.out_dtype,
-        cast=parsed.cast or (),
-        tokenizer=_tokenizer(parsed),
-        chat_template=parsed.chat_template,
-        notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
-    )
-    faults += _check_tokenizer(recipe)
-    return recipe
-
-
-def _module(
-    name: str | None,
-    models: list[ModelEntry] | None,
-    slices: list[SliceEntry] | None,
-    parameters: Any,
-    base: ModelRef | None,
-    path: Path,
-) -> Module:
-    if models:
-        sources = [
-            Source(
-                ref=m.model,
-                layers=None,
-                parameters=m.parameters or {},
-                path=(*path, "models", i),
-                prefixes=m.map or {},
-            )
-            for i, m in enumerate(models)
-        ]
-        if base is not None and all(source.ref != base for source in sources):
-            sources.append(
-                Source(
-                    ref=base,
-                    layers=None,
-                    parameters={},
-                    path=("base_model",),
-                    prefixes={},
-                    listed=False,
-                )
-            )
-        out = [OutSlice(sources=tuple(sources), base=base, parameters={}, path=path)]
-    else:
-        out = [
-            OutSlice(
-                sources=tuple(
-                    Source(
-                        ref=s.model,
-                        layers=s.layer_range,
-                        parameters=s.parameters or {},
-                        path=(*path, "slices", i, "sources", j),
-                        prefixes=s.map or {},
-                    )
-                    for j, s in enumerate(entry.sources)
-                ),
-                base=entry.base_model or base,
-                parameters=entry.parameters or {},
-                path=(*path, "slices", i),
-            )
-            for i, entry in enumerate(slices or [])
-        ]
-    return Module(name=name, slices=tuple(out), parameters=parameters or {}, path=path)
-
-
-def _tokenizer(parsed: RecipeFile) -> TokenizerPart | None:
-    """What the keys `tokenizer` and `tokenizer_source` say; the first where both stand, which is a fault."""
-    if parsed.tokenizer is not None:
-        node = parsed.tokenizer
-        entries = [
-            TokenEntry(token, entry.source, entry.force, ("tokenizer", "tokens", token))
-            for token, entry in (node.tokens or {}).items()
-        ]
-        return TokenizerPart(
-            node.source, tuple(entries), node.pad_to_multiple_of, node.union_mode, ("tokenizer",)
-        )
-    if parsed.tokenizer_source is not None:
-        return TokenizerPart(
-            parsed.tokenizer_source, (), None, UNION_MODES[0], ("tokenizer_source",)
-        )
-    return None
-
-
-def _check_tokenizer(recipe: Recipe) -> list[Fault]:
-    """Faults of the keys about tokenizers that the rest of the recipe shows."""
-    part, models = recipe.tokenizer, recipe.models()
-    if part is None:
-        return []
-    faults = []
-    for ref, path in part.refs():
-        if ref not in models:
-            message = f"'{ref}' is not a model of this merge"
-            words = (UNION, BASE) if path == part.source_path else ()
-            hint = did_you_mean(str(ref), [*words, *map(str, models)])
-            faults.append(recipe.fault(message + hint, path))
-    if part.union_mode != UNION_MODES[0] and part.source != UNION:
-        message = "has an effect with source: union only; remove it"
-        faults.append(recipe.fault(message, (*part.path, "union_mode")))
-    for entry in part.tokens:
-        if not entry.token:
-            faults.append(recipe.fault("a token needs a text", entry.path))
-    return faults
 
 
 def _show(value: Any) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from jmerge.errors import Fault
+from jmerge.errors import Fault, RecipeError, raise_all, wrong_type
+from jmerge.names import did_you_mean
+from jmerge.recipe.parse import read_grammar, read_text
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.schema import ModelEntry, RecipeFile, SliceEntry
 from jmerge.recipe.settings import Setting
-from jmerge.recipe.tokens import ModelToken, TokenizerPart
-from jmerge.recipe.yamltree import Document, Path, show_path
+from jmerge.recipe.tokens import BASE, UNION, UNION_MODES, ModelToken, TokenEntry, TokenizerPart
+from jmerge.recipe.values import read_values
+from jmerge.recipe.yamltree import Document, Path, parse_yaml, show_path
 
 Parameters = Mapping[str, Setting]
 
@@ -56,13 +62,19 @@ class Module:
     path: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
-    """A merge recipe, its text, and the lines its parts stand on."""
+    """What to merge and how; `from_file`, `from_text` and `from_dict` make one. Recipes that ask for the same are equal.
 
-    file: str
-    text: str
-    document: Document
+    Attributes:
+      text: it as YAML; models in memory are `memory://1` and so on.
+      method: the name of the merge method.
+    """
+
+    file: str = field(compare=False)  # what errors call it; empty: it is of Python values
+    text: str = field(compare=False)
+    document: Document = field(compare=False)
+    given: Mapping[ModelRef, Any] = field(default_factory=dict, compare=False)  # opened, or arrays
     method: str
     modules: tuple[Module, ...]
     base: ModelRef | None
@@ -83,6 +95,47 @@ class Recipe:
     tokenizer: TokenizerPart | None  # None: the donor's files are copied
     chat_template: str | None  # auto, the name of a built-in, or Jinja; None: the tokenizer's own
     notes: tuple[Path, ...]  # keys that are known and have no effect
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Recipe:
+        """The recipe in a YAML file.
+
+        Raises:
+          RecipeError: the file cannot be read, or its grammar is wrong; holds every fault found, each with its line.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise wrong_type("path", "the path of a recipe", path)
+        return _sound(examine_file(path))
+
+    @classmethod
+    def from_text(cls, text: str, file: str = "recipe") -> Recipe:
+        """The recipe in a YAML text, which errors call `file`.
+
+        Raises:
+          RecipeError: its grammar is wrong; holds every fault found, each with its line.
+        """
+        if not isinstance(text, str):
+            raise wrong_type("text", "the YAML text of a recipe", text)
+        return _sound(examine_text(text, file))
+
+    @classmethod
+    def from_dict(cls, recipe: Mapping[str, Any]) -> Recipe:
+        """The recipe in a map of the keys that YAML recipes have.
+
+        Where YAML has the path of a model, an opened checkpoint or a mapping of arrays by name (NumPy's, JAX's; nested
+        maps are joined with dots) may stand too; such a recipe holds on to them. Numbers and lists may be NumPy's or
+        JAX's.
+
+        Raises:
+          RecipeError: its grammar is wrong; holds every fault found, each with its key path.
+        """
+        if not isinstance(recipe, Mapping):
+            raise wrong_type("recipe", "a map of keys", recipe)
+        return _sound(examine_dict(recipe))
+
+    def __repr__(self) -> str:
+        count = len(self.models())
+        return f"<Recipe: {self.method} of {count} model{'s' if count != 1 else ''}>"
 
     def fault(self, message: str, path: Path) -> Fault:
         """A `Fault` about the part of the recipe at `path`."""
@@ -133,3 +186,197 @@ class Recipe:
             for entry in entries
             if isinstance(entry.source, ModelToken) and entry.source.model == ref
         )
+
+
+Examined = tuple[Recipe | None, list[Fault]]  # as far as it can be understood, and its faults
+
+
+def examine_file(path: str | os.PathLike[str]) -> Examined:
+    """The recipe in a YAML file and its faults; RecipeError when it is no text or not YAML."""
+    return examine_text(read_text(path), os.fspath(path))
+
+
+def examine_text(text: str, file: str) -> Examined:
+    """The recipe in a YAML text and its faults; RecipeError when it is not YAML."""
+    return _examine(parse_yaml(text, file), text, file, {})
+
+
+def examine_dict(recipe: Mapping[str, Any]) -> Examined:
+    """The recipe in a map of Python values and its faults."""
+    given = read_values(recipe)
+    return _examine(given.document, given.text, "", given.models)
+
+
+def _examine(document: Document, text: str, file: str, given: Mapping[ModelRef, Any]) -> Examined:
+    parsed, faults = read_grammar(document, file)
+    if parsed is None:
+        return None, faults
+    return _canonical(parsed, text, document, file, given, faults), faults
+
+
+def _sound(examined: Examined) -> Recipe:
+    recipe, faults = examined
+    raise_all(RecipeError, faults)
+    assert recipe is not None  # without faults there is a recipe
+    return recipe
+
+
+def _canonical(
+    parsed: RecipeFile,
+    text: str,
+    document: Document,
+    file: str,
+    given: Mapping[ModelRef, Any],
+    faults: list[Fault],
+) -> Recipe | None:
+    def fault(message: str, path: Path) -> None:
+        faults.append(Fault(message, show_path(path), file, document.line(path)))
+
+    if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
+        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
+    chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
+    if len(chosen) != 1:
+        if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
+            found = " and ".join(chosen) or "none of them"
+            fault(
+                f"exactly one of models, slices and modules is needed, found {found}",
+                tuple(chosen[1:2]),
+            )
+        return None
+    base = parsed.base_model
+    if parsed.modules:
+        modules = []
+        for name, entry in parsed.modules.items():
+            path = ("modules", name)
+            if bool(entry.models) == bool(entry.slices):
+                fault("exactly one of models and slices is needed here", path)
+            else:
+                modules.append(
+                    _module(name, entry.models, entry.slices, entry.parameters, base, path)
+                )
+        if len(modules) != len(parsed.modules):
+            return None
+    else:
+        modules = [_module(None, parsed.models, parsed.slices, None, base, ())]
+    notes = [
+        (*s.path, "residual_weight")
+        for m in modules
+        for s in m.slices
+        if "slices" in s.path and document.has((*s.path, "residual_weight"))
+    ]
+    recipe = Recipe(
+        file=file,
+        text=text,
+        document=document,
+        given=given,
+        method=parsed.merge_method,
+        modules=tuple(modules),
+        base=base,
+        parameters=parsed.parameters or {},
+        condition=parsed.wrap.condition if parsed.wrap else None,
+        lines=parsed.wrap.lines.model_dump() if parsed.wrap and parsed.wrap.lines else None,
+        only=parsed.only or (),
+        excluded=parsed.except_ or (),
+        otherwise=parsed.otherwise,
+        allow_conflicts=parsed.allow_conflicts or (),
+        dtype=parsed.dtype,
+        out_dtype=parsed.out_dtype,
+        cast=parsed.cast or (),
+        tokenizer=_tokenizer(parsed),
+        chat_template=parsed.chat_template,
+        notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
+    )
+    faults += _check_tokenizer(recipe)
+    return recipe
+
+
+def _module(
+    name: str | None,
+    models: list[ModelEntry] | None,
+    slices: list[SliceEntry] | None,
+    parameters: Any,
+    base: ModelRef | None,
+    path: Path,
+) -> Module:
+    if models:
+        sources = [
+            Source(
+                ref=m.model,
+                layers=None,
+                parameters=m.parameters or {},
+                path=(*path, "models", i),
+                prefixes=m.map or {},
+            )
+            for i, m in enumerate(models)
+        ]
+        if base is not None and all(source.ref != base for source in sources):
+            sources.append(
+                Source(
+                    ref=base,
+                    layers=None,
+                    parameters={},
+                    path=("base_model",),
+                    prefixes={},
+                    listed=False,
+                )
+            )
+        out = [OutSlice(sources=tuple(sources), base=base, parameters={}, path=path)]
+    else:
+        out = [
+            OutSlice(
+                sources=tuple(
+                    Source(
+                        ref=s.model,
+                        layers=s.layer_range,
+                        parameters=s.parameters or {},
+                        path=(*path, "slices", i, "sources", j),
+                        prefixes=s.map or {},
+                    )
+                    for j, s in enumerate(entry.sources)
+                ),
+                base=entry.base_model or base,
+                parameters=entry.parameters or {},
+                path=(*path, "slices", i),
+            )
+            for i, entry in enumerate(slices or [])
+        ]
+    return Module(name=name, slices=tuple(out), parameters=parameters or {}, path=path)
+
+
+def _tokenizer(parsed: RecipeFile) -> TokenizerPart | None:
+    """What the keys `tokenizer` and `tokenizer_source` say; the first where both stand, which is a fault."""
+    if parsed.tokenizer is not None:
+        node = parsed.tokenizer
+        entries = [
+            TokenEntry(token, entry.source, entry.force, ("tokenizer", "tokens", token))
+            for token, entry in (node.tokens or {}).items()
+        ]
+        return TokenizerPart(
+            node.source, tuple(entries), node.pad_to_multiple_of, node.union_mode, ("tokenizer",)
+        )
+    if parsed.tokenizer_source is not None:
+        return TokenizerPart(
+            parsed.tokenizer_source, (), None, UNION_MODES[0], ("tokenizer_source",)
+        )
+    return None
+
+
+def _check_tokenizer(recipe: Recipe) -> list[Fault]:
+    """Faults of the keys about tokenizers that the rest of the recipe shows."""
+    part, models = recipe.tokenizer, recipe.models()
+    if part is None:
+        return []
+    faults = []
+    for ref, path in part.refs():
+        if ref not in models:
+            message = f"'{ref}' is not a model of this merge"
+            words = (UNION, BASE) if path == part.source_path else ()
+            hint = did_you_mean(str(ref), [*words, *map(str, models)])
+            faults.append(recipe.fault(message + hint, path))
+    if part.union_mode != UNION_MODES[0] and part.source != UNION:
+        message = "has an effect with source: union only; remove it"
+        faults.append(recipe.fault(message, (*part.path, "union_mode")))
+    for entry in part.tokens:
+        if not entry.token:
+            faults.append(recipe.fault("a token needs a text", entry.path))
+    return faults

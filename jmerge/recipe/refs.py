@@ -11,6 +11,7 @@ from jmerge.names import did_you_mean
 
 # For those who write a path of Windows.
 ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
+IN_MEMORY = "memory://"  # how the reference of a model begins that lies in no file
 KEYS = ("model", "lora", "override_architecture")
 
 

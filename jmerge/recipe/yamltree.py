@@ -30,14 +30,26 @@ class Document(NamedTuple):
     """A parsed YAML document."""
 
     value: Any
-    lines: dict[Path, int]  # 1-based line of every key and list item
+    lines: dict[
+        Path, int
+    ]  # 1-based line of every key and list item; empty for a recipe of Python values
     faults: tuple[Fault, ...]  # repeated keys and the like; `value` is then what the rest says
 
     def line(self, path: Path) -> int:
-        """The line of `path`, or of the nearest thing around it."""
+        """The line of `path`, or of the nearest thing around it; 0 when there are no lines."""
         while path and path not in self.lines:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return self.lines.get(path, 1 if self.lines else 0)
+
+    def has(self, path: Path) -> bool:
+        """Whether something stands at `path`."""
+        value = self.value
+        for part in path:
+            inside = isinstance(value, dict) and part in value
+            if not inside and not (isinstance(value, list) and part in range(len(value))):
+                return False
+            value = value[part]
+        return True
 
 
 def show_path(path: Path) -> str:

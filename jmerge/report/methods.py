@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jmerge.methods.spec import REGISTRY, Method, Parameter, Required
+from jmerge.methods.spec import BROKEN, REGISTRY, Method, Parameter, Required
 from jmerge.methods.wrap import CONDITION_DOCS, LINES_PAPER, LINES_PARAMETERS, can_wrap
 from jmerge.names import did_you_mean
 from jmerge.recipe.settings import CONDITIONS
@@ -47,6 +47,8 @@ def method_text(name: str) -> str:
     if name not in REGISTRY:
         if name == WRAP:
             return wrap_text()
+        if name in BROKEN:
+            raise ValueError(BROKEN[name])
         hint = did_you_mean(name, [*sorted(REGISTRY), WRAP], show=40)
         raise ValueError(f"'{name}' is not a merge method{hint}")
     method = REGISTRY[name]

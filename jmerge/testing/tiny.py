@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
+from jmerge.ckpt.dtypes import SAFETENSORS, TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
-
-NAMES = {dtype: name for name, dtype in NUMPY.items()}
 
 
 def write_checkpoint(
@@ -23,7 +21,9 @@ def write_checkpoint(
 ) -> Path:
     """Write `tensors` as safetensors files, with config.json when given, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    specs = {name: TensorSpec(NAMES[array.dtype], array.shape) for name, array in tensors.items()}
+    specs = {
+        name: TensorSpec(SAFETENSORS[array.dtype], array.shape) for name, array in tensors.items()
+    }
     files = plan_files(specs, shard_bytes)
     for file in files:
         data = b"".join(np.ascontiguousarray(tensors[name]).tobytes() for name in file.starts)

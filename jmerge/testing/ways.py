@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
+from jmerge.api.merge import merge
+from jmerge.api.plan import plan as make_plan
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.engine.kernel import (
@@ -30,7 +32,6 @@ from jmerge.engine.kernel import (
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
 from jmerge.engine.small import change_rows, combine_rows, key_rows, sum_rows
-from jmerge.jobs import merge, plan_recipe
 from jmerge.methods import Method, find_method
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Required
@@ -240,7 +241,7 @@ def streamed(
 ) -> dict[str, np.ndarray]:
     """What the engine makes when it works on `piece` elements at a time."""
     with recipe_of(method, tensors, numbers, base_at) as recipe:
-        plan = plan_recipe(recipe)
+        plan = make_plan(recipe)
         sink = Memory(plan)
         run(plan, make_schedule(plan, piece), sink)
         found = sink.arrays()

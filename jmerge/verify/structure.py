@@ -33,6 +33,12 @@ def _one_shape(folder: Folder) -> Iterator[Finding]:
         if usual is None:
             continue
         odd = {name: shape for name, shape in group.items() if shape != usual}
+        if template.count(".", template.index("{}")) == 1:  # a chain of single modules
+            last = stacks[template.partition("{}")[0].rstrip(".")].depth - 1
+            layers = {name: folder.layout.roles[name].layer for name in odd}
+            odd = {
+                n: each for n, each in odd.items() if not _at_an_end(each, usual, layers[n], last)
+            }
         if _listed_alone(folder, odd) or _reads_others(folder, odd, usual):
             continue
         for name, shape in odd.items():
@@ -50,6 +56,13 @@ def _usual(group: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """The shape that a tensor has in all layers but a few; None where layers are made to differ."""
     ((usual, count), *_) = Counter(group.values()).most_common()
     return usual if len(group) >= 3 and count >= 0.75 * len(group) - 0.25 else None
+
+
+def _at_an_end(
+    shape: tuple[int, ...], usual: tuple[int, ...], layer: int | None, last: int
+) -> bool:
+    """Whether a module of a chain is another only in what the first reads or the last gives."""
+    return (layer == 0 and shape[:-1] == usual[:-1]) or (layer == last and shape[1:] == usual[1:])
 
 
 def _widths(

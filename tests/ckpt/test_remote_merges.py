@@ -349,7 +349,7 @@ def test_a_bucket_that_changes_meanwhile(
     data[-1] ^= 1
     monkeypatch.setattr(
         "jmerge.engine.attempts.fit",
-        lambda plan, *_: path.write_bytes(data) and jmerge.make_schedule(plan),
+        lambda plan, *_: path.write_bytes(data) and jmerge.advanced.make_schedule(plan),
     )
     with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: was changed"):
         merged(tmp_path, "gs://bucket/org", "linear", "out")
@@ -405,8 +405,8 @@ def test_a_local_and_a_remote_model(web: FileServer, local: Path, tmp_path: Path
 def test_memory_of_what_is_fetched_is_announced(
     web: FileServer, local: Path, tmp_path: Path
 ) -> None:
-    plans = [jmerge.plan_recipe(recipe(tmp_path, where)) for where in (str(local), web.url)]
-    fetched = [need_of(jmerge.make_schedule(plan)).fetched for plan in plans]
+    plans = [jmerge.plan(recipe(tmp_path, where)) for where in (str(local), web.url)]
+    fetched = [need_of(jmerge.advanced.make_schedule(plan)).fetched for plan in plans]
     assert fetched == [0, store.REMOTE_BYTES]
     assert np.isclose(store.REMOTE_BYTES, store.IN_MEMORY + 16 * (1 << 22))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jmerge
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.errors import CheckpointError
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 INDEX = "model.safetensors.index.json"
@@ -95,7 +95,7 @@ def test_notes_are_warnings_of_the_plan(tmp_path: Path, monkeypatch: pytest.Monk
     write_llama(tmp_path / "b", 1)
     recipe = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
     (tmp_path / "x.yml").write_text(recipe + "- {model: b, parameters: {weight: 1}}\n")
-    (warning,) = plan_recipe("x.yml").warnings
+    (warning,) = jmerge.plan("x.yml").warnings
     assert warning.startswith("x.yml:3: models[0].model: a: model.norm.weight is in model-x")
 
 
@@ -177,7 +177,7 @@ def test_config_names_the_file(
     assert set(open_checkpoint("a")) == set(llama_tensors(0))
     recipe = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
     (tmp_path / "x.yml").write_text(recipe + "- {model: b, parameters: {weight: 1}}\n")
-    plan = plan_recipe("x.yml")
+    plan = jmerge.plan("x.yml")
     assert "transformers_weights" not in plan.config
     assert "transformers_weights" in {change.key for change in plan.changes}
 
@@ -257,7 +257,7 @@ def test_pointers_beside_the_weights(
     recipe = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
     (tmp_path / "x.yml").write_text(recipe + "- {model: b, parameters: {weight: 1}}\n")
     with pytest.raises(ValueError, match=f"a/{file}: is a git-LFS pointer.*git lfs pull"):
-        plan_recipe("x.yml")
+        jmerge.plan("x.yml")
 
 
 def test_a_file_that_is_still_being_filled(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import json, sys, time
 from pathlib import Path
 from jmerge.process import prepare
 prepare()
-import jmerge.cli, jmerge.engine.memory, jmerge.jobs
+import jmerge.api.merge, jmerge.cli, jmerge.engine.memory
 from jmerge.ckpt.writer import OutputFolder
 from jmerge.engine import hosts, meeting
 from jmerge.engine.schedule import make_schedule
@@ -62,7 +62,8 @@ def marking(*args):
     return through_jax(*args)
 meeting._through_jax = marking
 
-stopping("plan", jmerge.jobs, jmerge.jobs.plan_recipe)
+stopping_at = jmerge.api.merge.make_plan
+jmerge.api.merge.make_plan = lambda *a, **k: stop() if wait == "plan" else stopping_at(*a, **k)
 stopping("create", OutputFolder, OutputFolder.create)
 stopping("publish", OutputFolder, OutputFolder.publish)
 del sys.argv[1]

@@ -32,6 +32,7 @@ from types import SimpleNamespace
 import jax
 import jmerge
 
+jax.config.update("jax_num_cpu_devices", 8)
 for recipe in sys.argv[1:]:
     found = []
     for count in (8, 1):
@@ -230,11 +231,11 @@ def test_another_platform_goes_on_where_it_is_listed(
     write_models(tmp_path)
     recipe = write_recipe(tmp_path, "linear")
     jmerge.merge(recipe, tmp_path / "want")
-    from jmerge import jobs
+    from jmerge.api import merge as api
 
     first, second = jax.local_devices()[:1], list(jax.local_devices()[:1])
-    monkeypatch.setattr(jobs, "choose_devices", lambda text, tell: [first, second])
-    original, failed = jobs.run_within_memory, []
+    monkeypatch.setattr(api, "choose_devices", lambda text, tell: [first, second])
+    original, failed = api.run_within_memory, []
 
     def failing(plan: Any, folder: Any, chosen: Any, **rest: Any) -> Any:
         if chosen is first:
@@ -243,7 +244,7 @@ def test_another_platform_goes_on_where_it_is_listed(
             raise DeviceMemoryError("no memory")
         return original(plan, folder, chosen, **rest)
 
-    monkeypatch.setattr(jobs, "run_within_memory", failing)
+    monkeypatch.setattr(api, "run_within_memory", failing)
     merged = jmerge.merge(recipe, tmp_path / "out")
     assert failed == [first] and merged.resumed_bytes is None
     assert digest(tmp_path / "out") == digest(tmp_path / "want")

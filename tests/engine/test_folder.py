@@ -166,9 +166,9 @@ def test_a_failed_overwrite_keeps_the_old_result(place: Path) -> None:
 def test_another_seed_shards_or_inputs_are_another_result(place: Path) -> None:
     jmerge.merge(place / "x.yml", place / "out")
     for changed, what in (
-        ({"seed": 1}, "this recipe's result with --seed 0, not 1; --overwrite replaces it"),
-        ({"shard_size": 500}, r"this recipe's result in 1 file, not \d+, by another --shard_size"),
-        ({"seed": 1, "shard_size": 500}, "with --seed 0, not 1 and in 1 file, not"),
+        ({"seed": 1}, "this recipe's result with seed=0, not 1; overwrite=True replaces it"),
+        ({"shard_size": 500}, r"this recipe's result in 1 file, not \d+, by another shard_size="),
+        ({"seed": 1, "shard_size": 500}, "with seed=0, not 1 and in 1 file, not"),
     ):
         with pytest.raises(PlanError, match=what):
             jmerge.merge(place / "x.yml", place / "out", **changed)

@@ -25,10 +25,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import jmerge
 from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.writer import JOURNAL
 from jmerge.engine.schedule import make_schedule
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import write_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
@@ -122,7 +122,7 @@ class Merge:
         if recipe.method == "slerp":
             content["models"] = models[:1]
         self.recipe.write_text(json.dumps(content))
-        plan = plan_recipe(self.recipe)
+        plan = jmerge.plan(self.recipe)
         assert plan.write_bytes >= LEAST_BYTES
         self.total = plan.write_bytes
         self.lines = sum(len(work.pieces) for work in make_schedule(plan).work)

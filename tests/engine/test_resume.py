@@ -53,7 +53,7 @@ def cut_into(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
 class Ran(NamedTuple):
     """What a run did."""
 
-    merged: jmerge.jobs.Merged
+    merged: jmerge.Merged
     wrote: list[Block]
     resumed: list[Resumed]
 
@@ -169,7 +169,7 @@ def test_pieces_cut_otherwise(piece: int, place: Path, monkeypatch: pytest.Monke
     cut_into(monkeypatch, piece)
     ran = merge(place)
     assert contents(place / "out") == want
-    whole = jmerge.jobs.plan_recipe(place / "x.yml").outputs
+    whole = jmerge.plan(place / "x.yml").outputs
     sizes = {name: sum(b.nbytes for b in done if b.tensor == name) for name in whole}
     complete = {name for name, spec in whole.items() if sizes[name] == spec.nbytes}
     assert len(complete) > 3
@@ -454,8 +454,8 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("jmerge.jobs._platform", lambda _: "Plan9 mips", "under platform"),
-        ("jmerge.jobs.VERSION", "9.9", "under jmerge"),
+        ("jmerge.api.publish.platform_of", lambda _: "Plan9 mips", "under platform"),
+        ("jmerge.api.publish.VERSION", "9.9", "under jmerge"),
         ("jax.__version__", "9.9", "under jax "),
         ("jaxlib.version.__version__", "9.9", "under jaxlib"),
     ],
@@ -469,7 +469,7 @@ def test_another_version_or_platform_may_round_otherwise(
         patch.setattr(name, value)
         with pytest.raises(PlanError, match=words) as caught:
             merge(place)
-    assert "finish it there" in str(caught.value) and "--overwrite" in str(caught.value)
+    assert "finish it there" in str(caught.value) and "overwrite=True" in str(caught.value)
     assert contents(work(place)) == before
     assert len(merge(place).wrote) > 0
 
@@ -477,8 +477,8 @@ def test_another_version_or_platform_may_round_otherwise(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, "with --seed 0, this is with --seed 1"),
-        ({"shard_size": 50_000}, "with --shard_size 100000, this is with --shard_size 50000"),
+        ({"seed": 1}, "with seed=0, this is with seed=1"),
+        ({"shard_size": 50_000}, "with shard_size=100000, this is with shard_size=50000"),
         ("recipe", "another recipe or other settings"),
     ],
 )

@@ -10,11 +10,11 @@ import jax
 import pytest
 from headers import hollow_llama, linear, pair, plan_of, result, source
 
+import jmerge
 from jmerge import cli
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
-from jmerge.jobs import plan_recipe
 from jmerge.methods.reduce import BLOCK
 from jmerge.plan.steps import Read, Result, Step
 from jmerge.report.show import totals
@@ -147,7 +147,7 @@ def test_a_llama_needs_one_program(tmp_path: Path, compiled: list[str]) -> None:
         f"models:\n- model: {tmp_path / 'a'}\n- model: {tmp_path / 'b'}\n"
         "parameters:\n  t:\n  - {filter: mlp, value: [0, 0.3, 1]}\n  - value: 0.5\n"
     )
-    plan = plan_recipe(recipe)
+    plan = jmerge.plan(recipe)
     assert len({step.numbers["t"] for step in plan.steps}) > 20
     assert len(plan.outputs) == 22 * 9 + 3
     assert len(make_schedule(plan).kernels) == 1
@@ -180,7 +180,7 @@ def test_seven_billion_are_planned_at_once(
     models = "".join(f"- model: {tmp_path / n}\n  parameters: {{weight: 1}}\n" for n in "ab")
     recipe.write_text(f"merge_method: linear\nmodels:\n{models}")
     before = bytes_read()
-    plan = plan_recipe(recipe)
+    plan = jmerge.plan(recipe)
     schedule = make_schedule(plan)
     sums = totals(plan, schedule, need_of(schedule).total)
     assert bytes_read() - before < 50 * MB

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from enginekit import two_models
 
+import jmerge
 from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.ckpt.shards import OutFile, plan_files
@@ -16,7 +17,6 @@ from jmerge.engine.resume import left_to_do
 from jmerge.engine.schedule import Schedule, make_schedule
 from jmerge.engine.shares import shared_files, shares
 from jmerge.engine.together import put_together
-from jmerge.jobs import plan_recipe
 from jmerge.plan.steps import Plan
 
 SIZES = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
@@ -35,7 +35,7 @@ def planned(
         content |= {"base_model": str(folder / "a"), "models": [{"model": str(folder / "b")}] * 2}
         content["models"] = [{"model": str(folder / "b")}, {"model": str(folder / "a")}]
     (folder / "x.yml").write_text(json.dumps(content))
-    plan = plan_recipe(folder / "x.yml")
+    plan = jmerge.plan(folder / "x.yml")
     files = tuple(
         file for out, specs in plan.checkpoints.items() for file in plan_files(specs, most, out)
     )

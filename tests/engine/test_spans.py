@@ -14,6 +14,7 @@ import pytest
 from enginekit import Memory, checkpoints, plan_of, read, result, step, two_models, within
 
 import jmerge
+from jmerge.api.merge import merge
 from jmerge.ckpt.writer import OutputFolder
 from jmerge.engine.compute import Computer
 from jmerge.engine.inputs import Inputs
@@ -21,7 +22,6 @@ from jmerge.engine.kernel import Piece, combine_kernel
 from jmerge.engine.maps import Maps
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
-from jmerge.jobs import merge, plan_recipe
 from jmerge.plan.steps import Plan, Read
 from jmerge.testing.tiny import write_llama
 from jmerge.tracer import Span, Timings, Tracer, Where
@@ -90,7 +90,7 @@ def pieces(
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_piece_of_every_pass_once(method: str, tmp_path: Path) -> None:
-    plan = plan_recipe(write_models(tmp_path, method))
+    plan = jmerge.plan(write_models(tmp_path, method))
     schedule = make_schedule(plan, piece=PIECE)
     spans, timings = watched(plan, schedule)
     every = pieces(schedule, combined=False, of_files=True)
@@ -307,10 +307,10 @@ def test_what_is_up_to_date_has_no_timings(tmp_path: Path) -> None:
 
 def test_timings_of_a_plan_run_by_hand(tmp_path: Path) -> None:
     """As those do who want arrays and no folder; a run without a tracer is the same run."""
-    plan = jmerge.plan_recipe(write_models(tmp_path, "linear"))
-    tracer = jmerge.Tracer()
+    plan = jmerge.plan(write_models(tmp_path, "linear"))
+    tracer = jmerge.advanced.Tracer()
     sinks = [Memory(plan), Memory(plan)]
-    outcome = jmerge.run(plan, make_schedule(plan), sinks[0], tracer=tracer)
-    assert outcome == jmerge.run(plan, make_schedule(plan), sinks[1])
+    outcome = jmerge.advanced.run(plan, make_schedule(plan), sinks[0], tracer=tracer)
+    assert outcome == jmerge.advanced.run(plan, make_schedule(plan), sinks[1])
     assert sinks[0].data == sinks[1].data
     assert tracer.timings().write_bytes == plan.write_bytes

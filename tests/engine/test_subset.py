@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from enginekit import Memory, checkpoints, plan_of, read, result, step, two_models, within
 
+import jmerge
 from jmerge.ckpt.dtypes import BITS
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
 from jmerge.engine.subset import subset
-from jmerge.jobs import plan_recipe
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import write_llama
 
@@ -50,7 +50,7 @@ def plan_for(folder: Path, method: str) -> Plan:
         **RECIPES[method],
     }
     (folder / "x.yml").write_text(json.dumps(content))
-    return plan_recipe(folder / "x.yml")
+    return jmerge.plan(folder / "x.yml")
 
 
 def turns(schedule: Schedule, kind: str) -> dict[str, list[list[int]]]:

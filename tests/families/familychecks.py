@@ -79,7 +79,7 @@ class Matrix:
                 wanted = {
                     name: base[name]
                     if re.fullmatch(family.copied, name)
-                    else method.merge(*(each[name].astype(np.float64) for each in models.values()))
+                    else method.merge(*(each[name] for each in models.values()))[0].value
                     for name in base
                 }
                 check(family, out, wanted)

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+import jmerge
 from jmerge.errors import JmergeError
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import write_llama
 
 INDEX = "model.safetensors.index.json"
@@ -90,4 +90,4 @@ def refused(act: Callable[[], Any]) -> list[str] | None:
 
 def plan_refused(recipe: Path) -> list[str] | None:
     """`refused` of planning a recipe and showing the plan."""
-    return refused(lambda: plan_recipe(recipe).to_json())
+    return refused(lambda: jmerge.plan(recipe).to_json())

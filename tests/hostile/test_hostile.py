@@ -20,13 +20,13 @@ from hostilekit import (
     union_recipe,
 )
 
+from jmerge.api.merge import merge
 from jmerge.ckpt.jsontext import MAX_DEPTH, MAX_NAME
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import MAX_AXES
 from jmerge.ckpt.source import MAX_WHOLE_BYTES
 from jmerge.ckpt.weights import MAX_FILES, MAX_JSON_BYTES
 from jmerge.ckpt.writer import LEDGER
-from jmerge.jobs import merge
 from jmerge.recipe.parse import MAX_BYTES
 from jmerge.report.inspect import inspect_checkpoint, inspect_text
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama

@@ -96,7 +96,7 @@ def assert_near(found: np.ndarray, case: Case) -> None:
 def refused(case: Case, folder: Path) -> None:
     """Planning says that it cannot be merged, and where in the recipe."""
     with pytest.raises(jmerge.JmergeError) as raised:
-        jmerge.plan_recipe(recipe_of(case, folder))
+        jmerge.plan(recipe_of(case, folder))
     assert all("recipe.yml" in str(fault) for fault in raised.value.faults)
 
 

@@ -13,7 +13,7 @@ from jmerge.methods import REGISTRY
 from jmerge.methods.spec import Method, Required
 from jmerge.plan.check import check_recipe
 from jmerge.plan.notes import Notes
-from jmerge.recipe.parse import parse_recipe
+from jmerge.recipe.recipe import Recipe
 from jmerge.report.methods import method_text
 
 # Whatever method has it.
@@ -88,7 +88,7 @@ def assert_refused_in_a_recipe(method: Method, key: str, value: float) -> None:
     base = "" if method.base == "input" else "base_model: c\n"
     models = ["{model: a}", "{model: b}"][: method.counts[1]]
     word = ".nan" if math.isnan(value) else ".inf" if math.isinf(value) else f"{value:g}"
-    recipe = parse_recipe(
+    recipe = Recipe.from_text(
         f"merge_method: {method.name}\n{base}models: [{', '.join(models)}]\n"
         f"parameters: {{{key}: [{word}, {word}]}}\n"
     )

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmerge.errors import PlanError
+import jmerge
+from jmerge.errors import PluginWarning, RecipeError
 from jmerge.methods import REGISTRY, PerModel, Shared, Switch, merge_method
 from jmerge.methods.linear import linear
 from jmerge.methods.slerp import slerp, slerp_sums
-from jmerge.methods.spec import Sums, register_installed
+from jmerge.methods.spec import BROKEN, Sums, register_installed
 from jmerge.methods.task_arithmetic import task_arithmetic
+from jmerge.report.methods import method_text
 from jmerge.testing.close import assert_close
 
 
@@ -27,6 +29,7 @@ def registry() -> Iterator[None]:
     yield
     REGISTRY.clear()
     REGISTRY.update(before)
+    BROKEN.clear()
 
 
 def mean(models: jax.Array, *, weight: jax.Array, power: jax.Array, strict: bool) -> jax.Array:
@@ -100,7 +103,9 @@ def test_sums_need_a_keyword_and_the_keyword_needs_sums() -> None:
 def test_a_name_is_given_once() -> None:
     merge_method("mean", takes="models", **DECLARED)(mean)
     with pytest.raises(ValueError, match="'mean' is already registered"):
-        merge_method("mean", takes="models", **DECLARED)(mean)
+        merge_method("mean", takes="models", **DECLARED)(
+            lambda models, *, weight, power, strict: models[0]
+        )
     with pytest.raises(ValueError, match="'linear' is already registered"):
         merge_method("linear", takes="models", **DECLARED)(mean)
     assert REGISTRY["linear"].function is linear
@@ -141,12 +146,37 @@ def test_an_installed_module_that_fails_is_named(monkeypatch, tmp_path, body: st
     (tmp_path / "their_broken_methods.py").write_text(body + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     install(monkeypatch, "their_broken_methods")
-    with pytest.raises(
-        PlanError, match="'theirs' of their_broken_methods cannot be loaded"
-    ) as raised:
+    words = "'theirs' of their_broken_methods cannot be loaded: "
+    with pytest.warns(PluginWarning, match=words) as warned:
         register_installed()
-    assert raised.value.__cause__ is not None
-    assert len(raised.value.faults) == 1
+    assert "\n" not in str(warned[0].message)
+    # and a merge by it says so, one by another method nothing
+    for method, told in (("theirs", words), ("their", words), ("linear", None)):
+        recipe = {"merge_method": method, "models": [{"model": {"x": np.ones(2)}}] * 2}
+        recipe["parameters"] = {"weight": 1}
+        if told is None:
+            assert set(jmerge.plan(recipe).outputs) == {"x"}
+        else:
+            with pytest.raises(RecipeError, match=told):
+                jmerge.plan(recipe)
+    with pytest.raises(ValueError, match=words):
+        method_text("theirs")
+
+
+def notebook_cell(factor: float) -> None:
+    """Define a method, as running a cell of a notebook does."""
+    text = f"def scaled(models):\n    return models[0] * {factor}\n"
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(text, space)
+    merge_method("scaled", takes="models")(space["scaled"])
+
+
+def test_a_cell_that_is_run_again_replaces_its_method() -> None:
+    """In recipes too, whose programs are compiled once for each method."""
+    recipe = {"merge_method": "scaled", "models": [{"model": {"x": np.ones(3, np.float32)}}]}
+    for factor in (2.0, 3.0):
+        notebook_cell(factor)
+        np.testing.assert_array_equal(jmerge.merge(recipe)["x"], factor)
 
 
 # Under grad and vmap

@@ -138,14 +138,14 @@ def test_lines_grow_with_the_blocks_of_the_output(lines: dict[str, Any], place: 
 
 
 def test_no_wrapper_is_no_wrapper(place: Path) -> None:
-    plain = jmerge.plan_recipe(recipe(place, "ties", own={"weight": 1}))
+    plain = jmerge.plan(recipe(place, "ties", own={"weight": 1}))
     assert plain.method == "ties" and not plain.steps[0].group
-    none = jmerge.plan_recipe(recipe(place, "ties", own={"weight": 1}, wrap={"condition": "none"}))
+    none = jmerge.plan(recipe(place, "ties", own={"weight": 1}, wrap={"condition": "none"}))
     assert none.method == "ties"
 
 
 def test_a_group_is_looked_at_before_any_of_it_is_merged(place: Path) -> None:
-    plan = jmerge.plan_recipe(recipe(place, "ties", own={"weight": 1}, wrap={"lines": {}}))
+    plan = jmerge.plan(recipe(place, "ties", own={"weight": 1}, wrap={"lines": {}}))
     kinds = [turn.what.kind for turn in make_schedule(plan).turns]
     assert kinds == ["sums"] * len(SHAPES) + ["combine"] * len(SHAPES)
     assert [turn.closes for turn in make_schedule(plan).turns[: len(SHAPES)]].count(True) == 1
@@ -156,7 +156,7 @@ def test_one_wide_tensor_makes_the_group_wide(place: Path) -> None:
         tensors = read(place / model)
         tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float64)
         write_checkpoint(place / model, tensors)
-    plan = jmerge.plan_recipe(recipe(place, "pcb"))
+    plan = jmerge.plan(recipe(place, "pcb"))
     assert {str(step.arithmetic) for step in plan.steps} == {"float64"}
     models, base = wide(place)
     assert_all_close(
@@ -177,7 +177,7 @@ def test_memory_does_not_grow_with_the_tensors_of_a_group(place: Path) -> None:
             drawn = {f"t{i}": rng.standard_normal((64, 1024), np.float32) for i in range(tensors)}
             write_checkpoint(place / model, drawn)
         path = recipe(place, "ties", "ab", own={"weight": 1, "density": 0.3}, wrap={"lines": {}})
-        plan = jmerge.plan_recipe(path)
+        plan = jmerge.plan(path)
         schedule = make_schedule(plan)
         run(plan, schedule, Nowhere())
         tracemalloc.start()
@@ -191,7 +191,7 @@ def test_memory_does_not_grow_with_the_tensors_of_a_group(place: Path) -> None:
 
 def assert_refused(path: Path, *parts: str) -> None:
     with pytest.raises(jmerge.PlanError) as raised:
-        jmerge.plan_recipe(path)
+        jmerge.plan(path)
     text = "\n".join(map(str, raised.value.faults))
     assert all(part in text for part in parts), text
 
@@ -242,7 +242,7 @@ def test_slices_are_of_the_same_models(place: Path) -> None:
 )
 def test_mistakes_in_wrappers(wrap: Any, parts: list[str], place: Path) -> None:
     with pytest.raises(jmerge.RecipeError) as raised:
-        jmerge.plan_recipe(recipe(place, "ties", own={"weight": 1}, wrap=wrap))
+        jmerge.plan(recipe(place, "ties", own={"weight": 1}, wrap=wrap))
     (fault,) = raised.value.faults
     assert all(part in str(fault) for part in parts), fault
 
@@ -250,11 +250,11 @@ def test_mistakes_in_wrappers(wrap: Any, parts: list[str], place: Path) -> None:
 def test_only_changes_from_a_base_are_wrapped(place: Path) -> None:
     path = recipe(place, "linear", own={"weight": 1}, wrap={"condition": "metagpt"})
     with pytest.raises(jmerge.RecipeError, match="'linear' does not merge changes .* ties"):
-        jmerge.plan_recipe(path)
+        jmerge.plan(path)
 
 
 def test_advice_on_one_model_alone(place: Path) -> None:
-    plan = jmerge.plan_recipe(recipe(place, "sce", "a", parameters={"select_topk": 0.5}))
+    plan = jmerge.plan(recipe(place, "sce", "a", parameters={"select_topk": 0.5}))
     assert any("one model alone never varies" in warning for warning in plan.warnings)
 
 
@@ -321,13 +321,13 @@ def test_checkpoints_of_one_name_are_numbered(place: Path) -> None:
     path = place / "x.yml"
     models = [{"model": "a"}, {"model": "other/a"}]
     path.write_text(yaml.safe_dump({"merge_method": "emr", "base_model": "base", "models": models}))
-    assert outputs_of(jmerge.plan_recipe(path)) == ["a", "a-2"]
+    assert outputs_of(jmerge.plan(path)) == ["a", "a-2"]
 
 
 def test_the_planner_alone_says_which_model(place: Path) -> None:
     path = recipe(place, "emr", parameters={"task": 1})
     with pytest.raises(jmerge.PlanError, match="'?task'?.*not a parameter of 'emr'"):
-        jmerge.plan_recipe(path)
+        jmerge.plan(path)
 
 
 def test_checkpoints_stay_in_the_output(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def test_a_base_listed_twice_is_a_model_too(place: Path) -> None:
     path = place / "x.yml"
     models = [{"model": "base"}, {"model": "base"}, {"model": "a"}]
     path.write_text(yaml.safe_dump({"merge_method": "emr", "base_model": "base", "models": models}))
-    assert outputs_of(jmerge.plan_recipe(path)) == ["base", "a"]
+    assert outputs_of(jmerge.plan(path)) == ["base", "a"]
 
 
 def test_inputs_inside_the_output_are_kept(place: Path) -> None:

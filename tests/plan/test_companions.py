@@ -10,7 +10,6 @@ import pytest
 from partialkit import refused, run, write
 
 import jmerge
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 SOUP = """\
@@ -59,12 +58,12 @@ def test_the_plan_says_what_comes_along(tmp_path: Path) -> None:
     (tmp_path / "a" / "optimizer.json").write_text("{}")
     recipe = tmp_path / "x.yml"
     recipe.write_text(SOUP.replace("{a}", str(tmp_path / "a")).replace("{b}", str(tmp_path / "b")))
-    plan = plan_recipe(recipe)
+    plan = jmerge.plan(recipe)
     assert [(file.name, file.own, file.data) for file in plan.taken] == [
         ("generation_config.json", "generation_config.json", None)
     ]
     assert [file.name for file in plan.left] == ["optimizer.json"]
-    assert plan == plan_recipe(recipe) and "taken" not in json.loads(plan.to_json())
+    assert plan == jmerge.plan(recipe) and "taken" not in json.loads(plan.to_json())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", "nope"])
@@ -104,7 +103,7 @@ def test_what_a_loader_needs_and_what_stays_behind(tmp_path: Path) -> None:
         for file in ("spk_dict.pt", "source.spm", "bpe.codes", "optimizer.pt", "x.png"):
             (tmp_path / name / file).write_bytes(f"{file} of {name}".encode())
     (tmp_path / "b" / "more.json").write_text("{}")
-    plan = plan_recipe(write(tmp_path, SOUP))
+    plan = jmerge.plan(write(tmp_path, SOUP))
     merged = jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
     assert merged.strange == ()
     for file in (*PARTS, "speech_tokenizer/model.safetensors"):
@@ -126,7 +125,7 @@ def test_no_config_is_made_up(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a", llama_tensors(0))
     write_llama(tmp_path / "b", 1)
     path = write(tmp_path, SOUP)
-    (warning,) = plan_recipe(path).warnings
+    (warning,) = jmerge.plan(path).warnings
     assert "has no config.json" in warning and "copy that of" in warning
     jmerge.merge(path, tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
@@ -136,7 +135,7 @@ def test_none_of_the_models_has_a_config(tmp_path: Path) -> None:
     """There is none to copy, so nothing is said."""
     for seed, name in enumerate("ab"):
         write_checkpoint(tmp_path / name, llama_tensors(seed))
-    plan = plan_recipe(write(tmp_path, SOUP))
+    plan = jmerge.plan(write(tmp_path, SOUP))
     assert plan.warnings == () and plan.config == {}
 
 

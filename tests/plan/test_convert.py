@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from layoutkit import ROWS, Row, Stored
 
+import jmerge
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.engine.assemble import Assembler
 from jmerge.errors import PlanError
-from jmerge.jobs import plan_recipe
 from jmerge.plan.steps import Assembled, Plan, Read
 
 LINEAR = """\
@@ -29,7 +29,7 @@ parameters: {{weight: 0.5}}
 
 def plan_of(folder: Path, donor: str, other: str, text: str = LINEAR) -> Plan:
     (folder / "x.yml").write_text(text.format(folder / donor, folder / other))
-    return plan_recipe(folder / "x.yml")
+    return jmerge.plan(folder / "x.yml")
 
 
 def written(row: Row, folder: Path) -> Path:
@@ -354,7 +354,7 @@ def test_modules_that_the_donor_does_not_have(tmp_path: Path) -> None:
     lines = LINEAR.splitlines(keepends=True)
     text = "".join([*lines[:-1], "- model: {2}\n", lines[-1]])
     (tmp_path / "x.yml").write_text(text.format(*(tmp_path / each for each in "abc")))
-    plan = plan_recipe(tmp_path / "x.yml")
+    plan = jmerge.plan(tmp_path / "x.yml")
     assert {step.name for step in plan.steps} == row.apart.tensors.keys()
     for step in plan.steps:
         assert len(step.inputs) == (2 if ".experts." in step.name else 3)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from partialkit import SOUP, refused, run, write
 
+import jmerge
 from jmerge.arch.infer import infer_layout
 from jmerge.arch.ties import flag, is_headless, is_tied_unstored
 from jmerge.ckpt.dtypes import TensorSpec
-from jmerge.jobs import plan_recipe
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -39,7 +39,7 @@ def save(
 
 
 def planned(folder: Path, recipe: str) -> Plan:
-    return plan_recipe(write(folder, recipe))
+    return jmerge.plan(write(folder, recipe))
 
 
 RECIPES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.testing.tiny import write_llama
 
 DIVIDED = "has no effect: weights are divided by their sum, and here"
@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )  # fmt: skip
 def test_told(text: str, warning: str, place: Path) -> None:
     (place / "x.yml").write_text(text)
-    (found,) = plan_recipe(place / "x.yml").warnings
+    (found,) = jmerge.plan(place / "x.yml").warnings
     assert found.endswith(f"parameters.weight: {warning}")
 
 
@@ -64,4 +64,4 @@ def test_told(text: str, warning: str, place: Path) -> None:
 )
 def test_not_told(text: str, place: Path) -> None:
     (place / "x.yml").write_text(text)
-    assert plan_recipe(place / "x.yml").warnings == ()
+    assert jmerge.plan(place / "x.yml").warnings == ()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from partialkit import refused, write
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 Parts = list[str]  # modules with a weight
@@ -65,7 +65,7 @@ def test_their_number_cannot_change(
         "'model.layers.0.ffn' too; pick as many layers as there were"
     ]
     turned = recipe(*reversed(range(depth)))
-    assert plan_recipe(write(tmp_path, turned)).outputs
+    assert jmerge.plan(write(tmp_path, turned)).outputs
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_other_lists_do_not_matter(
 ) -> None:
     """Lists of another length, with a key of their own, of different entries, of no layers."""
     model(tmp_path / "a", depth, inside, beside, **fields)
-    plan = plan_recipe(write(tmp_path, recipe(*range(depth), 1)))
+    plan = jmerge.plan(write(tmp_path, recipe(*range(depth), 1)))
     assert plan.config["num_hidden_layers"] == depth + 1

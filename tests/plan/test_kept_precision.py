@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from partialkit import SOUP, refused, run, write
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -44,7 +44,7 @@ def model(
 
 def planned(folder: Path, recipe: str) -> tuple[dict[str, str], Plan]:
     """The dtypes of a recipe's result, and its plan."""
-    plan = plan_recipe(write(folder, recipe))
+    plan = jmerge.plan(write(folder, recipe))
     return {name: spec.dtype for name, spec in plan.outputs.items()}, plan
 
 

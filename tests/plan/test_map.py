@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from partialkit import Made, account, refused, run
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.plan.rename import rename
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -369,7 +369,7 @@ def test_filters_see_the_models_own_names(folder: Path) -> None:
     (folder / "x.yml").write_text(
         recipe.replace("{vlm}", str(folder / "vlm")).replace("{text}", str(folder / "text"))
     )
-    numbers = {step.name: step.numbers for step in plan_recipe(folder / "x.yml").steps}
+    numbers = {step.name: step.numbers for step in jmerge.plan(folder / "x.yml").steps}
     up = "model.language_model.layers.{}.mlp.up_proj.weight"
     assert numbers[up.format(0)]["weight"] == (0.75, 0.0)
     assert numbers[up.format(1)]["weight"] == (0.75, 0.5)

@@ -12,8 +12,8 @@ import pytest
 from partialkit import SOUP, refused, run
 from partialkit import write as write_recipe
 
+import jmerge
 from jmerge.errors import PlanError
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 LAYERS = 4
@@ -250,7 +250,7 @@ def test_layers_of_another_shape_by_place(
     (error,) = refused(tmp_path, stack(("a", 0, 4), ("b", 1, 4)), capsys)
     assert f"only layers 1 of a have '{TABLE}' as [9], by their place" in error
     assert "here it would be in 1, 4" in error
-    plan = plan_recipe(write_recipe(tmp_path, stack(("a", 0, 2), ("b", 2, 4))))
+    plan = jmerge.plan(write_recipe(tmp_path, stack(("a", 0, 2), ("b", 2, 4))))
     assert {step.name: step.spec.shape for step in plan.steps}[TABLE.format(1)] == (9,)
 
 
@@ -350,10 +350,10 @@ def test_as_few_first_layers_as_explain_the_inputs(
     write(tmp_path / "a", 0, having=[1, 2, 3], layer_types=kinds)
     path = write_recipe(tmp_path, stack(*slices))
     if sound:
-        assert plan_recipe(path).config["num_hidden_layers"] == 5
+        assert jmerge.plan(path).config["num_hidden_layers"] == 5
     else:
         with pytest.raises(PlanError, match="by their place"):
-            plan_recipe(path)
+            jmerge.plan(path)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_what_is_as_long_as_there_are_layers(
         (error,) = refused(tmp_path, recipe, capsys)
         assert said in error and error.endswith("so layers cannot be rearranged")
     else:
-        assert plan_recipe(write_recipe(tmp_path, recipe)).changes
+        assert jmerge.plan(write_recipe(tmp_path, recipe)).changes
 
 
 @pytest.mark.parametrize(("width", "sound"), [(8, False), (6, True)])
@@ -403,7 +403,7 @@ def test_layers_that_another_list_has_too(
     write_checkpoint(tmp_path / "a", tensors, llama_config(layers=LAYERS))
     recipe = stack(("a", 0, 4), ("a", 2, 4))
     if sound:
-        assert plan_recipe(write_recipe(tmp_path, recipe)).changes
+        assert jmerge.plan(write_recipe(tmp_path, recipe)).changes
     else:
         (error,) = refused(tmp_path, recipe, capsys)
         assert "numbers 'net.steps' like 'model.layers'" in error

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from partialkit import SOUP, account, refused, run
 
+import jmerge
 from jmerge.cli import main
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 TASK = """\
@@ -315,7 +315,7 @@ def test_plan_shows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name in ("a", "b", "base"):
         recipe = recipe.replace(f"{{{name}}}", str(folder / name))
     (folder / "x.yml").write_text(recipe)
-    plan = plan_recipe(folder / "x.yml")
+    plan = jmerge.plan(folder / "x.yml")
     assert sum(step.method == "copy" for step in plan.steps) == 15
     assert main(["plan", str(folder / "x.yml")]) == 0
     out = capsys.readouterr().out

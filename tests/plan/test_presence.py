@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from partialkit import refused, run, write
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.plan.presence import made_up
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -62,10 +62,10 @@ def test_weights_of_a_sum(
     if wanted is None:
         (error,) = refused(folder, recipe, capsys)
         assert "mtp.fc.weight and 1 more: not in c; the weights are not normalised" in error
-        plan = plan_recipe(write(folder, recipe + "except: [mtp.*]\n"))
+        plan = jmerge.plan(write(folder, recipe + "except: [mtp.*]\n"))
         assert (EXTRA in plan.outputs) == (next(iter(weights)) == "a")
         return
-    plan = plan_recipe(write(folder, recipe))
+    plan = jmerge.plan(write(folder, recipe))
     (step,) = (step for step in plan.steps if step.name == EXTRA)
     assert step.numbers["weight"] == pytest.approx(wanted, rel=1e-12)
     assert f"mtp.fc.weight and 1 more: not in {folder / 'c'}" in plan.warnings[0]
@@ -89,7 +89,7 @@ def test_numbers_that_change_over_layers(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / model, llama_tensors(seed) | extra, llama_config())
     recipe = linear({"a": 0, "b": 0}).replace("weight: 0", "weight: [0.25, 0.75]", 1)
     recipe = recipe.replace("weight: 0}", "weight: [0.75, 0.25]}")
-    plan = plan_recipe(write(tmp_path, recipe))
+    plan = jmerge.plan(write(tmp_path, recipe))
     found = {step.name: step.numbers["weight"] for step in plan.steps}
     assert [found[name.format(i)] for i in range(2)] == [(1.0,), (1.0,)]
     assert found["model.layers.0.mlp.up_proj.weight"] == (0.25, 0.75)
@@ -98,21 +98,21 @@ def test_numbers_that_change_over_layers(tmp_path: Path) -> None:
 def test_other_methods(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Multislerp's lengths add up alike; alone a tensor stays as it is; a mean stays a mean; changes are added."""
     flag = "normalize_weights"
-    plan = plan_recipe(write(folder, linear({"a": 0.2, "b": 0.2, "c": 0.6}, "multislerp", flag)))
+    plan = jmerge.plan(write(folder, linear({"a": 0.2, "b": 0.2, "c": 0.6}, "multislerp", flag)))
     found = {step.name: step.numbers for step in plan.steps}
     assert found[EXTRA]["weight"] == pytest.approx((0.5, 0.5))
-    plan = plan_recipe(write(folder, linear({"a": 2, "c": 3}, "multislerp", flag)))
+    plan = jmerge.plan(write(folder, linear({"a": 2, "c": 3}, "multislerp", flag)))
     assert EXTRA in plan.outputs
     mean = linear({"a": 2, "c": 3}).replace("normalize: false", "normalize: true")
-    plan = plan_recipe(write(folder, mean))
+    plan = jmerge.plan(write(folder, mean))
     assert {s.name: s.numbers for s in plan.steps}[EXTRA]["weight"] == (2,)
     task = linear({"b": 0.4, "c": 0.4}, "task_arithmetic") + "base_model: {a}\n"
-    plan = plan_recipe(write(folder, task))
+    plan = jmerge.plan(write(folder, task))
     assert {s.name: s.numbers for s in plan.steps}[EXTRA]["weight"] == (0.4,)
     task = linear({"a": 0.4, "b": 0.4}, "task_arithmetic") + "base_model: {c}\n"
     (error,) = refused(folder, task, capsys)
     assert "mtp.fc.weight and 1 more: not in c; the base lacks it" in error
-    assert EXTRA not in plan_recipe(write(folder, task + "except: [mtp.*]\n")).outputs
+    assert EXTRA not in jmerge.plan(write(folder, task + "except: [mtp.*]\n")).outputs
 
 
 def test_no_zeros() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from partialkit import SOUP, refused, run, write
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
@@ -114,7 +114,7 @@ SEEINGS: dict[str, tuple[Spelling, dict[str, Any]]] = {
 
 
 def planned(folder: Path, recipe: str) -> Plan:
-    return plan_recipe(write(folder, recipe))
+    return jmerge.plan(write(folder, recipe))
 
 
 def check_all_merged(plan: Plan, donor: Tensors) -> None:

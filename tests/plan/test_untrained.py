@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from partialkit import SOUP, refused, run, write
 
-from jmerge.jobs import plan_recipe
+import jmerge
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 BASE = "base_model: {b}\n"
@@ -51,7 +51,7 @@ def test_counters(tmp_path: Path, recipe: str) -> None:
 def test_kinds_of_counters(tmp_path: Path, pair: tuple[Any, Any]) -> None:
     """One number is a counter whatever its shape and width, and nothing is told where one model has it."""
     models(tmp_path, NAME, *pair)
-    plan = plan_recipe(write(tmp_path, SOUP))
+    plan = jmerge.plan(write(tmp_path, SOUP))
     (step,) = (step for step in plan.steps if step.name == NAME)
     assert (
         len(step.inputs) == 1
@@ -77,7 +77,7 @@ def test_masks_of_two_kinds(tmp_path: Path, kinds: str) -> None:
     for seed, (model, kind) in enumerate(zip("ab", kinds.split(), strict=True)):
         mask = {"h.0.attn.bias": np.tri(4, dtype=types[kind])[None, None]}
         write_checkpoint(tmp_path / model, llama_tensors(seed) | mask, llama_config())
-    plan = plan_recipe(write(tmp_path, SOUP))
+    plan = jmerge.plan(write(tmp_path, SOUP))
     (step,) = (step for step in plan.steps if step.name == "h.0.attn.bias")
     assert step.spec.dtype == kinds.split()[0] and len(step.inputs) == 1
 
@@ -119,7 +119,7 @@ def test_positions_and_masks_stored_otherwise(tmp_path: Path, pair: tuple[str, A
     """They are computed, so the first model's are as good as the others'."""
     name, *values = pair
     models(tmp_path, name, *values)
-    plan = plan_recipe(write(tmp_path, SOUP))
+    plan = jmerge.plan(write(tmp_path, SOUP))
     (step,) = (step for step in plan.steps if step.name == name)
     assert step.spec.shape == values[0].shape and len(step.inputs) == 1
 

@@ -12,7 +12,6 @@ from partialkit import SOUP, refused, run, write
 
 import jmerge
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.jobs import plan_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 CONFIG = llama_config(vocab=64) | {"torch_dtype": "bfloat16"}
@@ -65,7 +64,7 @@ def test_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {name: array.tobytes() for name, array in made.items()} == {
         name: array.tobytes() for name, array in inputs["a"].items()
     }
-    stacked = plan_recipe(write(tmp_path, STACK)).outputs
+    stacked = jmerge.plan(write(tmp_path, STACK)).outputs
     assert stacked["model.layers.2.mlp.up_proj.weight"].dtype == "F8_E4M3"
     assert stacked["model.layers.2.mlp.up_proj.scale_weight"].dtype == "F32"
     (error,) = refused(tmp_path, COPY + "dtype: float16\n", capsys)
@@ -79,7 +78,7 @@ def test_fp8_without_scales_is_a_dtype(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         tensors = {n: x.astype(ml_dtypes.float8_e4m3fn) for n, x in llama_tensors(seed).items()}
         write_checkpoint(tmp_path / name, tensors, llama_config())
-    plan = plan_recipe(write(tmp_path, SOUP + "dtype: bfloat16\n"))
+    plan = jmerge.plan(write(tmp_path, SOUP + "dtype: bfloat16\n"))
     assert {step.method for step in plan.steps} == {"linear"}
     assert {spec.dtype for spec in plan.outputs.values()} == {"BF16"}
 
@@ -92,7 +91,7 @@ def test_a_field_that_is_left_over(tmp_path: Path, recipe: str) -> None:
             {"quantization_config": {"quant_method": "fp8"}} if name == "a" else {}
         )
         write_checkpoint(tmp_path / name, llama_tensors(seed), llama_config() | told)
-    plan = plan_recipe(write(tmp_path, recipe))
+    plan = jmerge.plan(write(tmp_path, recipe))
     (warning,) = plan.warnings
     assert "quantised (fp8), but they are plain numbers" in warning
     assert "quantization_config" not in plan.config

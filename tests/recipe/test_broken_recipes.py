@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import jmerge
 from jmerge.cli import main
 from jmerge.engine.reads import Files
 from jmerge.errors import JmergeError
-from jmerge.jobs import plan_recipe
 from jmerge.methods import REGISTRY
 from jmerge.plan.check import check_recipe
 from jmerge.plan.notes import Notes
-from jmerge.recipe.parse import load_recipe
+from jmerge.recipe.recipe import Recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 
@@ -1052,7 +1052,7 @@ def test_messages(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     path = write_recipe(case.recipe, models, tmp_path)
     with pytest.raises(JmergeError) as caught:
-        plan_recipe(path)
+        jmerge.plan(path)
     found = tuple(shorten(str(fault), models, tmp_path) for fault in caught.value.faults)
     assert found == case.errors
     lines = [fault.line for fault in caught.value.faults]
@@ -1064,7 +1064,7 @@ def test_messages(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_warnings(name: str, models: Path, tmp_path: Path) -> None:
     """What has no effect is known before any model is opened."""
     case = CASES[name]
-    recipe = load_recipe(write_recipe(case.recipe, models, tmp_path))
+    recipe = Recipe.from_file(write_recipe(case.recipe, models, tmp_path))
     notes = Notes(recipe)
     check_recipe(recipe, notes)
     found = tuple(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
@@ -1081,7 +1081,7 @@ models:
   - {model: {b}, parameters: {weight: 1, density: [0, 0.5]}}
 parameters: {density: 0}
 """
-    notes = Notes(load_recipe(write_recipe(text, models, tmp_path)))
+    notes = Notes(Recipe.from_file(write_recipe(text, models, tmp_path)))
     check_recipe(notes.recipe, notes)
     found = sorted(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
     assert [line.split("; ")[0] for line in found] == [

@@ -18,8 +18,8 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers import models as models_of_tokens
 
+import jmerge
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.jobs import plan_recipe
 from jmerge.plan.steps import COPY, Plan, Read, Step
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -1432,7 +1432,7 @@ def plan_text(text: str, models: Path, folder: Path) -> Plan:
     text = re.sub(r"\{(\w+)\}", lambda m: str(models / m[1]) if m[1] in known else m[0], text)
     path = folder / "x.yml"
     path.write_text(text)
-    return plan_recipe(path)
+    return jmerge.plan(path)
 
 
 @pytest.mark.parametrize("name", CASES)

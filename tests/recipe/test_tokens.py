@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jmerge.recipe.parse import examine_recipe, parse_recipe
+from jmerge.recipe.recipe import Recipe, examine_text
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.tokens import ModelToken, TokenEntry, TokenizerPart, Zero
 from jmerge.report.schema import recipe_schema
@@ -80,7 +80,7 @@ MEANT: dict[str, TokenizerPart | None] = {
 @pytest.mark.parametrize("text", MEANT)
 def test_meant(text: str) -> None:
     """What is written, in its order; the literal words win over models of that name. Editors accept it too."""
-    assert parse_recipe(HEAD + text).tokenizer == MEANT[text]
+    assert Recipe.from_text(HEAD + text).tokenizer == MEANT[text]
     jsonschema.validate(yaml.safe_load(HEAD + text.replace("{7:", '{"7":')), recipe_schema())
 
 
@@ -160,7 +160,7 @@ tokenizer:
 @pytest.mark.parametrize("text", REFUSED)
 def test_refused(text: str) -> None:
     """All faults at once, each at its line."""
-    _, faults = examine_recipe(HEAD + text, "x.yml")
+    _, faults = examine_text(HEAD + text, "x.yml")
     assert [str(f).removeprefix("x.yml:") for f in sorted(faults, key=lambda f: f.line)] == list(
         REFUSED[text]
     )
@@ -192,11 +192,11 @@ def test_editors_refuse_too(text: str) -> None:
 def test_chat_template() -> None:
     """A word, a text of any length, or nothing."""
     for text in ("auto", "chatml", "{{ messages }}" + "x" * 1000):
-        found = parse_recipe(f"{HEAD}chat_template: {json.dumps(text)}").chat_template
+        found = Recipe.from_text(f"{HEAD}chat_template: {json.dumps(text)}").chat_template
         assert found == text
         jsonschema.validate({**yaml.safe_load(HEAD), "chat_template": text}, recipe_schema())
     for text in ("", '""', "~"):
-        assert parse_recipe(f"{HEAD}chat_template: {text}").chat_template is None
+        assert Recipe.from_text(f"{HEAD}chat_template: {text}").chat_template is None
 
 
 def test_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,10 @@ def test_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "union").mkdir()
     head = HEAD.replace("model: union", "model: ./union")
-    assert parse_recipe(head + "tokenizer_source: union").tokenizer.source == "union"
-    assert parse_recipe(head + "tokenizer_source: ./union").tokenizer.source == ModelRef("./union")
+    assert Recipe.from_text(head + "tokenizer_source: union").tokenizer.source == "union"
+    assert Recipe.from_text(head + "tokenizer_source: ./union").tokenizer.source == ModelRef(
+        "./union"
+    )
 
 
 def test_models_that_it_names() -> None:
@@ -221,7 +223,7 @@ tokenizer:
     z: {source: {kind: model_token, model: org/z, token: r}}
 """
     )
-    recipe = parse_recipe(text)
+    recipe = Recipe.from_text(text)
     assert recipe.models() == (A, UNION)
     where = ("tokenizer", "tokens", "y", "source", "model")
     assert recipe.first_path(ModelRef("org/z")) == where

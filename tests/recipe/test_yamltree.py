@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jmerge.errors import RecipeError
-from jmerge.recipe.parse import MAX_BYTES, load_recipe, read_text
+from jmerge.recipe.parse import MAX_BYTES, read_text
+from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ESCAPES
 from jmerge.recipe.yamltree import Document, parse_yaml, show_path
 
@@ -402,8 +403,8 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     """The mark that Windows editors put in front is no part of the first key."""
     path = tmp_path / "x.yml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL)
-    assert load_recipe(path).method == "linear"
-    assert load_recipe(path).text == MINIMAL.decode()
+    assert Recipe.from_file(path).method == "linear"
+    assert Recipe.from_file(path).text == MINIMAL.decode()
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_not_a_text_file(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "x.yml"
     path.write_bytes(raw)
     with pytest.raises(RecipeError) as caught:
-        load_recipe(path)
+        Recipe.from_file(path)
     assert [str(fault) for fault in caught.value.faults] == [f"{path}: {message}"]
 
 

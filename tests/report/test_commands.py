@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jmerge
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.cli import main
-from jmerge.jobs import plan_recipe
 from jmerge.methods import REGISTRY
 from jmerge.methods.wrap import CONDITION_DOCS, LINES_PARAMETERS, can_wrap
 from jmerge.plan.steps import Plan
@@ -141,7 +141,7 @@ def plan_of(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     for seed, model in enumerate(("base", "a", "b")):
         write_llama(tmp_path / "models" / model, seed)
     (tmp_path / "x.yml").write_text(text)
-    return plan_recipe("x.yml")
+    return jmerge.plan("x.yml")
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

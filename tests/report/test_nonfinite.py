@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import jmerge
-from jmerge.jobs import plan_recipe
 from jmerge.report.nonfinite import nonfinite_text
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -47,7 +46,7 @@ def test_the_worst_are_named(recipe: Path) -> None:
 
 def test_nothing_to_say(tmp_path: Path, recipe: Path) -> None:
     """A sound merge says nothing, and neither do masks."""
-    plan = plan_recipe(recipe)
+    plan = jmerge.plan(recipe)
     assert nonfinite_text(plan, {}) == [] == nonfinite_text(plan, {"model.masked_bias": 1})
     write_llama(tmp_path / "b", 1)
     write_llama(tmp_path / "a", 0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import jmerge
 from jmerge.engine.schedule import make_schedule
-from jmerge.jobs import plan_recipe
 from jmerge.report.show import letter, plan_text, size
 from jmerge.testing.tiny import llama_tensors, write_llama
 
@@ -46,7 +46,7 @@ def test_rows_name_result_method_sources_and_numbers(
         "merge_method: task_arithmetic\nbase_model: a\nparameters: {lambda: 0.5}\nmodels:\n"
         "- model: b\n  parameters: {weight: [0, 1]}\n- model: c\n  parameters: {weight: -1}\n"
     )
-    plan = plan_recipe("x.yml")
+    plan = jmerge.plan("x.yml")
     lines = plan_text(plan, make_schedule(plan), 10**6).splitlines()
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(llama_tensors(0))]}
     assert list(rows) == list(plan.outputs)
@@ -70,7 +70,7 @@ def test_files_that_stay_behind_are_named_in_one_line(
     (tmp_path / "x.yml").write_text(
         "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: b\n"
     )
-    plan = plan_recipe("x.yml")
+    plan = jmerge.plan("x.yml")
     (line,) = [
         line
         for line in plan_text(plan, make_schedule(plan), 10**6).splitlines()

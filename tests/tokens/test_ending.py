@@ -9,7 +9,7 @@ import pytest
 import tokenkit as kit
 from mergeplace import Place
 
-from jmerge.jobs import plan_recipe
+import jmerge
 
 CHATML = ("<|im_start|>", "<|im_end|>")
 BRACKETS = ("[|system|]", "[|user|]", "[|assistant|]", "[|endofturn|]")
@@ -29,7 +29,7 @@ def warnings(
     for name in ("base", "twin"):
         place.model(name, text, files=files, config=config)
     recipe = place.linear("base", "twin", tail=f"chat_template: {template}")
-    return [line for line in plan_recipe(recipe).warnings if "x.yml:7: chat_template" in line]
+    return [line for line in jmerge.plan(recipe).warnings if "x.yml:7: chat_template" in line]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_model_that_ends_so_is_named(place: Place) -> None:
     text = (place.folder / "twin" / "tokenizer.json").read_text()
     place.model("twin", text, files={"tokenizer_config__json": {"eos_token": "<|im_end|>"}})
     recipe = place.linear("base", "twin", tail="chat_template: chatml")
-    (line,) = [line for line in plan_recipe(recipe).warnings if "ends a turn" in line]
+    (line,) = [line for line in jmerge.plan(recipe).warnings if "ends a turn" in line]
     assert f"('tokenizer_source: {place.folder / 'twin'}')" in line
     source = f"chat_template: chatml\ntokenizer_source: {place.folder / 'twin'}"
-    plan = plan_recipe(place.linear("base", "twin", tail=source))
+    plan = jmerge.plan(place.linear("base", "twin", tail=source))
     assert not [line for line in plan.warnings if "ends a turn" in line]

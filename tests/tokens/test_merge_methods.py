@@ -24,7 +24,6 @@ from jmerge.engine.run import run
 from jmerge.engine.schedule import LENGTHS, make_schedule
 from jmerge.engine.sinks import Arrays
 from jmerge.errors import RunError
-from jmerge.jobs import plan_recipe
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Gathered, Plan
 from jmerge.report.methods import minimal_recipe
@@ -115,19 +114,19 @@ def tensors_of(plan: Any, piece: int = LENGTHS[-1], **schedule: Any) -> dict[str
 )
 def test_methods_see_permuted_tables(method: str, models: Path, tmp_path: Path) -> None:
     """Statistics, samples, rows, pieces: bit for bit as for checkpoints that have these tables."""
-    plan = plan_recipe(recipe_of(method, models, tmp_path))
+    plan = jmerge.plan(recipe_of(method, models, tmp_path))
     gathered = {step.tensor for step in plan.steps for i in step.inputs if isinstance(i, Gathered)}
     assert gathered == {EMBED, HEAD, "lm_head.bias"}
     moved = tmp_path / "moved"
     write_moved(plan, moved)
-    wanted = tensors_of(plan_recipe(recipe_of(method, moved, moved, tail="")))
+    wanted = tensors_of(jmerge.plan(recipe_of(method, moved, moved, tail="")))
     assert tensors_of(plan) == wanted
     assert tensors_of(plan, LENGTHS[0], candidates=1 << 12) == wanted
 
 
 def test_devices(models: Path, tmp_path: Path) -> None:
     """Pieces of a table go to several in turns."""
-    plan = plan_recipe(recipe_of("ties", models, tmp_path))
+    plan = jmerge.plan(recipe_of("ties", models, tmp_path))
     devices = jax.local_devices()[:1] * 3
     sink = Arrays(plan.outputs)
     run(plan, make_schedule(plan, LENGTHS[0], devices=3), sink, devices=devices)
@@ -166,7 +165,7 @@ def test_after_an_interruption(
 
 def test_budgets(models: Path, tmp_path: Path) -> None:
     """The least budget does, and changes no bit."""
-    plan = plan_recipe(recipe_of("ties", models, tmp_path))
+    plan = jmerge.plan(recipe_of("ties", models, tmp_path))
     sink = Arrays(plan.outputs)
     run(plan, fit(plan, 80_000_000), sink)
     assert {name: sink[name].tobytes() for name in plan.outputs} == tensors_of(plan)
@@ -174,12 +173,12 @@ def test_budgets(models: Path, tmp_path: Path) -> None:
 
 def test_the_plan_is_the_same_text_and_has_maps_once(models: Path, tmp_path: Path) -> None:
     recipe = recipe_of("linear", models, tmp_path)
-    one, two = plan_recipe(recipe), plan_recipe(recipe)
+    one, two = jmerge.plan(recipe), jmerge.plan(recipe)
     assert one == two and one.to_json() == two.to_json() and one.sha256() == two.sha256()
     assert len(one.maps) == 1
     other = recipe.read_text().replace("w7", "w8")
     recipe.write_text(other)
-    changed = plan_recipe(recipe)
+    changed = jmerge.plan(recipe)
     assert changed != one and changed.maps != one.maps
 
 

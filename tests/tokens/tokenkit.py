@@ -19,7 +19,6 @@ from tokenizers import (
 from tokenizers.processors import TemplateProcessing
 
 from jmerge.ckpt.source import LocalSource
-from jmerge.recipe.parse import parse_recipe
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.align import Alignment, Input, align
@@ -158,7 +157,7 @@ def recipe_of(*models: str, tail: str = "tokenizer_source: union", base: bool = 
     """A recipe over these models, the first of them its base; `tail` begins on line 5 + their number."""
     lines = ["merge_method: linear", *([f"base_model: {models[0]}"] if base else []), "models:"]
     lines += [f"  - {{model: {model}, parameters: {{weight: 1}}}}" for model in models]
-    return parse_recipe("\n".join([*lines, tail, ""]), "x.yml")
+    return Recipe.from_text("\n".join([*lines, tail, ""]), "x.yml")
 
 
 def aligned(place: Path, recipe: Recipe, **inputs: Any) -> Alignment:

@@ -200,3 +200,20 @@ def test_a_fault_in_one_of_them_is_found(fault: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {n: np.ones(s, np.float32) for n, s in shapes.items()}, config)
     (found,) = verify(LocalSource(tmp_path))
     assert [each.message for check in found.checks for each in check.faults if line in each.message]
+
+
+def test_a_chain_reads_and_gives_what_it_likes(tmp_path: Path) -> None:
+    """The first of a few plain modules may read another width, the last may give one; one between them may not."""
+    sizes = {i: (24, 24) for i in range(12)} | {0: (24, 2), 11: (3, 24)}
+
+    def told() -> list[str]:
+        tensors = {f"mlp.layers.{i}.weight": np.ones(size, np.float32) for i, size in sizes.items()}
+        config = {"architectures": ["Model"], "mlp_num_layers": 12}
+        write_checkpoint(tmp_path, tensors, config)
+        (found,) = verify(LocalSource(tmp_path))
+        shapes = next(check for check in found.checks if check.name == "shapes")
+        return [each.tensor or "" for each in shapes.faults]
+
+    assert told() == []
+    sizes[2] = (24, 3)
+    assert told() == ["mlp.layers.2.weight"]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import jmerge
-from jmerge import jobs
+from jmerge.api import publish
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.cli import main
 from jmerge.errors import RunError
@@ -115,7 +115,7 @@ def test_a_merge_that_was_written_wrong_is_not_published(
 ) -> None:
     """And the same command makes it anew."""
     path = recipe(tmp_path)
-    write = jobs._write_companions
+    write = publish._write_companions
 
     def spoil(folder: OutputFolder, *rest: object) -> None:
         write(folder, *rest)  # type: ignore[arg-type]
@@ -130,11 +130,11 @@ def test_a_merge_that_was_written_wrong_is_not_published(
         else:
             (folder.work / "README.md").unlink()
 
-    monkeypatch.setattr(jobs, "_write_companions", spoil)
+    monkeypatch.setattr(publish, "_write_companions", spoil)
     with pytest.raises(RunError, match="is the disk sound") as caught:
         jmerge.merge(path, tmp_path / "out", shard_size=2000)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
-    monkeypatch.setattr(jobs, "_write_companions", write)
+    monkeypatch.setattr(publish, "_write_companions", write)
     merged = jmerge.merge(path, tmp_path / "out", shard_size=2000)
     assert merged.resumed_bytes is not None
     assert main(["verify", str(tmp_path / "out"), "--deep"]) == 0

@@ -1,0 +1,1 @@
+"""What Python programs and the command call: each function a few named stages."""
