@@ -11,11 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
+from jmerge.ckpt.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import assemble
 from jmerge.engine.assemble import Assembler, place_of, spans_of
 from jmerge.plan.steps import Assembled, Box, Read
-from jmerge.testing.tiny import NAMES
 
 Reader = Callable[[Read, int, np.ndarray], None]
 Window = Callable[[Read, int, int], AbstractContextManager[np.ndarray | None]]
@@ -43,10 +42,10 @@ def random_item(rng: np.random.Generator) -> tuple[Assembled, dict[str, np.ndarr
             strides[axis] = steps[place]
         name = str(number)
         tensors[name] = tensor
-        spec = TensorSpec(NAMES[dtype], tuple(grown))
+        spec = TensorSpec(SAFETENSORS[dtype], tuple(grown))
         read = Read(model=0, name=name, file="f", start=0, spec=spec)
         boxes.append(Box(read=read, start=start, strides=tuple(strides), box=tuple(box)))
-    spec = TensorSpec(NAMES[dtype], (wanted.size,))
+    spec = TensorSpec(SAFETENSORS[dtype], (wanted.size,))
     item = Assembled(model=0, name=str(rng.integers(1 << 60)), view=view, boxes=tuple(boxes), spec=spec)  # fmt: skip
     return item, tensors, wanted.reshape(-1)
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from permute import permuted
 
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
+from jmerge.ckpt.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import gather
 from jmerge.engine.channel import StoppedError
 from jmerge.engine.gather import Gatherer
 from jmerge.plan.steps import Gathered, Read
-from jmerge.testing.tiny import NAMES
 from jmerge.tokens.rows import ABSENT, Filler, TableRows, TokenRows
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -41,12 +40,12 @@ class Case:
         """What the planner makes of a holder, in a dtype."""
         reads = {}
         for model, table in self.tables.items():
-            spec = TensorSpec(NAMES[table.dtype], table.shape)
+            spec = TensorSpec(SAFETENSORS[table.dtype], table.shape)
             reads[model] = Read(model=model, name="t", file="f", start=0, spec=spec)
         own = self.rows.holders[holder]
         others = [reads[model] for model in self.rows.fills_of(holder)[0] if model != own]
         shape = (self.rows.rows, *self.tables[own].shape[1:])
-        spec = TensorSpec(NAMES[np.dtype(dtype)], shape)
+        spec = TensorSpec(SAFETENSORS[np.dtype(dtype)], shape)
         return Gathered(rows=0, own=reads[own], others=tuple(others), spec=spec)
 
     def gathered(self, item: Gathered, cuts: list[int]) -> np.ndarray:

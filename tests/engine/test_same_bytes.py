@@ -19,11 +19,13 @@ MERGE = """
 import hashlib, json, os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[3])])
 from pathlib import Path
+import jax
 import jmerge
 import jmerge.engine.attempts as attempts
 from jmerge.engine.schedule import make_schedule
 
 place, settings, recipes = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[4:]
+jax.config.update("jax_num_cpu_devices", settings.get("devices", 1))
 if (piece := settings.pop("piece", None)) is not None:
     attempts.fit = lambda plan, budget, devices, longest: make_schedule(plan, piece, 1 << 12, devices)
 found = {}
