@@ -8,6 +8,7 @@ with norms of whole models and on any method that takes changes from a base.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import root
-from jmerge.methods.reduce import total
+from jmerge.methods.reduce import along, total
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared, Statistic, Sums
 from jmerge.recipe.settings import CONDITIONS
 
@@ -77,14 +78,17 @@ def conditioned(method: Method, condition: str) -> Method:
             delta: jax.Array, *, condition_squares: jax.Array | None = None, **rest: Any
         ) -> Any:
             if condition_squares is None:
-                condition_squares = total(square_terms(delta))
+                condition_squares = total(terms(delta, **rest))
             factor = norm_factors(condition_squares, condition)
             changes = [factor[i] * delta[i] for i in range(delta.shape[0])]
             return function(jnp.stack(changes) if changes else delta, **rest)
 
         return wrapped
 
-    squares = Sums(square_terms, keyword="condition_squares", scope="model")
+    def terms(delta: jax.Array, **keywords: Any) -> Sequence[jax.Array]:
+        return _by_row(method, square_terms(delta), keywords)
+
+    squares = Sums(terms, keyword="condition_squares", scope="model")
     inner = [_with_terms(each, scaled) for each in method.statistics]
     return dataclasses.replace(
         method,
@@ -139,11 +143,11 @@ def lines(method: Method) -> Method:
     1 - alpha, so that the last block is left as it is.
     """
 
-    def terms(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
+    def terms(delta: jax.Array, **keywords: Any) -> Sequence[jax.Array]:
         _, _, rest = _lines_keywords(keywords)
         merged = method.function(delta, **rest)
         added = sum_models(delta) if delta.shape[0] else jnp.zeros_like(merged)
-        return [added * added, merged * merged]
+        return _by_row(method, [added * added, merged * merged], rest)
 
     def function(delta: jax.Array, *, lines_depth: Any = 0.0, **keywords: Any) -> jax.Array:
         alpha, beta, rest = _lines_keywords(keywords)
@@ -175,6 +179,20 @@ def lines(method: Method) -> Method:
             **{name: name.replace(".", "_") for name in LINES_PARAMETERS},
         },
     )
+
+
+def _by_row(
+    method: Method, terms: Sequence[jax.Array], keywords: Mapping[str, Any]
+) -> Sequence[jax.Array]:
+    """Terms [*shape], or for a method that keeps rows together a number for each row: what the engine adds up."""
+    named = {name: keywords.get(keyword) for name, keyword in method.keywords.items()}
+    unit = method.unit(named)
+    if unit == "element" or not terms or not terms[0].size:
+        return terms
+    shape = terms[0].shape
+    length = shape[-1:] if unit == "last" else shape[1:] if len(shape) > 1 else shape
+    rows = (each.reshape(-1, max(math.prod(length), 1)) for each in terms)
+    return [along(each, 1)[:, 0] for each in rows]
 
 
 def own_alpha(sums: jax.Array, models: int) -> jax.Array:

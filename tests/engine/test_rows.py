@@ -15,7 +15,7 @@ from jmerge.engine.schedule import make_schedule
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Plan
 from jmerge.testing.close import assert_same_bytes
-from jmerge.testing.ways import Inputs, by_hand
+from jmerge.testing.ways import Inputs, by_hand, streamed
 
 SHAPES = ((), (1,), (0, 4), (4, 0), (37, 700), (5, 3, 640), (2, 9000))
 NUMBERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,3 +82,19 @@ def test_pieces_are_whole_rows(tmp_path: Path) -> None:
         assert work.pieces[-1][1] == work.step.spec.size
     plan, _ = plan_for(tmp_path, "columns", "F32", False)
     assert all(len(work.pieces) == 1 for work in make_schedule(plan, piece=1 << 12).work)
+
+
+def test_norms_of_whole_models_count_every_element_of_rows() -> None:
+    """A wrapper's terms have a number for each element, also where the wrapped method keeps rows together."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (6, 5000), "b": (70,), "c": (3, 4096)}
+    tensors = {}
+    for name, shape in shapes.items():
+        base, one, two = (rng.standard_normal(shape, np.float32) for _ in range(3))
+        tensors[name] = Inputs((base + one, base + 3 * two), base)
+    weight = {"weight": (0.5, 0.5)}
+    everything = {"density": (1.0, 1.0), "epsilon": 0.0, "rescale": False}
+    by_rows = streamed("equalize(della_linear)", tensors, {**weight, **everything}, piece=1 << 12)
+    plain = streamed("equalize(task_arithmetic)", tensors, weight)
+    for name in tensors:
+        np.testing.assert_allclose(by_rows[name], plain[name], rtol=1e-5, atol=1e-6)
