@@ -47,7 +47,7 @@ SAMPLE: dict[str, str] = {
     "idefics": "counts as many layers",  # layers between layers
     "sam": "",  # numbers of layers with tables of their own length
     "swin": "depths",  # layers in stages
-    "segformer": "one key that counts both",  # two kinds of lists
+    "segformer": "depths",  # two kinds of lists
     "resnet": "no key that counts",  # counters of batches
     "rt_detr": "one key that counts both",
     "flava": "",  # three towers, and heads that config.json ties by mistake
