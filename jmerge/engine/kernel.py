@@ -21,7 +21,7 @@ from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.methods.combine import sum_models
 from jmerge.methods.cuts import magnitude_keys
-from jmerge.methods.reduce import block_pairs
+from jmerge.methods.reduce import BLOCK, block_pairs
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
 
@@ -125,7 +125,10 @@ def sums_kernel(key: KernelKey, statistic: int) -> Callable[..., jax.Array]:
 
     def add(pieces: Sequence[jax.Array], arguments: Mapping[str, Any]) -> jax.Array:
         flat = [each.reshape(-1) for each in terms(pieces, arguments)]
-        return block_pairs(flat) if key.view == (-1,) else jnp.stack(flat)
+        if key.view != (-1,):
+            return jnp.stack(flat)
+        # an empty tensor is seen flat, also by a method whose terms are a number for each row
+        return block_pairs([jnp.pad(each, (0, -each.size % BLOCK)) for each in flat])
 
     def nothing(*inputs: Any) -> jax.Array:
         found = jax.eval_shape(add, *inputs)

@@ -8,7 +8,6 @@ with norms of whole models and on any method that takes changes from a base.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import root
-from jmerge.methods.reduce import along, total
+from jmerge.methods.reduce import along_rows, total
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared, Statistic, Sums
 from jmerge.recipe.settings import CONDITIONS
 
@@ -187,12 +186,9 @@ def _by_row(
     """Terms [*shape], or for a method that keeps rows together a number for each row: what the engine adds up."""
     named = {name: keywords.get(keyword) for name, keyword in method.keywords.items()}
     unit = method.unit(named)
-    if unit == "element" or not terms or not terms[0].size:
+    if unit == "element":
         return terms
-    shape = terms[0].shape
-    length = shape[-1:] if unit == "last" else shape[1:] if len(shape) > 1 else shape
-    rows = (each.reshape(-1, max(math.prod(length), 1)) for each in terms)
-    return [along(each, 1)[:, 0] for each in rows]
+    return [along_rows(each, last=unit == "last") for each in terms]
 
 
 def own_alpha(sums: jax.Array, models: int) -> jax.Array:
