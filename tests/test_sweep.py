@@ -35,8 +35,8 @@ SAMPLE: dict[str, str] = {
     "gemma3n_text": "entries for each layer",  # tables with rows for each layer
     "gemma4_text": "entries for each layer",  # sizes that differ by layer
     "zaya": "",  # the first layer lacks a tensor
-    "kyutai_speech_to_text": "one key that counts both",  # one table for text and sound
-    "csm": "one key that counts both",  # codebooks
+    "kyutai_speech_to_text": "counts as many layers",  # one table for text and sound
+    "csm": "counts as many layers",  # codebooks
     "reformer": "",  # a head twice as wide
     "funnel": "",  # blocks of layers
     "clip": "",
@@ -44,10 +44,10 @@ SAMPLE: dict[str, str] = {
     "llava": "",
     "qwen2_5_vl": "",  # which layers of the tower attend to everything
     "mllama": "",  # which layers attend to pictures
-    "idefics": "one key that counts both",  # layers between layers
+    "idefics": "counts as many layers",  # layers between layers
     "sam": "",  # numbers of layers with tables of their own length
     "swin": "depths",  # layers in stages
-    "segformer": "one key that counts both",  # two kinds of lists
+    "segformer": "depths",  # two kinds of lists
     "resnet": "no key that counts",  # counters of batches
     "rt_detr": "one key that counts both",
     "flava": "",  # three towers, and heads that config.json ties by mistake

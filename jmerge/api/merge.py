@@ -224,7 +224,7 @@ def _check_arguments(
 
 
 def _into_sink(plan: Plan, sink: Sink, settings: _Settings) -> Sink:
-    """Hand every tensor to a sink; where one platform's memory runs out, the next begins anew."""
+    """Hand every tensor to a sink; where one platform's memory runs out, the next starts over."""
     for chosen in settings.platforms:
         try:
             _run(plan, sink, chosen, settings, Hosts())
@@ -239,7 +239,7 @@ def _into_sink(plan: Plan, sink: Sink, settings: _Settings) -> Sink:
 def _into_folder(
     publication: Publication, settings: _Settings, overwrite: bool, hosts: Hosts
 ) -> Merged:
-    """Publish a folder; where one platform's memory runs out, the next begins anew."""
+    """Publish a folder; where one platform's memory runs out, the next starts over."""
     plan, place = publication.plan, publication.place
     flags = {
         "memory": settings.budget,

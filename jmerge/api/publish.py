@@ -17,6 +17,7 @@ import jaxlib.version
 from jmerge.arch.config import Change
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import donor_files
+from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.find import is_local
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE, SEED, SHARD_SIZE, other_result
 from jmerge.ckpt.memory import MemorySource
@@ -233,21 +234,35 @@ def _write_companions(
             config, made = untied(plan)
         changes[f"{prefix}{home}config.json"] = made
         if config:
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            folder.write_text(f"{prefix}{home}config.json", text)
+            write_config(folder, f"{prefix}{home}config.json", config)
         folder.write_text(f"{prefix}README.md", model_card(plan, output or folder.out.name))
-    for place, specs in plan.folders.items():
-        parts = tuple(file for file in files if file.starts.keys() <= specs.keys())
-        index = index_json(parts, specs, VERSION)
-        if index is not None:
-            text = json.dumps(index, indent=2) + "\n"
-            prefix = f"{place}/" if place else ""
-            folder.write_text(f"{prefix}model.safetensors.index.json", text)
+    write_indexes(folder, plan.folders, files)
     table = plan.tokens.table() if plan.tokens else None
     if table is not None:
         folder.write_text(TOKENS, table)
     folder.write_text("mergekit_config.yml", plan.recipe)
     folder.write_text(LEDGER, ledger(plan, files, outcome, changes, identity, folder.sizes()))
+
+
+def write_config(folder: OutputFolder, name: str, config: Mapping[str, Any]) -> None:
+    """Write a config.json."""
+    folder.write_text(name, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_indexes(
+    folder: OutputFolder, places: Mapping[str, dict[str, TensorSpec]], files: Sequence[OutFile]
+) -> None:
+    """Write the index of the weight files in each of the places that has several.
+
+    places: folder in the output -> its tensors.
+    """
+    for place, specs in places.items():
+        parts = tuple(file for file in files if file.starts.keys() <= specs.keys())
+        index = index_json(parts, specs, VERSION)
+        if index is not None:
+            prefix = f"{place}/" if place else ""
+            text = json.dumps(index, indent=2) + "\n"
+            folder.write_text(f"{prefix}model.safetensors.index.json", text)
 
 
 def verify_written(folder: OutputFolder) -> tuple[Fault, ...]:

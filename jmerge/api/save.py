@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,21 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from jmerge.api.arguments import check_flag, check_path, check_size
-from jmerge.api.publish import overlap, sha256, verify_written, versions
+from jmerge.api.publish import (
+    overlap,
+    sha256,
+    verify_written,
+    versions,
+    write_config,
+    write_indexes,
+)
 from jmerge.arch.config import set_dtype
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import companions
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.ckpt.dtypes import TensorSpec, most_stored
 from jmerge.ckpt.memory import named_arrays, spec_of, to_host
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
-from jmerge.ckpt.shards import OutFile, index_json, plan_files
+from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
 from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
@@ -29,7 +35,6 @@ from jmerge.names import nearest
 from jmerge.plan.folders import folder_of, placed_name
 from jmerge.plan.patterns import patterns_of
 from jmerge.sizes import parse_size
-from jmerge.version import VERSION
 
 LISTED = 12  # names of tensors that a message has one by one
 WRAPPED = ("value", "raw_value")  # under which a variable of Flax has its array
@@ -99,10 +104,11 @@ class _Saving:
     ) -> None:
         self.like = like
         self.arrays: dict[str, Any] = {}  # by the name that says in which folder they are
+        self.specs: dict[str, TensorSpec] = {}
         self.folders: dict[str, dict[str, TensorSpec]] = {}
         for name, array in arrays.items():
             placed = placed_name(name, like.home, like.folders)
-            self.arrays[placed] = array
+            self.arrays[placed], self.specs[placed] = array, specs[name]
             folder = folder_of(placed, like.home, like.folders)
             self.folders.setdefault(folder, {})[placed] = specs[name]
         self.files = tuple(
@@ -134,7 +140,6 @@ class _Saving:
         Yields:
           The name of each, and what the ledger says of it.
         """
-        specs = {name: spec for group in self.folders.values() for name, spec in group.items()}
         for name in file.starts:
             data = np.ascontiguousarray(to_host(self.arrays[name])).reshape(-1).view(np.uint8)
             crc32 = 0
@@ -142,7 +147,7 @@ class _Saving:
                 piece = data[start : start + STRIDE]
                 folder.write(name, start, piece.data)
                 crc32 = zlib_ng.crc32(piece, crc32)
-            spec = specs[name]
+            spec = self.specs[name]
             entry = {"dtype": spec.dtype, "shape": list(spec.shape), "crc32": f"{crc32:08x}"}
             yield name, {"file": file.name, **entry}
 
@@ -154,20 +159,9 @@ class _Saving:
             folder.copy_file(name, like.source, name)
         home = f"{like.home}/" if like.home else ""
         if like.config:
-            sizes: Counter[str] = Counter()
-            for group in self.folders.values():
-                for spec in group.values():
-                    sizes[spec.dtype] += spec.nbytes
-            config, _ = set_dtype(like.config, max(sizes, key=lambda dtype: sizes[dtype]))
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            folder.write_text(f"{home}config.json", text)
-        for place, group in self.folders.items():
-            parts = tuple(file for file in self.files if file.starts.keys() <= group.keys())
-            index = index_json(parts, group, VERSION)
-            if index is not None:
-                prefix = f"{place}/" if place else ""
-                text = json.dumps(index, indent=2) + "\n"
-                folder.write_text(f"{prefix}model.safetensors.index.json", text)
+            config, _ = set_dtype(like.config, most_stored(self.specs.values()))
+            write_config(folder, f"{home}config.json", config)
+        write_indexes(folder, self.folders, self.files)
 
     def _ledger(self, folder: OutputFolder, entries: Mapping[str, Any]) -> str:
         """What `verify` holds the folder to; equal trees saved alike give equal text."""

@@ -39,6 +39,7 @@ def is_numbers_key(key: str) -> bool:
 
 
 def are_numbers(key: str, value: list[int], depth: int) -> bool:
+    """Whether a list of numbers under such a key can be one of numbers of `depth` layers."""
     if key in LAYER_NUMBERS:
         return True
     if MEMBERS.fullmatch(key) and re.search(r"ind|idx|_ids?$", key):
@@ -49,6 +50,7 @@ def are_numbers(key: str, value: list[int], depth: int) -> bool:
 
 
 def is_period(key: str) -> bool:
+    """Whether a number under this key says that every so many layers one is of another kind."""
     return bool(
         PERIOD.fullmatch(key) and OF_LAYERS.fullmatch(key) and not NOT_PERIOD.fullmatch(key)
     )
@@ -73,6 +75,7 @@ def repeats(key: str, value: list[Any]) -> bool:
 
 
 def are_spans(value: list[Any], depth: int) -> bool:
+    """Whether a list is one of pairs of a first and a last layer."""
     return all(
         isinstance(pair, list)
         and len(pair) == 2

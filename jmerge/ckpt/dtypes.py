@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -113,6 +114,14 @@ def promote(dtypes: list[str]) -> str:
         return "F64"
     wide = kinds - {name for name in kinds if BITS[name] == 8}
     return next(iter(wide)) if len(wide) == 1 else "F32"
+
+
+def most_stored(specs: Iterable[TensorSpec]) -> str:
+    """The dtype in which most bytes of some tensors are, the first of them where several have as many."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def view(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:

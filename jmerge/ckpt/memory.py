@@ -58,6 +58,11 @@ class MemorySource(Source):
         self._beside = beside
         self._hidden = hidden
         self._files = {file.name: file for file in _files(_specs(tensors, label), folders, home)}
+        # of each file, its tensors and where they begin, for every read
+        self._places = {
+            name: (list(file.starts), list(file.starts.values()))
+            for name, file in self._files.items()
+        }
         self._small: dict[str, bytes] = {}
         if config is not None:
             name = f"{home}/config.json" if home else "config.json"
@@ -121,9 +126,10 @@ class MemorySource(Source):
         """The bytes [start, stop) of a file in pieces, and where each begins."""
         if start < len(file.header):
             yield start, np.frombuffer(file.header, np.uint8)[start : min(stop, len(file.header))]
-        names, starts = list(file.starts), list(file.starts.values())
+        names, starts = self._places[file.name]
         first = max(bisect.bisect_right(starts, start) - 1, 0)
-        for name, begin in zip(names[first:], starts[first:], strict=True):
+        for number in range(first, len(names)):
+            name, begin = names[number], starts[number]
             if begin >= stop:
                 return
             data = self._bytes(name)

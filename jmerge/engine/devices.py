@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -69,10 +70,8 @@ def choose_devices(
 def make_cpu_devices(text: str | None) -> None:
     """Make as many CPU devices as `text` asks for, if it is a number; for a program that JAX's settings belong to."""
     if text is not None and text.strip().isdigit() and int(text) > 0:
-        try:
+        with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices it has
             jax.config.update("jax_num_cpu_devices", int(text))  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            pass  # JAX runs already, with the devices it has
 
 
 def _so_many(count: int) -> list[jax.Device]:

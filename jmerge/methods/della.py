@@ -5,7 +5,6 @@ Deep et al., "DELLA-Merging", https://arxiv.org/abs/2406.11617
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import coins, uniform
-from jmerge.methods.reduce import along
+from jmerge.methods.reduce import along_rows
 from jmerge.methods.spec import PerModel, Switch
 from jmerge.methods.statistics.rows import SortedRows, deal_rows
 from jmerge.methods.statistics.topk import magnitude_keys
@@ -73,8 +72,7 @@ def _rank_needed(drawn: jax.Array, last: int, density: jax.Array, epsilon: jax.A
 def della_sums(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
     """The terms of the norms that `rescale` restores, already added up in each row."""
     terms = norm_terms(delta, drop(delta, **keywords))
-    slabs = [_rows(term) for term in terms]
-    return [along(slab.reshape(len(slab), math.prod(slab.shape[1:])), 1)[:, 0] for slab in slabs]
+    return [along_rows(term, last=False) for term in terms]
 
 
 class _Drop(NamedTuple):

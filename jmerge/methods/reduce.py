@@ -79,6 +79,16 @@ def along(terms: jax.Array, axis: int) -> jax.Array:
     return added
 
 
+def along_rows(terms: jax.Array, *, last: bool) -> jax.Array:
+    """The sums [rows] of terms [*shape] over each of their rows: vectors along the last axis, or where not `last` all but
+    the first axis; a vector is one row."""
+    axes = terms.ndim - 1 if last else 1
+    rows, row = terms.shape[:axes], terms.shape[axes:]
+    if terms.ndim < 2:
+        rows, row = (), terms.shape
+    return along(terms.reshape(math.prod(rows), math.prod(row)), 1)[:, 0]
+
+
 def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
     """The sums of whole arrays as pairs [sums, 1, 2]."""
     pairs = deal(_pairs([_blocks(term, mesh) for term in terms]), mesh, None)

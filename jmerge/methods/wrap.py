@@ -8,7 +8,7 @@ with norms of whole models and on any method that takes changes from a base.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.gram import root
+from jmerge.methods.reduce import along_rows
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Shared
 from jmerge.methods.statistics.sums import BlockSum
 
@@ -77,7 +78,10 @@ def conditioned(method: Method, condition: str) -> Method:
 
         return wrapped
 
-    squares = BlockSum(keyword="condition_squares", terms=square_terms, scope="model")
+    def terms(delta: jax.Array, **keywords: Any) -> Sequence[jax.Array]:
+        return _by_row(method, square_terms(delta), keywords)
+
+    squares = BlockSum(keyword="condition_squares", terms=terms, scope="model")
     inner = [dataclasses.replace(each, terms=scaled(each.terms)) for each in method.statistics]
     return dataclasses.replace(
         method,
@@ -131,11 +135,11 @@ def lines(method: Method) -> Method:
     1 - alpha, so that the last block is left as it is.
     """
 
-    def terms(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
+    def terms(delta: jax.Array, **keywords: Any) -> Sequence[jax.Array]:
         _, _, rest = _lines_keywords(keywords)
         merged = method.function(delta, **rest)
         added = sum_models(delta) if delta.shape[0] else jnp.zeros_like(merged)
-        return [added * added, merged * merged]
+        return _by_row(method, [added * added, merged * merged], rest)
 
     def function(delta: jax.Array, *, lines_depth: Any = 0.0, **keywords: Any) -> jax.Array:
         alpha, beta, rest = _lines_keywords(keywords)
@@ -164,6 +168,17 @@ def lines(method: Method) -> Method:
             **{name: name.replace(".", "_") for name in LINES_PARAMETERS},
         },
     )
+
+
+def _by_row(
+    method: Method, terms: Sequence[jax.Array], keywords: Mapping[str, Any]
+) -> Sequence[jax.Array]:
+    """Terms [*shape], or for a method that keeps rows together a number for each row: what the engine adds up."""
+    named = {name: keywords.get(keyword) for name, keyword in method.keywords.items()}
+    unit = method.unit(named)
+    if unit == "element":
+        return terms
+    return [along_rows(each, last=unit == "last") for each in terms]
 
 
 def own_alpha(sums: jax.Array, models: int) -> jax.Array:

@@ -11,7 +11,7 @@ from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
 from jmerge.arch.ties import is_tied_unstored
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.ckpt.dtypes import FLOATS, TensorSpec, most_stored
 from jmerge.ckpt.memory import MemorySource
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
@@ -474,15 +474,12 @@ class _Builder:
             stack = self.donor.stacks[prefix]
             config, new = set_depth(config, stack, layers, self.donor.beside)
             changes += new
-        weight: dict[str, int] = {}
-        for step in self.steps.values():
-            weight[step.spec.dtype] = weight.get(step.spec.dtype, 0) + step.spec.nbytes
         if self.donor.quantised.reason is None:
             config, new = without_quantisation(config)
             changes += new
         config, new = without_ahead(config, self.steps)
         changes += new
-        config, new = set_dtype(config, max(weight, key=lambda dtype: weight[dtype]))
+        config, new = set_dtype(config, most_stored(step.spec for step in self.steps.values()))
         changes += new
         if self.tables is not None:
             config, new = self.tables.new_config(config)

@@ -27,17 +27,19 @@ def _one_shape(folder: Folder) -> Iterator[Finding]:
     stacks = folder.layout.stacks
     widths = _widths(folder, groups.values())
     for template, group in groups.items():
-        if len(group) == 3 and not stacks[template.partition("{}")[0].rstrip(".")].keys:
+        stack = stacks[template.partition("{}")[0].rstrip(".")]
+        if len(group) == 3 and not stack.keys:
             continue  # of heads and sums of a few layers, the first and last of which are mostly others
         usual = _usual(group)
         if usual is None:
             continue
         odd = {name: shape for name, shape in group.items() if shape != usual}
         if template.count(".", template.index("{}")) == 1:  # a chain of single modules
-            last = stacks[template.partition("{}")[0].rstrip(".")].depth - 1
-            layers = {name: folder.layout.roles[name].layer for name in odd}
+            roles, last = folder.layout.roles, stack.depth - 1
             odd = {
-                n: each for n, each in odd.items() if not _at_an_end(each, usual, layers[n], last)
+                name: shape
+                for name, shape in odd.items()
+                if not _at_an_end(shape, usual, roles[name].layer, last)
             }
         if _listed_alone(folder, odd) or _reads_others(folder, odd, usual):
             continue

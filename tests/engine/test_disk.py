@@ -47,7 +47,7 @@ def want(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 PROGRAM = """
 import resource, sys
-from jmerge.process import prepare
+from jmerge.process import leave, prepare
 prepare()
 import jmerge.cli
 from jmerge.engine.events import Wrote
@@ -68,7 +68,7 @@ if sys.argv[1] == "at once":
     limit(10 << 20)
 if sys.argv[1] == "later":
     Progress.__call__ = watch
-sys.exit(jmerge.cli.main(sys.argv[2:]))
+leave(jmerge.cli.main(sys.argv[2:]))
 """
 
 

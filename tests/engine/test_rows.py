@@ -87,7 +87,7 @@ def test_pieces_are_whole_rows(tmp_path: Path) -> None:
 def test_norms_of_whole_models_count_every_element_of_rows() -> None:
     """A wrapper's terms have a number for each element, also where the wrapped method keeps rows together."""
     rng = np.random.default_rng(0)
-    shapes = {"a": (6, 5000), "b": (70,), "c": (3, 4096)}
+    shapes = {"a": (6, 5000), "b": (70,), "c": (3, 4096), "none": (0, 4), "single": ()}
     tensors = {}
     for name, shape in shapes.items():
         base, one, two = (rng.standard_normal(shape, np.float32) for _ in range(3))
