@@ -25,7 +25,7 @@ class Fold:
         self._scope = task.statistics[number].scope
         self._began = task.begin(number)  # the state of this pass before its first piece
         self._states: dict[jax.Device, Any] = {}
-        self._pass = 0
+        self._passes = task.statistics[number].passes(task.key.compute)  # that are left
         self._tasks: dict[int, Task] = {}  # by the number of their first piece
 
     def feed(
@@ -49,13 +49,13 @@ class Fold:
         self._states = {device: state}
 
     def finish(self, read: Callable[[Work, int], Loaded]) -> Any:
-        """End a pass over all pieces; gives the value, or None before the last one.
+        """End a pass over all pieces; gives the value, or None while more of them are needed.
 
         read: gives a piece of a step again, which the next call overwrites.
         """
         (state,) = self._states.values()
         value = self._finish(state)
-        if isinstance(value, Again) and value.only is not None:
+        if isinstance(value, Again) and value.only is not None and self._passes == 1:
             state, together = value.state, value.state.pieces
             for group in sorted({*np.asarray(value.only).tolist()} - {NONE}):
                 for piece in range(group * together, (group + 1) * together):
@@ -77,9 +77,9 @@ class Fold:
     ) -> tuple[Any, jax.Array]:
         _, number = self._kernel
         place = task.place(number, loaded.number)
-        return update_kernel(task.key, number)(state, *loaded.windows(), arguments, place)
+        program = update_kernel(task.key, number, self._passes == 1)
+        return program(state, *loaded.windows(), arguments, place)
 
     def _finish(self, state: Any) -> Any:
-        value = finish_kernel(*self._kernel, self._pass)(state)
-        self._pass += 1
-        return value
+        self._passes -= 1
+        return finish_kernel(*self._kernel, self._passes == 0)(state)

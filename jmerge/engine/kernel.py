@@ -119,9 +119,11 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
 
 
 @cache
-def update_kernel(key: KernelKey, statistic: int) -> Callable[..., tuple[Any, jax.Array]]:
-    """The jitted program (state, windows, skips, arguments, place) -> the state after one more piece, and something
-    that is ready when that is; the state that it is given is gone."""
+def update_kernel(
+    key: KernelKey, statistic: int, last: bool
+) -> Callable[..., tuple[Any, jax.Array]]:
+    """The jitted program (state, windows, skips, arguments, place) -> the state after one more piece, in the last pass
+    or one before it, and something that is ready when that is; the state that it is given is gone."""
     found = update(key, statistic)
 
     def program(
@@ -131,20 +133,25 @@ def update_kernel(key: KernelKey, statistic: int) -> Callable[..., tuple[Any, ja
         arguments: Mapping[str, Any],
         place: Place,
     ) -> tuple[Any, jax.Array]:
-        return found(state, _cut_out_apart(windows, skips), arguments, place), skips.sum()
+        pieces = _cut_out_apart(windows, skips)
+        return found(state, pieces, arguments, place, last), skips.sum()
 
     return jax.jit(program, donate_argnums=0)
 
 
 def update(key: KernelKey, statistic: int) -> Callable[..., Any]:
-    """The function (state, pieces, arguments, place) -> the state after these pieces."""
+    """The function (state, pieces, arguments, place, last) -> the state after these pieces."""
     terms = terms_of(key, statistic)
     fold = find_method(key.method).statistics[statistic]
 
     def program(
-        state: Any, pieces: Sequence[jax.Array], arguments: Mapping[str, Any], place: Place
+        state: Any,
+        pieces: Sequence[jax.Array],
+        arguments: Mapping[str, Any],
+        place: Place,
+        last: bool,
     ) -> Any:
-        return fold.update(state, terms(pieces, arguments), place)
+        return fold.update(state, terms(pieces, arguments), place, last=last)
 
     return program
 
@@ -157,10 +164,10 @@ def close_kernel(key: KernelKey, statistic: int) -> Callable[..., Any]:
 
 
 @cache
-def finish_kernel(key: KernelKey, statistic: int, number: int) -> Callable[..., Any]:
-    """The jitted program (state after pass `number`) -> the value of a statistic, or `Again`."""
+def finish_kernel(key: KernelKey, statistic: int, last: bool) -> Callable[..., Any]:
+    """The jitted program (state after a pass) -> the value of a statistic, or before the last pass `Again`."""
     fold = find_method(key.method).statistics[statistic]
-    return jax.jit(lambda state: fold.finish(state, number))
+    return jax.jit(lambda state: fold.finish(state, last=last))
 
 
 @cache
@@ -270,9 +277,7 @@ def _keywords(
     for statistic in method.statistics[:until]:
         if statistic.scope == "piece" and statistic.keyword not in keywords:
             terms = statistic.terms(*arrays, **keywords)
-            keywords[statistic.keyword] = statistic.finish(
-                statistic.update(None, terms, NOWHERE), 0
-            )
+            keywords[statistic.keyword] = statistic.finish(statistic.update(None, terms, NOWHERE))
     return keywords
 
 

@@ -45,7 +45,6 @@ from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
 from jmerge.engine.task import Task, window_shapes
 from jmerge.errors import Fault, PlanError
-from jmerge.methods.statistics.fold import Again
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
 
@@ -218,7 +217,9 @@ def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
         else:
             arguments |= _sorted_rows(task, inputs, arguments, what.statistic)
             place = task.place(what.statistic, 0)
-            yield update_kernel(*kernel), state, *inputs, arguments, place
+            # the last pass of several holds less
+            update = update_kernel(*kernel, last=not what.again)
+            yield update, state, *inputs, arguments, place
     arguments = task.arguments(0)
     if work.small:
         yield combine_rows(task.key), _rows_of(work, rows), _for_rows(arguments, rows)
@@ -243,10 +244,7 @@ def _statistics(task: Task) -> Iterator[tuple[Pass, Any]]:
     for what in dict.fromkeys(task.work.passes[:-1]):
         state = jax.eval_shape(partial(task.begin, what.statistic), task.found(what.statistic))
         yield what, state
-        fold, value = task.statistics[what.statistic], Again(state)
-        for number in range(fold.passes(task.key.compute)):
-            value = jax.eval_shape(partial(fold.finish, number=number), value.state)
-        task.settle(what.statistic, value)
+        task.settle(what.statistic, jax.eval_shape(task.statistics[what.statistic].finish, state))
 
 
 def _rows_of(work: Work, rows: int) -> list[jax.ShapeDtypeStruct]:

@@ -309,8 +309,8 @@ def _passes(step: Step, platform: str) -> tuple[Pass, ...]:
         if statistic.scope == "tensor" and statistic.known(extent, step.numbers, {}) is not None:
             continue
         searched = is_searched(statistic, view_of(step), platform)
-        rounds = 1 if searched else statistic.rounds(step.arithmetic)
-        again = statistic.passes(step.arithmetic) > statistic.rounds(step.arithmetic)
+        again = statistic.narrows
+        rounds = 1 if searched else statistic.passes(step.arithmetic) - again
         passes += [Pass(statistic.keyword, number, statistic.scope, searched, again)] * rounds
     return (*passes, combine)
 

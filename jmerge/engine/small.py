@@ -15,7 +15,7 @@ import numpy as np
 from jmerge.engine.kernel import KernelKey, Piece, combine, terms_of, update
 from jmerge.engine.select import is_searched, thresholds_of
 from jmerge.engine.task import Task
-from jmerge.methods.statistics.fold import Again, Place
+from jmerge.methods.statistics.fold import Place, search
 from jmerge.methods.wrap import find_method
 
 
@@ -43,12 +43,11 @@ def fold_rows(key: KernelKey, statistic: int) -> Callable[..., Any]:
     ) -> Any:
         zero = np.uint32(0)
         place = Place(zero, zero, zero, np.zeros(2, np.uint32), valid)
-        for number in range(fold.passes(key.compute)):
-            found = fold.finish(fold.close(step(state, inputs, arguments, place), zero), number)
-            if not isinstance(found, Again):
-                break
-            state = found.state
-        return found
+
+        def seen(state: Any, last: bool) -> Any:
+            return fold.close(step(state, inputs, arguments, place, last), zero)
+
+        return search(fold, state, key.compute, seen)
 
     return jax.jit(jax.vmap(value))
 

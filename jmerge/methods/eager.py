@@ -16,7 +16,6 @@ from jmerge.methods.leaf import (
     Found,
     Piece,
     add_up,
-    passes_of,
     plain_sums,
     take,
     update,
@@ -134,18 +133,18 @@ def _of_model(works: Sequence[Work], number: int, statistic: Statistic, known: F
     if (value := statistic.known(extent, first.hyperparameters, found)) is not None:
         return value
     state = statistic.init(extent, first.hyperparameters, found)
-    for turn in range(passes_of(statistic, first.call)):
+    passes = statistic.passes(first.call.wide)
+    for turn in range(passes):
+        last = turn == passes - 1
         state = jax.tree.map(jnp.copy, state)  # one buffer may be there twice, and all are donated
         for work in works:
             found = _find(work, known, number)
             state = _update(
-                work.call, number, turn, work.axis, work.piece, work.layer, found, state
+                work.call, number, last, work.axis, work.piece, work.layer, found, state
             )
-        value = _finish(first.call, number, turn, state)
-        if not isinstance(value, Again):
-            return value
-        state = value.state
-    raise AssertionError("a statistic says when it is finished")
+        value = _finish(first.call, number, last, state)
+        state = value.state if isinstance(value, Again) else value
+    return state
 
 
 # Programs: of a method's statistic number, for arrays of one shape
@@ -189,7 +188,7 @@ def _take(
 def _update(
     call: Call,
     number: int,
-    turn: int,
+    last: bool,
     axis: int | None,
     piece: Piece,
     layer: Any,
@@ -197,12 +196,12 @@ def _update(
     state: Any,
 ) -> Any:
     statistic = call.method.statistics[number]
-    return update(call, statistic, state, _sliced(axis, piece, layer), found, turn)
+    return update(call, statistic, state, _sliced(axis, piece, layer), found, last)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _finish(call: Call, number: int, turn: int, state: Any) -> Any:
-    return call.method.statistics[number].finish(state, turn)
+def _finish(call: Call, number: int, last: bool, state: Any) -> Any:
+    return call.method.statistics[number].finish(state, last=last)
 
 
 @jax.jit

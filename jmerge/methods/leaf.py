@@ -13,8 +13,8 @@ import numpy as np
 
 from jmerge.methods.mesh import varying_axes
 from jmerge.methods.spec import Method
-from jmerge.methods.statistics.counts import Count, add, times
-from jmerge.methods.statistics.fold import Again, Place, Statistic
+from jmerge.methods.statistics.counts import Count, add, as_count, times
+from jmerge.methods.statistics.fold import Place, Statistic, search
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.whole import keywords_of
@@ -100,11 +100,6 @@ def sizes_of(piece: Piece) -> tuple[int, ...]:
     return (size,) * math.prod(jax.lax.axis_size(axis) for axis in _axes(piece))
 
 
-def passes_of(statistic: Statistic, call: Call) -> int:
-    """How often a statistic goes over all pieces."""
-    return statistic.passes(call.wide)
-
-
 def plain_sums(statistic: Statistic, call: Call) -> bool:
     """Whether a statistic is taken by plain sums where the data lie."""
     return isinstance(statistic, BlockSum) and not call.exact
@@ -114,13 +109,11 @@ def take(call: Call, statistic: Statistic, state: Any, piece: Piece, found: Foun
     """The value of a statistic of one piece, from the state before its first pass."""
     alone = piece._replace(start=np.zeros(2, np.uint32), piece=0)
     terms = call.terms(statistic, piece, found)
-    for number in range(passes_of(statistic, call)):
-        state = _updated(call, statistic, state, alone, terms, number)
-        value = statistic.finish(state, number)
-        if not isinstance(value, Again):
-            return value
-        state = value.state
-    raise AssertionError("a statistic says when it is finished")
+
+    def seen(state: Any, last: bool) -> Any:
+        return _updated(call, statistic, state, alone, terms, last)
+
+    return search(statistic, state, call.wide, seen)
 
 
 def add_up(call: Call, statistic: Statistic, piece: Piece, found: Found) -> jax.Array:
@@ -134,10 +127,10 @@ def add_up(call: Call, statistic: Statistic, piece: Piece, found: Found) -> jax.
 
 
 def update(
-    call: Call, statistic: Statistic, state: Any, piece: Piece, found: Found, number: int
+    call: Call, statistic: Statistic, state: Any, piece: Piece, found: Found, last: bool
 ) -> Any:
-    """The state of pass `number` after one more piece."""
-    return _updated(call, statistic, state, piece, call.terms(statistic, piece, found), number)
+    """The state after one more piece, in the last pass or one before it."""
+    return _updated(call, statistic, state, piece, call.terms(statistic, piece, found), last)
 
 
 def _updated(
@@ -146,7 +139,7 @@ def _updated(
     state: Any,
     piece: Piece,
     terms: Sequence[jax.Array],
-    number: int,
+    last: bool,
 ) -> Any:
     """The state after the terms of a piece. Of one that is cut into shards each adds its own, and all have the same state
     afterwards."""
@@ -157,12 +150,11 @@ def _updated(
     start = jnp.stack(_start_of(piece.start, size, axes))
     at = Place(first, first, 0, start)
     if not axes or statistic.scope == "piece":
-        return statistic.close(statistic.update(state, terms, at), first)
+        return statistic.close(statistic.update(state, terms, at, last=last), first)
     # the last ties that are kept are looked for in one piece of a group after the other
-    in_turn = isinstance(statistic, TopK) and number == passes_of(statistic, call) - 1
-    turns = state.pieces if in_turn else 1
+    turns = state.pieces if isinstance(statistic, TopK) and last else 1
     for turn in range(turns):
-        after = statistic.update(state, terms, at)
+        after = statistic.update(state, terms, at, last=last)
         mine = (jnp.asarray(first) % turns == turn) if turns > 1 else None
         state = jax.tree.map(lambda old, new: _joined(old, new, mine, axes), state, after)  # noqa: B023
     return state
@@ -197,4 +189,5 @@ def _start_of(first: Any, size: int, axes: tuple[str, ...]) -> tuple[jax.Array, 
     start = Count(jnp.asarray(first[0], jnp.uint32), jnp.asarray(first[1], jnp.uint32))
     if axes:
         start = add(start, times(_shard(axes), size))
-    return start.high, start.low
+    high, low = as_count(start)
+    return jnp.asarray(high), low

@@ -16,13 +16,12 @@ from jmerge.methods.leaf import (
     Found,
     Piece,
     add_up,
-    passes_of,
     plain_sums,
     sizes_of,
     take,
     update,
 )
-from jmerge.methods.statistics.fold import Again, Extent, Statistic
+from jmerge.methods.statistics.fold import Extent, Statistic, search
 from jmerge.methods.statistics.topk import TopK
 
 
@@ -153,13 +152,11 @@ def _of_model(
     whole, hyperparameters = first.one(first.at(0))
     found = _find(first, whole, hyperparameters, known_of_model, number)
     state = _begin(first.call, statistic, whole, _all_sizes(groups), hyperparameters, found)
-    for turn in range(passes_of(statistic, first.call)):
-        state = _pass(groups, number, statistic, known_of_model, state, turn)
-        value = statistic.finish(state, turn)
-        if not isinstance(value, Again):
-            return value
-        state = value.state
-    raise AssertionError("a statistic says when it is finished")
+
+    def seen(state: Any, last: bool) -> Any:
+        return _pass(groups, number, statistic, known_of_model, state, last)
+
+    return search(statistic, state, first.call.wide, seen)
 
 
 def _pass(
@@ -168,14 +165,14 @@ def _pass(
     statistic: Statistic,
     known_of_model: Found,
     state: Any,
-    turn: int,
+    last: bool,
 ) -> Any:
     """The state after all pieces."""
 
     def step(group: Group, state: Any, piece: Piece) -> Any:
         whole, hyperparameters = group.one(piece)
         found = _find(group, whole, hyperparameters, known_of_model, number)
-        return update(group.call, statistic, state, whole, found, turn)
+        return update(group.call, statistic, state, whole, found, last)
 
     if not isinstance(statistic, TopK):
         for group in groups:

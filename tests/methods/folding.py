@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,15 +33,17 @@ class Cut(NamedTuple):
 
 
 @cache
-def update_of(statistic: Statistic) -> Callable[..., Any]:
+def update_of(statistic: Statistic, last: bool) -> Callable[..., Any]:
     """`update` as a program that is given its state."""
-    return jax.jit(statistic.update, donate_argnums=0, compiler_options=quick_options())
+    update = partial(statistic.update, last=last)
+    return jax.jit(update, donate_argnums=0, compiler_options=quick_options())
 
 
 @cache
-def finish_of(statistic: Statistic, number: int) -> Callable[..., Any]:
+def finish_of(statistic: Statistic, last: bool) -> Callable[..., Any]:
     """`finish` as a program."""
-    return jax.jit(lambda state: statistic.finish(state, number), compiler_options=quick_options())
+    finish = partial(statistic.finish, last=last)
+    return jax.jit(finish, compiler_options=quick_options())
 
 
 @cache
@@ -70,42 +72,41 @@ def in_pieces(
     rows = max(counts) if cut.row else 0
     extent = Extent((sizes[0] + cut.start, *sizes[1:]), len(tensors[0]), dtype, len(pieces), rows)
 
-    def fed(state: Any, number: int) -> Any:
-        tensor, first, last = pieces[number]
-        terms = [jnp.asarray(padded(each[first:last], cut.length)) for each in tensors[tensor]]
+    def fed(state: Any, number: int, last: bool) -> Any:
+        tensor, first, end = pieces[number]
+        terms = [jnp.asarray(padded(each[first:end], cut.length)) for each in tensors[tensor]]
         place = Place(
             piece=np.uint32(number),
             tensor=np.uint32(tensor),
             block=np.uint32(first if cut.row else first // BLOCK),
             start=np.asarray(split_position(offsets[tensor] + first * max(cut.row, 1)), np.uint32),
-            valid=np.uint32(last - first),
+            valid=np.uint32(end - first),
         )
-        return update_of(statistic)(state, terms, place)
+        return update_of(statistic, last)(state, terms, place)
 
     rng = np.random.default_rng(cut.seed)
-    began, only = statistic.init(extent, hyperparameters, {}), None
-    for turn in range(statistic.passes(dtype)):
-        state = copied(began)
-        if only is not None:  # what is left of the pieces comes in order, on one device
+    began, only = statistic.init(extent, hyperparameters, {}), set[int]()
+    passes = statistic.passes(dtype)
+    for turn in range(passes):
+        state, last = copied(began), turn == passes - 1
+        if last and statistic.narrows:  # what is left of the pieces comes in order, on one device
             for number in range(len(pieces)):
                 if number // began.pieces in only:
-                    state = fed(state, number)
+                    state = fed(state, number, last)
         else:
             for tensor in range(len(tensors)):
                 states = [state, *(copied(began) for _ in range(cut.devices - 1))]
                 own = [number for number, piece in enumerate(pieces) if piece[0] == tensor]
                 for i, number in enumerate(own if cut.seed is None else rng.permutation(own)):
                     at = i % cut.devices
-                    states[at] = fed(states[at], int(number))
+                    states[at] = fed(states[at], int(number), last)
                 joined = statistic.join(states) if cut.devices > 1 else states[0]
                 state = statistic.close(joined, np.uint32(tensor))
-        value = finish_of(statistic, turn)(state)
-        if not isinstance(value, Again):
-            assert turn == statistic.passes(dtype) - 1
-            return value
-        began = value.state
-        only = None if value.only is None else {*np.asarray(value.only).tolist()} - {NONE}
-    raise AssertionError("a statistic is finished after its last pass")
+        value = finish_of(statistic, last)(state)
+        if isinstance(value, Again):
+            began, only = value.state, {*np.asarray(value.only).tolist()} - {NONE}
+    assert not isinstance(value, Again)
+    return value
 
 
 def copied(state: Any) -> Any:

@@ -66,6 +66,17 @@ def arithmetic(a: Count, b: Count) -> list[object]:
     ]
 
 
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+@settings(max_examples=50, deadline=None)
+def test_arithmetic_in_one_word(one: int, other: int) -> None:
+    """What two words give, where all is below 2^32."""
+    a, b = max(one, other), min(one, other)
+    found = arithmetic(*(counts.narrow(words(each)) for each in (a, b)))
+    assert all(each.high is None for each in found[:2])
+    plain_found = [counts.whole_number(each) if isinstance(each, Count) else each for each in found]
+    assert plain_found == [a + b, a - b, False, b < a, b, a, a - b, a + b]
+
+
 @given(some_counts, some_counts)
 @settings(max_examples=100, deadline=None)
 def test_arithmetic(one: int, other: int) -> None:
@@ -106,6 +117,13 @@ def test_totals_and_ranks(length: int) -> None:
         assert plain(before) == running[wanted] - values[wanted]
     place, _ = reach(several(values), words(running[-1] + 5))
     assert 0 <= int(place) < length
+    few = np.asarray(rng.integers(0, 2**14, length), np.uint32)
+    running = np.cumsum(few)
+    for rank in {1, running[-1] // 3 + 1, running[-1]}:
+        place, before = reach(Count(None, jnp.asarray(few)), Count(None, jnp.uint32(rank)))
+        wanted = int(np.searchsorted(running, rank))
+        assert before.high is None
+        assert (int(place), int(before.low)) == (wanted, running[wanted] - few[wanted])
 
 
 def test_ranks_of_several_rows() -> None:
@@ -114,12 +132,6 @@ def test_ranks_of_several_rows() -> None:
     rank = Count(jnp.zeros(2, jnp.uint32), jnp.asarray([4, 1], jnp.uint32))
     place, before = counts.reach(rows, rank)
     assert place.tolist() == [2, 2] and before.low.tolist() == [3, 0]
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 4, 5)])
-def test_number_true(shape: tuple[int, ...]) -> None:
-    mask = np.random.default_rng(0).random(shape) < 0.5
-    assert plain(jax.jit(counts.number_true)(jnp.asarray(mask))) == np.count_nonzero(mask)
 
 
 # Shares

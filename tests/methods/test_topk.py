@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jmerge.methods.positions import flat_positions, split_position
 from jmerge.methods.statistics import topk
-from jmerge.methods.statistics.counts import Count
+from jmerge.methods.statistics.counts import Count, narrow, stack_counts, whole_number
 from jmerge.methods.statistics.fold import NONE, Again, Extent, Place, take
 from jmerge.methods.statistics.topk import (
     Threshold,
@@ -271,6 +271,18 @@ def test_thresholds_beyond_31_bits(offset: int) -> None:
         assert kept(keys, found, offset) == wanted
 
 
+def test_what_keeps_all_or_nothing_needs_no_look() -> None:
+    fold = TopK(keyword="kept", terms=look, counts=given_counts)
+    extent = Extent((100,), 0, np.dtype(np.float32))
+    found = fold.known(extent, {"counts": [[0, 100], [170]]}, {})
+    assert found is not None and plain(found) == ([2**32 - 1, 0, 0], [0, 100, 100])
+    assert fold.known(extent, {"counts": [[0, 1]]}, {}) is None
+    bits = TopK(keyword="bits", terms=look, counts=given_counts, uses_bits=True)
+    assert bits.known(extent, {"counts": [[100]]}, {}) is None
+    later = TopK(keyword="later", terms=look, counts=lambda numbers, size, found: found["x"])
+    assert later.known(extent, {}, {}) is None
+
+
 def test_more_than_32_bits_of_elements() -> None:
     """Counters carry: of 5 2^31 equal keys, of which every device saw as many as a piece has, all are counted."""
     many, few = np.full(5, 7, np.uint32), np.asarray([3, 1, 3, 3, 2], np.uint32)
@@ -278,23 +290,22 @@ def test_more_than_32_bits_of_elements() -> None:
     extent = Extent((times + 5,), 1, U32, 2)
     hyperparameters = numbers([times, times + 1, times + 3, times + 4])
 
-    def fed(state: Any, keys: np.ndarray, number: int) -> Any:
+    def fed(state: Any, keys: np.ndarray, number: int, last: bool = False) -> Any:
         start = np.asarray(split_position(number * times), np.uint32)
         place = Place(np.uint32(number), np.uint32(0), np.uint32(0), start)
-        return update_of(SEARCH)(copied(state), [jnp.asarray(keys)], place)
+        return update_of(SEARCH, last)(copied(state), [jnp.asarray(keys)], place)
 
     state = SEARCH.init(extent, hyperparameters, {})
-    turns = SEARCH.passes(U32)
-    for turn in range(turns - 1):
+    for _ in range(SEARCH.passes(U32) - 1):
         doubled = fed(state, many, 0)
         for _ in range(31):
             doubled = SEARCH.join([doubled, doubled])
-        value = SEARCH.finish(SEARCH.join([doubled, fed(state, few, 1)]), turn)
+        value = SEARCH.finish(SEARCH.join([doubled, fed(state, few, 1)]), last=False)
         assert isinstance(value, Again)
         state = value.state
     # all of the large keys are kept; of the threes one, and all three
     assert np.asarray(value.only).tolist() == [NONE, 1, NONE, NONE]
-    found = SEARCH.finish(fed(state, few, 1), turns - 1)
+    found = SEARCH.finish(fed(state, few, 1, last=True))
     assert plain(found) == ([7, 3, 3, 2], [times + 5, times, times + 5, times + 5])
 
 
@@ -307,8 +318,12 @@ def test_nth_true(shape: tuple[int, ...]) -> None:
     find = jax.jit(nth_true)
     for rank in {1, 2, places.size // 2, places.size} - {0}:
         if rank <= places.size:
-            high, low = find(jnp.asarray(mask), words(rank))
-            assert (int(high), int(low)) == (0, places[rank - 1])
+            wanted = [int(places[rank - 1]), places.size]
+            wide = stack_counts([rank])
+            for given in (wide, narrow(wide)):
+                found = find([jnp.asarray(mask)], given)
+                alone = [jax.tree.map(lambda word: word[0], each) for each in found]
+                assert [whole_number(each) for each in alone] == wanted
 
 
 @pytest.mark.parametrize("shape", [(40,), (40, 1, 3), (2, 9), (1, 50)])

@@ -1,7 +1,7 @@
 """Counts beyond 2^32 without 64-bit integers, which JAX has switched off by default, and exact shares of them.
 
-A count is a Python int where it is known, or a `Count` of two 32-bit words where it is traced or found on a device;
-the functions take both and give an int where all they are given are plain numbers.
+A count is a Python int where it is known, or a `Count` of one or two 32-bit words where it is traced or found on a
+device; the functions take both and give an int where all they are given are plain numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ LIMBS = 6  # of a product: 24 bits of a share times up to 64 of a count
 
 
 class Count(NamedTuple):
-    """A number below 2^64 as two words, uint32 of one shape."""
+    """A number below 2^64 as two words, uint32 of one shape; below 2^32, with all it is added to, as one."""
 
-    high: jax.Array
+    high: jax.Array | None
     low: jax.Array
 
 
@@ -33,12 +33,17 @@ AnyCount = int | Count
 def as_count(value: AnyCount) -> Count:
     """A count in two words."""
     if isinstance(value, Count):
-        return value
+        return Count(_high(value), value.low)
     return Count(np.uint32(value >> 32), np.uint32(value & 0xFFFFFFFF))  # type: ignore[arg-type]
 
 
+def narrow(count: Count) -> Count:
+    """A count that is below 2^32, as one word."""
+    return Count(None, count.low)
+
+
 def stack_counts(values: Sequence[AnyCount]) -> Count:
-    """Several counts as one of arrays [counts]."""
+    """Several counts as one of arrays [counts], in two words."""
     if all(isinstance(value, int) for value in values):
         words = np.asarray([as_count(value) for value in values], np.uint32).reshape(-1, 2)
         return Count(jnp.asarray(words[:, 0]), jnp.asarray(words[:, 1]))
@@ -49,22 +54,36 @@ def stack_counts(values: Sequence[AnyCount]) -> Count:
 def add(a: Count, b: Count) -> Count:
     """a + b."""
     low = a.low + b.low
-    return Count(a.high + b.high + (low < b.low).astype(jnp.uint32), low)
+    if a.high is None and b.high is None:
+        return Count(None, low)
+    return Count(_high(a) + _high(b) + (low < b.low).astype(jnp.uint32), low)
 
 
 def subtract(a: Count, b: Count) -> Count:
     """a - b, which must not be negative."""
-    return Count(a.high - b.high - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
+    if a.high is None and b.high is None:
+        return Count(None, a.low - b.low)
+    return Count(_high(a) - _high(b) - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
 
 
 def less(a: Count, b: Count) -> jax.Array:
     """Whether a < b."""
-    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
+    if a.high is None and b.high is None:
+        return a.low < b.low
+    high = _high(a), _high(b)
+    return (high[0] < high[1]) | ((high[0] == high[1]) & (a.low < b.low))
 
 
 def choose(condition: jax.Array, a: Count, b: Count) -> Count:
     """a where the condition holds, else b."""
-    return Count(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))
+    low = jnp.where(condition, a.low, b.low)
+    if a.high is None and b.high is None:
+        return Count(None, low)
+    return Count(jnp.where(condition, _high(a), _high(b)), low)
+
+
+def _high(count: Count) -> jax.Array:
+    return jnp.zeros_like(count.low) if count.high is None else count.high
 
 
 def minimum(a: AnyCount, b: AnyCount) -> AnyCount:
@@ -117,6 +136,8 @@ def times(number: jax.Array, factor: int) -> Count:
 
 def total(counts: Count) -> Count:
     """The sum over the last axis, which is not empty."""
+    if counts.high is None:
+        return Count(None, jnp.sum(counts.low, axis=-1, dtype=jnp.uint32))
     if counts.low.shape[-1] > HALF:
         return total(total(_parted(counts, HALF)))
     mask = jnp.uint32(HALF - 1)  # of at most so many, sums of halves fit a word
@@ -134,15 +155,23 @@ def reach(counts: Count, rank: Count) -> tuple[jax.Array, Count]:
     if length > FEW:
         chunks = _parted(counts, FEW)
         chunk, before = reach(total(chunks), rank)
-        own = Count(*(_take(each, chunk, -2) for each in chunks))
+        own = jax.tree.map(lambda word: _take(word, chunk, -2), chunks)
         index, within = reach(own, subtract(rank, before))
         return jnp.minimum(chunk * FEW + index, length - 1), add(before, within)
-    until = jnp.tril(jnp.ones((length, length), bool))
-    running = total(Count(*(jnp.where(until, each[..., None, :], 0) for each in counts)))
-    short = less(running, Count(*(each[..., None] for each in rank)))
+    until = np.tril(np.ones((length, length), bool))
+    running = total(jax.tree.map(lambda word: jnp.where(until, word[..., None, :], 0), counts))
+    short = less(running, jax.tree.map(lambda word: word[..., None], rank))
     index = jnp.minimum(jnp.sum(short, axis=-1, dtype=jnp.int32), length - 1)
-    own = Count(*(_take(each, index, -1) for each in counts))
-    return index, subtract(Count(*(_take(each, index, -1) for each in running)), own)
+    # those before it are short, and no larger than the last of them
+    return index, total(
+        jax.tree.map(lambda word: jnp.where(_before(index, length), word, 0), counts)
+    )
+
+
+def _before(index: jax.Array, length: int) -> jax.Array:
+    """Which of so many places [..., length] are before an index [...]."""
+    places = jax.lax.broadcasted_iota(jnp.int32, (*index.shape, length), index.ndim)
+    return places < index[..., None]
 
 
 def _parted(counts: Count, length: int) -> Count:
@@ -150,26 +179,13 @@ def _parted(counts: Count, length: int) -> Count:
     *others, size = counts.low.shape
     rest = [(0, 0)] * len(others) + [(0, -size % length)]
     shape = (*others, -(-size // length), length)
-    return Count(*(jnp.pad(each, rest).reshape(shape) for each in counts))
+    return jax.tree.map(lambda word: jnp.pad(word, rest).reshape(shape), counts)  # type: ignore[no-any-return]
 
 
 def _take(array: jax.Array, index: jax.Array, axis: int) -> jax.Array:
     """What lies at an index [...] of one axis of an array [..., n] or [..., n, m]."""
     index = jnp.expand_dims(index, tuple(range(axis, 0)))
     return jnp.take_along_axis(array, index, axis=axis).squeeze(axis)
-
-
-def number_true(mask: jax.Array) -> Count:
-    """How many elements of a mask are true."""
-    if mask.ndim == 0:
-        return Count(jnp.zeros((), jnp.uint32), mask.astype(jnp.uint32))
-    # as they lie: of an array on several devices, each counts what it holds
-    rows = jnp.sum(mask, axis=-1, dtype=jnp.uint32)
-    if mask.size < 1 << 32:
-        low = jnp.sum(rows, dtype=jnp.uint32)
-        return Count(jnp.zeros_like(low), low)
-    rows = rows.reshape(-1)
-    return total(Count(jnp.zeros_like(rows), rows))
 
 
 def is_traced(*values: Any) -> bool:
@@ -215,7 +231,7 @@ def kept_count(density: Any, size: int) -> AnyCount:
 def whole_number(whole: Any) -> int:
     """A count, or a float that is one, as a plain number; no traced one."""
     if isinstance(whole, Count):
-        return (int(whole.high) << 32) + int(whole.low)
+        return (int(_high(whole)) << 32) + int(whole.low)
     return whole if isinstance(whole, int) else int(float(whole))
 
 

@@ -1,14 +1,15 @@
 """What all statistics have in common, and how one is taken of whole arrays.
 
     state = statistic.init(extent, hyperparameters, found)
-    for number in range(statistic.passes(dtype)):
+    for number in range(passes := statistic.passes(dtype)):
+        last = number == passes - 1
         for every piece of every tensor:
-            state = statistic.update(state, terms of the piece, place)
-        value = statistic.finish(state, number), or `Again` with the state of the next pass
+            state = statistic.update(state, terms of the piece, place, last=last)
+        value = statistic.finish(state, last=last), or `Again` with the state of the next pass
 
 States are small pytrees of arrays, `update` and `finish` are pure, and how many passes there are follows from the
 extent alone; so all of it runs under `jit`, `vmap` and `shard_map`, in pieces of any size, on any number of devices,
-and gives the same bits.
+and gives the same bits. All passes but the last are alike, so that programs do not grow with their number.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Again(NamedTuple):
     """One more pass is needed."""
 
     state: Any
-    # None: over all pieces; else uint32 [n]: over the pieces of these groups (a state says how many make one), and over none for `NONE`.
+    # uint32 [n]: if that is the last one, it may leave out all pieces but those of these groups (a state says how many
+    # make one); `NONE` is no group. None: it needs all.
     only: Any = None
 
 
@@ -83,8 +85,10 @@ class Statistic:
         are one piece."""
         raise NotImplementedError
 
-    def update(self, state: Any, terms: Sequence[jax.Array], place: Place) -> Any:
-        """The state after one more piece."""
+    def update(
+        self, state: Any, terms: Sequence[jax.Array], place: Place, *, last: bool = True
+    ) -> Any:
+        """The state after one more piece, in the last pass or one before it."""
         raise NotImplementedError
 
     def close(self, state: Any, tensor: Any) -> Any:
@@ -100,16 +104,17 @@ class Statistic:
         """How many times `update` goes over the pieces."""
         return 1
 
-    def rounds(self, dtype: np.dtype[Any]) -> int:
-        """How many of the passes go over all pieces; those after them go over few."""
-        return self.passes(dtype)
+    @property
+    def narrows(self) -> bool:
+        """Whether the last pass, after others, goes over few pieces."""
+        return False
 
     def known(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
         """The value where no element has to be looked at for it, else None."""
         return None
 
-    def finish(self, state: Any, number: int) -> Any:
-        """The value, or `Again`, after pass `number`, counted from 0."""
+    def finish(self, state: Any, *, last: bool = True) -> Any:
+        """The value after the last pass, `Again` after one before it."""
         raise NotImplementedError
 
 
@@ -137,13 +142,32 @@ def take(
     """
     sizes = tuple(sizes) or tuple(terms[0].size if terms else 0 for terms in leaves)
     extent = Extent(sizes, len(leaves[0]), np.dtype(dtype))
-    state = statistic.init(extent, hyperparameters, found)
     places = whole_places(leaves)
-    for number in range(statistic.passes(extent.dtype)):
+
+    def seen(state: Any, last: bool) -> Any:
         for terms, place in zip(leaves, places, strict=True):
-            state = statistic.close(statistic.update(state, terms, place), place.tensor)
-        value = statistic.finish(state, number)
-        if not isinstance(value, Again):
-            return value
-        state = value.state
-    raise AssertionError("a statistic says when it is finished")
+            state = statistic.close(statistic.update(state, terms, place, last=last), place.tensor)
+        return state
+
+    return search(statistic, statistic.init(extent, hyperparameters, found), extent.dtype, seen)
+
+
+def search(
+    statistic: Statistic,
+    state: Any,
+    dtype: np.dtype[Any],
+    seen: Callable[[Any, bool], Any],
+) -> Any:
+    """The value of a statistic from its first state.
+
+    seen: the function (state, whether it is the last pass) -> the state after all pieces.
+    """
+    before = statistic.passes(dtype) - 1
+    if before:
+        state = jax.lax.fori_loop(
+            0,
+            before,
+            lambda _, state: statistic.finish(seen(state, False), last=False).state,
+            state,
+        )
+    return statistic.finish(seen(state, True), last=True)

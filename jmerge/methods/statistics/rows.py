@@ -23,7 +23,7 @@ class SortedRows(Statistic):
         """Nothing: pieces have nothing in common."""
 
     def update(
-        self, state: object, terms: Sequence[jax.Array], place: Place | None
+        self, state: object, terms: Sequence[jax.Array], place: Place | None, *, last: bool = True
     ) -> list[jax.Array]:
         """The sorted keys of the piece."""
         return [sort_rows(each) for each in terms]
@@ -32,7 +32,7 @@ class SortedRows(Statistic):
         """The same by NumPy, which is better at it than XLA on CPU."""
         return [np.sort(each, axis=1) for each in terms]
 
-    def finish(self, state: list[jax.Array], number: int) -> list[jax.Array]:
+    def finish(self, state: list[jax.Array], *, last: bool = True) -> list[jax.Array]:
         """The sorted keys."""
         return state
 

@@ -52,7 +52,9 @@ class BlockSum(Statistic):
         """Zeros where there is nothing."""
         return None if extent.size else np.zeros(extent.terms, extent.dtype)
 
-    def update(self, state: Sums, terms: Sequence[jax.Array], place: Place) -> Sums:
+    def update(
+        self, state: Sums, terms: Sequence[jax.Array], place: Place, *, last: bool = True
+    ) -> Sums:
         """The state with the blocks of a piece, or with a tensor. In its last block what is not valid is zero."""
         if state.rows is not None:
             values = jnp.stack([each.reshape(-1) for each in terms])
@@ -87,7 +89,7 @@ class BlockSum(Statistic):
         """Every block from the state that has it."""
         return jax.tree.map(lambda *parts: _only(parts), *states)  # type: ignore[no-any-return]
 
-    def finish(self, state: Sums, number: int) -> jax.Array:
+    def finish(self, state: Sums, *, last: bool = True) -> jax.Array:
         """The totals [sums]."""
         return add_blocks(state.totals)
 

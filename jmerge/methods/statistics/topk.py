@@ -28,7 +28,8 @@ from jmerge.methods.statistics.counts import (
     as_count,
     choose,
     less,
-    number_true,
+    minimum,
+    narrow,
     reach,
     stack_counts,
     subtract,
@@ -69,16 +70,14 @@ class Threshold(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Search:
-    """Thresholds [n] under way."""
+    """Thresholds [n] under way. Counts are in one word where the scope has fewer than 2^32 elements."""
 
     wanted: Count  # how many each keeps, at most all
     prefix: jax.Array  # unsigned: the digits so far
     above: Count  # keys above all that begin with them
     left: jax.Array  # uint32: bits that follow them
-    counted: (
-        Count | None
-    )  # [groups, n, digits]: keys that begin so by their next digit; None: in the last pass
-    rank: Count  # in the last pass: of the last tie that is kept, among those yet to come
+    counted: Count  # [groups, n, digits]: keys that begin so by their next digit, the largest first
+    rank: Count  # of the last tie that is kept, among those in pieces yet to come
     group: jax.Array  # uint32: the group of pieces that it lies in, or `NONE`
     last: Count  # its position
     of_term: tuple[int, ...] = field(metadata={"static": True})  # of which terms they are
@@ -97,9 +96,10 @@ class TopK(Statistic):
         """How many there are: one for each digit, and one for positions."""
         return -(-8 * dtype.itemsize // _digit()) + 1
 
-    def rounds(self, dtype: np.dtype[Any]) -> int:
-        """One for each digit."""
-        return self.passes(dtype) - 1
+    @property
+    def narrows(self) -> bool:
+        """Positions are looked for where they lie."""
+        return True
 
     def known(
         self, extent: Extent, hyperparameters: Hyperparameters, found: Found
@@ -123,28 +123,29 @@ class TopK(Statistic):
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Search:
         """The search before the first pass."""
         rows = self.counts(hyperparameters, extent.size, found)
-        wanted = stack_counts([count for row in rows for count in row])
+        words: Callable[[Count], Count] = narrow if extent.size < 1 << 32 else as_count
+        wanted = stack_counts([minimum(count, extent.size) for row in rows for count in row])
         number = wanted.low.size
-        everything = Count(*(jnp.full(number, word, jnp.uint32) for word in as_count(extent.size)))
-        none = Count(*(jnp.zeros(number, jnp.uint32) for _ in range(2)))
-        word = np.dtype(f"u{extent.dtype.itemsize}")
+        none = words(stack_counts([0] * number))
         pieces = max(extent.pieces, len(extent.sizes), 1)
         together = -(-pieces // max(COUNTERS >> _digit(), 1))
         counted = jnp.zeros((-(-pieces // together), number, 1 << _digit()), jnp.uint32)
         return Search(
-            wanted=choose(less(everything, wanted), everything, wanted),
-            prefix=jnp.zeros(number, word),
+            wanted=words(wanted),
+            prefix=jnp.zeros(number, f"u{extent.dtype.itemsize}"),
             above=none,
-            left=jnp.uint32(8 * word.itemsize),
-            counted=Count(counted, counted),
+            left=jnp.uint32(8 * extent.dtype.itemsize),
+            counted=words(Count(counted, counted)),
             rank=none,
             group=jnp.full(number, np.uint32(NONE)),
-            last=everything,
+            last=words(stack_counts([extent.size] * number)),
             of_term=tuple(term for term, row in enumerate(rows) for _ in row),
             pieces=together,
         )
 
-    def update(self, state: Search, terms: Sequence[jax.Array], place: Place) -> Search:
+    def update(
+        self, state: Search, terms: Sequence[jax.Array], place: Place, *, last: bool = True
+    ) -> Search:
         """The search after one more piece; in the last pass, only after the pieces before it."""
         if not state.of_term or not terms[0].size:
             return state
@@ -155,58 +156,64 @@ class TopK(Statistic):
             lanes = jnp.arange(terms[0].size, dtype=jnp.uint32)
             valid = (lanes < place.valid).reshape(terms[0].shape)
         group = jnp.asarray(place.piece, jnp.uint32) // jnp.uint32(state.pieces)
-        if state.counted is None:
+        if last:
             return _locate(state, terms, group, place.start, valid)
         found = [_digits_of(terms[term], state, i, valid) for i, term in enumerate(state.of_term)]
-        own = Count(*(jnp.stack(words) for words in zip(*found, strict=True)))
+        own = jax.tree.map(lambda *words: jnp.stack(words), *found)
         # to all groups, of which the others get zeros: XLA takes three times as long to put a part in its place
         groups = jnp.arange(len(state.counted.low), dtype=jnp.uint32)
         mine = (groups == group).reshape(-1, 1, 1)
-        added = Count(*(jnp.where(mine, word, 0) for word in own))
+        added = jax.tree.map(lambda word: jnp.where(mine, word, 0), own)
         return replace(state, counted=add(state.counted, added))
 
     def join(self, states: Sequence[Search]) -> Search:
         """One search of those of several devices; the last pass has to be on one."""
         counted = states[0].counted
         for each in states[1:]:
-            assert counted is not None and each.counted is not None
             counted = add(counted, each.counted)
         return replace(states[0], counted=counted)
 
-    def finish(self, state: Search, number: int) -> Threshold | Again:
-        """The thresholds after the last pass, before that the next one."""
-        if state.counted is None:
-            some = (state.wanted.high | state.wanted.low) != 0
-            last = (jnp.where(some, word, 0) for word in state.last)
-            return Threshold(jnp.where(some, state.prefix, ~jnp.zeros_like(state.prefix)), *last)
-        one = Count(jnp.zeros_like(state.group), jnp.ones_like(state.group))
+    def finish(self, state: Search, *, last: bool = True) -> Threshold | Again:
+        """The thresholds after the last pass, before that the search with one more digit."""
+        if last:
+            high, low = state.last
+            some = state.wanted.low != 0
+            if state.wanted.high is not None:
+                some = some | (state.wanted.high != 0)
+            return Threshold(
+                jnp.where(some, state.prefix, ~jnp.zeros_like(state.prefix)),
+                jnp.zeros_like(low) if high is None else jnp.where(some, high, 0),
+                jnp.where(some, low, 0),
+            )
+        one = Count(None, jnp.ones_like(state.wanted.low))
         rank = subtract(choose(less(state.wanted, one), one, state.wanted), state.above)
-        by_digit = total(Count(*(jnp.moveaxis(word, 0, -1) for word in state.counted)))
-        turned = Count(*(word[:, ::-1] for word in by_digit))
-        place, beyond = reach(turned, rank)
-        digit = by_digit.low.shape[1] - 1 - place
-
-        def at_digit(words: Count, axis: int) -> Count:
-            index = jnp.expand_dims(digit, tuple(i for i in range(words.low.ndim) if i != axis - 1))
-            return Count(*(jnp.take_along_axis(word, index, axis).squeeze(axis) for word in words))
-
+        by_digit = total(jax.tree.map(lambda word: jnp.moveaxis(word, 0, -1), state.counted))
+        place, beyond = reach(by_digit, rank)
+        rank = subtract(rank, beyond)
         bits = _next_bits(state)
+        digit = (jnp.uint32(1) << bits) - 1 - place.astype(jnp.uint32)
+        # of the keys with all digits so far, those of each group
+        index = place[None, :, None]
+        ties = jax.tree.map(lambda word: _at(word, index).T, state.counted)
+        group, skipped = reach(ties, rank)
+        some = less(rank, jax.tree.map(lambda word: _at(word, place[:, None]), by_digit))
+        group = jnp.where(some, group.astype(jnp.uint32), jnp.uint32(NONE))
+        word = state.prefix.dtype
         after = replace(
             state,
-            prefix=(state.prefix << bits.astype(state.prefix.dtype))
-            | digit.astype(state.prefix.dtype),
+            prefix=(state.prefix << bits.astype(word)) | digit.astype(word),
             above=add(state.above, beyond),
             left=state.left - bits,
+            counted=jax.tree.map(jnp.zeros_like, state.counted),
+            rank=subtract(rank, skipped),
+            group=group,
         )
-        if number < self.passes(state.prefix.dtype) - 2:
-            return Again(replace(after, counted=Count(*(word * 0 for word in state.counted))))
-        rank = subtract(rank, beyond)
-        ties = at_digit(state.counted, 2)  # [groups, n]
-        group, skipped = reach(Count(*(word.T for word in ties)), rank)
-        equal = at_digit(by_digit, 1)
-        some = less(rank, equal)
-        group = jnp.where(some, group.astype(jnp.uint32), jnp.uint32(NONE))
-        return Again(replace(after, counted=None, rank=subtract(rank, skipped), group=group), group)
+        return Again(after, group)
+
+
+def _at(array: jax.Array, index: jax.Array) -> jax.Array:
+    """What lies at an index [...] of the last axis."""
+    return jnp.take_along_axis(array, index, axis=-1).squeeze(-1)
 
 
 def _locate(
@@ -217,94 +224,95 @@ def _locate(
     valid: jax.Array | None,
 ) -> Search:
     """The search after a piece in which the last ties that are kept may lie."""
-    nothing = Count(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
-    ranks, lasts = [], []
-    for i, term in enumerate(state.of_term):
-        rank, last = (Count(*(word[i] for word in each)) for each in (state.rank, state.last))
-        looked = (state.group[i] == group) & ((rank.high | rank.low) != 0)
-
-        def look(
-            rank: Count, last: Count, keys: jax.Array = terms[term], i: int = i
-        ) -> tuple[Count, Count]:
-            tied = keys == state.prefix[i]
-            if valid is not None:
-                tied = tied & valid
-            ties = number_true(tied)
-            here = ~less(ties, rank)
-            place = add(Count(start[0], start[1]), nth_true(tied, rank))
-            return choose(here, nothing, subtract(rank, ties)), choose(here, place, last)
-
-        if valid is None:  # a whole tensor, where it always is
-            found = look(rank, last)
-            rank, last = choose(looked, found[0], rank), choose(looked, found[1], last)
-        else:
-            rank, last = jax.lax.cond(looked, look, lambda rank, last: (rank, last), rank, last)
-        ranks.append(rank)
-        lasts.append(last)
-    return replace(state, rank=_stacked(ranks), last=_stacked(lasts))
+    masks = [terms[term] == state.prefix[i] for i, term in enumerate(state.of_term)]
+    if valid is not None:
+        masks = [mask & valid for mask in masks]
+    one = Count(None, jnp.ones_like(state.rank.low))
+    looked = (state.group == group) & ~less(state.rank, one)
+    place, ties = nth_true(masks, state.rank)
+    here = looked & ~less(ties, state.rank)
+    first = Count(None if place.high is None else start[0], start[1])
+    left = choose(here, subtract(one, one), subtract(state.rank, ties))
+    return replace(
+        state,
+        rank=choose(looked, left, state.rank),
+        last=choose(here, add(first, place), state.last),
+    )
 
 
-def nth_true(mask: jax.Array, rank: Count) -> Count:
-    """The flat position of the rank-th true element, counted from one; anything where there are fewer."""
-    if mask.ndim == 0:
-        return Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
-    several = devices_of(mesh_of([mask])) > 1
-    position = Count(jnp.zeros_like(rank.low), jnp.zeros_like(rank.low))
+def nth_true(masks: Sequence[jax.Array], rank: Count) -> tuple[Count, Count]:
+    """The flat position [n] of the rank-th [n] true element of each of n masks of one shape, counted from one, and how
+    many there are; any position where there are fewer. Both in as many words as rank."""
+    several, shape = devices_of(mesh_of(masks)) > 1, masks[0].shape
+    if not several or not shape:
+        shape = (math.prod(shape),)
+        masks = [mask.reshape(shape) for mask in masks]
+    position, number = subtract(rank, rank), None
     while True:
-        if mask.ndim == 1 and mask.size > ROW and not several:
-            mask = jnp.pad(mask, (0, -mask.size % ROW)).reshape(-1, ROW)
-        index, before = reach(_by_first_axis(mask), rank)
+        if len(shape) == 1 and shape[0] > ROW and not several:
+            shape = (-(-shape[0] // ROW), ROW)
+            more = shape[0] * ROW - masks[0].size
+            masks = [jnp.pad(mask, (0, more)).reshape(shape) for mask in masks]
+        found = [_by_first_axis(mask, rank.high is not None) for mask in masks]
+        counts = jax.tree.map(lambda *words: jnp.stack(words), *found)
+        number = total(counts) if number is None else number
+        index, before = reach(counts, rank)
         rank = subtract(rank, before)
-        position = add(position, times(index.astype(jnp.uint32), math.prod(mask.shape[1:])))
-        if mask.ndim == 1:
-            return position
-        if (
-            several
-        ):  # cut out, an axis that lies on several devices would be brought together on each
-            chosen = jnp.arange(mask.shape[0]) == index
-            mask = jnp.any(mask & chosen.reshape(-1, *[1] * (mask.ndim - 1)), axis=0)
+        moved = times(index.astype(jnp.uint32), math.prod(shape[1:]))
+        position = add(position, moved if rank.high is not None else narrow(moved))
+        if len(shape) == 1:
+            return position, number
+        shape = shape[1:]
+        if several:  # cut out, an axis that lies on several devices would be brought together
+            chosen = [jnp.arange(len(mask)) == index[i] for i, mask in enumerate(masks)]
+            rest = [1] * len(shape)
+            masks = [
+                jnp.any(mask & own.reshape(-1, *rest), axis=0)
+                for mask, own in zip(masks, chosen, strict=True)
+            ]
         else:
-            mask = jax.lax.dynamic_index_in_dim(mask, index, keepdims=False)
+            masks = [
+                jax.lax.dynamic_index_in_dim(mask, index[i], keepdims=False)
+                for i, mask in enumerate(masks)
+            ]
 
 
-def _by_first_axis(mask: jax.Array) -> Count:
-    """How many are true at each index of the first axis."""
-    if mask.ndim == 1:
-        return Count(jnp.zeros(mask.shape, jnp.uint32), mask.astype(jnp.uint32))
-    rows = jnp.sum(mask, axis=-1, dtype=jnp.uint32)
-    if mask.size < 1 << 32:
+def _by_first_axis(mask: jax.Array, wide: bool) -> Count:
+    """How many are true at each index of the first axis; `wide`: in two words."""
+    rows = mask.astype(jnp.uint32) if mask.ndim == 1 else jnp.sum(mask, -1, dtype=jnp.uint32)
+    if not wide or rows.ndim == 1:
         rows = jnp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=jnp.uint32)
-        return Count(jnp.zeros_like(rows), rows)
+        return Count(jnp.zeros_like(rows) if wide else None, rows)
     rows = rows.reshape(rows.shape[0], -1)
     return total(Count(jnp.zeros_like(rows), rows))
 
 
 def _digits_of(keys: jax.Array, state: Search, number: int, valid: jax.Array | None) -> Count:
-    """How many of the keys that begin with a prefix have each next digit."""
-    assert state.counted is not None
-    digits = state.counted.low.shape[-1]
+    """How many of the keys that begin with a prefix have each next digit, the largest digit first."""
+    digits, wide = state.counted.low.shape[-1], state.counted.high is not None
     if keys.size >= MOST:
         rest = math.prod(keys.shape[1:])
         step = max(MOST // 2 // max(rest, 1), 1)
         parts = [keys[i : i + step] for i in range(0, keys.shape[0], step)]
         if len(parts) == 1:
             return _digits_of(keys[0], state, number, None if valid is None else valid[0])
-        found = Count(jnp.zeros(digits, jnp.uint32), jnp.zeros(digits, jnp.uint32))
+        found = Count(
+            jnp.zeros(digits, jnp.uint32) if wide else None, jnp.zeros(digits, jnp.uint32)
+        )
         for i, part in enumerate(parts):
             own = None if valid is None else valid[i * step : (i + 1) * step]
             found = add(found, _digits_of(part, state, number, own))
         return found
     bits = _next_bits(state)
-    shift = (state.left - bits).astype(keys.dtype)
-    high = keys >> shift
-    begins = (high >> bits.astype(keys.dtype)) == state.prefix[number]
+    begins = keys >> (state.left - bits).astype(keys.dtype)
+    mask = (jnp.uint32(1) << bits) - 1
+    index = ~begins.astype(jnp.uint32) & mask
+    counts = (begins >> bits.astype(keys.dtype)) == state.prefix[number]
     if valid is not None:
-        begins = begins & valid
-    mask = (jnp.ones((), keys.dtype) << bits.astype(keys.dtype)) - jnp.ones((), keys.dtype)
-    digit = (high & mask).astype(jnp.uint32)
-    counted = jnp.zeros(digits, jnp.uint32)
-    low = counted.at[jnp.where(begins, digit, digits)].add(1, mode="drop")
-    return Count(jnp.zeros_like(low), low)
+        counts = counts & valid
+    none = jnp.zeros(digits, jnp.uint32)
+    low = none.at[jnp.where(counts, index, digits)].add(1, mode="drop")
+    return Count(none if wide else None, low)
 
 
 def _next_bits(state: Search) -> jax.Array:
@@ -314,10 +322,6 @@ def _next_bits(state: Search) -> jax.Array:
 
 def _digit() -> int:
     return DIGITS.get(jax.default_backend(), DIGIT)
-
-
-def _stacked(counts: Sequence[Count]) -> Count:
-    return Count(*(jnp.stack(words) for words in zip(*counts, strict=True)))
 
 
 def make_threshold(bits: Sequence[int], last: Sequence[int], word: np.dtype[Any]) -> Threshold:
