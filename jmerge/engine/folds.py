@@ -21,18 +21,18 @@ class Fold:
     the piece is for."""
 
     def __init__(self, task: Task, number: int) -> None:
-        self._kernel = task.key, number
-        self._scope = task.statistics[number].scope
+        self._number = number
+        self._statistic = task.statistics[number]
         self._began = task.begin(number)  # the state of this pass before its first piece
         self._states: dict[jax.Device, Any] = {}
-        self._passes = task.statistics[number].passes(task.key.compute)  # that are left
+        self._passes = self._statistic.passes(task.key.compute)  # that are left
         self._tasks: dict[int, Task] = {}  # by the number of their first piece
 
     def feed(
         self, task: Task, loaded: Loaded, arguments: dict[str, Any], device: jax.Device
     ) -> jax.Array:
         """Take in a piece, with the arguments of the terms; gives what is ready when that is done."""
-        self._tasks[task.work.place(self._scope).first] = task
+        self._tasks[task.work.place(self._statistic.scope).first] = task
         if device not in self._states:
             self._states[device] = jax.tree.map(
                 lambda each: jnp.array(each, copy=True), self._began
@@ -44,8 +44,8 @@ class Fold:
     def close(self, work: Work, device: jax.Device) -> None:
         """End a tensor."""
         states = list(self._states.values())
-        number = np.uint32(work.place(self._scope).number)
-        state = close_kernel(*self._kernel)(states, number)
+        number = np.uint32(work.place(self._statistic.scope).number)
+        state = close_kernel(type(self._statistic))(states, number)  # type: ignore[arg-type]
         self._states = {device: state}
 
     def finish(self, read: Callable[[Work, int], Loaded]) -> Any:
@@ -63,7 +63,7 @@ class Fold:
                     task = self._tasks[first]
                     if piece - first < len(task.work.pieces):
                         again = read(task.work, piece - first)
-                        arguments = task.arguments(again.number, self._kernel[1])
+                        arguments = task.arguments(again.number, self._number)
                         state, ready = self._update(state, task, again, arguments)
                         ready.block_until_ready()  # before it is overwritten
             value = self._finish(state)
@@ -75,11 +75,11 @@ class Fold:
     def _update(
         self, state: Any, task: Task, loaded: Loaded, arguments: dict[str, Any]
     ) -> tuple[Any, jax.Array]:
-        _, number = self._kernel
-        place = task.place(number, loaded.number)
-        program = update_kernel(task.key, number, self._passes == 1)
+        place = task.place(self._number, loaded.number)
+        program = update_kernel(task.key, self._number, self._passes == 1)
         return program(state, *loaded.windows(), arguments, place)
 
     def _finish(self, state: Any) -> Any:
         self._passes -= 1
-        return finish_kernel(*self._kernel, self._passes == 0)(state)
+        last = self._passes == 0
+        return finish_kernel(type(self._statistic), last)(state)  # type: ignore[arg-type]

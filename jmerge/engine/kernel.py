@@ -20,7 +20,7 @@ import numpy as np
 from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.methods.combine import sum_models
-from jmerge.methods.statistics.fold import Place
+from jmerge.methods.statistics.fold import Place, Statistic
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Step
 
@@ -115,7 +115,13 @@ def combine(key: KernelKey) -> Callable[..., Piece]:
 def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
     """The jitted program (windows, skips, arguments) -> Piece."""
     make = combine(key)
-    return jax.jit(lambda windows, skips, arguments: make(_cut_out(windows, skips), arguments))
+
+    def combine_piece(
+        windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
+    ) -> Piece:
+        return make(_cut_out(windows, skips), arguments)
+
+    return jax.jit(combine_piece)
 
 
 @cache
@@ -126,7 +132,7 @@ def update_kernel(
     or one before it, and something that is ready when that is; the state that it is given is gone."""
     found = update(key, statistic)
 
-    def program(
+    def update_piece(
         state: Any,
         windows: Sequence[jax.Array],
         skips: jax.Array,
@@ -136,7 +142,7 @@ def update_kernel(
         pieces = _cut_out_apart(windows, skips)
         return found(state, pieces, arguments, place, last), skips.sum()
 
-    return jax.jit(program, donate_argnums=0)
+    return jax.jit(update_piece, donate_argnums=0)
 
 
 def update(key: KernelKey, statistic: int) -> Callable[..., Any]:
@@ -157,17 +163,23 @@ def update(key: KernelKey, statistic: int) -> Callable[..., Any]:
 
 
 @cache
-def close_kernel(key: KernelKey, statistic: int) -> Callable[..., Any]:
+def close_kernel(kind: type[Statistic]) -> Callable[..., Any]:
     """The jitted program (states of all devices, number of the tensor) -> the state after a whole tensor."""
-    fold = find_method(key.method).statistics[statistic]
-    return jax.jit(lambda states, tensor: fold.close(fold.join(states), tensor))
+
+    def close(states: Sequence[Any], tensor: jax.Array) -> Any:
+        return kind.close(kind.join(states), tensor)
+
+    return jax.jit(close)
 
 
 @cache
-def finish_kernel(key: KernelKey, statistic: int, last: bool) -> Callable[..., Any]:
+def finish_kernel(kind: type[Statistic], last: bool) -> Callable[..., Any]:
     """The jitted program (state after a pass) -> the value of a statistic, or before the last pass `Again`."""
-    fold = find_method(key.method).statistics[statistic]
-    return jax.jit(lambda state: fold.finish(state, last=last))
+
+    def finish(state: Any) -> Any:
+        return kind.finish(state, last=last)
+
+    return jax.jit(finish)
 
 
 @cache

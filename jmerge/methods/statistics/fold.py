@@ -91,11 +91,13 @@ class Statistic:
         """The state after one more piece, in the last pass or one before it."""
         raise NotImplementedError
 
-    def close(self, state: Any, tensor: Any) -> Any:
+    @staticmethod
+    def close(state: Any, tensor: Any) -> Any:
         """The state after the last piece of a tensor."""
         return state
 
-    def join(self, states: Sequence[Any]) -> Any:
+    @staticmethod
+    def join(states: Sequence[Any]) -> Any:
         """One state of those of different devices, each of which began with `init` or the same pass and saw other
         pieces."""
         raise NotImplementedError
@@ -113,7 +115,8 @@ class Statistic:
         """The value where no element has to be looked at for it, else None."""
         return None
 
-    def finish(self, state: Any, *, last: bool = True) -> Any:
+    @staticmethod
+    def finish(state: Any, *, last: bool = True) -> Any:
         """The value after the last pass, `Again` after one before it."""
         raise NotImplementedError
 

@@ -32,7 +32,8 @@ class SortedRows(Statistic):
         """The same by NumPy, which is better at it than XLA on CPU."""
         return [np.sort(each, axis=1) for each in terms]
 
-    def finish(self, state: list[jax.Array], *, last: bool = True) -> list[jax.Array]:
+    @staticmethod
+    def finish(state: list[jax.Array], *, last: bool = True) -> list[jax.Array]:
         """The sorted keys."""
         return state
 

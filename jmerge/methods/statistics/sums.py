@@ -72,7 +72,8 @@ class BlockSum(Statistic):
             )
         )
 
-    def close(self, state: Sums, tensor: int | jax.Array) -> Sums:
+    @staticmethod
+    def close(state: Sums, tensor: int | jax.Array) -> Sums:
         """The total of a tensor that came in pieces, and no blocks any more."""
         pairs = state.pairs
         if state.rows is not None:
@@ -85,11 +86,13 @@ class BlockSum(Statistic):
             totals, *(each if each is None else jnp.where(False, each, 0) for each in state[1:])
         )
 
-    def join(self, states: Sequence[Sums]) -> Sums:
+    @staticmethod
+    def join(states: Sequence[Sums]) -> Sums:
         """Every block from the state that has it."""
         return jax.tree.map(lambda *parts: _only(parts), *states)  # type: ignore[no-any-return]
 
-    def finish(self, state: Sums, *, last: bool = True) -> jax.Array:
+    @staticmethod
+    def finish(state: Sums, *, last: bool = True) -> jax.Array:
         """The totals [sums]."""
         return add_blocks(state.totals)
 

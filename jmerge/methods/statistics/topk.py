@@ -50,7 +50,7 @@ from jmerge.methods.statistics.fold import (
 DIGITS, DIGIT = {"cpu": 16}, 11
 COUNTERS = 1 << 18  # of a threshold, about, in all groups of pieces
 MOST = 1 << 31  # keys that are counted at a time: a counter has 32 bits
-ROW = 1 << 12  # elements of a vector among which a position is looked for in the end
+ROW = 1 << 8  # elements of a vector among which a position is looked for in the end
 
 Counts = Callable[[Hyperparameters, int, Found], Sequence[Sequence[AnyCount]]]
 
@@ -166,14 +166,16 @@ class TopK(Statistic):
         added = jax.tree.map(lambda word: jnp.where(mine, word, 0), own)
         return replace(state, counted=add(state.counted, added))
 
-    def join(self, states: Sequence[Search]) -> Search:
+    @staticmethod
+    def join(states: Sequence[Search]) -> Search:
         """One search of those of several devices; the last pass has to be on one."""
         counted = states[0].counted
         for each in states[1:]:
             counted = add(counted, each.counted)
         return replace(states[0], counted=counted)
 
-    def finish(self, state: Search, *, last: bool = True) -> Threshold | Again:
+    @staticmethod
+    def finish(state: Search, *, last: bool = True) -> Threshold | Again:
         """The thresholds after the last pass, before that the search with one more digit."""
         if last:
             high, low = state.last
