@@ -19,10 +19,11 @@ import references
 import yaml
 
 import jmerge
-from jmerge.methods import REGISTRY, find_method, trees
+from jmerge.methods import REGISTRY, find_method
 from jmerge.testing.close import assert_close, assert_same_bytes
 from jmerge.testing.tiny import write_checkpoint
 from jmerge.testing.ways import quick_options
+from jmerge.trees import merge as merging
 
 Tree = dict[str, Any]
 SHAPES = {"b": (), "layers.0.w": (9, 130), "layers.1.w": (3, 5, 7)}
@@ -113,7 +114,7 @@ def test_every_method_is_tried() -> None:
 
 
 def test_doctests() -> None:
-    found = doctest.testmod(trees)
+    found = doctest.testmod(merging)
     assert found.attempted >= 9 and not found.failed
 
 
