@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmerge.trees.paths import matches
@@ -74,7 +76,7 @@ def over_layers(first: Any, *others: Any) -> OverLayers:
       TypeError: a value is no number.
     """
     for value in (first, *others):
-        _check(value, "over_layers", nested=(ByPath, OverLayers))
+        _check(value, "over_layers")
     return OverLayers((first, *others))
 
 
@@ -95,20 +97,25 @@ def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"by_path takes a mapping of patterns to numbers; found {values!r}")
-    for pattern, value in values.items():
+    said = {f"by_path: '{pattern}'": value for pattern, value in values.items()}
+    for where, value in (said | ({} if default is None else {"by_path: default": default})).items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(each, OverLayers):
+                _check(each, where)
+    for pattern in values:
         if not isinstance(pattern, str):
             raise TypeError(f"by_path: a pattern is a string; found {pattern!r}")
-        _check(value, f"by_path: '{pattern}'", nested=(ByPath,))
-    if default is not None:
-        _check(default, "by_path: default", nested=(ByPath,))
     return ByPath(values, default)
 
 
-def _check(value: Any, where: str, *, nested: tuple[type, ...]) -> None:
-    for each in value if isinstance(value, list | tuple) else [value]:
-        word = isinstance(each, str | bytes | Mapping) or each is None or callable(each)
-        if word or isinstance(each, nested):
-            raise TypeError(f"{where}: expected a number, found {each!r}")
+def _check(value: Any, where: str) -> None:
+    """TypeError where a value is no number, nor an array of them."""
+    array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    number = array and jnp.issubdtype(value.dtype, jnp.number)
+    # a whole number may be too long for arithmetic
+    plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 1024)
+    if not (number or plain):
+        raise TypeError(f"{where}: expected a number, found {value!r}")
 
 
 def resolve(value: Any, leaf: Leaf, argument: str, *, by_layer: bool) -> Any:

@@ -119,7 +119,10 @@ def merge_trees(
     draw = ["key", "seed"] if "keys" in chosen.reserved else []
     check_names(chosen, numbers, ["base", *COMMON, *draw])
     _check_models(chosen, len(trees), base)
-    _check_options(nonfinite, exact, donate)
+    _check_words("nonfinite", nonfinite, "propagate", "ignore")
+    _check_words("otherwise", otherwise, "base", "first", "error")
+    _check_words("exact", exact, True, False)
+    _check_words("donate", donate, True, False)
     draws = read_draws(seed, key)
     table = tabulate(trees, base, layers=layers, where=where, otherwise=otherwise)
     rows, kept = table.rows, table.kept
@@ -185,12 +188,11 @@ def _check_models(method: Method, count: int, base: Any) -> None:
         raise TypeError("there are no models to merge")
 
 
-def _check_options(nonfinite: str, exact: bool, donate: bool) -> None:
-    if nonfinite not in ("propagate", "ignore"):
-        raise ValueError(f"nonfinite: expected 'propagate' or 'ignore'; found {nonfinite!r}")
-    for name, value in (("exact", exact), ("donate", donate)):
-        if not isinstance(value, bool):
-            raise TypeError(f"'{name}' is True or False; found {value!r}")
+def _check_words(argument: str, value: Any, *words: str | bool) -> None:
+    if type(value) is not type(words[0]) or value not in words:
+        known = " or ".join([", ".join(map(repr, words[:-1])), repr(words[-1])])
+        error = TypeError if isinstance(words[0], bool) else ValueError
+        raise error(f"{argument}: expected {known}; found {value!r}")
 
 
 def _is_traced(*values: Any) -> bool:

@@ -14,7 +14,6 @@ from jmerge.trees.by_path import Leaf
 from jmerge.trees.paths import Path, choose_merged, layer_axes, path_depth, path_name
 
 Otherwise = Literal["base", "first", "error"]
-OTHERWISE = ("base", "first", "error")
 
 
 class Row(NamedTuple):
@@ -62,8 +61,6 @@ def tabulate(
       ValueError: structures or shapes differ, or leaves that cannot be merged, and `otherwise` says nothing of them.
       TypeError: an argument is none of what it can be.
     """
-    if otherwise not in OTHERWISE:
-        raise ValueError(f"otherwise: expected one of {', '.join(OTHERWISE)}; found {otherwise!r}")
     if otherwise == "base" and base is None:
         raise ValueError("otherwise='base', but there is no base; 'first' takes the first model's")
     trees = {f"models[{i}]": _as_tree(model) for i, model in enumerate(models)}
@@ -81,7 +78,7 @@ def tabulate(
         if not (chosen[i] and _is_merged(leaf, text, otherwise)):
             kept[i] = _kept(leaf, text, otherwise, base is not None, chosen[i])
             continue
-        _check_shapes(leaf, text, list(trees))
+        _check_arrays(leaf, text, list(trees))
         found, axis = layer_of(names[i]), axes[i]
         if axis is None:
             depth = 0.0 if found is None else _depth(found[1], stacks[found[0]])
@@ -124,7 +121,7 @@ def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
     )
     for first, second, who in ((own, known, name), (known, own, beside)):
         odd = [each for each in first if each not in second]
-        if odd:
+        if odd and "" not in (*own, *known):  # the name of a tree that is one leaf
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             return f"'{odd[0]}'{more} is in {who} only"
     kinds = [type(each).__name__ for each in (tree, other)]
@@ -135,8 +132,11 @@ def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
     return " and ".join("..." + text[max(0, at - 40) : at + 40] + "..." for text in texts)
 
 
-def _check_shapes(leaf: Sequence[Any], text: str, names: Sequence[str]) -> None:
+def _check_arrays(leaf: Sequence[Any], text: str, names: Sequence[str]) -> None:
     for array, name in zip(leaf, names, strict=True):
+        there = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+        if there and array.is_deleted():
+            raise ValueError(f"'{text}' of {name} was freed, as donate=True does; load it again")
         if array.shape != leaf[-1].shape:
             raise ValueError(
                 f"'{text}' is {array.shape} in {name} and {leaf[-1].shape} in {names[-1]}"
@@ -148,7 +148,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> str:
-    return str(leaf.dtype) if _is_array(leaf) else f"a {type(leaf).__name__}"
+    return str(leaf.dtype) if _is_array(leaf) else f"a value of type {type(leaf).__name__}"
 
 
 def _is_merged(leaf: Sequence[Any], text: str, otherwise: Otherwise) -> bool:
