@@ -42,39 +42,41 @@ if TYPE_CHECKING:
     from jmerge.errors import RecipeError as RecipeError
     from jmerge.errors import RunError as RunError
 
-    # functions of trees
-    from jmerge.methods.functions import arcee_fusion as arcee_fusion
-    from jmerge.methods.functions import breadcrumbs as breadcrumbs
-    from jmerge.methods.functions import breadcrumbs_ties as breadcrumbs_ties
-    from jmerge.methods.functions import by_path as by_path
-    from jmerge.methods.functions import cabs as cabs
-    from jmerge.methods.functions import consensus as consensus
-    from jmerge.methods.functions import dare_linear as dare_linear
-    from jmerge.methods.functions import dare_ties as dare_ties
-    from jmerge.methods.functions import della as della
-    from jmerge.methods.functions import della_linear as della_linear
-    from jmerge.methods.functions import emr as emr
-    from jmerge.methods.functions import karcher as karcher
-    from jmerge.methods.functions import linear as linear
-    from jmerge.methods.functions import localize_stitch as localize_stitch
-    from jmerge.methods.functions import magmax as magmax
-    from jmerge.methods.functions import merge_trees as merge_trees
-    from jmerge.methods.functions import model_stock as model_stock
-    from jmerge.methods.functions import multislerp as multislerp
-    from jmerge.methods.functions import nearswap as nearswap
-    from jmerge.methods.functions import negmerge as negmerge
-    from jmerge.methods.functions import nuslerp as nuslerp
-    from jmerge.methods.functions import over_layers as over_layers
-    from jmerge.methods.functions import passthrough as passthrough
-    from jmerge.methods.functions import pcb as pcb
-    from jmerge.methods.functions import ram as ram
-    from jmerge.methods.functions import ramplus_tl as ramplus_tl
-    from jmerge.methods.functions import sce as sce
-    from jmerge.methods.functions import slerp as slerp
-    from jmerge.methods.functions import task_arithmetic as task_arithmetic
-    from jmerge.methods.functions import ties as ties
+    # recipes and plans
     from jmerge.plan.steps import Plan as Plan
     from jmerge.recipe.recipe import Recipe as Recipe
+
+    # functions of trees
+    from jmerge.trees.functions import arcee_fusion as arcee_fusion
+    from jmerge.trees.functions import breadcrumbs as breadcrumbs
+    from jmerge.trees.functions import breadcrumbs_ties as breadcrumbs_ties
+    from jmerge.trees.functions import by_path as by_path
+    from jmerge.trees.functions import cabs as cabs
+    from jmerge.trees.functions import consensus as consensus
+    from jmerge.trees.functions import dare_linear as dare_linear
+    from jmerge.trees.functions import dare_ties as dare_ties
+    from jmerge.trees.functions import della as della
+    from jmerge.trees.functions import della_linear as della_linear
+    from jmerge.trees.functions import emr as emr
+    from jmerge.trees.functions import karcher as karcher
+    from jmerge.trees.functions import linear as linear
+    from jmerge.trees.functions import localize_stitch as localize_stitch
+    from jmerge.trees.functions import magmax as magmax
+    from jmerge.trees.functions import merge_trees as merge_trees
+    from jmerge.trees.functions import model_stock as model_stock
+    from jmerge.trees.functions import multislerp as multislerp
+    from jmerge.trees.functions import nearswap as nearswap
+    from jmerge.trees.functions import negmerge as negmerge
+    from jmerge.trees.functions import nuslerp as nuslerp
+    from jmerge.trees.functions import over_layers as over_layers
+    from jmerge.trees.functions import passthrough as passthrough
+    from jmerge.trees.functions import pcb as pcb
+    from jmerge.trees.functions import ram as ram
+    from jmerge.trees.functions import ramplus_tl as ramplus_tl
+    from jmerge.trees.functions import sce as sce
+    from jmerge.trees.functions import slerp as slerp
+    from jmerge.trees.functions import task_arithmetic as task_arithmetic
+    from jmerge.trees.functions import ties as ties
 
 _LAZY = {
     # files
@@ -99,36 +101,36 @@ _LAZY = {
     "RecipeError": "jmerge.errors",
     "RunError": "jmerge.errors",
     # functions of trees
-    "arcee_fusion": "jmerge.methods.functions",
-    "breadcrumbs": "jmerge.methods.functions",
-    "breadcrumbs_ties": "jmerge.methods.functions",
-    "by_path": "jmerge.methods.functions",
-    "cabs": "jmerge.methods.functions",
-    "consensus": "jmerge.methods.functions",
-    "dare_linear": "jmerge.methods.functions",
-    "dare_ties": "jmerge.methods.functions",
-    "della": "jmerge.methods.functions",
-    "della_linear": "jmerge.methods.functions",
-    "emr": "jmerge.methods.functions",
-    "karcher": "jmerge.methods.functions",
-    "linear": "jmerge.methods.functions",
-    "localize_stitch": "jmerge.methods.functions",
-    "magmax": "jmerge.methods.functions",
-    "merge_trees": "jmerge.methods.functions",
-    "model_stock": "jmerge.methods.functions",
-    "multislerp": "jmerge.methods.functions",
-    "nearswap": "jmerge.methods.functions",
-    "negmerge": "jmerge.methods.functions",
-    "nuslerp": "jmerge.methods.functions",
-    "over_layers": "jmerge.methods.functions",
-    "passthrough": "jmerge.methods.functions",
-    "pcb": "jmerge.methods.functions",
-    "ram": "jmerge.methods.functions",
-    "ramplus_tl": "jmerge.methods.functions",
-    "sce": "jmerge.methods.functions",
-    "slerp": "jmerge.methods.functions",
-    "task_arithmetic": "jmerge.methods.functions",
-    "ties": "jmerge.methods.functions",
+    "arcee_fusion": "jmerge.trees.functions",
+    "breadcrumbs": "jmerge.trees.functions",
+    "breadcrumbs_ties": "jmerge.trees.functions",
+    "by_path": "jmerge.trees.functions",
+    "cabs": "jmerge.trees.functions",
+    "consensus": "jmerge.trees.functions",
+    "dare_linear": "jmerge.trees.functions",
+    "dare_ties": "jmerge.trees.functions",
+    "della": "jmerge.trees.functions",
+    "della_linear": "jmerge.trees.functions",
+    "emr": "jmerge.trees.functions",
+    "karcher": "jmerge.trees.functions",
+    "linear": "jmerge.trees.functions",
+    "localize_stitch": "jmerge.trees.functions",
+    "magmax": "jmerge.trees.functions",
+    "merge_trees": "jmerge.trees.functions",
+    "model_stock": "jmerge.trees.functions",
+    "multislerp": "jmerge.trees.functions",
+    "nearswap": "jmerge.trees.functions",
+    "negmerge": "jmerge.trees.functions",
+    "nuslerp": "jmerge.trees.functions",
+    "over_layers": "jmerge.trees.functions",
+    "passthrough": "jmerge.trees.functions",
+    "pcb": "jmerge.trees.functions",
+    "ram": "jmerge.trees.functions",
+    "ramplus_tl": "jmerge.trees.functions",
+    "sce": "jmerge.trees.functions",
+    "slerp": "jmerge.trees.functions",
+    "task_arithmetic": "jmerge.trees.functions",
+    "ties": "jmerge.trees.functions",
 }
 _MODULES = ("advanced", "methods")
 

@@ -24,6 +24,7 @@ LAYERS = (
     ("arch",),
     ("tokens",),
     ("methods",),
+    ("trees",),
     ("plan",),
     ("engine",),
     ("verify",),
@@ -148,7 +149,7 @@ def test_the_lowest_layer_is_pure_python(low: str) -> None:
 
 
 # Readers of files and recipes work where no array library is needed; only these parts touch JAX.
-USES_JAX = {"methods", "engine", "api", "testing"}
+USES_JAX = {"methods", "trees", "engine", "api", "testing"}
 
 
 def test_only_some_parts_import_jax() -> None:

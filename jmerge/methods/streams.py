@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import jax
+from typing import NamedTuple
 
 NUMBERED = re.compile(r"(?:(.*)_)?(0|[1-9]\d*)", re.ASCII)  # `3`, and `layers_3` as Flax writes it
 
@@ -58,21 +56,6 @@ def layer_of(name: str) -> tuple[str, int] | None:
             return ".".join(before if text is None else [*before, text]), number
         before.append(part)
     return None
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """The name of a leaf: the keys on its path joined by dots; a box of Flax around an array adds nothing to it."""
-    return jax.tree_util.keystr(tuple(_keys(path)), simple=True, separator=".")
-
-
-def path_depth(path: Sequence[Any]) -> int:
-    """Of how many keys `path_name` is joined."""
-    return len(_keys(path))
-
-
-def _keys(path: Sequence[Any]) -> Sequence[Any]:
-    boxed = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
-    return path[:-1] if boxed else path
 
 
 def _without_numbers(name: str) -> tuple[str, tuple[int, ...]]:

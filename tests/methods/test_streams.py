@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 from flax.core import freeze
 
-from jmerge.methods.streams import Stream, path_depth, path_name, stream_of, streams
+from jmerge.methods.streams import Stream, stream_of, streams
+from jmerge.trees.paths import path_depth, path_name
 
 
 def of_tree(tree: Any) -> dict[str, Stream]:

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import references
 import yaml
+from treecases import NUMBERS, OF_EACH_KIND, merge
 
 import jmerge
-from jmerge.methods import REGISTRY, find_method, trees
+from jmerge.methods import REGISTRY, find_method
 from jmerge.testing.close import assert_close, assert_same_bytes
 from jmerge.testing.tiny import write_checkpoint
 from jmerge.testing.ways import quick_options
+from jmerge.trees import merge as merging
 
 Tree = dict[str, Any]
 SHAPES = {"b": (), "layers.0.w": (9, 130), "layers.1.w": (3, 5, 7)}
@@ -44,40 +46,6 @@ def draw(models: int, dtype: Any = np.float32) -> tuple[Tree, list[Tree]]:
     ]
 
 
-# Numbers for each method, as keywords; the continuous ones as floats or lists of them.
-NUMBERS: dict[str, dict[str, Any]] = {
-    "linear": {"weight": [0.3, 0.5, 0.33]},
-    "slerp": {"t": 0.3},
-    "nuslerp": {"weight": [0.3, 0.5]},
-    "multislerp": {"weight": [0.3, 0.5, 0.33]},
-    "karcher": {},
-    "passthrough": {"scale": [0.7]},
-    "task_arithmetic": {"weight": [0.3, 0.5, 0.33], "scale": 0.7},
-    "ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "dare_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "dare_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "della": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "della_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "breadcrumbs": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
-    "breadcrumbs_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
-    "model_stock": {},
-    "nearswap": {"t": 0.1},
-    "arcee_fusion": {},
-    "sce": {"select_topk": 0.4},
-    "ram": {},
-    "ramplus_tl": {"r": 0.3, "epsilon": 0.1},
-    "magmax": {"scale": 0.7},
-    "negmerge": {"scale": 0.7},
-    "consensus": {"scale": 0.7},
-    "cabs": {"weight": [0.3, 0.5, 0.33], "n": 4, "m": 16},
-    "pcb": {"weight": [0.3, 0.5, 0.33], "rho": 0.2},
-    "localize_stitch": {"density": 0.2},
-    "emr": {},
-    "equalize(ties)": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
-    "inverse_norm(task_arithmetic)": {"weight": [0.3, 0.5, 0.33]},
-}
-# Each test compiles anew, so most methods are tried by the slow suite; these are one of each kind.
-OF_EACH_KIND = {"linear", "slerp", "ties", "dare_linear", "della", "sce", "localize_stitch", "emr"}
 BY_METHOD = pytest.mark.parametrize(
     "method",
     [
@@ -98,11 +66,6 @@ def inputs_of(method: str, dtype: Any = np.float32) -> tuple[Tree | None, list[T
     return (None if declared.base == "input" else base), models
 
 
-def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str, Any]) -> Any:
-    """The call under test."""
-    return jmerge.merge_trees(models, method=method, base=base, **numbers)
-
-
 def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` for tests to rounding, most of whose time compiling takes."""
     return jax.jit(function, compiler_options=quick_options())
@@ -113,7 +76,7 @@ def test_every_method_is_tried() -> None:
 
 
 def test_doctests() -> None:
-    found = doctest.testmod(trees)
+    found = doctest.testmod(merging)
     assert found.attempted >= 9 and not found.failed
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jmerge.methods  # noqa: F401  (registers the methods)
-from jmerge.methods.by_path import by_path, over_layers
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Required
-from jmerge.methods.trees import COMMON, merge_trees
+from jmerge.trees.by_path import by_path, over_layers
+from jmerge.trees.merge import COMMON, merge_trees
 
 USUAL = {"weight": 1.0}  # defaults of what recipes have to say
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_trees import NUMBERS, OF_EACH_KIND
+from treecases import NUMBERS, OF_EACH_KIND
 
 import jmerge
 from jmerge.methods import find_method

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_trees import NUMBERS, merge
+from treecases import NUMBERS, merge
 
 from jmerge.methods import find_method
 

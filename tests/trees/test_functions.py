@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import jmerge
-from jmerge.methods import REGISTRY, functions
+from jmerge.methods import REGISTRY
 from jmerge.methods.spec import Required
-from jmerge.methods.trees import COMMON
 from jmerge.testing.close import assert_same_bytes
+from jmerge.trees import functions
+from jmerge.trees.merge import COMMON
 
 STUB = Path(functions.__file__).with_suffix(".pyi")
 OWN = sorted(n for n, m in REGISTRY.items() if m.function.__module__.startswith("jmerge."))

@@ -5,17 +5,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jmerge.methods.mesh import hides_shards, varying_axes
-from jmerge.methods.random import NOWHERE, Words, fold, mix_key
+from jmerge.methods.random import NOWHERE, fold, make_key, mix_key
 from jmerge.methods.streams import Stream
 
 SHARDS = 0x51AD  # before the place of a shard is mixed in, so that it is no layer's number
+
+
+class Draws(NamedTuple):
+    """Where random numbers come from."""
+
+    words: jax.Array | np.ndarray  # uint32 [words]
+    name: str  # of the argument that says so
+
+
+def read_draws(seed: Any, key: Any) -> Draws:
+    """The draws of a seed, or of a key in place of it.
+
+    Raises:
+      TypeError: both are given, or one is neither an integer nor a typed key.
+    """
+    if key is None:
+        return Draws(seed_words(seed, "seed"), "seed")
+    if not (isinstance(seed, int) and seed == 0):
+        raise TypeError("seed and key say the same; pass one of them")
+    return Draws(seed_words(key, "key"), "key")
 
 
 def seed_words(seed: Any, name: str) -> jax.Array | np.ndarray:
@@ -29,8 +49,7 @@ def seed_words(seed: Any, name: str) -> jax.Array | np.ndarray:
             raise TypeError(f"{name} is {seed.shape[0]} keys; pass one, or `jax.vmap` over them")
         return jax.random.key_data(seed).reshape(-1).astype(jnp.uint32)
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        seed = int(seed)
-        return np.asarray([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
+        return np.asarray([int(seed) >> 32 & 0xFFFFFFFF, int(seed) & 0xFFFFFFFF], np.uint32)
     if isinstance(seed, jax.Array | np.ndarray) and jnp.issubdtype(seed.dtype, jnp.integer):
         if seed.shape == ():
             return _words_of_integer(jnp.asarray(seed))
@@ -53,6 +72,23 @@ def _words_of_integer(seed: jax.Array) -> jax.Array:
         )
         high = jnp.where(low < 0, ~jnp.uint32(0), jnp.uint32(0))
     return jnp.stack([high, low.astype(jnp.uint32)])
+
+
+def keys_there(draws: Draws, stream: Stream, models: int) -> np.ndarray:
+    """The keys uint32 [models, 2] of a leaf, of a seed that is there."""
+    words = [int(word) for word in np.asarray(draws.words)]
+    return np.asarray([make_key(words, stream, model) for model in range(models)], np.uint32)
+
+
+def model_keys(
+    seed: jax.Array | np.ndarray, stream: Stream, tag: jax.Array, models: int
+) -> jax.Array:
+    """The keys uint32 [models, 2] of a leaf, whose numbers may be traced; `tag` is that of its place."""
+    numbers = (jnp.asarray(number).astype(jnp.uint32) for number in stream.numbers)
+    place = reduce(fold, numbers, (tag[0], tag[1]))
+    own = jnp.asarray(stream.words, jnp.uint32)
+    chained = mix_key(list(seed), (own[0], own[1]), place, jnp.arange(models, dtype=jnp.uint32))
+    return jnp.stack(chained, axis=-1)
 
 
 def place_tag(seed: jax.Array | np.ndarray, arrays: Sequence[jax.Array], name: str) -> jax.Array:
@@ -101,16 +137,3 @@ def _varying(seed: Any, arrays: Sequence[jax.Array], name: str) -> set[str]:
             "that says so, as jax.random.fold_in(jax.random.key(0), jax.lax.axis_index('axis'))"
         )
     return {axis for array in arrays for axis in varying_axes(array)}
-
-
-def model_keys(
-    seed: jax.Array | np.ndarray, stream: Stream, tag: jax.Array, models: int, layer: Any = None
-) -> jax.Array:
-    """The keys uint32 [models, 2] of a leaf; `layer` is the number of its layer where it lies in an array of many."""
-    numbers = [*([] if layer is None else [layer]), *stream.numbers]
-    words: Words = reduce(
-        fold, (jnp.asarray(n).astype(jnp.uint32) for n in numbers), (tag[0], tag[1])
-    )
-    own = jnp.asarray(stream.words, jnp.uint32)
-    chained = mix_key(list(seed), (own[0], own[1]), words, jnp.arange(models, dtype=jnp.uint32))
-    return jnp.stack(chained, axis=-1)

@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.arguments import Arguments, read_arguments
-from jmerge.methods.draws import seed_words
-from jmerge.methods.leaf import LINES_DEPTH, Nonfinite
-from jmerge.methods.leaves import Otherwise, Table, as_tree, tabulate
-from jmerge.methods.own import method_of
-from jmerge.methods.prefixes import spread
-from jmerge.methods.spec import REGISTRY, Method
-from jmerge.methods.work import Draws, Settings, merge_there, merge_traced
+from jmerge.methods.spec import Method, unknown_method
 from jmerge.methods.wrap import find_method
-from jmerge.names import did_you_mean
+from jmerge.trees.keys import read_draws
+from jmerge.trees.numbers import check_names, read_arguments
+from jmerge.trees.own import method_of
+from jmerge.trees.parts import make_parts, merge_there, merge_traced
+from jmerge.trees.pieces import Call, Nonfinite
+from jmerge.trees.table import Otherwise, tabulate
 
 # what is not about the method, and its default
 COMMON: dict[str, Any] = {
@@ -117,60 +116,60 @@ def merge_trees(
         chosen = method_of(method, base is not None, numbers, len(trees))
     else:
         chosen = _find(method)
+    draw = ["key", "seed"] if "keys" in chosen.reserved else []
+    check_names(chosen, numbers, ["base", *COMMON, *draw])
     _check_models(chosen, len(trees), base)
-    _check_options(nonfinite, exact, donate)
-    given = dict(numbers)
-    depth = given.pop("depth", None) if _wants_depth(chosen) else None
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(as_tree(trees[0]))[0]]
-    arguments = read_arguments(
-        chosen, len(trees), given, paths, ["base", *COMMON, *_words_of_draws(chosen)]
-    )
+    _check_words("nonfinite", nonfinite, "propagate", "ignore")
+    _check_words("otherwise", otherwise, "base", "first", "error")
+    _check_words("exact", exact, True, False)
+    _check_words("donate", donate, True, False)
+    draws = read_draws(seed, key)
     table = tabulate(trees, base, layers=layers, where=where, otherwise=otherwise)
-    settings = Settings(chosen, base is not None, nonfinite, exact)
-    draws = Draws(seed_words(seed, "seed"), "seed")
-    if key is not None:
-        if not (isinstance(seed, int) and seed == 0):
-            raise TypeError("seed and key say the same; pass one of them")
-        draws = Draws(seed_words(key, "key"), "key")
-    depths = _depths(depth, paths) if _wants_depth(chosen) else None
-    if _is_traced(table, arguments, draws, depths):
-        if donate:
-            raise TypeError(
-                "donate=True frees arrays, and in a traced function there are none; use jax.jit's donate_argnums"
-            )
-        merged = merge_traced(table, settings, arguments, draws, depths)
+    rows, kept = table.rows, table.kept
+    arguments = read_arguments(chosen, len(trees), numbers, table.paths)
+    call = Call(chosen, base is not None, nonfinite, exact)
+    parts = make_parts(rows, arguments, call)
+    if not _is_traced([row.arrays for row in rows], [part.numbers for part in parts], draws.words):
+        donated = {id(array): row.number for row in rows for array in row.models if donate}
+        for array in (*jax.tree.leaves(base), *kept.values()):
+            donated.pop(id(array), None)
+        merged = merge_there(rows, parts, call, draws, donated)
+    elif donate:
+        raise TypeError(
+            "donate=True frees arrays, and in a traced function there are none; use jax.jit's donate_argnums"
+        )
     else:
-        kept = [*jax.tree.leaves(base), *table.kept.values()]
-        merged = merge_there(table, settings, arguments, draws, depths, donate=donate, keep=kept)
-    outputs = len(trees) if chosen.per_model_output else 1
-    count = len(paths)
+        merged = merge_traced(rows, parts, call, draws)
     results = [
         jax.tree.unflatten(
             table.treedef,
-            [table.kept[i] if i in table.kept else merged[i][output] for i in range(count)],
+            [kept[i] if i in kept else merged[i][output] for i in range(len(table.paths))],
         )
-        for output in range(outputs)
+        for output in range(len(trees) if chosen.per_model_output else 1)
     ]
     return results if chosen.per_model_output else results[0]
 
 
-def _find(name: str) -> Method:
+def _find(name: Any) -> Method:
     """The method of a name; KeyError with the nearest one."""
     if not isinstance(name, str):
         raise TypeError(f"method is a name, as 'ties', or a function; found {name!r}")
     try:
         return find_method(name)
     except KeyError:
-        hint = did_you_mean(name, sorted(REGISTRY), show=40)
-        raise KeyError(f"'{name}' is not a merge method{hint}") from None
+        raise KeyError(unknown_method(name)) from None
 
 
 def _list_of(models: Any) -> list[Any]:
     """The models; TypeError where it is one tree and no list of them."""
-    one = isinstance(models, Mapping | str | jax.Array | np.ndarray) or not hasattr(
-        models, "__iter__"
-    )
-    if one or type(models).__module__.startswith("flax"):
+    kinds = (Mapping, str, bytes, jax.Array, np.ndarray)
+    named = isinstance(models, tuple) and hasattr(models, "_fields")
+    if (
+        isinstance(models, kinds)
+        or named
+        or not hasattr(models, "__iter__")
+        or type(models).__module__.startswith("flax")
+    ):
         raise TypeError(
             f"models is a list of trees; found one {type(models).__name__}, so write [model] around it"
         )
@@ -189,32 +188,16 @@ def _check_models(method: Method, count: int, base: Any) -> None:
         raise TypeError("there are no models to merge")
 
 
-def _check_options(nonfinite: str, exact: bool, donate: bool) -> None:
-    if nonfinite not in ("propagate", "ignore"):
-        raise ValueError(f"nonfinite: expected 'propagate' or 'ignore'; found {nonfinite!r}")
-    for name, value in (("exact", exact), ("donate", donate)):
-        if not isinstance(value, bool):
-            raise TypeError(f"'{name}' is True or False; found {value!r}")
+def _check_words(argument: str, value: Any, *words: str | bool) -> None:
+    if type(value) is not type(words[0]) or value not in words:
+        known = " or ".join([", ".join(map(repr, words[:-1])), repr(words[-1])])
+        error = TypeError if isinstance(words[0], bool) else ValueError
+        raise error(f"{argument}: expected {known}; found {value!r}")
 
 
-def _words_of_draws(method: Method) -> list[str]:
-    return ["key", "seed"] if "keys" in method.reserved else []
-
-
-def _wants_depth(method: Method) -> bool:
-    return LINES_DEPTH in method.parameters
-
-
-def _depths(depth: Any, paths: Sequence[Any]) -> list[Any]:
-    """The depth of every leaf, for methods that want it."""
-    if depth is None:
-        raise TypeError("'lines' needs depth=: a tree like the models of numbers from 0 to 1")
-    return spread(depth, paths, "depth")
-
-
-def _is_traced(table: Table, arguments: Arguments, draws: Draws, depths: Any) -> bool:
+def _is_traced(*values: Any) -> bool:
     """Whether any array is known only when a program runs."""
-    arrays = [row.arrays for row in table.rows]
-    values = jax.tree.leaves((arrays, arguments.given, arguments.by_leaf, draws.words, depths))
-    inside = isinstance(jax.numpy.zeros(()), jax.core.Tracer)
-    return inside or any(isinstance(each, jax.core.Tracer) for each in values)
+    # inside of `jit` new arrays are too
+    return any(
+        isinstance(each, jax.core.Tracer) for each in jax.tree.leaves((jnp.zeros(()), values))
+    )

@@ -6,10 +6,10 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 import jax
 import numpy as np
 
-from jmerge.methods.by_path import ByPath, OverLayers
-from jmerge.methods.by_path import by_path as by_path
-from jmerge.methods.by_path import over_layers as over_layers
-from jmerge.methods.trees import merge_trees as merge_trees
+from jmerge.trees.by_path import ByPath, OverLayers
+from jmerge.trees.by_path import by_path as by_path
+from jmerge.trees.by_path import over_layers as over_layers
+from jmerge.trees.merge import merge_trees as merge_trees
 
 T = TypeVar("T")
 # a plain or traced number, by path, over layers, or a tree that goes as far as it has to

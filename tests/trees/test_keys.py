@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import jmerge
-from jmerge.methods.draws import model_keys, place_tag, seed_words
 from jmerge.methods.random import make_key, uniform
 from jmerge.methods.streams import stream_of
+from jmerge.trees.keys import model_keys, place_tag, seed_words
 
 STACK = jnp.ones((3, 2, 4))
 
 
-def keys_of(seed: Any, array: jax.Array, name: str = "layers.w", layer: Any = None) -> jax.Array:
+def keys_of(seed: Any, array: jax.Array, name: str = "layers.w") -> jax.Array:
     """The keys of two models of a leaf."""
     words = seed_words(seed, "seed")
-    return model_keys(words, stream_of(name), place_tag(words, [array], "seed"), 2, layer)
+    return model_keys(words, stream_of(name), place_tag(words, [array], "seed"), 2)
 
 
 def of_host(seed: int, name: str) -> np.ndarray:

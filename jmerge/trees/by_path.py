@@ -1,19 +1,25 @@
-"""Numbers that differ from leaf to leaf: by patterns of their names, and over the layers."""
+"""Numbers that differ from leaf to leaf: by patterns of their names, over the layers, and as a tree."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from jmerge.names import nearest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmerge.trees.paths import matches
 
 
 class Leaf(NamedTuple):
-    """Where in its model a leaf lies, or the slice of one that is a layer."""
+    """Where in its model a leaf lies, or a layer of one."""
 
+    number: int  # among all leaves of the tree
     name: str
     depth: float  # from 0 for the first layer of its stack to 1 for the last; 0 outside of layers
+    layer: int | None = None  # which one, where the leaf holds several
+    layers: int = 0  # how many it then holds
 
 
 class OverLayers:
@@ -43,17 +49,21 @@ class ByPath:
     def __repr__(self) -> str:
         return f"by_path({self.values!r}, default={self.default!r})"
 
-    def of(self, name: str, number: str) -> Any:
-        """The value for the leaf of a name; ValueError, which calls the number `number`, where it has none."""
-        for pattern, value in self.values.items():
-            if matches(pattern, name):
-                return value
-        if self.default is None:
+    def of(self, name: str, argument: str) -> Any:
+        """The value for the leaf of a name; ValueError, which names the argument, where it has none."""
+        found = [value for pattern, value in self.values.items() if matches(pattern, name)]
+        if not found and self.default is None:
             patterns = ", ".join(map(repr, self.values))
             raise ValueError(
-                f"{number}: no pattern of by_path matches '{name}' (they are {patterns}); add one, or default="
+                f"{argument}: no pattern of by_path matches '{name}' (they are {patterns}); add one, or default="
             )
-        return self.default
+        return [*found, self.default][0]
+
+
+class ByLeaf(NamedTuple):
+    """A number for each leaf by its place in the tree: what a tree of numbers says."""
+
+    values: Sequence[Any]
 
 
 def over_layers(first: Any, *others: Any) -> OverLayers:
@@ -66,7 +76,7 @@ def over_layers(first: Any, *others: Any) -> OverLayers:
       TypeError: a value is no number.
     """
     for value in (first, *others):
-        _check(value, "over_layers", nested=(ByPath, OverLayers))
+        _check(value, "over_layers")
     return OverLayers((first, *others))
 
 
@@ -87,59 +97,48 @@ def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"by_path takes a mapping of patterns to numbers; found {values!r}")
-    for pattern, value in values.items():
+    said = {f"by_path: '{pattern}'": value for pattern, value in values.items()}
+    for where, value in (said | ({} if default is None else {"by_path: default": default})).items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(each, OverLayers):
+                _check(each, where)
+    for pattern in values:
         if not isinstance(pattern, str):
             raise TypeError(f"by_path: a pattern is a string; found {pattern!r}")
-        _check(value, f"by_path: '{pattern}'", nested=(ByPath,))
-    if default is not None:
-        _check(default, "by_path: default", nested=(ByPath,))
     return ByPath(values, default)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern, in which `*` and `?` stand for others, is all of a name."""
-    return fnmatchcase(name, pattern)
+def _check(value: Any, where: str) -> None:
+    """TypeError where a value is no number, nor an array of them."""
+    array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    number = array and jnp.issubdtype(value.dtype, jnp.number)
+    # a whole number may be too long for arithmetic
+    plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 1024)
+    if not (number or plain):
+        raise TypeError(f"{where}: expected a number, found {value!r}")
 
 
-def check_patterns(patterns: Sequence[str], names: Sequence[str], where: str) -> None:
-    """ValueError where a pattern matches no name; `where` is the argument that has it."""
-    for pattern in patterns:
-        if not any(matches(pattern, name) for name in names):
-            best = nearest(pattern.strip("*"), names, 0.4)
-            part = next(
-                (n for n in names if pattern.strip("*.") and pattern.strip("*.") in n), None
-            )
-            hint = "there are no leaves"
-            if part is not None:
-                hint = (
-                    f"it has to match the whole of a name; did you mean '*{pattern.strip('*.')}*'?"
-                )
-            elif best is not None or names:
-                hint = f"one leaf is '{best or names[0]}'"
-            raise ValueError(f"{where}: '{pattern}' matches no leaf; {hint}")
+def resolve(value: Any, leaf: Leaf, argument: str, *, by_layer: bool) -> Any:
+    """The value for a leaf of what may differ from leaf to leaf, or be one for each model of such.
 
-
-def _check(value: Any, where: str, *, nested: tuple[type, ...]) -> None:
-    values = value if isinstance(value, list | tuple) else [value]
-    for each in values:
-        word = isinstance(each, str | bytes | Mapping) or each is None or callable(each)
-        if word or isinstance(each, nested):
-            raise TypeError(f"{where}: expected a number, found {each!r}")
-
-
-def resolve(value: Any, leaf: Leaf, number: str) -> Any:
-    """The value for a leaf of what may be by path, over layers, or one for each model of such."""
+    by_layer: whether an array in a tree is one for each layer of the leaf at its place.
+    """
     if isinstance(value, ByPath):
-        return resolve(value.of(leaf.name, number), leaf, number)
+        return resolve(value.of(leaf.name, argument), leaf, argument, by_layer=False)
+    if isinstance(value, ByLeaf):
+        own = value.values[leaf.number]
+        if by_layer and leaf.layer is not None and np.shape(own) == (leaf.layers,):
+            own = own[leaf.layer]
+        return resolve(own, leaf, argument, by_layer=False)
     if isinstance(value, OverLayers):
         return value.at(leaf.depth)
     if isinstance(value, list | tuple):
-        return tuple(resolve(each, leaf, number) for each in value)
+        return tuple(resolve(each, leaf, argument, by_layer=by_layer) for each in value)
     return value
 
 
 def varies(value: Any) -> bool:
     """Whether a value is not the same for all leaves."""
-    if isinstance(value, list | tuple):
-        return any(map(varies, value))
-    return isinstance(value, ByPath | OverLayers)
+    if isinstance(value, ByPath | OverLayers | ByLeaf):
+        return True
+    return isinstance(value, list | tuple) and any(map(varies, value))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from test_trees import NUMBERS
+from treecases import NUMBERS
 
 import jmerge
 from jmerge.methods import find_method

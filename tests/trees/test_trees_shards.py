@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_trees import NUMBERS
+from treecases import NUMBERS
 
 SCRIPT = Path(__file__).parent / "shard_mapped.py"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jmerge
-from jmerge.methods.leaf import Call
 from jmerge.testing.close import assert_same_bytes
+from jmerge.trees.pieces import Call
 
 LAYERS = 3
 # stacked along the first, a middle and the last axis

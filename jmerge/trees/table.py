@@ -9,20 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.methods.by_path import Leaf
-from jmerge.methods.prefixes import Path, choose_merged, layer_axes
-from jmerge.methods.streams import Stream, layer_of, path_depth, path_name, streams
+from jmerge.methods.streams import Stream, layer_of, streams
+from jmerge.trees.by_path import Leaf
+from jmerge.trees.paths import Path, choose_merged, layer_axes, path_depth, path_name
 
 Otherwise = Literal["base", "first", "error"]
-OTHERWISE = ("base", "first", "error")
 
 
 class Row(NamedTuple):
-    """A leaf that is merged: one array of every model, and of the base last where there is one."""
+    """A leaf that is merged."""
 
     number: int  # among all leaves of the tree
-    name: str
-    arrays: list[Any]
+    models: list[Any]  # one array of every model
+    arrays: list[Any]  # the same, and the base's last where there is one
     axis: int | None  # that counts layers
     stream: Stream  # of its random numbers
     places: tuple[Leaf, ...]  # of it, or of each of its layers
@@ -33,11 +32,22 @@ class Row(NamedTuple):
         shape: tuple[int, ...] = self.arrays[-1].shape
         return shape if self.axis is None else (*shape[: self.axis], *shape[self.axis + 1 :])
 
+    @property
+    def layers(self) -> Sequence[int | None]:
+        """The numbers of its layers; one None where it holds none."""
+        return (None,) if self.axis is None else range(len(self.places))
+
+    def stream_of(self, layer: Any) -> Stream:
+        """The stream of a layer, or of the leaf."""
+        numbers = () if layer is None else (layer,)
+        return self.stream._replace(numbers=(*numbers, *self.stream.numbers))
+
 
 class Table(NamedTuple):
     """The leaves of trees of one structure."""
 
     treedef: Any
+    paths: list[Path]
     rows: list[Row]
     kept: dict[int, Any]  # by their numbers, leaves that are not merged
 
@@ -51,62 +61,57 @@ def tabulate(
       ValueError: structures or shapes differ, or leaves that cannot be merged, and `otherwise` says nothing of them.
       TypeError: an argument is none of what it can be.
     """
-    if otherwise not in OTHERWISE:
-        raise ValueError(f"otherwise: expected one of {', '.join(OTHERWISE)}; found {otherwise!r}")
     if otherwise == "base" and base is None:
         raise ValueError("otherwise='base', but there is no base; 'first' takes the first model's")
-    names = [f"models[{i}]" for i in range(len(models))] + ["base"] * (base is not None)
-    trees = [as_tree(tree) for tree in (*models, *([] if base is None else [base]))]
-    paths, columns, treedef = _columns(trees, names)
+    trees = {f"models[{i}]": _as_tree(model) for i, model in enumerate(models)}
+    if base is not None:
+        trees["base"] = _as_tree(base)
+    paths, columns, treedef = _columns(trees)
     chosen = choose_merged(where, paths, columns[0])
     axes = layer_axes(layers, paths, columns[0])
-    texts = [path_name(path) for path in paths]
-    named = streams(texts, [path_depth(path) for path in paths])
-    counts = _layers(texts)
+    names = [path_name(path) for path in paths]
+    named = streams(names, [path_depth(path) for path in paths])
+    stacks = _stacks(names)
     rows, kept = [], {}
     for i, leaf in enumerate(zip(*columns, strict=True)):
-        text = texts[i] or "the array"
-        if chosen[i] and _is_merged(leaf, text, otherwise):
-            _check_shapes(leaf, text, names)
-            found = layer_of(texts[i])
-            depth = 0.0 if found is None else _depth(found[1], counts[found[0]])
-            places: tuple[Leaf, ...] = (Leaf(texts[i], depth),)
-            if (axis := axes[i]) is not None:
-                length = leaf[0].shape[axis]
-                places = tuple(Leaf(texts[i], _depth(n, length)) for n in range(length))
-            arrays = [as_array(each) for each in leaf]
-            rows.append(Row(i, texts[i], arrays, axis, named[i], places))
-        else:
+        text = names[i] or "the array"
+        if not (chosen[i] and _is_merged(leaf, text, otherwise)):
             kept[i] = _kept(leaf, text, otherwise, base is not None, chosen[i])
-    return Table(treedef, rows, kept)
+            continue
+        _check_arrays(leaf, text, list(trees))
+        found, axis = layer_of(names[i]), axes[i]
+        if axis is None:
+            depth = 0.0 if found is None else _depth(found[1], stacks[found[0]])
+            places = [Leaf(i, names[i], depth)]
+        else:
+            count = leaf[0].shape[axis]
+            places = [Leaf(i, names[i], _depth(n, count), n, count) for n in range(count)]
+        arrays = [each if isinstance(each, jax.Array) else jnp.asarray(each) for each in leaf]
+        rows.append(Row(i, arrays[: len(models)], arrays, axis, named[i], tuple(places)))
+    return Table(treedef, paths, rows, kept)
 
 
-def as_tree(tree: Any) -> Any:
+def _as_tree(tree: Any) -> Any:
     """A tree as JAX knows it: a mapping that is none, as an opened checkpoint, as a dict of its arrays."""
     if isinstance(tree, Mapping) and jax.tree_util.all_leaves([tree]):
         return {name: tree[name] for name in tree}
     return tree
 
 
-def as_array(leaf: Any) -> Any:
-    """A leaf with a shape and a dtype, as an array of JAX."""
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-
-
-def _columns(trees: Sequence[Any], names: Sequence[str]) -> tuple[list[Path], list[list[Any]], Any]:
+def _columns(trees: Mapping[str, Any]) -> tuple[list[Path], list[list[Any]], Any]:
     """The paths, the leaves of every tree, and the structure, which is that of the first."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(trees[0])
+    (beside, one), *others = trees.items()
+    flat, structure = jax.tree_util.tree_flatten_with_path(one)
     treedef: Any = structure
-    paths = [path for path, _ in flat]
-    columns = []
-    for tree, name in zip(trees, names, strict=True):
+    columns = [[leaf for _, leaf in flat]]
+    for name, tree in others:
         leaves, other = jax.tree.flatten(tree)
         if other != treedef:
             raise ValueError(
-                f"{name} and {names[0]} have different structures: {_difference(tree, trees[0], name, names[0])}"
+                f"{name} and {beside} have different structures: {_difference(tree, one, name, beside)}"
             )
         columns.append(leaves)
-    return paths, columns, treedef
+    return [path for path, _ in flat], columns, treedef
 
 
 def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
@@ -115,10 +120,10 @@ def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
         for each in (tree, other)
     )
     for first, second, who in ((own, known, name), (known, own, beside)):
-        odd = next((each for each in first if each not in second), None)
-        if odd is not None:
-            more = len(set(first) - set(second)) - 1
-            return f"'{odd}'{f' and {more} more' if more else ''} is in {who} only"
+        odd = [each for each in first if each not in second]
+        if odd and "" not in (*own, *known):  # the name of a tree that is one leaf
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            return f"'{odd[0]}'{more} is in {who} only"
     kinds = [type(each).__name__ for each in (tree, other)]
     if kinds[0] != kinds[1]:
         return f"one is a {kinds[0]}, the other a {kinds[1]}"
@@ -127,8 +132,11 @@ def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
     return " and ".join("..." + text[max(0, at - 40) : at + 40] + "..." for text in texts)
 
 
-def _check_shapes(leaf: Sequence[Any], text: str, names: Sequence[str]) -> None:
+def _check_arrays(leaf: Sequence[Any], text: str, names: Sequence[str]) -> None:
     for array, name in zip(leaf, names, strict=True):
+        there = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+        if there and array.is_deleted():
+            raise ValueError(f"'{text}' of {name} was freed, as donate=True does; load it again")
         if array.shape != leaf[-1].shape:
             raise ValueError(
                 f"'{text}' is {array.shape} in {name} and {leaf[-1].shape} in {names[-1]}"
@@ -139,17 +147,16 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
+def _kind(leaf: Any) -> str:
+    return str(leaf.dtype) if _is_array(leaf) else f"a value of type {type(leaf).__name__}"
+
+
 def _is_merged(leaf: Sequence[Any], text: str, otherwise: Otherwise) -> bool:
     """Whether all are arrays of floats; ValueError where only some are, and nothing is said of such leaves."""
     floating = [_is_array(each) and jnp.issubdtype(each.dtype, jnp.floating) for each in leaf]
     if any(floating) and not all(floating) and otherwise == "error":
-        kind = next(
-            str(each.dtype) if _is_array(each) else type(each).__name__
-            for each, is_float in zip(leaf, floating, strict=True)
-            if not is_float
-        )
         raise ValueError(
-            f"'{text}' is a float in one tree and {kind} in another; "
+            f"'{text}' is a float in one tree and {_kind(leaf[floating.index(False)])} in another; "
             "otherwise='base' or 'first' says whose to keep"
         )
     return all(floating)
@@ -157,15 +164,12 @@ def _is_merged(leaf: Sequence[Any], text: str, otherwise: Otherwise) -> bool:
 
 def _kept(leaf: Sequence[Any], text: str, otherwise: Otherwise, based: bool, chosen: bool) -> Any:
     """The leaf that comes back, as it is."""
-    if otherwise == "base":
-        return leaf[-1]
-    if otherwise == "first":
-        return leaf[0]
+    if otherwise != "error":
+        return leaf[-1] if otherwise == "base" else leaf[0]
     usual = leaf[-1] if based else leaf[0]
     if all(each is usual for each in leaf):
         return usual
-    kind = str(usual.dtype) if _is_array(usual) else f"a {type(usual).__name__}"
-    why = f"{kind}, which cannot be merged" if chosen else "not to be merged (where=)"
+    why = f"{_kind(usual)}, which cannot be merged" if chosen else "not to be merged (where=)"
     remedy = (
         "otherwise='base' or 'first' says whose to keep"
         if based
@@ -195,7 +199,7 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _layers(names: Sequence[str]) -> dict[str, int]:
+def _stacks(names: Sequence[str]) -> dict[str, int]:
     """How many layers each stack has."""
     counts: dict[str, int] = {}
     for name in names:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import jmerge
-from jmerge.methods.arguments import read_arguments
-from jmerge.methods.by_path import Leaf, by_path, over_layers
-from jmerge.methods.leaves import tabulate
 from jmerge.recipe.settings import gradient
+from jmerge.trees.by_path import Leaf, by_path, over_layers
+from jmerge.trees.numbers import read_arguments
+from jmerge.trees.table import tabulate
 
 ONES = {f"layers.{i}.{part}": jnp.ones(2) for i in range(5) for part in ("attn", "mlp")}
 ONES |= {"embed": jnp.ones(2)}
@@ -117,7 +117,7 @@ def test_numbers_are_checked_for_every_leaf() -> None:
     table = tabulate([ONES], ZEROS, layers=None, where=None, otherwise="error")
     numbers = {"weight": 1.0, "density": over_layers(0.5, 1.5)}
     arguments = read_arguments(method, 1, numbers, [])
-    assert arguments.for_leaf(0, Leaf("a", 0.0))["density"] == (0.5,)
+    assert arguments.at(Leaf(0, "a", 0.0))["density"] == (0.5,)
     with pytest.raises(ValueError, match="density: expected a number from 0 to 1, found 1.25"):
         for row in table.rows:
-            arguments.for_leaf(row.number, row.places[0])
+            arguments.at(row.places[0])

@@ -1,0 +1,49 @@
+"""Every method with numbers for it, for tests and for the scripts that they run with several devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jmerge
+
+Tree = dict[str, Any]
+
+# Numbers for each method, as keywords; the continuous ones as floats or lists of them.
+NUMBERS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": [0.3, 0.5, 0.33]},
+    "slerp": {"t": 0.3},
+    "nuslerp": {"weight": [0.3, 0.5]},
+    "multislerp": {"weight": [0.3, 0.5, 0.33]},
+    "karcher": {},
+    "passthrough": {"scale": [0.7]},
+    "task_arithmetic": {"weight": [0.3, 0.5, 0.33], "scale": 0.7},
+    "ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "dare_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "dare_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "della": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "della_linear": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "breadcrumbs": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
+    "breadcrumbs_ties": {"weight": [0.3, 0.5, 0.33], "density": 0.4, "gamma": 0.1},
+    "model_stock": {},
+    "nearswap": {"t": 0.1},
+    "arcee_fusion": {},
+    "sce": {"select_topk": 0.4},
+    "ram": {},
+    "ramplus_tl": {"r": 0.3, "epsilon": 0.1},
+    "magmax": {"scale": 0.7},
+    "negmerge": {"scale": 0.7},
+    "consensus": {"scale": 0.7},
+    "cabs": {"weight": [0.3, 0.5, 0.33], "n": 4, "m": 16},
+    "pcb": {"weight": [0.3, 0.5, 0.33], "rho": 0.2},
+    "localize_stitch": {"density": 0.2},
+    "emr": {},
+    "equalize(ties)": {"weight": [0.3, 0.5, 0.33], "density": 0.4},
+    "inverse_norm(task_arithmetic)": {"weight": [0.3, 0.5, 0.33]},
+}
+# Each test compiles anew, so most methods are tried by the slow suite; these are one of each kind.
+OF_EACH_KIND = {"linear", "slerp", "ties", "dare_linear", "della", "sce", "localize_stitch", "emr"}
+
+
+def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str, Any]) -> Any:
+    """The call under test."""
+    return jmerge.merge_trees(models, method=method, base=base, **numbers)
