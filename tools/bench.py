@@ -403,7 +403,9 @@ def main() -> None:
                 seconds, processor, _ = (statistics.median(of) for of in zip(*runs, strict=True))
                 line = f"{name:<16} {who:<7} {seconds:7.2f} s  {processor:7.2f} s processor"
                 line += f"  {seconds / base:5.2f} x floor  {moved / seconds / 1e9:5.2f} GB/s"
-                print(line + f"  peak RSS {max(run.memory for run in runs) / 1e9:.2f} GB", flush=True)
+                print(
+                    line + f"  peak RSS {max(run.memory for run in runs) / 1e9:.2f} GB", flush=True
+                )
 
 
 if __name__ == "__main__":

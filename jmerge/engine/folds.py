@@ -77,7 +77,7 @@ class Fold:
     ) -> tuple[Any, jax.Array]:
         _, number = self._kernel
         place = task.place(number, loaded.number)
-        return update_kernel(task.key, number)(state, *loaded.windows(), arguments, place)
+        return update_kernel(task.key, number)(state, loaded.pieces(), arguments, place)
 
     def _finish(self, state: Any) -> Any:
         value = finish_kernel(*self._kernel, self._pass)(state)
