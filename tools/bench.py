@@ -1,8 +1,9 @@
 """Time whole merges against the floor: reading all inputs, copying one, and syncing the copy.
 
 Makes Llama-shaped checkpoints of a given size (seeded, written a tensor at a time, kept for the next run), then
-runs each recipe and the floor in turns and prints medians: wall seconds, the ratio to the floor, peak resident
-memory of the largest process, and at how many bytes per second it did what the floor does. A second program that takes `RECIPE FOLDER` can be timed too.
+runs each recipe and the floor in turns and prints medians: wall seconds, processor seconds (of all its processes), the
+ratio of wall seconds to the floor's, peak resident memory of the largest process, and at how many bytes per second it
+did what the floor does. Where others work on the machine too, trust the processor seconds. A second program that takes `RECIPE FOLDER` can be timed too.
 
     python tools/bench.py --folder /tmp/bench --size 1.1b --merges linear,slerp --repeats 5
 
@@ -152,8 +153,16 @@ def write_recipe(folder: Path, name: str, models: list[Path], layers: int) -> Pa
     return path
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak resident bytes of the largest process of a command."""
+class Spent(NamedTuple):
+    """What a command took."""
+
+    seconds: float
+    processor: float  # seconds of all its processes, in the kernel too
+    memory: float  # peak resident bytes of its largest process
+
+
+def timed(command: list[str]) -> Spent:
+    """Run a command to its end, and say what it took; what fails ends the program."""
     pid = os.posix_spawnp(
         command[0],
         command,
@@ -165,18 +174,18 @@ def timed(command: list[str]) -> tuple[float, float]:
     seconds = time.perf_counter() - began
     if status:
         raise SystemExit(f"{shlex.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
-    return seconds, usage.ru_maxrss * 1024
+    return Spent(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
-def floor(models: list[Path], out: Path) -> float:
-    """Seconds to read every model and copy the first, with the copy on disk at the end."""
+def floor(models: list[Path], out: Path) -> Spent:
+    """Read every model and copy the first, with the copy on disk at the end."""
     shutil.rmtree(out, ignore_errors=True)
     inputs = " ".join(shlex.quote(str(p)) for m in models for p in sorted(m.glob("*.safetensors")))
     first, copy = shlex.quote(str(models[0])), shlex.quote(str(out))
     script = f"cat {inputs} > /dev/null && cp -r {first} {copy} && sync -f {copy}"
-    seconds, _ = timed(["sh", "-c", script])
+    spent = timed(["sh", "-c", script])
     shutil.rmtree(out)
-    return seconds
+    return spent
 
 
 class Nowhere:
@@ -378,9 +387,9 @@ def main() -> None:
         moved = sum(p.stat().st_size for m in used for p in m.glob("*.safetensors"))
         moved += sum(p.stat().st_size for p in used[0].glob("*.safetensors"))
         floor(used, out)  # warms the page cache
-        rows: dict[str, list[tuple[float, float]]] = {"floor": [], "jmerge": [], "other": []}
+        rows: dict[str, list[Spent]] = {"floor": [], "jmerge": [], "other": []}
         for _ in range(options.repeats):
-            rows["floor"].append((floor(used, out), 0.0))
+            rows["floor"].append(floor(used, out))
             rows["jmerge"].append(
                 timed([options.program, "--config", str(recipe), "--out", str(out), "--quiet"])
             )
@@ -388,13 +397,15 @@ def main() -> None:
             if options.other:
                 rows["other"].append(timed([*shlex.split(options.other), str(recipe), str(out)]))
                 shutil.rmtree(out)
-        base = statistics.median(seconds for seconds, _ in rows["floor"])
+        base = statistics.median(run.seconds for run in rows["floor"])
         for who, runs in rows.items():
             if runs:
-                seconds = statistics.median(s for s, _ in runs)
-                memory = max(m for _, m in runs)
-                line = f"{name:<16} {who:<7} {seconds:7.2f} s  {seconds / base:5.2f} x floor  {moved / seconds / 1e9:5.2f} GB/s"
-                print(line + (f"  peak RSS {memory / 1e9:.2f} GB" if memory else ""), flush=True)
+                seconds, processor, _ = (statistics.median(of) for of in zip(*runs, strict=True))
+                line = f"{name:<16} {who:<7} {seconds:7.2f} s  {processor:7.2f} s processor"
+                line += f"  {seconds / base:5.2f} x floor  {moved / seconds / 1e9:5.2f} GB/s"
+                print(
+                    line + f"  peak RSS {max(run.memory for run in runs) / 1e9:.2f} GB", flush=True
+                )
 
 
 if __name__ == "__main__":

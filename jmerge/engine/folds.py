@@ -77,7 +77,7 @@ class Fold:
     ) -> tuple[Any, jax.Array]:
         place = task.place(self._number, loaded.number)
         program = update_kernel(task.key, self._number, self._passes == 1)
-        return program(state, *loaded.windows(), arguments, place)
+        return program(state, loaded.pieces(), arguments, place)
 
     def _finish(self, state: Any) -> Any:
         self._passes -= 1

@@ -2,7 +2,8 @@
 
 A kernel sees flat pieces of one of a few fixed lengths, so it is compiled once for each of those, whatever the
 shapes of the tensors. Each input comes as a window, `ALIGNMENT` bytes longer than the piece, with the number of
-elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in a file, while memory is aligned.
+elements to skip at its start (int32 [inputs]): so the piece may lie anywhere in a file, while memory is aligned. What
+adds up takes pieces that are aligned themselves: elements in rows at a place that XLA does not know are read one by one.
 Everything between the two casts is float32 (float64 for float64 tensors).
 """
 
@@ -128,19 +129,14 @@ def combine_kernel(key: KernelKey) -> Callable[..., Piece]:
 def update_kernel(
     key: KernelKey, statistic: int, last: bool
 ) -> Callable[..., tuple[Any, jax.Array]]:
-    """The jitted program (state, windows, skips, arguments, place) -> the state after one more piece, in the last pass
-    or one before it, and something that is ready when that is; the state that it is given is gone."""
+    """The jitted program (state, pieces, arguments, place) -> the state after one more piece, in the last pass or one
+    before it, and something that is ready when that is; the state that it is given is gone."""
     found = update(key, statistic)
 
     def update_piece(
-        state: Any,
-        windows: Sequence[jax.Array],
-        skips: jax.Array,
-        arguments: Mapping[str, Any],
-        place: Place,
+        state: Any, pieces: Sequence[jax.Array], arguments: Mapping[str, Any], place: Place
     ) -> tuple[Any, jax.Array]:
-        pieces = _cut_out_apart(windows, skips)
-        return found(state, pieces, arguments, place, last), skips.sum()
+        return found(state, pieces, arguments, place, last), place.start.sum()
 
     return jax.jit(update_piece, donate_argnums=0)
 
@@ -244,20 +240,6 @@ def _cut_out(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
     for i, window in enumerate(windows):
         length = window.size - ALIGNMENT // window.dtype.itemsize
         pieces.append(jax.lax.dynamic_slice(window, (skips[i],), (length,)))
-    return pieces
-
-
-def _cut_out_apart(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
-    """The same, in memory of its own: XLA fuses nothing across a branch, whose condition always holds. Cut out in a
-    loop that adds, at a place it does not know, elements would be read one by one, which takes six times as long."""
-
-    def nothing(windows: Sequence[jax.Array], skips: jax.Array) -> list[jax.Array]:
-        found = jax.eval_shape(_cut_out, windows, skips)
-        return [jnp.zeros(each.shape, each.dtype) for each in found]
-
-    pieces: list[jax.Array] = jax.lax.cond(
-        jnp.all(skips >= 0), _cut_out, nothing, list(windows), skips
-    )
     return pieces
 
 

@@ -43,7 +43,7 @@ from jmerge.engine.schedule import (
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
-from jmerge.engine.task import Task, window_shapes
+from jmerge.engine.task import Task, piece_shapes, window_shapes
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
@@ -219,7 +219,7 @@ def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
             place = task.place(what.statistic, 0)
             # the last pass of several holds less
             update = update_kernel(*kernel, last=not what.again)
-            yield update, state, *inputs, arguments, place
+            yield update, state, piece_shapes(work), arguments, place
     arguments = task.arguments(0)
     if work.small:
         yield combine_rows(task.key), _rows_of(work, rows), _for_rows(arguments, rows)

@@ -221,10 +221,15 @@ class _Run:
                 place = self.inputs.place(item, first, size) if whole else None
                 if place is not None and place[1] * 8 % bits == 0:
                     window = self.maps.window(*place, size)
-                if window is not None:
+                if window is not None and not (window[1] and loaded.turn.what.adds):
                     loaded.slot.views[position] = View(*window, mapped=True)
                     continue
-                self.inputs.read(item, first, buffer[:size], glance=glance)
+                if window is not None:
+                    around, skip = window
+                    buffer[:size] = around[skip : skip + size]
+                    self.maps.release(around)
+                else:
+                    self.inputs.read(item, first, buffer[:size], glance=glance)
             # a kernel works on a fixed length; zeros are neutral in every sum and never NaN
             buffer[size : length * bits // 8] = 0
 

@@ -50,6 +50,11 @@ class Pass(NamedTuple):
         """Whether it makes the result."""
         return self.statistic < 0
 
+    @property
+    def adds(self) -> bool:
+        """Whether it takes pieces into the state of a statistic."""
+        return not self.combines and not self.samples
+
 
 class Place(NamedTuple):
     """Where a step stands among those over which statistics of whole models are taken; alone without a group."""

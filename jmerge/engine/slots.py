@@ -109,6 +109,12 @@ class Loaded(NamedTuple):
             skips.append(skip // dtype.itemsize)
         return arrays, np.asarray(skips, np.int32)
 
+    def pieces(self) -> list[np.ndarray]:
+        """The elements of the inputs by themselves, where the turn `adds`: so they are aligned."""
+        windows, skips = self.windows()
+        assert not skips.any()
+        return [window[: self.work.padded(self.number)] for window in windows]
+
 
 class LoadedBundle(NamedTuple):
     """A bundle of small tensors in memory, each a row of the buffers."""

@@ -145,9 +145,15 @@ class Task:
 
 def window_shapes(work: Work) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:
     """What kernels read of the longest piece of a step's inputs, but for the values."""
-    windows = []
-    for item in work.step.inputs:
-        dtype = NUMPY[item.spec.dtype]
-        length = work.padded(0) + ALIGNMENT // dtype.itemsize
-        windows.append(jax.ShapeDtypeStruct((length,), dtype))  # type: ignore[no-untyped-call]
+    windows = piece_shapes(work, ALIGNMENT)
     return windows, np.zeros(len(windows), np.int32)
+
+
+def piece_shapes(work: Work, beside: int = 0) -> list[jax.ShapeDtypeStruct]:
+    """The longest piece of each of a step's inputs, with so many bytes beside it."""
+    dtypes = [NUMPY[item.spec.dtype] for item in work.step.inputs]
+    lengths = [work.padded(0) + beside // dtype.itemsize for dtype in dtypes]
+    return [
+        jax.ShapeDtypeStruct((length,), dtype)  # type: ignore[no-untyped-call]
+        for length, dtype in zip(lengths, dtypes, strict=True)
+    ]

@@ -20,7 +20,7 @@ LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in
     "karcher",
     takes="models",
     models=(1, None),
-    statistics=(BlockSum(keyword="sums", terms=gram_terms),),
+    statistics=(BlockSum(keyword="sums", terms=gram_terms, short=True),),
     bundled=False,
     title="Karcher Mean",
     summary=(

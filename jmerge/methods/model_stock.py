@@ -31,7 +31,12 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     base="needed",
     models=(2, None),
     statistics=(
-        BlockSum(keyword="sums", terms=gram_terms, when=lambda numbers: not numbers["filter_wise"]),
+        BlockSum(
+            keyword="sums",
+            terms=gram_terms,
+            short=True,
+            when=lambda numbers: not numbers["filter_wise"],
+        ),
     ),
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",

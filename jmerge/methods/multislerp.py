@@ -32,7 +32,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="delta",
     base="optional",
     models=(1, None),
-    statistics=(BlockSum(keyword="sums", terms=gram_terms),),
+    statistics=(BlockSum(keyword="sums", terms=gram_terms, short=True),),
     check=_check,
     divides=lambda numbers: bool(numbers["normalize_weights"]),
     carries_nan=True,

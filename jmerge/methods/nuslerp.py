@@ -36,7 +36,12 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     base="optional",
     models=(2, 2),
     statistics=(
-        BlockSum(keyword="sums", terms=gram_terms, when=lambda numbers: numbers["nuslerp_flatten"]),
+        BlockSum(
+            keyword="sums",
+            terms=gram_terms,
+            short=True,
+            when=lambda numbers: numbers["nuslerp_flatten"],
+        ),
     ),
     unit=_unit,
     divides=lambda numbers: True,

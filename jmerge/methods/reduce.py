@@ -21,19 +21,26 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from jmerge.methods.mesh import axis_to_deal, deal, devices_of, mesh_of
-from jmerge.methods.xla import always, branch, rounded
+from jmerge.methods.xla import add_together, always, branch, rounded
 
 BLOCK = 4096  # elements; pieces of a tensor start at multiples of it
 ROWS = (
     4  # that are added at a time: from more streams than that XLA's loops on CPU do not vectorise
 )
 PLAIN = ROWS**3  # elements of a block that are added without pairs
+TOGETHER = 6  # terms that are added in one loop: with more, XLA's loops on CPU do not vectorise
 PARTS = 16  # of an axis that are added at a time
 
 
-def block_pairs(terms: Sequence[jax.Array]) -> jax.Array:
-    """The sum of every block of each of the terms [elements], whole blocks long -> pairs [sums, blocks, 2]."""
-    return _pairs([term.reshape(-1, BLOCK) for term in terms])
+def block_pairs(
+    terms: Sequence[jax.Array], beside: jax.Array | None = None, *, short: bool = False
+) -> jax.Array:
+    """The sum of every block of each of the terms [elements], whole blocks long -> pairs [sums, blocks, 2].
+
+    beside: numbers that XLA does not know either; of a term that others are made with, it would make a copy.
+    short: whether an element of a term takes few operations, so that all are added in one loop, see `add_together`.
+    """
+    return _pairs([term.reshape(-1, BLOCK) for term in terms], beside, short)
 
 
 def add_blocks(pairs: jax.Array) -> jax.Array:
@@ -59,10 +66,11 @@ def total(terms: Sequence[jax.Array]) -> jax.Array:
     return add_blocks(total_pairs(terms))
 
 
-def total_pairs(terms: Sequence[jax.Array]) -> jax.Array:
-    """The sums of whole arrays, all of one shape, as pairs [sums, 1, 2]."""
+def total_pairs(terms: Sequence[jax.Array], *, short: bool = False) -> jax.Array:
+    """The sums of whole arrays, all of one shape, as pairs [sums, 1, 2]; short: as in `block_pairs`."""
     mesh = mesh_of(terms)
-    found: jax.Array = (_total if devices_of(mesh) == 1 else _total_compiled)(list(terms), mesh)
+    add = _total if devices_of(mesh) == 1 else _total_compiled
+    found: jax.Array = add(list(terms), mesh, short)
     return found
 
 
@@ -89,9 +97,9 @@ def along_rows(terms: jax.Array, *, last: bool) -> jax.Array:
     return along(terms.reshape(math.prod(rows), math.prod(row)), 1)[:, 0]
 
 
-def _total(terms: Sequence[jax.Array], mesh: AbstractMesh) -> jax.Array:
+def _total(terms: Sequence[jax.Array], mesh: AbstractMesh, short: bool) -> jax.Array:
     """The sums of whole arrays as pairs [sums, 1, 2]."""
-    pairs = deal(_pairs([_blocks(term, mesh) for term in terms]), mesh, None)
+    pairs = deal(_pairs([_blocks(term, mesh) for term in terms], None, short), mesh, None)
     parts = pairs.shape[1]
     blocks = -(-terms[0].size // (parts * BLOCK))  # of each part: what follows is padding
     pairs = pairs[:, :, :blocks].reshape(len(terms), parts * blocks, 2)
@@ -120,14 +128,17 @@ def _along(terms: jax.Array, axis: int, mesh: AbstractMesh) -> jax.Array:
 
 
 # only within a program may an array lie on its devices in unequal parts
-_total_compiled = jax.jit(_total, static_argnames="mesh")
+_total_compiled = jax.jit(_total, static_argnames=("mesh", "short"))
 _along_compiled = jax.jit(_along, static_argnames=("axis", "mesh"))
 
 
-def _pairs(terms: Sequence[jax.Array]) -> jax.Array:
+def _pairs(terms: Sequence[jax.Array], beside: jax.Array | None, short: bool) -> jax.Array:
     """The sums of blocks [..., BLOCK] of every term as pairs [terms, ..., 2]."""
-    true = always(terms[0])
-    quarters = [_add_rows(each) for each in rounded(terms, true)]
+    true = always(terms[0] if beside is None else beside)
+    halves = [_pairs_of_rows(each) for each in rounded(terms, true)]
+    step = TOGETHER if short else 1
+    groups = [halves[i : i + step] for i in range(0, len(halves), step)]
+    quarters = [each for group in groups for each in add_together(group)]
     return branch(true, _end_pairs, _no_pairs, quarters)
 
 
@@ -141,13 +152,16 @@ def _no_pairs(quarters: list[jax.Array]) -> jax.Array:
     return jnp.stack([each[..., :2] for each in quarters])
 
 
+def _pairs_of_rows(blocks: jax.Array) -> jax.Array:
+    """The sums [..., 2, elements / 4] of the first two and the last two of the four rows of blocks [..., elements]."""
+    rows = blocks.reshape(*blocks.shape[:-1], 2, 2, blocks.shape[-1] // ROWS)
+    return rows[..., 0, :] + rows[..., 1, :]
+
+
 def _add_rows(blocks: jax.Array) -> jax.Array:
-    """The sums over `ROWS` rows [..., elements / ROWS] of blocks [..., elements]."""
-    rows = blocks.reshape(*blocks.shape[:-1], ROWS, blocks.shape[-1] // ROWS)
-    sums = [rows[..., i, :] for i in range(ROWS)]
-    while len(sums) > 1:
-        sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
-    return sums[0]
+    """The sums over the four rows [..., elements / 4] of blocks [..., elements]."""
+    halves = _pairs_of_rows(blocks)
+    return halves[..., 0, :] + halves[..., 1, :]
 
 
 def _halve(high: jax.Array, low: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
     statistics=(
         BlockSum(keyword="varied", terms=varied_terms, when=_selects),
         TopK(keyword="chosen", terms=variance_keys, counts=_count, when=_selects),
-        BlockSum(keyword="sums", terms=square_terms),
+        BlockSum(keyword="sums", terms=square_terms, short=True),
     ),
     no_effect=("int8_mask",),
     advice=_advice,

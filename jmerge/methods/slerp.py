@@ -28,7 +28,7 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     takes="base, models",
     base="needed",
     models=(1, 1),
-    statistics=(BlockSum(keyword="sums", terms=slerp_sums),),
+    statistics=(BlockSum(keyword="sums", terms=slerp_sums, short=True),),
     carries_nan=True,
     title="SLERP",
     summary=(

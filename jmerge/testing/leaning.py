@@ -14,7 +14,6 @@ from jmerge.methods import reduce, xla
 from jmerge.methods.reduce import BLOCK, block_pairs
 
 ELEMENTS = 256 * BLOCK
-WIDER = 32  # elements: a window than its piece
 
 
 class Example(NamedTuple):
@@ -33,50 +32,25 @@ def example(name: str, elements: int = ELEMENTS) -> Example:
         return Example(products, without_rounded(products), (x, y))
     if name == "branch":
         return Example(squares, without_branch(squares), (x,))
-    if name == "branch, cutting":
-        skips = np.asarray([3, 5], np.int32)
-        windows = np.pad(x, (0, WIDER)), np.pad(y, (0, WIDER))
-        return Example(cut_apart, cut_and_added, (*windows, skips))
+    if name == "add_together":
+        return Example(products, one_by_one(products), (x, y))
     if name == "unknown":
         seven = jnp.float32(7)
         return Example(lambda x: x / xla.unknown(seven), lambda x: x / seven, (x[0],))
     raise KeyError(name)
 
 
-NAMES = ("rounded", "branch", "branch, cutting", "unknown")
+NAMES = ("rounded", "branch", "add_together", "unknown")
 
 
 def products(x: jax.Array, y: jax.Array) -> jax.Array:
     """Sums of three products, as slerp's."""
-    return block_pairs([x * y, x * x, y * y])
+    return block_pairs([x * y, x * x, y * y], short=True)
 
 
 def squares(x: jax.Array) -> jax.Array:
     """A sum of squares."""
     return block_pairs([x * x])
-
-
-def cut(windows: tuple[jax.Array, jax.Array, jax.Array]) -> list[jax.Array]:
-    """Pieces of two windows, as the engine cuts them out: x, y, where they start -> pieces."""
-    *two, skips = windows
-    return [
-        jax.lax.dynamic_slice_in_dim(window, skips[i], window.size - WIDER)
-        for i, window in enumerate(two)
-    ]
-
-
-def cut_and_added(*windows: Any) -> jax.Array:
-    """Sums of what is cut out."""
-    return products(*cut(windows))
-
-
-def cut_apart(*windows: Any) -> jax.Array:
-    """The same, the pieces cut out in loops of their own."""
-    skips = windows[2]
-    pieces = xla.branch(
-        jnp.all(skips >= 0), cut, lambda given: [each[:-WIDER] for each in given[:2]], windows
-    )
-    return products(*pieces)
 
 
 def without_rounded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -87,6 +61,15 @@ def without_rounded(function: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 def without_branch(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A function of sums whose terms are added in the loops that compute them, as XLA likes."""
     return _replaced("branch", lambda true, function, otherwise, inputs: function(inputs), function)
+
+
+def one_by_one(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of sums, each added in a loop of its own."""
+    return _replaced("add_together", lambda terms: [_add_rows(each) for each in terms], function)
+
+
+def _add_rows(rows: jax.Array) -> jax.Array:
+    return rows[..., 0, :] + rows[..., 1, :]
 
 
 def _replaced(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.methods.statistics.counts import whole_number
-from jmerge.methods.statistics.fold import Again, Extent, Statistic
+from jmerge.methods.statistics.fold import Again, Extent, Statistic, search
 from jmerge.methods.statistics.rows import SortedRows
 from jmerge.methods.statistics.topk import TopK, by_partition, make_threshold
 from jmerge.trees.numbers import Numbers
@@ -124,12 +124,13 @@ class Merge:
         if self.there and (value := statistic.known(extent, numbers, found)) is not None:
             return value
         state = statistic.init(extent, numbers, found)
-        for turn in range(statistic.passes(first.call.wide)):
-            value = self.run(finish, statistic, turn, self._pass(statistic, turn, known, state))
-            if not isinstance(value, Again):
-                return value
-            state = value.state
-        raise AssertionError("a statistic says when it is finished")
+        if not self.there:
+            return search(statistic, state, first.call.wide, partial(self._pass, statistic, known))
+        passes = statistic.passes(first.call.wide)
+        for last in [False] * (passes - 1) + [True]:
+            value = finish(statistic, last, self._pass(statistic, known, state, last))
+            state = value.state if isinstance(value, Again) else value
+        return state
 
     def _totals(self, statistic: Statistic, group: Group, known: Found) -> jax.Array:
         """Plain sums over all pieces of a group."""
@@ -141,12 +142,12 @@ class Merge:
 
         return of(group.stacked) if group.alone else jnp.sum(jax.lax.map(of, group.stacked), axis=0)
 
-    def _pass(self, statistic: Statistic, turn: int, known: Found, state: Any) -> Any:
+    def _pass(self, statistic: Statistic, known: Found, state: Any, last: bool) -> Any:
         """The state after all pieces."""
 
         def step(group: Group, state: Any, piece: Piece) -> Any:
             found = self._find(group, piece, known, statistic)
-            return self.run(update, group.call, statistic, turn, piece, found, state)
+            return self.run(update, group.call, statistic, last, piece, found, state)
 
         if all(group.alone for group in self.groups) or not isinstance(statistic, TopK):
             for group in self.groups:

@@ -17,8 +17,8 @@ import numpy as np
 
 from jmerge.methods.mesh import varying_axes
 from jmerge.methods.spec import Method
-from jmerge.methods.statistics.counts import Count, add, times
-from jmerge.methods.statistics.fold import Place, Statistic
+from jmerge.methods.statistics.counts import Count, add, as_count, times
+from jmerge.methods.statistics.fold import Place, Statistic, search
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.whole import keywords_of
@@ -133,33 +133,32 @@ def take(call: Call, statistic: Statistic, piece: Piece, found: Found, state: An
     """The value of a statistic of one piece, from the state before its first pass."""
     alone = call.cut(piece)._replace(start=np.zeros(2, np.uint32), number=0)
     terms = call.terms(statistic, call.cut(piece), found)
-    for turn in range(statistic.passes(call.wide)):
-        value = statistic.finish(_updated(call, statistic, turn, alone, terms, state), turn)
-        if not isinstance(value, Again):
-            return value
-        state = value.state
-    raise AssertionError("a statistic says when it is finished")
+
+    def seen(state: Any, last: bool) -> Any:
+        return _updated(call, statistic, last, alone, terms, state)
+
+    return search(statistic, state, call.wide, seen)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def update(
-    call: Call, statistic: Statistic, turn: int, piece: Piece, found: Found, state: Any
+    call: Call, statistic: Statistic, last: bool, piece: Piece, found: Found, state: Any
 ) -> Any:
-    """The state of a statistic of whole models after one more piece in a pass."""
+    """The state of a statistic of whole models after one more piece, in the last pass or one before it."""
     cut = call.cut(piece)
-    return _updated(call, statistic, turn, cut, call.terms(statistic, cut, found), state)
+    return _updated(call, statistic, last, cut, call.terms(statistic, cut, found), state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def finish(statistic: Statistic, turn: int, state: Any) -> Any:
-    """The value, or `Again`, after a pass."""
-    return statistic.finish(state, turn)
+def finish(statistic: Statistic, last: bool, state: Any) -> Any:
+    """The value after the last pass, `Again` after one before it."""
+    return statistic.finish(state, last=last)
 
 
 def _updated(
     call: Call,
     statistic: Statistic,
-    turn: int,
+    last: bool,
     piece: Piece,
     terms: Sequence[jax.Array],
     state: Any,
@@ -173,10 +172,9 @@ def _updated(
     if not axes or statistic.scope == "piece":
         return statistic.close(statistic.update(state, terms, at, last=last), first)
     # the last ties that are kept are looked for in one piece of a group after the other
-    in_turn = isinstance(statistic, TopK) and turn == statistic.passes(call.wide) - 1
-    turns = state.pieces if in_turn else 1
+    turns = state.pieces if isinstance(statistic, TopK) and last else 1
     for each in range(turns):
-        after = statistic.update(state, terms, at)
+        after = statistic.update(state, terms, at, last=last)
         mine = (jnp.asarray(first) % turns == each) if turns > 1 else None
         state = jax.tree.map(lambda old, new: _joined(old, new, mine, axes), state, after)  # noqa: B023
     return state
@@ -218,4 +216,4 @@ def _start_of(first: Any, size: int, axes: tuple[str, ...]) -> jax.Array:
     start = Count(jnp.asarray(first[0], jnp.uint32), jnp.asarray(first[1], jnp.uint32))
     if axes:
         start = add(start, times(_shard(axes), size))
-    return jnp.stack([start.high, start.low])
+    return jnp.stack([jnp.asarray(word) for word in as_count(start)])

@@ -35,6 +35,8 @@ class Sums(NamedTuple):
 class BlockSum(Statistic):
     """Totals [sums] of terms, each [*shape] or, for a method that keeps rows or slabs together, a number for each."""
 
+    short: bool = False  # an element of a term takes few operations, such as a product
+
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Sums:
         """Zeros."""
         totals = jnp.zeros((extent.terms, len(extent.sizes), 2), extent.dtype)
@@ -61,14 +63,14 @@ class BlockSum(Statistic):
             count = values.shape[1] if place.valid is None else place.valid
             return state._replace(rows=_put(state.rows, values, place.block, count))
         if state.pairs is not None:
-            pairs = block_pairs([each.reshape(-1) for each in terms])
+            pairs = block_pairs([each.reshape(-1) for each in terms], state.pairs, short=self.short)
             count = pairs.shape[1] if place.valid is None else (place.valid + BLOCK - 1) // BLOCK
             return state._replace(pairs=_put(state.pairs, pairs, place.block, count))
         if not terms:
             return state
         return state._replace(
             totals=jax.lax.dynamic_update_slice_in_dim(
-                state.totals, total_pairs(terms), place.tensor, 1
+                state.totals, total_pairs(terms, short=self.short), place.tensor, 1
             )
         )
 
