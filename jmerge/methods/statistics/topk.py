@@ -128,8 +128,8 @@ class TopK(Statistic):
         number = wanted.low.size
         none = words(stack_counts([0] * number))
         pieces = max(extent.pieces, len(extent.sizes), 1)
-        together = -(-pieces // max(COUNTERS >> _digit(), 1))
-        counted = jnp.zeros((-(-pieces // together), number, 1 << _digit()), jnp.uint32)
+        groups = max(COUNTERS >> _digit(), 1) if pieces > 1 else 1  # every number takes a program
+        counted = jnp.zeros((groups, number, 1 << _digit()), jnp.uint32)
         return Search(
             wanted=words(wanted),
             prefix=jnp.zeros(number, f"u{extent.dtype.itemsize}"),
@@ -140,7 +140,7 @@ class TopK(Statistic):
             group=jnp.full(number, np.uint32(NONE)),
             last=words(stack_counts([extent.size] * number)),
             of_term=tuple(term for term, row in enumerate(rows) for _ in row),
-            pieces=together,
+            pieces=-(-pieces // groups),
         )
 
     def update(
