@@ -124,8 +124,10 @@ class Merge:
         if self.there and (value := statistic.known(extent, numbers, found)) is not None:
             return value
         state = statistic.init(extent, numbers, found)
-        for turn in range(statistic.passes(first.call.wide)):
-            value = self.run(finish, statistic, turn, self._pass(statistic, turn, known, state))
+        passes = statistic.passes(first.call.wide)
+        for turn in range(passes):
+            state = self._pass(statistic, turn == passes - 1, known, state)
+            value = self.run(finish, statistic, turn, state)
             if not isinstance(value, Again):
                 return value
             state = value.state
@@ -141,12 +143,12 @@ class Merge:
 
         return of(group.stacked) if group.alone else jnp.sum(jax.lax.map(of, group.stacked), axis=0)
 
-    def _pass(self, statistic: Statistic, turn: int, known: Found, state: Any) -> Any:
+    def _pass(self, statistic: Statistic, last: bool, known: Found, state: Any) -> Any:
         """The state after all pieces."""
 
         def step(group: Group, state: Any, piece: Piece) -> tuple[Any, None]:
             found = self._find(group, piece, known, statistic)
-            return self.run(update, group.call, statistic, turn, piece, found, state), None
+            return self.run(update, group.call, statistic, last, piece, found, state), None
 
         if all(group.alone for group in self.groups) or not isinstance(statistic, TopK):
             for group in self.groups:

@@ -133,8 +133,10 @@ def take(call: Call, statistic: Statistic, piece: Piece, found: Found, state: An
     """The value of a statistic of one piece, from the state before its first pass."""
     alone = call.cut(piece)._replace(start=np.zeros(2, np.uint32), number=0)
     terms = call.terms(statistic, call.cut(piece), found)
-    for turn in range(statistic.passes(call.wide)):
-        value = statistic.finish(_updated(call, statistic, turn, alone, terms, state), turn)
+    passes = statistic.passes(call.wide)
+    for turn in range(passes):
+        after = _updated(statistic, turn == passes - 1, alone, terms, state)
+        value = statistic.finish(after, turn)
         if not isinstance(value, Again):
             return value
         state = value.state
@@ -143,11 +145,12 @@ def take(call: Call, statistic: Statistic, piece: Piece, found: Found, state: An
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def update(
-    call: Call, statistic: Statistic, turn: int, piece: Piece, found: Found, state: Any
+    call: Call, statistic: Statistic, last: bool, piece: Piece, found: Found, state: Any
 ) -> Any:
-    """The state of a statistic of whole models after one more piece in a pass."""
+    """The state of a statistic of whole models after one more piece; `last`: in the last pass. Those before share a
+    program."""
     cut = call.cut(piece)
-    return _updated(call, statistic, turn, cut, call.terms(statistic, cut, found), state)
+    return _updated(statistic, last, cut, call.terms(statistic, cut, found), state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -157,12 +160,7 @@ def finish(statistic: Statistic, turn: int, state: Any) -> Any:
 
 
 def _updated(
-    call: Call,
-    statistic: Statistic,
-    turn: int,
-    piece: Piece,
-    terms: Sequence[jax.Array],
-    state: Any,
+    statistic: Statistic, last: bool, piece: Piece, terms: Sequence[jax.Array], state: Any
 ) -> Any:
     """The state after the terms of a piece. Of one that is cut into shards each adds its own, and all have the same state
     afterwards."""
@@ -173,8 +171,7 @@ def _updated(
     if not axes or statistic.scope == "piece":
         return statistic.close(statistic.update(state, terms, at), first)
     # the last ties that are kept are looked for in one piece of a group after the other
-    in_turn = isinstance(statistic, TopK) and turn == statistic.passes(call.wide) - 1
-    turns = state.pieces if in_turn else 1
+    turns = state.pieces if last and isinstance(statistic, TopK) else 1
     for each in range(turns):
         after = statistic.update(state, terms, at)
         mine = (jnp.asarray(first) % turns == each) if turns > 1 else None
