@@ -56,7 +56,7 @@ class Fold:
         (state,) = self._states.values()
         value = self._finish(state)
         if isinstance(value, Again) and value.only is not None and self._passes == 1:
-            state, together = value.state, value.state.pieces
+            state, together = value.state, int(value.state.pieces)
             for group in sorted({*np.asarray(value.only).tolist()} - {NONE}):
                 for piece in range(group * together, (group + 1) * together):
                     first = max(each for each in self._tasks if each <= piece)

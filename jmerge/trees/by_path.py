@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +23,11 @@ class Leaf(NamedTuple):
     layers: int = 0  # how many it then holds
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class OverLayers:
     """A number that changes evenly from layer to layer; `over_layers` makes it."""
 
-    def __init__(self, values: Sequence[Any]) -> None:
-        self.values = tuple(values)
+    values: tuple[Any, ...]
 
     def __repr__(self) -> str:
         return f"over_layers({', '.join(map(repr, self.values))})"
@@ -39,12 +40,12 @@ class OverLayers:
         return (1 - share) * self.values[left] + share * self.values[right]
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class ByPath:
     """A number for each leaf by its name; `by_path` makes it."""
 
-    def __init__(self, values: Mapping[str, Any], default: Any) -> None:
-        self.values = dict(values)
-        self.default = default
+    values: Mapping[str, Any]
+    default: Any
 
     def __repr__(self) -> str:
         return f"by_path({self.values!r}, default={self.default!r})"
@@ -97,15 +98,19 @@ def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"by_path takes a mapping of patterns to numbers; found {values!r}")
-    said = {f"by_path: '{pattern}'": value for pattern, value in values.items()}
-    for where, value in (said | ({} if default is None else {"by_path: default": default})).items():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(each, OverLayers):
-                _check(each, where)
-    for pattern in values:
+    for pattern, value in values.items():
         if not isinstance(pattern, str):
             raise TypeError(f"by_path: a pattern is a string; found {pattern!r}")
-    return ByPath(values, default)
+        _check_each(value, f"by_path: '{pattern}'")
+    if default is not None:
+        _check_each(default, "by_path: default")
+    return ByPath(dict(values), default)
+
+
+def _check_each(value: Any, where: str) -> None:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(each, OverLayers):
+            _check(each, where)
 
 
 def _check(value: Any, where: str) -> None:

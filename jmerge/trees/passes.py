@@ -123,11 +123,10 @@ class Merge:
         extent = _extent(first.call, statistic, piece, found, sizes)
         if self.there and (value := statistic.known(extent, numbers, found)) is not None:
             return value
-        state = statistic.init(extent, numbers, found)
+        state, dtype = statistic.init(extent, numbers, found), first.call.wide
         if not self.there:
-            return search(statistic, state, first.call.wide, partial(self._pass, statistic, known))
-        passes = statistic.passes(first.call.wide)
-        for last in [False] * (passes - 1) + [True]:
+            return search(statistic, state, dtype, partial(self._pass, statistic, known))
+        for last in [False] * (statistic.passes(dtype) - 1) + [True]:
             value = finish(statistic, last, self._pass(statistic, known, state, last))
             state = value.state if isinstance(value, Again) else value
         return state
@@ -145,39 +144,31 @@ class Merge:
     def _pass(self, statistic: Statistic, known: Found, state: Any, last: bool) -> Any:
         """The state after all pieces."""
 
-        def step(group: Group, state: Any, piece: Piece) -> Any:
+        def step(group: Group, state: Any, piece: Piece) -> tuple[Any, None]:
             found = self._find(group, piece, known, statistic)
-            return self.run(update, group.call, statistic, last, piece, found, state)
+            return self.run(update, group.call, statistic, last, piece, found, state), None
 
         if all(group.alone for group in self.groups) or not isinstance(statistic, TopK):
             for group in self.groups:
                 if group.alone:
-                    state = step(group, state, group.stacked)
+                    state, _ = step(group, state, group.stacked)
                 else:
-                    scanned = partial(_scanned, step, group)
-                    state, _ = jax.lax.scan(scanned, state, group.stacked)
+                    state, _ = jax.lax.scan(partial(step, group), state, group.stacked)
             return state
         # Which ties are kept depends on the order, and that is the tree's: at each place one of the groups has the piece.
-        branches = [partial(_at_row, step, group) for group in self.groups]
+        branches = [
+            lambda state, row, group=group: step(group, state, group.at(row))
+            for group in self.groups
+        ]
         places = [
             (number, i, row)
             for i, group in enumerate(self.groups)
             for row, number in enumerate(group.order)
         ]
-        order = jnp.asarray(np.asarray([place[1:] for place in sorted(places)], np.int32))
-
-        def follow(state: Any, place: jax.Array) -> tuple[Any, None]:
-            return jax.lax.switch(place[0], branches, state, place[1]), None
-
-        return jax.lax.scan(follow, state, order)[0]
-
-
-def _scanned(step: Any, group: Group, state: Any, piece: Piece) -> tuple[Any, None]:
-    return step(group, state, piece), None
-
-
-def _at_row(step: Any, group: Group, state: Any, row: Any) -> Any:
-    return step(group, state, group.at(row))
+        order = jnp.asarray([place[1:] for place in sorted(places)], jnp.int32)
+        return jax.lax.scan(
+            lambda state, place: jax.lax.switch(place[0], branches, state, place[1]), state, order
+        )[0]
 
 
 def _extent(

@@ -17,8 +17,8 @@ import numpy as np
 
 from jmerge.methods.mesh import varying_axes
 from jmerge.methods.spec import Method
-from jmerge.methods.statistics.counts import Count, add, as_count, times
-from jmerge.methods.statistics.fold import Place, Statistic, search
+from jmerge.methods.statistics.counts import Count, add, times
+from jmerge.methods.statistics.fold import Place, Statistic
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.whole import keywords_of
@@ -135,7 +135,7 @@ def take(call: Call, statistic: Statistic, piece: Piece, found: Found, state: An
     terms = call.terms(statistic, call.cut(piece), found)
 
     def seen(state: Any, last: bool) -> Any:
-        return _updated(call, statistic, last, alone, terms, state)
+        return _updated(statistic, last, alone, terms, state)
 
     return search(statistic, state, call.wide, seen)
 
@@ -146,7 +146,7 @@ def update(
 ) -> Any:
     """The state of a statistic of whole models after one more piece, in the last pass or one before it."""
     cut = call.cut(piece)
-    return _updated(call, statistic, last, cut, call.terms(statistic, cut, found), state)
+    return _updated(statistic, last, cut, call.terms(statistic, cut, found), state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -156,12 +156,7 @@ def finish(statistic: Statistic, last: bool, state: Any) -> Any:
 
 
 def _updated(
-    call: Call,
-    statistic: Statistic,
-    last: bool,
-    piece: Piece,
-    terms: Sequence[jax.Array],
-    state: Any,
+    statistic: Statistic, last: bool, piece: Piece, terms: Sequence[jax.Array], state: Any
 ) -> Any:
     """The state after the terms of a piece. Of one that is cut into shards each adds its own, and all have the same state
     afterwards."""
@@ -171,19 +166,20 @@ def _updated(
     at = Place(first, first, 0, start)
     if not axes or statistic.scope == "piece":
         return statistic.close(statistic.update(state, terms, at, last=last), first)
-    # the last ties that are kept are looked for in one piece of a group after the other
-    turns = state.pieces if isinstance(statistic, TopK) and last else 1
-    for each in range(turns):
+
+    def seen(turn: Any, state: Any) -> Any:
         after = statistic.update(state, terms, at, last=last)
-        mine = (jnp.asarray(first) % turns == each) if turns > 1 else None
-        state = jax.tree.map(lambda old, new: _joined(old, new, mine, axes), state, after)  # noqa: B023
-    return state
+        mine = jnp.asarray(first % state.pieces == turn) if in_turn else jnp.asarray(True)
+        return jax.tree.map(lambda old, new: _joined(old, new, mine, axes), state, after)
+
+    # the last ties that are kept are looked for in one piece of a group after the other
+    in_turn = last and isinstance(statistic, TopK)
+    return jax.lax.fori_loop(0, state.pieces, seen, state) if in_turn else seen(0, state)
 
 
-def _joined(old: jax.Array, new: jax.Array, mine: jax.Array | None, axes: tuple[str, ...]) -> Any:
+def _joined(old: jax.Array, new: jax.Array, mine: jax.Array, axes: tuple[str, ...]) -> Any:
     change = new - old  # whole numbers wrap around, and sums are added to zeros
-    if mine is not None:
-        change = jnp.where(mine, change, jnp.zeros_like(change))
+    change = jnp.where(mine, change, jnp.zeros_like(change))
     if not varying_axes(change):
         change = jax.lax.pcast(change, axes, to="varying")
         change = jnp.where(_shard(axes) == 0, change, jnp.zeros_like(change))
@@ -216,4 +212,4 @@ def _start_of(first: Any, size: int, axes: tuple[str, ...]) -> jax.Array:
     start = Count(jnp.asarray(first[0], jnp.uint32), jnp.asarray(first[1], jnp.uint32))
     if axes:
         start = add(start, times(_shard(axes), size))
-    return jnp.stack([jnp.asarray(word) for word in as_count(start)])
+    return jnp.stack([start.high, start.low])

@@ -126,7 +126,7 @@ def _difference(tree: Any, other: Any, name: str, beside: str) -> str:
             return f"'{odd[0]}'{more} is in {who} only"
     kinds = [type(each).__name__ for each in (tree, other)]
     if kinds[0] != kinds[1]:
-        return f"one is a {kinds[0]}, the other a {kinds[1]}"
+        return f"one is of type {kinds[0]}, the other of type {kinds[1]}"
     texts = [str(jax.tree.structure(each)) for each in (tree, other)]
     at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
     return " and ".join("..." + text[max(0, at - 40) : at + 40] + "..." for text in texts)

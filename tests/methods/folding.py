@@ -91,7 +91,7 @@ def in_pieces(
         state, last = copied(began), turn == passes - 1
         if last and statistic.narrows:  # what is left of the pieces comes in order, on one device
             for number in range(len(pieces)):
-                if number // began.pieces in only:
+                if number // int(began.pieces) in only:
                     state = fed(state, number, last)
         else:
             for tensor in range(len(tensors)):

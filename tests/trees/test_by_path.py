@@ -71,7 +71,8 @@ def test_traced_numbers_in_it() -> None:
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(merged))
 
     # five of attention, and of the other five 1, 3/4 .. 0 of it
-    assert jax.jit(jax.grad(norm))(0.5) == pytest.approx(2 * (5 + 2.5))
+    for slope in (jax.grad(norm), jax.jit(jax.grad(norm))):
+        assert slope(0.5) == pytest.approx(2 * (5 + 2.5))
 
 
 def test_densities_by_path_are_those_of_each_leaf_alone() -> None:
@@ -100,6 +101,12 @@ def test_densities_by_path_are_those_of_each_leaf_alone() -> None:
         (lambda: by_path({1: 0.5}), TypeError, "a pattern is a string"),
         (lambda: by_path([0.5]), TypeError, "takes a mapping"),
         (lambda: over_layers(0.1, len), TypeError, "over_layers: expected a number"),
+        (lambda: over_layers([0.1, 0.2], 1.0), TypeError, "over_layers: expected a number, found .0.1, 0.2."),
+        (lambda: over_layers(object(), 1.0), TypeError, "over_layers: expected a number, found <object"),
+        (lambda: over_layers(0.1, 10**400), TypeError, "over_layers: expected a number, found 1000"),
+        (lambda: changes(10**400), ValueError, "weight: expected a finite number, found inf"),
+        (lambda: changes(jax.random.key(0)), TypeError, "weight: expected numbers, found an array of key"),
+        (lambda: changes(np.array([1j])), TypeError, "weight: expected numbers, found an array of complex128"),
         (lambda: changes(by_path({"*attn": 0.5})), ValueError, "weight: no pattern .* matches 'embed'.*default="),
         (lambda: changes(by_path({"*": [1, 2, 3]})), ValueError, "weight: expected a number for each of 1 models, found 3"),
         (lambda: changes({"embed": 0.5}), ValueError, "weight is a tree that says nothing of 'layers.0.attn'.*by_path"),

@@ -236,6 +236,14 @@ def test_depth_is_a_tree() -> None:
             np.asarray(plain[name]) - np.asarray(base[name])
         )
         assert_close(np.asarray(found[name]), wanted)
+    over = jmerge.over_layers(0.0, 1.0)
+    layered = jmerge.merge_trees(
+        models, method="lines(task_arithmetic)", base=base, depth=over, **numbers
+    )
+    for name in SHAPES:
+        assert_same_bytes(np.asarray(layered[name]), np.asarray(found[name]))
+    with pytest.raises(ValueError, match="depth: expected a number from 0 to 1, found 2"):
+        jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5, depth=2.0)
     with pytest.raises(TypeError, match="depth="):
         jmerge.merge_trees(models, method="lines(ties)", base=base, weight=0.5)
     with pytest.raises(ValueError, match="depth is a tree that says nothing of 'layers.0.w'"):
@@ -359,6 +367,10 @@ def test_plain_numbers_of_all_kinds_under_jit() -> None:
         assert merge(ONE)["w"].shape == (3,)
     with pytest.raises(TypeError, match="same parameter"):
         jmerge.merge_trees([ONE], method="magmax", base=TWO, scale=1.0, **{"lambda": 2.0})
+    with pytest.raises(TypeError, match="scale: expected a number"):  # as it was called
+        jmerge.merge_trees([ONE], method="magmax", base=TWO, scale="x")
+    with pytest.raises(TypeError, match="'bsae' is not a parameter of 'ties'; did you mean 'base'"):
+        jmerge.merge_trees([ONE], method="ties", bsae=TWO)
     with pytest.raises(TypeError, match="is True or False"):
         jmerge.merge_trees([ONE], method="linear", weight=1.0, normalize="false")
     with pytest.raises(KeyError, match="did you mean 'ties'"):

@@ -100,6 +100,8 @@ def test_an_axis_without_layers() -> None:
         jax.jit(lambda t: jmerge.ties([t], base=t, layers=0)),
     ):
         assert merge_empty(empty)["w"].shape == (0, 3)
+    several = jmerge.emr([empty, empty], base=empty, layers=0)
+    assert [tree["w"].shape for tree in several] == [(0, 3)] * 2
 
 
 def test_mistakes() -> None:

@@ -126,6 +126,7 @@ def test_where(where: Any, compiled: bool) -> None:
         (ValueError, "otherwise: expected 'base', 'first' or 'error'; found 'last'", {"otherwise": "last"}),
         (ValueError, "there is no base; 'first'", {"otherwise": "base"}),
         (ValueError, "nonfinite: expected 'propagate' or 'ignore'; found 'nan'", {"nonfinite": "nan"}),
+        (ValueError, "nonfinite: expected 'propagate' or 'ignore'; found array", {"nonfinite": np.zeros(0)}),
         (TypeError, "exact: expected True or False; found 1", {"exact": 1}),
         (TypeError, "layers: expected an axis, patterns .* found 0.5", {"layers": 0.5}),
         (ValueError, "layers: 'w' has no axis 1, its shape is .2,.", {"layers": 1}),
@@ -143,6 +144,8 @@ def test_mistakes(error: type[Exception], message: str, keywords: dict[str, Any]
         ("models is a list of trees; found one dict", {"w": jnp.ones(2)}, {}),
         ("models is a list of trees; found one ", jnp.ones((2, 2)), {}),
         ("models is a list of trees; found one NoneType", None, {}),
+        ("models is a list of trees; found one Layer", Layer(jnp.ones((2, 2)), jnp.tanh, 2), {}),
+        ("models is a list of trees; found one bytes", b"model", {}),
         ("at least 1 model; found 0", [], {}),
         ("there are no models", [], {"method": "ties", "base": {"w": jnp.ones(2)}}),
         ("weight: expected a number, a list .* found '0.3'", [{"w": jnp.ones(2)}], {"weight": "0.3"}),
@@ -167,6 +170,7 @@ def test_structures_that_differ() -> None:
         ({}, "'w' is in models.0. only"),
         (Layer(w, w, 1), "structures"),
         ([("w", w)], "structures"),
+        (w, "structures: one is of type ArrayImpl, the other of type dict"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             soup([{"w": w}, other])
@@ -183,10 +187,13 @@ def test_an_array_is_a_tree() -> None:
 
 
 def test_a_mapping_is_a_tree() -> None:
+    read: list[str] = []
+
     class Opened(Mapping[str, np.ndarray]):
         """As an opened checkpoint is."""
 
         def __getitem__(self, name: str) -> np.ndarray:
+            read.append(name)
             return np.full(3, float(len(name)), np.float32)
 
         def __iter__(self) -> Any:
@@ -196,6 +203,7 @@ def test_a_mapping_is_a_tree() -> None:
             return 2
 
     merged = soup([Opened(), {"a": jnp.zeros(3), "abc": jnp.zeros(3)}])
+    assert sorted(read) == ["a", "abc"]  # once
     assert {name: float(array[0]) for name, array in merged.items()} == {"a": 0.5, "abc": 1.5}
     with pytest.raises(TypeError, match="found one Opened"):
         soup(Opened())
@@ -221,6 +229,13 @@ def test_donated_models_are_freed_and_others_are_not() -> None:
         assert_same_bytes(np.asarray(found[name]), np.asarray(array))
     assert tied.is_deleted() and one.is_deleted() and shared.is_deleted()
     assert not base.is_deleted() and not found["n"].is_deleted()
+
+
+def test_a_freed_array_is_named() -> None:
+    trees = [{"w": jnp.ones(3) * 1}, {"w": jnp.ones(3) * 2}]
+    soup(trees, donate=True)
+    with pytest.raises(ValueError, match="'w' of models.0. was freed, as donate=True does"):
+        soup(trees)
 
 
 def test_an_array_that_is_kept_elsewhere_is_not_freed() -> None:

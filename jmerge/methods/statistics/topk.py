@@ -80,8 +80,8 @@ class Search:
     rank: Count  # of the last tie that is kept, among those in pieces yet to come
     group: jax.Array  # uint32: the group of pieces that it lies in, or `NONE`
     last: Count  # its position
+    pieces: jax.Array  # uint32: to a group
     of_term: tuple[int, ...] = field(metadata={"static": True})  # of which terms they are
-    pieces: int = field(metadata={"static": True})  # to a group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class TopK(Statistic):
             group=jnp.full(number, np.uint32(NONE)),
             last=words(stack_counts([extent.size] * number)),
             of_term=tuple(term for term, row in enumerate(rows) for _ in row),
-            pieces=-(-pieces // groups),
+            pieces=jnp.uint32(-(-pieces // groups)),
         )
 
     def update(
@@ -155,7 +155,7 @@ class TopK(Statistic):
         if place.valid is not None:
             lanes = jnp.arange(terms[0].size, dtype=jnp.uint32)
             valid = (lanes < place.valid).reshape(terms[0].shape)
-        group = jnp.asarray(place.piece, jnp.uint32) // jnp.uint32(state.pieces)
+        group = jnp.asarray(place.piece, jnp.uint32) // state.pieces
         if last:
             return _locate(state, terms, group, place.start, valid)
         found = [_digits_of(terms[term], state, i, valid) for i, term in enumerate(state.of_term)]
