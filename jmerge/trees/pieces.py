@@ -17,8 +17,8 @@ import numpy as np
 
 from jmerge.methods.mesh import varying_axes
 from jmerge.methods.spec import Method
-from jmerge.methods.statistics.counts import Count, add, times
-from jmerge.methods.statistics.fold import Place, Statistic
+from jmerge.methods.statistics.counts import Count, add, as_count, times
+from jmerge.methods.statistics.fold import Place, Statistic, search
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.whole import keywords_of
@@ -212,4 +212,4 @@ def _start_of(first: Any, size: int, axes: tuple[str, ...]) -> jax.Array:
     start = Count(jnp.asarray(first[0], jnp.uint32), jnp.asarray(first[1], jnp.uint32))
     if axes:
         start = add(start, times(_shard(axes), size))
-    return jnp.stack([start.high, start.low])
+    return jnp.stack([jnp.asarray(word) for word in as_count(start)])
