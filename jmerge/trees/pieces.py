@@ -172,9 +172,11 @@ def _updated(
         mine = jnp.asarray(first % state.pieces == turn) if in_turn else jnp.asarray(True)
         return jax.tree.map(lambda old, new: _joined(old, new, mine, axes), state, after)
 
-    # the last ties that are kept are looked for in one piece of a group after the other
     in_turn = last and isinstance(statistic, TopK)
-    return jax.lax.fori_loop(0, state.pieces, seen, state) if in_turn else seen(0, state)
+    if not in_turn:
+        return seen(0, state)
+    # the last ties that are kept are looked for in one piece of a group after the other
+    return jax.lax.fori_loop(jnp.uint32(0), state.pieces, seen, state)
 
 
 def _joined(old: jax.Array, new: jax.Array, mine: jax.Array, axes: tuple[str, ...]) -> Any:
