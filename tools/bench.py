@@ -15,6 +15,7 @@ models (timed in turns with it), and how far resident memory rose, inputs mapped
 
 With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop; with --large
 on one leaf of 2^32 + 7 numbers in 8 bits, which takes 14 GB of memory.
+With --device it times the programs of methods on what lies on the device that JAX prefers, beside a copy there.
 With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 
@@ -203,16 +204,19 @@ class Timed(NamedTuple):
     memory: float  # bytes by which resident memory rose; NaN where the system does not say
 
 
-def make_tensors(folder: Path, elements: int) -> None:
-    """Write a base and three models of one tensor unless they are there."""
-    if folder.exists():
-        return
+def tensor_folder(folder: Path, elements: int) -> Path:
+    """Where a base and three models of one tensor lie, of whole rows of 4096 elements; made unless they are there."""
     width = min(elements, 4096)
+    elements -= elements % width
+    folder = folder.resolve() / f"tensor-{elements}"
+    if folder.exists():
+        return folder
     tensor = TensorSpec("BF16", (elements // width, width))
     part = folder.with_name(folder.name + ".part")
     for seed, name in enumerate((BASE, *MODELS)):
         write_tensors(part / name, {"weight": tensor}, seed)
     part.rename(folder)
+    return folder
 
 
 def time_method(folder: Path, name: str, repeats: int, results: Connection) -> None:
@@ -279,10 +283,8 @@ def bench_methods(chosen: str, folder: Path, elements: int, repeats: int) -> Non
     for name in names:
         if name not in REGISTRY:
             raise SystemExit(f"'{name}' is not a merge method{did_you_mean(name, REGISTRY)}")
-    elements -= elements % min(elements, 4096)
-    folder = folder.resolve() / f"tensor-{elements}"
-    make_tensors(folder, elements)
-    print(f"{machine()}; one tensor of {elements} elements, bf16")
+    folder = tensor_folder(folder, elements)
+    print(f"{machine()}; one tensor of {folder.name.partition('-')[2]} elements, bf16")
     spawn = multiprocessing.get_context("spawn")
     for name in names:
         receiver, sender = spawn.Pipe(duplex=False)
@@ -339,6 +341,12 @@ def main() -> None:
         "--xla", action="store_true", help="time what leans on XLA instead, with and without"
     )
     parser.add_argument(
+        "--device",
+        nargs="?",
+        const="linear,ties",
+        help="time the programs of these methods on the device instead",
+    )
+    parser.add_argument(
         "--trees",
         nargs="?",
         const="all",
@@ -354,6 +362,13 @@ def main() -> None:
         from xlabench import bench_xla  # brings JAX, which whole merges are timed without
 
         bench_xla(options.repeats)
+        return
+    if options.device:
+        from devicebench import bench_device
+
+        place = tensor_folder(options.folder, options.elements)
+        tensors = [place / name for name in (BASE, *MODELS)]
+        bench_device(options.device.split(","), place, tensors, options.repeats)
         return
     if options.large:
         from treebench import bench_large
