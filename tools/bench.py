@@ -3,7 +3,7 @@
 Makes Llama-shaped checkpoints of a given size (seeded, written a tensor at a time, kept for the next run), then
 runs each recipe and the floor in turns and prints medians: wall seconds, processor seconds (of all its processes), the
 ratio of wall seconds to the floor's, peak resident memory of the largest process, and at how many bytes per second it
-did what the floor does. Where others work on the machine too, trust the processor seconds. A second program that takes `RECIPE FOLDER` can be timed too.
+did what the floor does. Programs are compiled by a run before that, which is not timed. Where others work on the machine too, trust the processor seconds. A second program that takes `RECIPE FOLDER` can be timed too.
 
     python tools/bench.py --folder /tmp/bench --size 1.1b --merges linear,slerp --repeats 5
 
@@ -167,7 +167,8 @@ def timed(command: list[str]) -> Spent:
     pid = os.posix_spawnp(
         command[0],
         command,
-        os.environ,
+        # as an installed program has it: bytecode is kept
+        {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )
     began = time.perf_counter()
@@ -402,15 +403,15 @@ def main() -> None:
         moved = sum(p.stat().st_size for m in used for p in m.glob("*.safetensors"))
         moved += sum(p.stat().st_size for p in used[0].glob("*.safetensors"))
         floor(used, out)  # warms the page cache
-        rows: dict[str, list[Spent]] = {"floor": [], "jmerge": [], "other": []}
-        for _ in range(options.repeats):
+        own = [options.program, "--config", str(recipe), "--out", str(out), "--quiet"]
+        commands = {"jmerge": own}
+        if options.other:
+            commands["other"] = [*shlex.split(options.other), str(recipe), str(out)]
+        rows: dict[str, list[Spent]] = {who: [] for who in ("floor", *commands)}
+        for turn in range(options.repeats + 1):
             rows["floor"].append(floor(used, out))
-            rows["jmerge"].append(
-                timed([options.program, "--config", str(recipe), "--out", str(out), "--quiet"])
-            )
-            shutil.rmtree(out)
-            if options.other:
-                rows["other"].append(timed([*shlex.split(options.other), str(recipe), str(out)]))
+            for who, command in commands.items():
+                rows[who] += [timed(command)][turn == 0 :]
                 shutil.rmtree(out)
         base = statistics.median(run.seconds for run in rows["floor"])
         for who, runs in rows.items():
