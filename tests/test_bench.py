@@ -40,6 +40,19 @@ def test_methods_are_timed(tmp_path: Path) -> None:
         assert re.fullmatch(rf"\w+ +{numbers}({memory})?", row), row
 
 
+def test_programs_are_timed_on_the_device(tmp_path: Path) -> None:
+    """A line for each program of linear and ties, beside a copy."""
+    words = ("--device", "--elements", "40000", "--repeats", "1", "--folder", str(tmp_path / "new"))
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    first, *rows = done.stdout.splitlines()
+    assert re.fullmatch(r".+; a copy moves \d+\.\d GB/s", first)
+    assert {row.split()[0] for row in rows} == {"linear", "ties"}
+    assert rows[0].split()[1] == rows[-1].split()[1] == "combine"
+    for row in rows:
+        assert re.fullmatch(r"\w+ +\w+ +\d+\.\d{3} ms +\d+\.\d% of a copy", row), row
+
+
 def test_a_method_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     """Before anything is made."""
     done = bench("--methods", "tise", "--folder", str(tmp_path / "new"))

@@ -3,7 +3,7 @@
 Makes Llama-shaped checkpoints of a given size (seeded, written a tensor at a time, kept for the next run), then
 runs each recipe and the floor in turns and prints medians: wall seconds, processor seconds (of all its processes), the
 ratio of wall seconds to the floor's, peak resident memory of the largest process, and at how many bytes per second it
-did what the floor does. Where others work on the machine too, trust the processor seconds. A second program that takes `RECIPE FOLDER` can be timed too.
+did what the floor does. Programs are compiled by a run before that, which is not timed. Where others work on the machine too, trust the processor seconds. A second program that takes `RECIPE FOLDER` can be timed too.
 
     python tools/bench.py --folder /tmp/bench --size 1.1b --merges linear,slerp --repeats 5
 
@@ -15,6 +15,7 @@ models (timed in turns with it), and how far resident memory rose, inputs mapped
 
 With --trees it times `merge_trees` on the leaves of Llama-3-8B, every axis divided by 8, beside a jnp loop; with --large
 on one leaf of 2^32 + 7 numbers in 8 bits, which takes 14 GB of memory.
+With --device it times the programs of methods on what lies on the device that JAX prefers, beside a copy there.
 With --xla it times programs with what `jmerge/methods/xla.py` does to XLA, and without.
 """
 
@@ -166,7 +167,8 @@ def timed(command: list[str]) -> Spent:
     pid = os.posix_spawnp(
         command[0],
         command,
-        os.environ,
+        # as an installed program has it: bytecode is kept
+        {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )
     began = time.perf_counter()
@@ -203,16 +205,19 @@ class Timed(NamedTuple):
     memory: float  # bytes by which resident memory rose; NaN where the system does not say
 
 
-def make_tensors(folder: Path, elements: int) -> None:
-    """Write a base and three models of one tensor unless they are there."""
-    if folder.exists():
-        return
+def tensor_folder(folder: Path, elements: int) -> Path:
+    """Where a base and three models of one tensor lie, of whole rows of 4096 elements; made unless they are there."""
     width = min(elements, 4096)
+    elements -= elements % width
+    folder = folder.resolve() / f"tensor-{elements}"
+    if folder.exists():
+        return folder
     tensor = TensorSpec("BF16", (elements // width, width))
     part = folder.with_name(folder.name + ".part")
     for seed, name in enumerate((BASE, *MODELS)):
         write_tensors(part / name, {"weight": tensor}, seed)
     part.rename(folder)
+    return folder
 
 
 def time_method(folder: Path, name: str, repeats: int, results: Connection) -> None:
@@ -279,10 +284,8 @@ def bench_methods(chosen: str, folder: Path, elements: int, repeats: int) -> Non
     for name in names:
         if name not in REGISTRY:
             raise SystemExit(f"'{name}' is not a merge method{did_you_mean(name, REGISTRY)}")
-    elements -= elements % min(elements, 4096)
-    folder = folder.resolve() / f"tensor-{elements}"
-    make_tensors(folder, elements)
-    print(f"{machine()}; one tensor of {elements} elements, bf16")
+    folder = tensor_folder(folder, elements)
+    print(f"{machine()}; one tensor of {folder.name.partition('-')[2]} elements, bf16")
     spawn = multiprocessing.get_context("spawn")
     for name in names:
         receiver, sender = spawn.Pipe(duplex=False)
@@ -339,6 +342,12 @@ def main() -> None:
         "--xla", action="store_true", help="time what leans on XLA instead, with and without"
     )
     parser.add_argument(
+        "--device",
+        nargs="?",
+        const="linear,ties",
+        help="time the programs of these methods on the device instead",
+    )
+    parser.add_argument(
         "--trees",
         nargs="?",
         const="all",
@@ -354,6 +363,13 @@ def main() -> None:
         from xlabench import bench_xla  # brings JAX, which whole merges are timed without
 
         bench_xla(options.repeats)
+        return
+    if options.device:
+        from devicebench import bench_device
+
+        place = tensor_folder(options.folder, options.elements)
+        tensors = [place / name for name in (BASE, *MODELS)]
+        bench_device(options.device.split(","), place, tensors, options.repeats)
         return
     if options.large:
         from treebench import bench_large
@@ -387,15 +403,15 @@ def main() -> None:
         moved = sum(p.stat().st_size for m in used for p in m.glob("*.safetensors"))
         moved += sum(p.stat().st_size for p in used[0].glob("*.safetensors"))
         floor(used, out)  # warms the page cache
-        rows: dict[str, list[Spent]] = {"floor": [], "jmerge": [], "other": []}
-        for _ in range(options.repeats):
+        own = [options.program, "--config", str(recipe), "--out", str(out), "--quiet"]
+        commands = {"jmerge": own}
+        if options.other:
+            commands["other"] = [*shlex.split(options.other), str(recipe), str(out)]
+        rows: dict[str, list[Spent]] = {who: [] for who in ("floor", *commands)}
+        for turn in range(options.repeats + 1):
             rows["floor"].append(floor(used, out))
-            rows["jmerge"].append(
-                timed([options.program, "--config", str(recipe), "--out", str(out), "--quiet"])
-            )
-            shutil.rmtree(out)
-            if options.other:
-                rows["other"].append(timed([*shlex.split(options.other), str(recipe), str(out)]))
+            for who, command in commands.items():
+                rows[who] += [timed(command)][turn == 0 :]
                 shutil.rmtree(out)
         base = statistics.median(run.seconds for run in rows["floor"])
         for who, runs in rows.items():

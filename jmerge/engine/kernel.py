@@ -27,6 +27,7 @@ from jmerge.plan.steps import COPY, Step
 
 INSIDE, ABOVE = 1, 2  # a bracket: two bits
 IN_A_BYTE = 4  # brackets
+CHOSEN = 1 << 15  # keys that are taken out of a piece at a time
 NOWHERE = Place(0, 0, 0, np.zeros(2, np.uint32))  # for statistics of single pieces
 LANES = 1024  # width of the check for NaN
 
@@ -193,7 +194,7 @@ def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]
 
 @cache
 def chosen_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
-    """The jitted program (indices, windows, skips, arguments) -> each of the statistic's terms at these indices."""
+    """The jitted program (indices int32 [CHOSEN], windows, skips, arguments) -> each of the statistic's terms there."""
     keys = keys_kernel(key, statistic)
     return jax.jit(lambda indices, *inputs: [each[indices] for each in keys(*inputs)])
 

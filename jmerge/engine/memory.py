@@ -20,6 +20,7 @@ from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.assemble import ASSEMBLE_BYTES, is_dealt_out
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (
+    CHOSEN,
     IN_A_BYTE,
     Piece,
     bracket_kernel,
@@ -38,7 +39,6 @@ from jmerge.engine.schedule import (
     Work,
     default_platform,
     make_schedule,
-    padded_length,
 )
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.small import combine_rows, fold_rows, terms_rows
@@ -195,12 +195,12 @@ def _program_bytes(work: Work, rows: int) -> int:
     key = default_platform(), program, rows if work.small else work.padded(0), work.passes
     if key not in _known:
         with program.precision():
-            _known[key] = max((_bytes_of(*each) for each in _programs(work, rows)), default=0)
+            _known[key] = max((_bytes_of(*each) for each in programs_of(work, rows)), default=0)
     return _known[key]
 
 
-def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
-    """The programs of a step, each with what it is called with."""
+def programs_of(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
+    """The programs of a step, each with what it is called with or the shapes of that; rows: as in `make_small`."""
     task, inputs = Task(work, {}, default_platform()), window_shapes(work)
     for what, state in _statistics(task):
         arguments = task.arguments(0, what.statistic)
@@ -212,8 +212,7 @@ def _programs(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
             bounds = np.zeros(len(state.of_term), task.key.word)
             bracket = bracket_kernel(*kernel, state.of_term)
             yield bracket, bounds, bounds, *inputs, arguments
-            few = padded_length(min(work.candidates * bounds.size, work.padded(0)))
-            yield chosen_kernel(*kernel), _shape((few,), np.int32), *inputs, arguments
+            yield chosen_kernel(*kernel), _shape((CHOSEN,), np.int32), *inputs, arguments
         else:
             arguments |= _sorted_rows(task, inputs, arguments, what.statistic)
             place = task.place(what.statistic, 0)

@@ -120,7 +120,7 @@ class Search:
         elif rank > inside:
             self.ceiling = self.low - 1
         elif not seen.full:
-            key, last = by_partition(np.concatenate(seen.keys), rank)
+            key, last = _by_sort(np.concatenate(seen.keys), rank)
             self.cut = key, int(np.concatenate(seen.places)[last])
             return
         elif self.low == self.high:  # the key is known, and so many are equal to it
@@ -169,6 +169,14 @@ class Search:
         self._seen = Seen()
 
 
+def _by_sort(keys: np.ndarray, rank: int) -> tuple[int, int]:
+    """What `by_partition` gives, for keys many of which are equal: NumPy sorts these faster than it partitions them."""
+    ordered = np.sort(keys)
+    key = ordered[-rank]
+    above = keys.size - int(np.searchsorted(ordered, key, side="right"))
+    return int(key), int(np.flatnonzero(keys == key)[rank - above - 1])
+
+
 def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[int]]) -> Threshold:
     """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
     cuts = [
@@ -176,13 +184,3 @@ def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[int]]) -
     ]
     bits, last = zip(*cuts, strict=True)
     return make_threshold(bits, last, keys[0].dtype)
-
-
-def indices_of(mask: np.ndarray) -> np.ndarray:
-    """Where bytes are not zero (int64), which is fast where that is rare."""
-    whole = mask.size & ~7
-    words = mask[:whole].view(np.uint64)
-    hit = np.flatnonzero(words)
-    within = np.flatnonzero(words[hit].view(np.uint8))
-    found = hit[within >> 3] * 8 + (within & 7)
-    return np.concatenate([found, whole + np.flatnonzero(mask[whole:])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import (
     ABOVE,
+    CHOSEN,
     IN_A_BYTE,
     INSIDE,
     bracket_kernel,
@@ -18,8 +20,7 @@ from jmerge.engine.kernel import (
     keys_kernel,
 )
 from jmerge.engine.reads import aligned_buffer
-from jmerge.engine.schedule import padded_length
-from jmerge.engine.select import Search, indices_of
+from jmerge.engine.select import Search
 from jmerge.engine.slots import Loaded
 from jmerge.engine.task import Task
 from jmerge.methods.statistics.topk import Threshold, TopK, make_threshold
@@ -88,24 +89,30 @@ class Selection:
     def _end(self, loaded: Loaded, places: Sequence[np.ndarray], inputs: Sequence[Any]) -> None:
         """Tell the searches what was seen of a piece, and give them the keys that lie inside."""
         places = [each[: loaded.elements] for each in places]
-        looked = [i for i, search in self._searches.items() if search.wants(loaded.number)]
-        given, hit = [], np.zeros(loaded.elements, np.uint8)
-        for i in looked:
-            place, shift = places[i // IN_A_BYTE], 2 * (i % IN_A_BYTE)
-            above, inside = (_count(place, bit << shift) for bit in (ABOVE, INSIDE))
-            if self._searches[i].count_in(loaded.number, above, inside):
-                hit |= place & np.uint8(INSIDE << shift)
+        given, wanted = [], [0] * len(places)  # bits of each byte
+        for i, search in self._searches.items():
+            if not search.wants(loaded.number):
+                continue
+            byte, shift = i // IN_A_BYTE, 2 * (i % IN_A_BYTE)
+            bits = (np.uint8(bit << shift) for bit in (ABOVE, INSIDE))
+            above, inside = (int(np.count_nonzero(places[byte] & bit)) for bit in bits)
+            if search.count_in(loaded.number, above, inside):
+                wanted[byte] |= INSIDE << shift
                 given.append(i)
         if not given:
             return
-        indices = indices_of(hit)
-        padded = np.zeros(padded_length(indices.size), np.int32)
-        padded[: indices.size] = indices
-        keys = chosen_kernel(self._task.key, self._number)(padded, *inputs)
+        hit = [place & np.uint8(bits) for place, bits in zip(places, wanted, strict=True) if bits]
+        indices = np.flatnonzero(reduce(np.bitwise_or, hit).astype(np.bool_))
+        kernel, found = chosen_kernel(self._task.key, self._number), []
+        for first in range(0, indices.size, CHOSEN):
+            few = indices[first : first + CHOSEN]
+            padded = np.zeros(CHOSEN, np.int32)
+            padded[: few.size] = few
+            found.append([np.asarray(term)[: few.size] for term in kernel(padded, *inputs)])
+        keys = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         start, _ = loaded.work.pieces[loaded.number]
         for i in given:
-            own = np.asarray(keys[self._of_term[i]])[: indices.size]
-            self._searches[i].collect(own, start + indices)
+            self._searches[i].collect(keys[self._of_term[i]], start + indices)
 
     def _keys_of(self, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The keys of a few elements, for each term."""
@@ -123,11 +130,3 @@ class Selection:
             keys = kernel(windows, skips, arguments)
             found.append([np.asarray(each)[: part.size] for each in keys])
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-
-
-def _count(places: np.ndarray, bit: int) -> int:
-    """How many bytes have a bit."""
-    whole = places.size & ~7
-    words = places[:whole].view(np.uint64) & np.uint64(bit * 0x0101010101010101)
-    rest = int(np.count_nonzero(places[whole:] & np.uint8(bit)))
-    return int(np.bitwise_count(words).sum(dtype=np.int64)) + rest

@@ -29,28 +29,26 @@ def band(density: Any, gamma: Any, size: int) -> tuple[AnyCount, AnyCount]:
     return outliers, plus(outliers, kept)
 
 
-def drop(
-    delta: jax.Array, keep: Threshold, outliers: Threshold, start: jax.Array | None
-) -> jax.Array:
+def drop(delta: jax.Array, bands: Threshold, start: jax.Array | None) -> jax.Array:
     """delta [models, *shape] with what is small and what is an outlier set to zero."""
-    large, largest = kept_changes(delta, keep, start), kept_changes(delta, outliers, start)
+    largest, large = (
+        kept_changes(delta, Threshold(*(part[first::2] for part in bands)), start)
+        for first in (0, 1)
+    )
     chosen = [yes & ~no for yes, no in zip(large, largest, strict=True)]
     return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
 
 
 def breadcrumbs_sums(
-    delta: jax.Array,
-    *,
-    keep: Threshold,
-    outliers: Threshold,
-    start: jax.Array | None = None,
-    **_: Any,
+    delta: jax.Array, *, bands: Threshold, start: jax.Array | None = None, **_: Any
 ) -> tuple[jax.Array, ...]:
     """The terms of the norms that `rescale` restores."""
-    return norm_terms(delta, drop(delta, keep, outliers, start))
+    return norm_terms(delta, drop(delta, bands, start))
 
 
-def _bands(hyperparameters: Mapping[str, Any], size: int) -> list[tuple[AnyCount, AnyCount]]:
+def _bands(
+    hyperparameters: Mapping[str, Any], size: int, found: object
+) -> list[tuple[AnyCount, AnyCount]]:
     shares = zip(hyperparameters["density"], hyperparameters["gamma"], strict=True)
     return [band(density, gamma, size) for density, gamma in shares]
 
@@ -58,20 +56,7 @@ def _bands(hyperparameters: Mapping[str, Any], size: int) -> list[tuple[AnyCount
 _declare = partial(
     pruning_method,
     before=[
-        TopK(
-            keyword="keep",
-            terms=change_keys,
-            counts=lambda hyperparameters, size, found: [
-                [until] for _, until in _bands(hyperparameters, size)
-            ],
-        ),
-        TopK(
-            keyword="outliers",
-            terms=change_keys,
-            counts=lambda hyperparameters, size, found: [
-                [outliers] for outliers, _ in _bands(hyperparameters, size)
-            ],
-        ),
+        TopK(keyword="bands", terms=change_keys, counts=_bands),
     ],
     sums=breadcrumbs_sums,
     rescale=False,
@@ -103,8 +88,7 @@ def breadcrumbs(
     delta: jax.Array,
     *,
     weight: jax.Array,
-    keep: Threshold,
-    outliers: Threshold,
+    bands: Threshold,
     scale: jax.Array,
     normalize: bool,
     rescale: bool,
@@ -113,10 +97,10 @@ def breadcrumbs(
 ) -> jax.Array:
     """delta [models, *shape], weight [models], scale scalar -> the change to make to the base [*shape].
 
-    keep, outliers: the thresholds of the models' changes that follow from `band`. In descending order, equal changes by their flat index, the outliers come first and what is kept follows.
+    bands: for each model the two thresholds of its changes that follow from `band`. In descending order, equal changes by their flat index, the outliers come first and what is kept follows.
     """
     return merge_kept(
-        drop(delta, keep, outliers, start),
+        drop(delta, bands, start),
         vote=False,
         weight=weight,
         scale=scale,
@@ -140,8 +124,7 @@ def breadcrumbs_ties(
     delta: jax.Array,
     *,
     weight: jax.Array,
-    keep: Threshold,
-    outliers: Threshold,
+    bands: Threshold,
     scale: jax.Array,
     normalize: bool,
     rescale: bool,
@@ -150,7 +133,7 @@ def breadcrumbs_ties(
 ) -> jax.Array:
     """As `breadcrumbs`, but only changes that agree with the sign of their weighted sum are added."""
     return merge_kept(
-        drop(delta, keep, outliers, start),
+        drop(delta, bands, start),
         vote=True,
         weight=weight,
         scale=scale,

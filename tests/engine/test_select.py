@@ -9,11 +9,9 @@ import jax
 import numpy as np
 import pytest
 from enginekit import carry_out, checkpoints, plan_of, read, step
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jmerge.engine import select
-from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, indices_of, sample_starts
+from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, sample_starts
 from jmerge.methods import apply, find_method
 from jmerge.methods.statistics.topk import by_partition
 
@@ -145,12 +143,6 @@ def test_samples_lie_inside(size: int) -> None:
     assert starts.size > 0 or size <= 1 << 18
     if size > 10**6:
         assert starts[0] < size / 10 and starts[-1] > 0.9 * size
-
-
-@given(st.lists(st.booleans(), max_size=100))
-def test_indices(values: list[bool]) -> None:
-    mask = np.asarray(values, np.bool_)
-    np.testing.assert_array_equal(indices_of(mask), np.flatnonzero(mask))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

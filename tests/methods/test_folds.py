@@ -273,7 +273,7 @@ def test_sums_of_any_size(shape: tuple[int, ...]) -> None:
 
 
 def test_buffers_of_blocks_come_in_few_lengths() -> None:
-    """So that few programs are needed; the longest is no more than twice what there is."""
+    """So that few programs are needed; the longest are no more than twice what there is."""
     found = [padded_length(blocks) for blocks in (0, 1, 2, 32, 33, 1024, 32768, 32769, 10**6)]
     assert found == [32, 32, 32, 32, 1024, 1024, 32768, 65536, 1 << 20]
 

@@ -41,6 +41,13 @@ def keeping_none(threshold: Threshold) -> Threshold:
     return Threshold(~jnp.zeros_like(threshold.bits), none, none)
 
 
+def without_outliers(bands: Threshold) -> Threshold:
+    """Of each two thresholds the second alone."""
+    first = jnp.arange(bands.bits.size) % 2 == 0
+    pairs = zip(keeping_none(bands), bands, strict=True)
+    return Threshold(*(jnp.where(first, none, some) for none, some in pairs))
+
+
 def one_more(method: str, keyword: str) -> Change:
     """One more selected than the method wants, of all but the last of each term's selections."""
     (declared,) = (each for each in REGISTRY[method].statistics if each.keyword == keyword)
@@ -123,7 +130,7 @@ def breadcrumbs_variants(method: Callable[..., jax.Array]) -> dict[str, Change]:
             lambda d, *, weight, **rest: method(d, weight=jnp.ones_like(weight), **rest)
         ),
         "no outliers": function(
-            lambda d, *, outliers, **rest: method(d, outliers=keeping_none(outliers), **rest)
+            lambda d, *, bands, **rest: method(d, bands=without_outliers(bands), **rest)
         ),
         "place of the piece forgotten": function(
             lambda d, *, start=None, **rest: method(d, **rest)

@@ -38,15 +38,16 @@ class BlockSum(Statistic):
     short: bool = False  # an element of a term takes few operations, such as a product
 
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Sums:
-        """Zeros."""
-        totals = jnp.zeros((extent.terms, len(extent.sizes), 2), extent.dtype)
+        """Zeros, of NumPy's where pieces are to come: outside a trace JAX runs a program for each of its own."""
+        zeros: Any = np.zeros if extent.pieces else jnp.zeros
+        totals = zeros((extent.terms, len(extent.sizes), 2), extent.dtype)
         if not extent.pieces:
             return Sums(totals, None, None)
         if extent.rows:
             rows = padded_length(-(-extent.rows // BLOCK)) * BLOCK
-            return Sums(totals, None, jnp.zeros((extent.terms, rows), extent.dtype))
+            return Sums(totals, None, zeros((extent.terms, rows), extent.dtype))
         blocks = padded_length(-(-max(extent.sizes) // BLOCK))
-        return Sums(totals, jnp.zeros((extent.terms, blocks, 2), extent.dtype), None)
+        return Sums(totals, zeros((extent.terms, blocks, 2), extent.dtype), None)
 
     def known(
         self, extent: Extent, hyperparameters: Hyperparameters, found: Found
