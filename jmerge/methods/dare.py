@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
-from jmerge.methods.random import chosen
+from jmerge.methods.random import uniform
 from jmerge.methods.spec import PerModel
 
 
@@ -21,9 +21,10 @@ def drop(
 ) -> jax.Array:
     """delta [models, *shape] with each element kept with probability density [models] and zero otherwise."""
     chance = density.astype(jnp.float32)
+    numbers = [uniform(key, delta.shape[1:], start) for key in keys]
+    chosen = [number < chance[i] for i, number in enumerate(numbers)]
     # model by model: XLA fuses a stack of results into their uses, but not a computation on a stack
-    kept = [chosen(key, chance[i], delta.shape[1:], start) for i, key in enumerate(keys)]
-    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(kept)])
+    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
 
 
 def dare_sums(

@@ -6,6 +6,7 @@ these products; the method itself needs no second look at the tensors.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
+from jmerge.methods.statistics.sums import BlockSum
 
 
 def gram_terms(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
@@ -22,6 +24,9 @@ def gram_terms(vectors: jax.Array, **_: Any) -> tuple[jax.Array, ...]:
     """
     pairs = combinations_with_replacement(range(vectors.shape[0]), 2)
     return tuple(vectors[i] * vectors[j] for i, j in pairs)
+
+
+gram_sums = partial(BlockSum, keyword="sums", terms=gram_terms, short=True)
 
 
 def gram_matrix(vectors: jax.Array, sums: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models, weighted_sum
-from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product, root
+from jmerge.methods.gram import gram_matrix, gram_sums, lengths_of, product, root
 from jmerge.methods.spec import Shared, Whole, merge_method
-from jmerge.methods.statistics.sums import BlockSum
 
 LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in particular
 
@@ -20,7 +19,7 @@ LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in
     "karcher",
     takes="models",
     models=(1, None),
-    statistics=(BlockSum(keyword="sums", terms=gram_terms, short=True),),
+    statistics=(gram_sums(),),
     bundled=False,
     title="Karcher Mean",
     summary=(

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
-from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of
+from jmerge.methods.gram import gram_matrix, gram_sums, lengths_of
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import Switch, merge_method
-from jmerge.methods.statistics.sums import BlockSum
 
 NO_LENGTH = 1e-6  # a product of two lengths is at least this: MergeKit's bound
 NO_SHARE = 1e-6  # 1 + (N - 1) cosine nearer to zero than this: the changes cancel
@@ -31,10 +30,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     base="needed",
     models=(2, None),
     statistics=(
-        BlockSum(
-            keyword="sums",
-            terms=gram_terms,
-            short=True,
+        gram_sums(
             when=lambda numbers: not numbers["filter_wise"],
         ),
     ),

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.combine import cancel, sum_models, weighted_sum
-from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, product
+from jmerge.methods.gram import gram_matrix, gram_sums, lengths_of, product
 from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
-from jmerge.methods.statistics.sums import BlockSum
 
 # Of the squared length that the mean direction could have, what rounding leaves where directions cancel.
 NO_DIRECTION = 1e-6
@@ -32,7 +31,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     takes="delta",
     base="optional",
     models=(1, None),
-    statistics=(BlockSum(keyword="sums", terms=gram_terms, short=True),),
+    statistics=(gram_sums(),),
     check=_check,
     divides=lambda numbers: bool(numbers["normalize_weights"]),
     carries_nan=True,

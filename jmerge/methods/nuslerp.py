@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jmerge.methods.arc import arc_factors
-from jmerge.methods.gram import gram_matrix, gram_terms, lengths_of, root
+from jmerge.methods.gram import gram_matrix, gram_sums, lengths_of, root
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import PerModel, Switch, Unit, merge_method
-from jmerge.methods.statistics.sums import BlockSum
 
 NO_WEIGHT = 1e-6  # a sum of weights nearer to zero than this: half of each
 NO_LENGTH = 1e-7  # lengths are at least this
@@ -36,10 +35,7 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     base="optional",
     models=(2, 2),
     statistics=(
-        BlockSum(
-            keyword="sums",
-            terms=gram_terms,
-            short=True,
+        gram_sums(
             when=lambda numbers: numbers["nuslerp_flatten"],
         ),
     ),

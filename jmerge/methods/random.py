@@ -64,17 +64,6 @@ def uniform(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None = No
     return numbers
 
 
-def chosen(
-    key: jax.Array, chance: jax.Array, shape: tuple[int, ...], start: jax.Array | None = None
-) -> jax.Array:
-    """Whether the `uniform` number of an element is below a chance (float32 scalar): bool [*shape]. Integers are
-    compared, which saves two operations for each element."""
-    # numbers are whole times 2^-24
-    below = jnp.ceil(jnp.where(chance > 0, jnp.minimum(chance, 1), 0) * jnp.float32(2.0**24))
-    kept: jax.Array = _bits(key, shape, start) >> 8 < below.astype(jnp.uint32)
-    return kept
-
-
 def coins(key: jax.Array, shape: tuple[int, ...], start: jax.Array | None = None) -> jax.Array:
     """Zeros and ones uint32 [*shape], equally likely; of the same hash as `uniform`, but of a bit that it leaves."""
     return _bits(key, shape, start) & 1
