@@ -147,7 +147,7 @@ def test_no_wrapper_is_no_wrapper(place: Path) -> None:
 def test_a_group_is_looked_at_before_any_of_it_is_merged(place: Path) -> None:
     plan = jmerge.plan(recipe(place, "ties", own={"weight": 1}, wrap={"lines": {}}))
     kinds = [turn.what.name for turn in make_schedule(plan).turns]
-    assert kinds == ["sums"] * len(SHAPES) + ["combine"] * len(SHAPES)
+    assert kinds == ["lines_lengths"] * len(SHAPES) + ["combine"] * len(SHAPES)
     assert [turn.closes for turn in make_schedule(plan).turns[: len(SHAPES)]].count(True) == 1
 
 
