@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jmerge.methods.statistics.fold import Statistic
-from jmerge.methods.statistics.topk import Threshold, TopK, by_partition, make_threshold
+from jmerge.methods.statistics.topk import Threshold, TopK, by_sorting, make_threshold
 
 SAMPLE_RUN = 1 << 15  # elements that are read together; a read costs about as much as copying these
 SAMPLE_STEP = 16  # of which one in so many is looked at: neighbours are alike
@@ -170,7 +170,7 @@ class Search:
 
 
 def _by_sort(keys: np.ndarray, rank: int) -> tuple[int, int]:
-    """What `by_partition` gives, for keys many of which are equal: NumPy sorts these faster than it partitions them."""
+    """What `by_sorting` gives, for keys many of which are equal: NumPy sorts these faster than it partitions them."""
     ordered = np.sort(keys)
     key = ordered[-rank]
     above = keys.size - int(np.searchsorted(ordered, key, side="right"))
@@ -179,8 +179,6 @@ def _by_sort(keys: np.ndarray, rank: int) -> tuple[int, int]:
 
 def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[int]]) -> Threshold:
     """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
-    cuts = [
-        by_partition(own, count) for own, row in zip(keys, counts, strict=True) for count in row
-    ]
+    cuts = [by_sorting(own, count) for own, row in zip(keys, counts, strict=True) for count in row]
     bits, last = zip(*cuts, strict=True)
     return make_threshold(bits, last, keys[0].dtype)

@@ -18,7 +18,7 @@ import numpy as np
 from jmerge.methods.statistics.counts import whole_number
 from jmerge.methods.statistics.fold import Again, Extent, Statistic, search
 from jmerge.methods.statistics.rows import SortedRows
-from jmerge.methods.statistics.topk import TopK, by_partition, make_threshold
+from jmerge.methods.statistics.topk import TopK, by_sorting, make_threshold
 from jmerge.trees.numbers import Numbers
 from jmerge.trees.pieces import Call, Found, Piece, add_up, combine, finish, take, terms_of, update
 
@@ -196,7 +196,7 @@ def _by_numpy(
     if isinstance(statistic, SortedRows):
         return statistic.on_host(keys)
     pairs = [
-        by_partition(own.reshape(-1), whole_number(count))
+        by_sorting(own.reshape(-1), whole_number(count))
         for own, row in zip(keys, statistic.counts(numbers, extent.size, found), strict=True)
         for count in row
     ]

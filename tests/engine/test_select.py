@@ -13,7 +13,7 @@ from enginekit import carry_out, checkpoints, plan_of, read, step
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, sample_starts
 from jmerge.methods import apply, find_method
-from jmerge.methods.statistics.topk import by_partition
+from jmerge.methods.statistics.topk import by_sorting
 
 SIZE = 600_000
 SWITCHES = {"normalize": True, "rescale": True}
@@ -76,7 +76,7 @@ def test_finds_the_cut(kind: str, most: int, monkeypatch: pytest.MonkeyPatch) ->
     magnitude = KINDS[kind]
     for count in (1, 2, SIZE // 5, SIZE // 2, SIZE - 1):
         found = search_for(magnitude, count, honest(magnitude)).cut
-        assert found == by_partition(magnitude.view(f"u{magnitude.itemsize}"), count)
+        assert found == by_sorting(magnitude.view(f"u{magnitude.itemsize}"), count)
 
 
 @pytest.mark.parametrize("kind", ["normal", "few values", "rows of very different size"])
@@ -94,7 +94,7 @@ def test_a_sample_that_misleads(kind: str) -> None:
     ]
     for liar in liars:
         for count in (1, SIZE // 3, SIZE - 1):
-            assert search_for(magnitude, count, liar).cut == by_partition(
+            assert search_for(magnitude, count, liar).cut == by_sorting(
                 magnitude.view(f"u{magnitude.itemsize}"), count
             )
 
@@ -131,7 +131,7 @@ def test_float64() -> None:
     magnitude = 1 + np.arange(SIZE) * 1e-12
     for sample in (None, honest(magnitude)):
         found = search_for(magnitude, SIZE // 4, sample).cut
-        assert found == by_partition(magnitude.view(np.uint64), SIZE // 4)
+        assert found == by_sorting(magnitude.view(np.uint64), SIZE // 4)
 
 
 @pytest.mark.parametrize("size", [1, SAMPLE_RUN, (1 << 18) + 1, 10**6, 3 * 10**9])

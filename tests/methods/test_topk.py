@@ -21,7 +21,7 @@ from jmerge.methods.statistics.fold import NONE, Again, Extent, Place, take
 from jmerge.methods.statistics.topk import (
     Threshold,
     TopK,
-    by_partition,
+    by_sorting,
     is_kept,
     make_threshold,
     nth_true,
@@ -88,7 +88,7 @@ def whole(leaves: int, digit: int, keys: np.ndarray, counts: list[int]) -> Found
 
 def partitioned(keys: np.ndarray, counts: list[int]) -> Found:
     """The thresholds by partial sorts."""
-    bits, last = zip(*(by_partition(keys, count) for count in counts), strict=True)
+    bits, last = zip(*(by_sorting(keys, count) for count in counts), strict=True)
     return list(bits), list(last)
 
 
@@ -148,6 +148,20 @@ def test_keeps_the_largest(way: str, size: int) -> None:
             own = (jnp.asarray(part[0]) for part in threshold)
             found = np.asarray(kept_by(jnp.asarray(keys), *own))
             np.testing.assert_array_equal(found, reference(magnitude, count), f"{kind}, {count}")
+
+
+def test_large_arrays_are_counted_before_they_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sorting alone finds, of keys of all kinds and of two widths."""
+    rng = np.random.default_rng(8)
+    for kind, make in KINDS.items():
+        for dtype in (np.float32, np.float64):
+            keys = bits_of(np.abs(make(rng, 3000).astype(dtype)))
+            counts = [1, 7, 1000, 2999, 3000]
+            monkeypatch.setattr(topk, "FEW", 1 << 20)
+            wanted = partitioned(keys, counts)
+            monkeypatch.setattr(topk, "FEW", 10)
+            monkeypatch.setattr(topk, "PART", 700)
+            assert partitioned(keys, counts) == wanted, (kind, dtype)
 
 
 @given(

@@ -50,6 +50,8 @@ from jmerge.methods.statistics.fold import (
 DIGITS, DIGIT = {"cpu": 16}, 11
 COUNTERS = 1 << 18  # of a threshold, about, in all groups of pieces
 MOST = 1 << 31  # keys that are counted at a time: a counter has 32 bits
+FEW = 1 << 17  # keys that are sorted as they are
+PART = 1 << 20  # keys that the host counts at a time
 ROW = 1 << 8  # elements of a vector among which a position is looked for in the end
 
 Counts = Callable[[Hyperparameters, int, Found], Sequence[Sequence[AnyCount]]]
@@ -335,17 +337,31 @@ def make_threshold(bits: Sequence[int], last: Sequence[int], word: np.dtype[Any]
     )
 
 
-def by_partition(keys: np.ndarray, count: int) -> tuple[int, int]:
-    """Bits and last position of the threshold that keeps the `count` largest of unsigned keys [elements], by a partial
-    sort on the host."""
+def by_sorting(keys: np.ndarray, count: int) -> tuple[int, int]:
+    """Bits and last position of the threshold that keeps the `count` largest of unsigned keys [elements], by counting
+    and sorting on the host."""
     if count <= 0 or keys.size == 0:
         return int(np.iinfo(keys.dtype).max), 0  # above every key
-    place = keys.size - min(count, keys.size)
-    ordered = np.partition(keys, place)
-    bits = ordered[place]
-    above = int(np.count_nonzero(ordered[place + 1 :] > bits))
-    ties = np.flatnonzero(keys == bits)
-    return int(bits), int(ties[keys.size - place - above - 1])
+    inside, rank = keys, min(count, keys.size)
+    if keys.size > FEW:
+        inside, rank = _of_digit(keys, rank)
+    ordered = np.sort(inside)
+    bits = ordered[ordered.size - rank]
+    above = ordered.size - int(np.searchsorted(ordered, bits, "right"))
+    return int(bits), int(np.flatnonzero(keys == bits)[rank - above - 1])
+
+
+def _of_digit(keys: np.ndarray, rank: int) -> tuple[np.ndarray, int]:
+    """The keys that share their highest 16 bits with the rank-th largest, and its rank among them."""
+    shift = keys.dtype.type(8 * keys.dtype.itemsize - 16)
+    counts = np.zeros(1 << 16, np.int64)
+    for start in range(0, keys.size, PART):
+        counts += np.bincount(keys[start : start + PART] >> shift, minlength=counts.size)
+    counts = counts[::-1]
+    running = np.cumsum(counts)
+    place = int(np.searchsorted(running, rank))
+    digit = counts.size - 1 - place
+    return keys[keys >> shift == digit], rank - int(running[place] - counts[place])
 
 
 def magnitude_keys(values: jax.Array) -> jax.Array:
