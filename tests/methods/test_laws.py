@@ -109,12 +109,18 @@ def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping
         LAWS[law](dataclasses.replace(ROWS[method], **changes))
 
 
+# Their statistics are those of others, of which the default suite cuts tensors in every way: `della`, `dare_ties`,
+# `breadcrumbs_ties`, and `localize_stitch` for thresholds of whole models.
+CUT_AS_OTHERS = ("della_linear", "dare_linear", "breadcrumbs", "pcb")
+
+
 def _slow(row: Row, law: str) -> list[pytest.MarkDecorator]:
     """Conditions differ in a formula alone, so one of them, with LiNeS, is tried by the default suite. So are bundles
     of few methods, see `test_bundles`, and eager functions of few: the others are compared under `jit` alone."""
     conditioned = "(" in row.method and row.method != "equalize(lines(ties))"
     rarely = law == "bundles" or (law == "jit" and row.method not in ("linear", "slerp", "ties"))
-    return [pytest.mark.slow] if rarely or conditioned else []
+    cut_as_others = law == "chunks" and row.method in CUT_AS_OTHERS
+    return [pytest.mark.slow] if rarely or conditioned or cut_as_others else []
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,10 @@ def test_gradients_agree_with_finite_differences(method: str) -> None:
                 assert float(slope[key][i]) == pytest.approx(estimate, rel=1e-4, abs=1e-4), key
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "multislerp", "pcb"])
+@pytest.mark.parametrize(
+    "method",
+    ["linear", "slerp", "ties", "multislerp", pytest.param("pcb", marks=pytest.mark.slow)],
+)
 def test_many_weightings_at_once(method: str) -> None:
     """A batch under vmap is each of them alone, to rounding."""
     base, models = inputs_of(method)
