@@ -36,9 +36,8 @@ class Extent(NamedTuple):
     dtype: np.dtype[Any]  # of the arithmetic
     # Pieces in one pass over all tensors; 0: every tensor is one piece, of any shape.
     pieces: int = 0
-    rows: int = (
-        0  # most rows of a tensor, where terms have a number for each; 0: one for each element
-    )
+    # Most rows of a tensor, where terms have a number for each; 0: they have one for each element.
+    rows: int = 0
 
     @property
     def size(self) -> int:
@@ -53,9 +52,8 @@ class Place(NamedTuple):
     tensor: Any  # the number of its tensor
     block: Any  # its first block of `sums.BLOCK` elements in its tensor, or its first row
     start: Any  # uint32 [2], high and low word of its first element's position in all tensors, one after the other
-    valid: Any = (
-        None  # how many of its elements, or rows, count: those before the padding; None: all
-    )
+    # How many of its elements, or rows, count: those before the padding; None: all.
+    valid: Any = None
 
 
 class Again(NamedTuple):
