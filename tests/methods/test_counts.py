@@ -248,6 +248,15 @@ def test_levels_are_the_same_traced() -> None:
             assert plain(traced(jnp.float32(rho))) == wanted
 
 
+@pytest.mark.parametrize("topk", [0.0, 0.3, 0.5])
+def test_sce_selects_a_share_of_what_varies(topk: float) -> None:
+    """Not of all elements, which no law tells apart: what is drawn for them varies everywhere."""
+    counts_of = REGISTRY["sce"].statistics[1].counts  # type: ignore[attr-defined]
+    assert counts_of({"select_topk": topk}, 50, {"varied": np.asarray([20.0])}) == [
+        [int(topk * 20)]
+    ]
+
+
 def test_a_traced_share_of_one_selects_all() -> None:
     """SCE without a selection, though whether there is one is known late."""
     assert REGISTRY["sce"].function is sce

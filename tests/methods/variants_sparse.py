@@ -21,7 +21,7 @@ from jmerge.methods.pcb import level_counts, pcb
 from jmerge.methods.pcb import scores as pcb_scores
 from jmerge.methods.sce import sce, select
 from jmerge.methods.spec import REGISTRY
-from jmerge.methods.statistics.counts import plus, share
+from jmerge.methods.statistics.counts import plus
 from jmerge.methods.statistics.rows import sort_rows
 from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, ordered_keys
 from jmerge.methods.task_arithmetic import task_arithmetic
@@ -258,9 +258,6 @@ SCE: dict[str, Change] = {
     "nothing erased": function(lambda d, **rest: unerased(d, **rest)),
     "nothing selected": function(lambda d, *, chosen=None, **rest: sce(d, **rest)),
     "one more selected": one_more("sce", "chosen"),
-    "a share of all elements": statistic(
-        "chosen", counts=lambda numbers, size, found: [[share(numbers["select_topk"], size)]]
-    ),
     "selected by the range": inside(
         "sce.variance", lambda d: jnp.max(d, axis=0) - jnp.min(d, axis=0)
     ),

@@ -92,13 +92,22 @@ def test_other_settings_of_jax(method: str, mode: str) -> None:
         if mode != "not compiled":
             traced = jax.jit(lambda models, base: merge(method, models, base))(models, base)
             for one, two in zip(found, jax.tree.leaves(traced), strict=True):
-                np.testing.assert_array_equal(one, two)
+                assert_traced(method, two, one)
     for one, two in zip(found, wanted, strict=True):
         assert one.dtype == jnp.float32
         if mode == "not compiled":
             np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(one, two)
+
+
+def assert_traced(method: str, found: jax.Array, wanted: jax.Array) -> None:
+    """The same bits, but for `consensus`: LLVM multiplies before it selects where it knows the factor, and contracts
+    where it does not, which may be the last bit of an element."""
+    if method == "consensus":
+        np.testing.assert_allclose(found, wanted, rtol=2e-7, atol=2e-7)
+    else:
+        np.testing.assert_array_equal(found, wanted)
 
 
 @EACH_METHOD
@@ -113,7 +122,7 @@ def test_a_program_makes_what_leaf_by_leaf_is_made(method: str) -> None:
     found = merge(method, trees, origin)
     traced = jax.jit(lambda trees, origin: merge(method, trees, origin))(trees, origin)
     for one, two in zip(jax.tree.leaves(traced), jax.tree.leaves(found), strict=True):
-        np.testing.assert_array_equal(one, two)
+        assert_traced(method, one, two)
 
 
 @pytest.mark.parametrize("method", sorted(OF_EACH_KIND))
