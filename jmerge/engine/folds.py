@@ -45,7 +45,7 @@ class Fold:
         """End a tensor."""
         states = list(self._states.values())
         number = np.uint32(work.place(self._statistic.scope).number)
-        state = close_kernel(type(self._statistic))(states, number)  # type: ignore[arg-type]
+        state = close_kernel(type(self._statistic))(states, number)
         self._states = {device: state}
 
     def finish(self, read: Callable[[Work, int], Loaded]) -> Any:
@@ -82,4 +82,4 @@ class Fold:
     def _finish(self, state: Any) -> Any:
         self._passes -= 1
         last = self._passes == 0
-        return finish_kernel(type(self._statistic), last)(state)  # type: ignore[arg-type]
+        return finish_kernel(type(self._statistic), last)(state)

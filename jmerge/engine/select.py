@@ -8,13 +8,13 @@ threshold can lie shrinks with every pass, so this ends. What the sample holds c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jmerge.methods.statistics.fold import Statistic
-from jmerge.methods.statistics.topk import Threshold, TopK, by_sorting, make_threshold
+from jmerge.methods.statistics.thresholds import by_sorting
+from jmerge.methods.statistics.topk import TopK
 
 SAMPLE_RUN = 1 << 15  # elements that are read together; a read costs about as much as copying these
 SAMPLE_STEP = 16  # of which one in so many is looked at: neighbours are alike
@@ -120,7 +120,7 @@ class Search:
         elif rank > inside:
             self.ceiling = self.low - 1
         elif not seen.full:
-            key, last = _by_sort(np.concatenate(seen.keys), rank)
+            key, last = by_sorting(np.concatenate(seen.keys), rank)
             self.cut = key, int(np.concatenate(seen.places)[last])
             return
         elif self.low == self.high:  # the key is known, and so many are equal to it
@@ -167,18 +167,3 @@ class Search:
             middle = int(np.partition(known, known.size // 2)[known.size // 2])
         self.low = self.high = middle
         self._seen = Seen()
-
-
-def _by_sort(keys: np.ndarray, rank: int) -> tuple[int, int]:
-    """What `by_sorting` gives, for keys many of which are equal: NumPy sorts these faster than it partitions them."""
-    ordered = np.sort(keys)
-    key = ordered[-rank]
-    above = keys.size - int(np.searchsorted(ordered, key, side="right"))
-    return int(key), int(np.flatnonzero(keys == key)[rank - above - 1])
-
-
-def thresholds_of(keys: Sequence[np.ndarray], counts: Sequence[Sequence[int]]) -> Threshold:
-    """The thresholds that keep so many of the keys of a whole tensor, for each term a list."""
-    cuts = [by_sorting(own, count) for own, row in zip(keys, counts, strict=True) for count in row]
-    bits, last = zip(*cuts, strict=True)
-    return make_threshold(bits, last, keys[0].dtype)

@@ -23,7 +23,8 @@ from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.select import Search
 from jmerge.engine.slots import Loaded
 from jmerge.engine.task import Task
-from jmerge.methods.statistics.topk import Threshold, TopK, make_threshold
+from jmerge.methods.statistics.thresholds import Threshold, make_threshold
+from jmerge.methods.statistics.topk import TopK
 
 FEW = 1 << 17  # elements of a sample that are looked at in one go
 

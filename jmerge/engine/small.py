@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from jmerge.engine.kernel import KernelKey, Piece, combine, terms_of, update
-from jmerge.engine.select import is_searched, thresholds_of
+from jmerge.engine.select import is_searched
 from jmerge.engine.task import Task
 from jmerge.methods.statistics.fold import Place, search
+from jmerge.methods.statistics.thresholds import thresholds_of
 from jmerge.methods.wrap import find_method
 
 
@@ -81,7 +82,9 @@ def _find(tasks: Sequence[Task], number: int, inputs: Sequence[np.ndarray]) -> l
         terms = [np.asarray(term) for term in terms_rows(key, number)(inputs, arguments)]
         return [
             thresholds_of(
-                [term[row, : task.work.step.spec.size] for term in terms], task.counts(number)
+                [term[row, : task.work.step.spec.size] for term in terms],
+                task.counts(number),
+                key.word,
             )
             for row, task in enumerate(tasks)
         ]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jmerge.methods.reduce import along
 from jmerge.methods.spec import merge_method
-from jmerge.methods.statistics.topk import Threshold, TopK, ordered_keys, ordered_values
+from jmerge.methods.statistics.thresholds import Threshold, ordered_keys, ordered_values
+from jmerge.methods.statistics.topk import TopK
 
 NO_CHANCE = 1e-8  # added to probabilities, so that none is zero
 SMALL, TERMS = 0.1, 9  # up to which |d| phi(d) is a series, and its last power

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import PerModel
 from jmerge.methods.statistics.counts import AnyCount, difference, minimum, plus, share
-from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
+from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
+from jmerge.methods.statistics.topk import TopK
 
 
 def band(density: Any, gamma: Any, size: int) -> tuple[AnyCount, AnyCount]:

@@ -15,7 +15,7 @@ from jmerge.methods.combine import sum_models
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.spec import PerModel, Shared, Whole, merge_method
 from jmerge.methods.statistics.rows import largest_of_rows
-from jmerge.methods.statistics.topk import magnitude_keys
+from jmerge.methods.statistics.thresholds import magnitude_keys
 
 
 def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:

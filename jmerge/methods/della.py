@@ -17,7 +17,7 @@ from jmerge.methods.random import coins, uniform
 from jmerge.methods.reduce import along_rows
 from jmerge.methods.spec import PerModel, Switch
 from jmerge.methods.statistics.rows import SortedRows, deal_rows
-from jmerge.methods.statistics.topk import magnitude_keys
+from jmerge.methods.statistics.thresholds import magnitude_keys
 
 
 def rank_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:

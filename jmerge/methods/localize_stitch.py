@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jmerge.methods.combine import sum_models
 from jmerge.methods.spec import PerModel, merge_method
-from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
+from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
+from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.ties import density_counts
 
 

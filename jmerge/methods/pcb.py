@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jmerge.methods.combine import sum_models
 from jmerge.methods.spec import PerModel, Shared, merge_method
 from jmerge.methods.statistics.counts import AnyCount, difference, is_traced, plus, share
-from jmerge.methods.statistics.topk import (
+from jmerge.methods.statistics.thresholds import (
     Threshold,
-    TopK,
     change_keys,
     ordered_keys,
     ordered_values,
 )
+from jmerge.methods.statistics.topk import TopK
 
 TAIL = 1e-4  # share of the magnitudes at either end that count as the least and the largest of the rest
 

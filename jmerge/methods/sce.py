@@ -16,7 +16,8 @@ from jmerge.methods.combine import sum_models
 from jmerge.methods.spec import Shared, merge_method
 from jmerge.methods.statistics.counts import AnyCount, as_count, choose, is_traced, share
 from jmerge.methods.statistics.sums import BlockSum
-from jmerge.methods.statistics.topk import Threshold, TopK, is_kept, magnitude_keys
+from jmerge.methods.statistics.thresholds import Threshold, is_kept, magnitude_keys
+from jmerge.methods.statistics.topk import TopK
 
 EVEN = 1e-6  # mean squares that sum to less than this: all models count alike
 LEAST_SHARE = 1e-6  # the weights that agree count as this much at least

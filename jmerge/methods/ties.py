@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import PerModel, Switch
 from jmerge.methods.statistics.counts import AnyCount, kept_count
-from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
+from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
+from jmerge.methods.statistics.topk import TopK
 
 
 def density_counts(

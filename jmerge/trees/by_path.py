@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.trees.paths import matches
+from jmerge.trees.paths import is_array, matches
 
 
 class Leaf(NamedTuple):
@@ -115,8 +114,7 @@ def _check_each(value: Any, where: str) -> None:
 
 def _check(value: Any, where: str) -> None:
     """TypeError where a value is no number, nor an array of them."""
-    array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    number = array and jnp.issubdtype(value.dtype, jnp.number)
+    number = is_array(value) and jnp.issubdtype(value.dtype, jnp.number)
     # a whole number may be too long for arithmetic
     plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 1024)
     if not (number or plain):

@@ -15,7 +15,7 @@ import numpy as np
 from jmerge.methods.spec import Method, Parameter, Required, Shared
 from jmerge.names import did_you_mean
 from jmerge.trees.by_path import ByLeaf, ByPath, Leaf, OverLayers, resolve, varies
-from jmerge.trees.paths import Path, is_tree, spread
+from jmerge.trees.paths import Path, is_array, is_tree, spread
 
 Numbers = dict[str, Any]  # by their names in recipes
 
@@ -140,7 +140,7 @@ def _converted(value: Any, declared: Parameter, models: int, said: str) -> Any:
         if value and all(each is None for each in value) and declared.default is None:
             return None
         return _together([_one(each, declared, said) for each in value])
-    if _is_array(value) and np.ndim(value):
+    if is_array(value) and np.ndim(value):
         if value.shape != (models,):
             raise ValueError(
                 f"{said}: expected a number for each of {models} models, found an array of shape {value.shape}"
@@ -150,20 +150,20 @@ def _converted(value: Any, declared: Parameter, models: int, said: str) -> Any:
         _check_dtype(value, said)
         return _together([_one(each, declared, said) for each in np.asarray(value)])
     one = _one(value, declared, said)
-    return jnp.broadcast_to(one, (models,)) if _is_array(one) else (one,) * models
+    return jnp.broadcast_to(one, (models,)) if is_array(one) else (one,) * models
 
 
 def _together(values: Sequence[Any]) -> Any:
     """One value for each model: a tuple of plain numbers, or an array."""
-    if not any(map(_is_array, values)):
+    if not any(map(is_array, values)):
         return tuple(values)
-    dtype = jnp.result_type(*(each.dtype for each in values if _is_array(each)))
+    dtype = jnp.result_type(*(each.dtype for each in values if is_array(each)))
     return jnp.stack([jnp.asarray(each, dtype) for each in values])
 
 
 def _one(value: Any, declared: Parameter, said: str) -> Any:
     """A single number: plain, or an array of which only the device knows what it is."""
-    if _is_array(value) and np.ndim(value) == 0:
+    if is_array(value) and np.ndim(value) == 0:
         if isinstance(value, jax.core.Tracer):
             return _traced(value, declared, said)
         _check_dtype(value, said)
@@ -177,7 +177,7 @@ def _one(value: Any, declared: Parameter, said: str) -> Any:
         raise TypeError(f"'{said}' is {kinds} or False; found {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         each = "a list of one for each model, " if declared.per_model else ""
-        found = f"an array of shape {np.shape(value)}" if _is_array(value) else repr(value)
+        found = f"an array of shape {np.shape(value)}" if is_array(value) else repr(value)
         raise TypeError(
             f"{said}: expected a number, {each}jmerge.by_path, or a tree like the models; found {found}"
         )
@@ -206,7 +206,3 @@ def _traced(value: jax.Array, declared: Parameter, said: str) -> jax.Array:
 def _check_dtype(value: Any, said: str) -> None:
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool)):
         raise TypeError(f"{said}: expected numbers, found an array of {value.dtype}")
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)

@@ -16,9 +16,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jmerge.methods.mesh import hides_shards
 from jmerge.methods.positions import split_position
+from jmerge.methods.xla import unknown
 from jmerge.trees.keys import Draws, keys_there, model_keys, place_tag
 from jmerge.trees.numbers import Arguments, Numbers
 from jmerge.trees.passes import Group, Merge
+from jmerge.trees.paths import is_array
 from jmerge.trees.pieces import Call, Piece, shard_axes
 from jmerge.trees.table import Row
 
@@ -113,7 +115,7 @@ def merge_traced(rows: Sequence[Row], parts: Sequence[Part], call: Call, draws: 
         )
     draw = "keys" in call.method.reserved
     keys = {row.number: _traced_keys(row, draws) if draw else None for row in rows}
-    numbers = [{n: each for n, each in part.numbers.items() if _is_array(each)} for part in parts]
+    numbers = [{n: each for n, each in part.numbers.items() if is_array(each)} for part in parts]
 
     def merge(arrays: dict[int, Any], keys: dict[int, Any], numbers: list[Numbers]) -> Merged:
         members: dict[Any, list[Part]] = {}
@@ -185,15 +187,14 @@ def _group(
         if name in plain:
             continue
         values = [part.numbers[name] for part in parts]
-        known = not _is_array(first)
+        known = not is_array(first)
         if known and not any(_differ(each, first) for each in values):
             plain[name] = first
             if not call.method.parameters[name].given:
                 continue
         stacked = _stack([np.asarray(each, call.wide) if known else each for each in values])
-        # hidden from the compiler, so that it makes the program that it makes of numbers it does not know
-        hide = known and not there
-        numbers[name] = jax.lax.optimization_barrier(stacked) if hide else stacked  # type: ignore[no-untyped-call]
+        # in a trace too, the program is that of numbers which it is given
+        numbers[name] = unknown(stacked) if known and not there else stacked
     piece = Piece(
         tuple(map(_stack, zip(*arrays, strict=True))),
         numbers,
@@ -235,12 +236,8 @@ def _switches(call: Call, numbers: Numbers) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray)
-
-
 def _differ(one: Any, other: Any) -> bool:
-    return one is not other and (_is_array(one) or _is_array(other) or one != other)
+    return one is not other and (is_array(one) or is_array(other) or one != other)
 
 
 # Dtypes, and where arrays lie

@@ -18,7 +18,8 @@ import numpy as np
 from jmerge.methods.statistics.counts import whole_number
 from jmerge.methods.statistics.fold import Again, Extent, Statistic, search
 from jmerge.methods.statistics.rows import SortedRows
-from jmerge.methods.statistics.topk import TopK, by_sorting, make_threshold
+from jmerge.methods.statistics.thresholds import thresholds_of
+from jmerge.methods.statistics.topk import TopK
 from jmerge.trees.numbers import Numbers
 from jmerge.trees.pieces import Call, Found, Piece, add_up, combine, finish, take, terms_of, update
 
@@ -195,10 +196,6 @@ def _by_numpy(
     keys = [np.asarray(each) for each in terms]
     if isinstance(statistic, SortedRows):
         return statistic.on_host(keys)
-    pairs = [
-        by_sorting(own.reshape(-1), whole_number(count))
-        for own, row in zip(keys, statistic.counts(numbers, extent.size, found), strict=True)
-        for count in row
-    ]
-    word = np.dtype(f"u{extent.dtype.itemsize}")
-    return make_threshold([bits for bits, _ in pairs], [last for _, last in pairs], word)
+    rows = statistic.counts(numbers, extent.size, found)
+    counts = [[whole_number(count) for count in row] for row in rows]
+    return thresholds_of(keys, counts, np.dtype(f"u{extent.dtype.itemsize}"))

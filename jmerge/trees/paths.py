@@ -34,6 +34,11 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array, of JAX or NumPy, which one number of NumPy's is too."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
 def is_tree(value: Any) -> bool:
     """Whether a value is a tree of several values, not one itself."""
     return not jax.tree_util.all_leaves([value]) and value is not None

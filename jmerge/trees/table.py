@@ -11,7 +11,7 @@ import numpy as np
 
 from jmerge.methods.streams import Stream, layer_of, streams
 from jmerge.trees.by_path import Leaf
-from jmerge.trees.paths import Path, choose_merged, layer_axes, path_depth, path_name
+from jmerge.trees.paths import Path, choose_merged, is_array, layer_axes, path_depth, path_name
 
 Otherwise = Literal["base", "first", "error"]
 
@@ -143,17 +143,13 @@ def _check_arrays(leaf: Sequence[Any], text: str, names: Sequence[str]) -> None:
             )
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
 def _kind(leaf: Any) -> str:
-    return str(leaf.dtype) if _is_array(leaf) else f"a value of type {type(leaf).__name__}"
+    return str(leaf.dtype) if is_array(leaf) else f"a value of type {type(leaf).__name__}"
 
 
 def _is_merged(leaf: Sequence[Any], text: str, otherwise: Otherwise) -> bool:
     """Whether all are arrays of floats; ValueError where only some are, and nothing is said of such leaves."""
-    floating = [_is_array(each) and jnp.issubdtype(each.dtype, jnp.floating) for each in leaf]
+    floating = [is_array(each) and jnp.issubdtype(each.dtype, jnp.floating) for each in leaf]
     if any(floating) and not all(floating) and otherwise == "error":
         raise ValueError(
             f"'{text}' is a float in one tree and {_kind(leaf[floating.index(False)])} in another; "
@@ -187,7 +183,7 @@ def _kept(leaf: Sequence[Any], text: str, otherwise: Otherwise, based: bool, cho
 def _equal(one: Any, other: Any) -> bool:
     if one is other:
         return True
-    if _is_array(one) and _is_array(other):
+    if is_array(one) and is_array(other):
         if one.dtype != other.dtype or one.shape != other.shape:
             return False
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):

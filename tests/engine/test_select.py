@@ -13,7 +13,7 @@ from enginekit import carry_out, checkpoints, plan_of, read, step
 from jmerge.engine import select
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, Search, sample_starts
 from jmerge.methods import apply, find_method
-from jmerge.methods.statistics.topk import by_sorting
+from jmerge.methods.statistics.thresholds import by_sorting
 
 SIZE = 600_000
 SWITCHES = {"normalize": True, "rescale": True}

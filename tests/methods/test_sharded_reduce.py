@@ -29,7 +29,8 @@ from jax.sharding import PartitionSpec as P
 from jmerge.methods.random import uniform
 from jmerge.methods.reduce import along, total
 from jmerge.methods.statistics.fold import take
-from jmerge.methods.statistics.topk import TopK, change_keys, kept_changes
+from jmerge.methods.statistics.topk import TopK
+from jmerge.methods.statistics.thresholds import change_keys, kept_changes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

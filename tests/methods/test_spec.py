@@ -19,7 +19,8 @@ from jmerge.methods.slerp import slerp_sums
 from jmerge.methods.spec import BROKEN, register_installed
 from jmerge.methods.statistics.counts import kept_count
 from jmerge.methods.statistics.sums import BlockSum
-from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, kept_changes
+from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
+from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.report.methods import method_text
 from jmerge.testing.close import assert_close

@@ -15,19 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmerge.methods.positions import flat_positions, split_position
-from jmerge.methods.statistics import topk
+from jmerge.methods.statistics import thresholds, topk
 from jmerge.methods.statistics.counts import Count, narrow, stack_counts, whole_number
 from jmerge.methods.statistics.fold import NONE, Again, Extent, Place, take
-from jmerge.methods.statistics.topk import (
+from jmerge.methods.statistics.thresholds import (
     Threshold,
-    TopK,
     by_sorting,
     is_kept,
     make_threshold,
-    nth_true,
     ordered_keys,
     ordered_values,
 )
+from jmerge.methods.statistics.topk import TopK, nth_true
 
 Found = tuple[list[int], list[int]]  # smallest keys that are kept, and last positions
 U32 = np.dtype(np.uint32)
@@ -157,10 +156,10 @@ def test_large_arrays_are_counted_before_they_are_sorted(monkeypatch: pytest.Mon
         for dtype in (np.float32, np.float64):
             keys = bits_of(np.abs(make(rng, 3000).astype(dtype)))
             counts = [1, 7, 1000, 2999, 3000]
-            monkeypatch.setattr(topk, "FEW", 1 << 20)
+            monkeypatch.setattr(thresholds, "FEW", 1 << 20)
             wanted = partitioned(keys, counts)
-            monkeypatch.setattr(topk, "FEW", 10)
-            monkeypatch.setattr(topk, "PART", 700)
+            monkeypatch.setattr(thresholds, "FEW", 10)
+            monkeypatch.setattr(thresholds, "PART", 700)
             assert partitioned(keys, counts) == wanted, (kind, dtype)
 
 

@@ -23,7 +23,8 @@ from jmerge.methods.sce import sce, select
 from jmerge.methods.spec import REGISTRY
 from jmerge.methods.statistics.counts import plus
 from jmerge.methods.statistics.rows import sort_rows
-from jmerge.methods.statistics.topk import Threshold, TopK, change_keys, ordered_keys
+from jmerge.methods.statistics.thresholds import Threshold, change_keys, ordered_keys
+from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.task_arithmetic import task_arithmetic
 from jmerge.methods.ties import drop as drop_small
 from jmerge.methods.ties import ties

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 import references
 import yaml
-from treecases import NUMBERS, OF_EACH_KIND, merge
+from treecases import NUMBERS, OF_EACH_KIND, merge, on_eight_devices
 
 import jmerge
 from jmerge.methods import REGISTRY, find_method
@@ -326,16 +323,7 @@ SHARDED = Path(__file__).parent / "sharded_trees.py"
 )
 def test_sharded_trees_stay_sharded(methods: list[str]) -> None:
     """Eight forced devices, in a process of their own."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(SHARDED), *methods],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    on_eight_devices(SHARDED, *methods)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from treecases import NUMBERS
+from treecases import NUMBERS, on_eight_devices
 
 SCRIPT = Path(__file__).parent / "shard_mapped.py"
 
@@ -21,13 +18,4 @@ SCRIPT = Path(__file__).parent / "shard_mapped.py"
     ],
 )
 def test_statistics_are_of_all_shards(methods: list[str]) -> None:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *methods],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    on_eight_devices(SCRIPT, *methods)

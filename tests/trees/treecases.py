@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jmerge
@@ -42,6 +46,20 @@ NUMBERS: dict[str, dict[str, Any]] = {
 }
 # Each test compiles anew, so most methods are tried by the slow suite; these are one of each kind.
 OF_EACH_KIND = {"linear", "slerp", "ties", "dare_linear", "della", "sce", "localize_stitch", "emr"}
+
+
+def on_eight_devices(script: Path, *words: str) -> None:
+    """Run a script, in a process of its own with eight forced devices; AssertionError with what it said if it fails."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str, Any]) -> Any:

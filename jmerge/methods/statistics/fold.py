@@ -14,6 +14,7 @@ and gives the same bits. All passes but the last are alike, so that programs do 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -69,7 +70,7 @@ NONE = 0xFFFFFFFF  # no group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statistic:
+class Statistic(ABC):
     """A kind of statistic: the base of `BlockSum`, `TopK` and `SortedRows`."""
 
     keyword: str  # of the method, and of later statistics
@@ -78,16 +79,16 @@ class Statistic:
     scope: Scope = "tensor"
     when: Callable[[Hyperparameters], bool] = lambda hyperparameters: True  # whether it is needed
 
+    @abstractmethod
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> Any:
         """The state before the first piece; of equal shapes for all small tensors (`BLOCK` elements and some more) that
         are one piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(
         self, state: Any, terms: Sequence[jax.Array], place: Place, *, last: bool = True
     ) -> Any:
         """The state after one more piece, in the last pass or one before it."""
-        raise NotImplementedError
 
     @staticmethod
     def close(state: Any, tensor: Any) -> Any:
@@ -97,8 +98,9 @@ class Statistic:
     @staticmethod
     def join(states: Sequence[Any]) -> Any:
         """One state of those of different devices, each of which began with `init` or the same pass and saw other
-        pieces."""
-        raise NotImplementedError
+        pieces. Where pieces have nothing in common there is one."""
+        (state,) = states
+        return state
 
     def passes(self, dtype: np.dtype[Any]) -> int:
         """How many times `update` goes over the pieces."""
@@ -114,9 +116,9 @@ class Statistic:
         return None
 
     @staticmethod
+    @abstractmethod
     def finish(state: Any, *, last: bool = True) -> Any:
         """The value after the last pass, `Again` after one before it."""
-        raise NotImplementedError
 
 
 def whole_places(leaves: Sequence[Sequence[jax.Array]]) -> list[Place]:
