@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jmerge.engine.folds import Fold
-from jmerge.engine.kernel import Piece, combine_kernel, keys_kernel
+from jmerge.engine.kernel import Piece, combine_kernel, piece_kernel
 from jmerge.engine.pool import TracedPool
 from jmerge.engine.schedule import Turn, Work
 from jmerge.engine.selection import Selection
@@ -78,13 +78,19 @@ class Computer:
 
     def _arguments(self, task: Task, loaded: Loaded, until: int | None = None) -> dict[str, Any]:
         """The keyword arguments of the method for a piece, with what the host is better at than XLA."""
-        arguments = task.arguments(loaded.number, until)
+        arguments, masks = task.arguments(loaded.number, until), task.masks(until)
+        if masks is not None and (kept := task.kept.take(loaded.number, again=until is not None)):
+            return arguments | {masks.keyword: kept}
         for number in task.on_host(until):
-            keys = keys_kernel(task.key, number)(*loaded.windows(), arguments)
-            shaped = [np.asarray(each).reshape(task.row_view) for each in keys]
+            terms = piece_kernel(task.key, number)(*loaded.windows(), arguments)
             statistic = task.statistics[number]
-            ordered = self._pool.map(lambda each, of=statistic: of.on_host([each]), shaped)
-            arguments[statistic.keyword] = list(itertools.chain(*ordered))
+            if statistic is masks:
+                for each in task.on_host(number):  # which served it
+                    del arguments[task.statistics[each].keyword]
+            made = self._pool.map(lambda each, of=statistic: of.on_host([np.asarray(each)]), terms)
+            arguments[statistic.keyword] = list(itertools.chain(*made))
+        if masks is not None and until is not None:
+            task.kept.put(loaded.number, arguments[masks.keyword])
         return arguments
 
     def _task(self, work: Work) -> Task:

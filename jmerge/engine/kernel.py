@@ -182,14 +182,21 @@ def finish_kernel(kind: type[Statistic], last: bool) -> Callable[..., Any]:
 @cache
 def keys_kernel(key: KernelKey, statistic: int) -> Callable[..., list[jax.Array]]:
     """The jitted program (windows, skips, arguments) -> each of the statistic's terms [elements]."""
+    terms = piece_kernel(key, statistic)
+    return jax.jit(lambda *inputs: [each.reshape(-1) for each in terms(*inputs)])
+
+
+@cache
+def piece_kernel(key: KernelKey, statistic: int) -> Callable[..., Sequence[jax.Array]]:
+    """The jitted program (windows, skips, arguments) -> the statistic's terms."""
     terms = terms_of(key, statistic)
 
-    def keys(
+    def of_piece(
         windows: Sequence[jax.Array], skips: jax.Array, arguments: Mapping[str, Any]
-    ) -> list[jax.Array]:
-        return [each.reshape(-1) for each in terms(_cut_out(windows, skips), arguments)]
+    ) -> Sequence[jax.Array]:
+        return terms(_cut_out(windows, skips), arguments)
 
-    return jax.jit(keys)
+    return jax.jit(of_piece)
 
 
 @cache
@@ -270,7 +277,8 @@ def _keywords(
     values = {**arguments, **dict(key.switches), **dict.fromkeys(key.unset)}
     keywords = {method.keywords.get(name, name): value for name, value in values.items()}
     for statistic in method.statistics[:until]:
-        if statistic.scope == "piece" and statistic.keyword not in keywords:
+        missing = statistic.scope == "piece" and statistic.keyword not in keywords
+        if missing and statistic.when(values):
             terms = statistic.terms(*arrays, **keywords)
             keywords[statistic.keyword] = statistic.finish(statistic.update(None, terms, NOWHERE))
     return keywords
@@ -301,6 +309,7 @@ KERNELS = (
     close_kernel,
     finish_kernel,
     keys_kernel,
+    piece_kernel,
     chosen_kernel,
     bracket_kernel,
 )

@@ -28,9 +28,10 @@ from jmerge.engine.kernel import (
     combine_kernel,
     is_plain_copy,
     kernel_key,
-    keys_kernel,
+    piece_kernel,
     update_kernel,
 )
+from jmerge.engine.masks import KEPT_BYTES
 from jmerge.engine.schedule import (
     LENGTHS,
     ROW,
@@ -45,6 +46,8 @@ from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
 from jmerge.engine.task import Task, piece_shapes, window_shapes
 from jmerge.errors import Fault, PlanError
+from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.statistics.rows import Masks, SortedRows
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY, Gathered, Plan
 
@@ -214,7 +217,7 @@ def programs_of(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
             yield bracket, bounds, bounds, *inputs, arguments
             yield chosen_kernel(*kernel), _shape((CHOSEN,), np.int32), *inputs, arguments
         else:
-            arguments |= _sorted_rows(task, inputs, arguments, what.statistic)
+            yield from _programs_of_pieces(task, inputs, arguments, what.statistic)
             place = task.place(what.statistic, 0)
             # the last pass of several holds less
             update = update_kernel(*kernel, last=not what.again)
@@ -223,7 +226,8 @@ def programs_of(work: Work, rows: int) -> Iterator[tuple[Any, ...]]:
     if work.small:
         yield combine_rows(task.key), _rows_of(work, rows), _for_rows(arguments, rows)
     else:
-        yield combine_kernel(task.key), *inputs, arguments | _sorted_rows(task, inputs, arguments)
+        yield from _programs_of_pieces(task, inputs, arguments, None)
+        yield combine_kernel(task.key), *inputs, arguments
 
 
 def _programs_of_rows(task: Task, what: Pass, state: Any, rows: int) -> Iterator[tuple[Any, ...]]:
@@ -259,18 +263,17 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
-def _sorted_rows(
-    task: Task, inputs: Any, arguments: dict[str, Any], until: int | None = None
-) -> dict[str, Any]:
-    """The shapes of what the host makes of single pieces."""
-    found = {}
+def _programs_of_pieces(
+    task: Task, inputs: Any, arguments: dict[str, Any], until: int | None
+) -> Iterator[tuple[Any, ...]]:
+    """The same for what the host makes of single pieces; puts the shapes of that into arguments."""
     for number in task.on_host(until):
-        keys = jax.eval_shape(keys_kernel(task.key, number), *inputs, arguments)
-        shapes = [np.empty(each.size, np.bool_).reshape(task.row_view).shape for each in keys]
-        found[task.statistics[number].keyword] = [
-            _shape(shape, each.dtype) for shape, each in zip(shapes, keys, strict=True)
-        ]
-    return found
+        program, own = piece_kernel(task.key, number), dict(arguments)
+        yield program, *inputs, own
+        if task.statistics[number] is task.masks(until):
+            for each in task.on_host(number):
+                del arguments[task.statistics[each].keyword]
+        arguments[task.statistics[number].keyword] = jax.eval_shape(program, *inputs, own)
 
 
 def _bytes_of(program: Any, *arguments: Any) -> int:
@@ -286,7 +289,8 @@ def _bytes_of(program: Any, *arguments: Any) -> int:
 
 def _statistics_bytes(work: Work) -> int:
     """What is gathered for the statistics of a step."""
-    if work.step.method == COPY or is_plain_copy(work.step):
+    needed = _needed(work)
+    if not needed:
         return 0
     step, piece, width = work.step, work.padded(0), work.step.arithmetic.itemsize
     thresholds, states = _gathered(work)
@@ -300,17 +304,30 @@ def _statistics_bytes(work: Work) -> int:
         total += thresholds * sample * (2 * width + 1)
         total += min(size, work.candidates) * _candidate_bytes(work)
         total += 3 * -(-thresholds // IN_A_BYTE) * piece  # places
-    if any(each.scope == "piece" for each in find_method(step.method).statistics):
-        total += (
-            2 * len(step.models) * piece * 2 * width
-        )  # keys as they are and sorted, of two pieces
+    for each in needed:  # of two pieces
+        if isinstance(each, SortedRows):  # keys as they are and sorted
+            total += 2 * len(step.models) * piece * 2 * width
+        elif isinstance(each, Masks):
+            packed = len(step.models) * step.spec.size // 8
+            total += 2 * min(packed, work.candidates * KEPT_BYTES)
+            total += 2 * len(step.models) * piece
     return total
 
 
 def _candidate_bytes(work: Work) -> int:
     """What one candidate of each of a step's searches takes: its position and key, once more while all are put
-    together, and the keys sorted; of two steps, since one is settled while the next is read; and on its way there."""
-    return _gathered(work)[0] * (2 * (2 * 8 + 3 * work.step.arithmetic.itemsize) + 16)
+    together, and the keys sorted; of two steps, since one is settled while the next is read; and on its way there. Or
+    what is kept of masks for it, of two steps too."""
+    masks = any(isinstance(each, Masks) for each in _needed(work))
+    own = 2 * (2 * 8 + 3 * work.step.arithmetic.itemsize) + 16
+    return _gathered(work)[0] * own + masks * 2 * KEPT_BYTES
+
+
+def _needed(work: Work) -> tuple[Statistic, ...]:
+    """The statistics of a step."""
+    if work.step.method == COPY or is_plain_copy(work.step):
+        return ()
+    return find_method(work.step.method).needed(work.step.numbers)
 
 
 def _gathered(work: Work) -> tuple[int, int]:

@@ -12,11 +12,13 @@ import numpy as np
 from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.engine.kernel import KernelKey, kernel_key, keys_kernel
-from jmerge.engine.schedule import Work
+from jmerge.engine.masks import KEPT_BYTES, KeptMasks
+from jmerge.engine.schedule import Work, last_of_group
 from jmerge.methods.positions import split_position
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.statistics.counts import whole_number
 from jmerge.methods.statistics.fold import Extent, Place, Statistic
+from jmerge.methods.statistics.rows import Masks
 from jmerge.methods.statistics.topk import TopK
 from jmerge.methods.wrap import find_method
 from jmerge.plan.steps import COPY
@@ -36,6 +38,9 @@ class Task:
         self.key: KernelKey = kernel_key(work.step)
         self.method = None if work.step.method == COPY else find_method(work.step.method)
         self.statistics: Sequence[Statistic] = self.method.statistics if self.method else ()
+        # from the pass of a tensor's statistic to that of its result; between those of whole models there are too many
+        most = work.candidates * KEPT_BYTES if last_of_group(work) < 0 else 0
+        self.kept = KeptMasks(most)
         self._found: Found = {}
         self._terms: dict[int, tuple[int, int]] = {}  # see `terms`
         self._group = group
@@ -89,13 +94,14 @@ class Task:
         """The statistics of single pieces, or those before the one of a number, that the host is better at than XLA."""
         if self.platform != "cpu":
             return []
-        found = enumerate(self.statistics[:until])
-        return [number for number, statistic in found if statistic.scope == "piece"]
+        found, numbers = enumerate(self.statistics[:until]), self.work.step.numbers
+        return [n for n, each in found if each.scope == "piece" and each.when(numbers)]
 
-    @property
-    def row_view(self) -> tuple[int, ...]:
-        """The shape of a piece with its rows along axis 1."""
-        return self.key.view if len(self.key.view) > 1 else (1, -1)
+    def masks(self, until: int | None) -> Masks | None:
+        """The last of those, if it is masks: what is kept of it is all that is needed of them."""
+        numbers = self.on_host(until)
+        last = self.statistics[numbers[-1]] if numbers else None
+        return last if isinstance(last, Masks) else None
 
     def extent(self, number: int) -> Extent:
         """What a statistic is taken of."""

@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import masked, merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import PerModel
 from jmerge.methods.statistics.counts import AnyCount, difference, minimum, plus, share
 from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
@@ -36,8 +35,7 @@ def drop(delta: jax.Array, bands: Threshold, start: jax.Array | None) -> jax.Arr
         kept_changes(delta, Threshold(*(part[first::2] for part in bands)), start)
         for first in (0, 1)
     )
-    chosen = [yes & ~no for yes, no in zip(large, largest, strict=True)]
-    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
+    return masked(delta, [yes & ~no for yes, no in zip(large, largest, strict=True)])
 
 
 def breadcrumbs_sums(

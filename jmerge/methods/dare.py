@@ -11,39 +11,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import Rescale, masked, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import uniform
 from jmerge.methods.spec import PerModel
 
 
-def drop(
-    delta: jax.Array, density: jax.Array, keys: jax.Array, start: jax.Array | None
-) -> jax.Array:
-    """delta [models, *shape] with each element kept with probability density [models] and zero otherwise."""
-    chance = density.astype(jnp.float32)
-    numbers = [uniform(key, delta.shape[1:], start) for key in keys]
-    chosen = [number < chance[i] for i, number in enumerate(numbers)]
-    # model by model: XLA fuses a stack of results into their uses, but not a computation on a stack
-    return jnp.stack([jnp.where(yes, delta[i], 0) for i, yes in enumerate(chosen)])
-
-
-def dare_sums(
+def draw(
     delta: jax.Array,
     *,
     density: jax.Array,
     keys: jax.Array,
     start: jax.Array | None = None,
     **_: Any,
-) -> tuple[jax.Array, ...]:
+) -> list[jax.Array]:
+    """Which elements of delta [models, *shape] are kept of each model [*shape]: each with probability density [models]."""
+    chance = density.astype(jnp.float32)
+    numbers = [uniform(key, delta.shape[1:], start) for key in keys]
+    return [number < chance[i] for i, number in enumerate(numbers)]
+
+
+def dare_sums(delta: jax.Array, *, masks: list[jax.Array], **_: Any) -> tuple[jax.Array, ...]:
     """The terms of the norms that `rescale` restores."""
-    return norm_terms(delta, drop(delta, density, keys, start))
+    return norm_terms(delta, masked(delta, masks))
 
 
 _declare = partial(
     pruning_method,
     sums=dare_sums,
     rescale=True,
-    draws=True,
+    draws=draw,
     paper="https://arxiv.org/abs/2311.03099",
     density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
 )
@@ -72,14 +68,18 @@ def dare_linear(
     rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
+    masks: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """delta [models, *shape], weight and density [models], keys uint32 [models, 2] -> the change [*shape].
 
-    Each model's elements are dropped independently by `methods.random.uniform`; the rest as in task arithmetic.
+    Each model's elements are dropped independently by `methods.random.uniform`; the rest as in task arithmetic. masks:
+    what `draw` gives, where that is known.
     """
+    if masks is None:
+        masks = draw(delta, density=density, keys=keys, start=start)
     return merge_kept(
-        drop(delta, density, keys, start),
+        masked(delta, masks),
         vote=False,
         weight=weight,
         scale=scale,
@@ -111,11 +111,14 @@ def dare_ties(
     rescale: Rescale,
     keys: jax.Array,
     start: jax.Array | None = None,
+    masks: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `dare_linear`, but only changes that agree with the sign of their weighted sum are added."""
+    if masks is None:
+        masks = draw(delta, density=density, keys=keys, start=start)
     return merge_kept(
-        drop(delta, density, keys, start),
+        masked(delta, masks),
         vote=True,
         weight=weight,
         scale=scale,

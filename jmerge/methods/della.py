@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmerge.methods.prune import Rescale, merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import Rescale, masked, merge_kept, norm_terms, pruning_method
 from jmerge.methods.random import coins, uniform
 from jmerge.methods.reduce import along_rows
 from jmerge.methods.spec import PerModel, Switch
@@ -25,7 +25,7 @@ def rank_keys(delta: jax.Array, **_: Any) -> list[jax.Array]:
     return [magnitude_keys(_rows(delta[i])) for i in range(delta.shape[0])]
 
 
-def drop(
+def draw(
     delta: jax.Array,
     *,
     density: jax.Array,
@@ -34,8 +34,9 @@ def drop(
     start: jax.Array | None = None,
     ordered: list[jax.Array],
     **_: Any,
-) -> jax.Array:
-    """delta [models, *shape] with each element kept with a chance that grows with its rank in its row, else zero.
+) -> list[jax.Array]:
+    """Which elements of delta [models, *shape] are kept of each model, each with a chance that grows with its rank in its
+    row; in the shape of `rank_keys`.
 
     The chance goes from density - epsilon for the smallest to density + epsilon for the largest; it is density in a
     row of one element, and for densities 0 and 1. Which of the ranks that equal elements share is theirs, the lowest
@@ -55,9 +56,9 @@ def drop(
         place = needed - 1 + coin.astype(jnp.int32)
         found = deal_rows(jnp.clip(place, 0, max(last, 0)), beside=magnitudes)
         bar = jnp.take_along_axis(ordered[i], found, axis=1, mode="promise_in_bounds")
-        keep = (needed <= 0) | ((place <= last) & (magnitudes + coin.astype(bar.dtype) > bar))
-        kept.append(jnp.where(keep.reshape(delta.shape[1:]), delta[i], 0))
-    return jnp.stack(kept) if kept else delta
+        above = magnitudes + coin.astype(bar.dtype) > bar
+        kept.append((needed <= 0) | ((place <= last) & above))
+    return kept
 
 
 def _rank_needed(drawn: jax.Array, last: int, density: jax.Array, epsilon: jax.Array) -> jax.Array:
@@ -69,14 +70,14 @@ def _rank_needed(drawn: jax.Array, last: int, density: jax.Array, epsilon: jax.A
     return needed.astype(jnp.int32)
 
 
-def della_sums(delta: jax.Array, **keywords: Any) -> list[jax.Array]:
+def della_sums(delta: jax.Array, *, masks: list[jax.Array], **_: Any) -> list[jax.Array]:
     """The terms of the norms that `rescale` restores, already added up in each row."""
-    terms = norm_terms(delta, drop(delta, **keywords))
+    terms = norm_terms(delta, masked(delta, masks))
     return [along_rows(term, last=False) for term in terms]
 
 
-class _Drop(NamedTuple):
-    """The keywords of `drop`."""
+class _Draw(NamedTuple):
+    """The keywords of `draw`."""
 
     density: jax.Array
     epsilon: jax.Array
@@ -85,14 +86,13 @@ class _Drop(NamedTuple):
     ordered: list[jax.Array]
 
 
-def _merge(
-    delta: jax.Array, own: _Drop, *, rescale: Rescale, sums: jax.Array | None, **rest: Any
-) -> jax.Array:
-    kept, chances = drop(delta, **own._asdict()), partial(chances_of, delta, own)
-    return merge_kept(kept, rescale=rescale, sums=sums, chances=chances, **rest)
+def _merge(delta: jax.Array, own: _Draw, masks: list[jax.Array] | None, **rest: Any) -> jax.Array:
+    if masks is None:
+        masks = draw(delta, **own._asdict())
+    return merge_kept(masked(delta, masks), chances=partial(chances_of, delta, own), **rest)
 
 
-def chances_of(delta: jax.Array, own: _Drop) -> list[jax.Array]:
+def chances_of(delta: jax.Array, own: _Draw) -> list[jax.Array]:
     """The chance of each element of each model [*shape] to be kept; equal ones of a row have that of their mean rank."""
     found = []
     for i, keys in enumerate(rank_keys(delta)):
@@ -140,7 +140,7 @@ _declare = partial(
     unit=lambda numbers: "slab",
     check=_check,
     rescale=True,
-    draws=True,
+    draws=draw,
     paper="https://arxiv.org/abs/2406.11617",
     density=PerModel(1.0, low=0.0, high=1.0, doc="mean chance of a change to be kept"),
     epsilon=PerModel(
@@ -174,16 +174,18 @@ def della(
     keys: jax.Array,
     start: jax.Array | None = None,
     ordered: list[jax.Array],
+    masks: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """delta [models, *shape]; weight, density, epsilon [models]; keys uint32 [models, 2] -> the change to make [*shape].
 
     Rows run along axis 1; a vector is one row. Elements are dropped independently by `methods.random.uniform`.
-    ordered: the `rank_keys` of each model sorted along axis 1.
+    ordered: the `rank_keys` of each model sorted along axis 1. masks: what `draw` gives, where that is known.
     """
     return _merge(
         delta,
-        _Drop(density, epsilon, keys, start, ordered),
+        _Draw(density, epsilon, keys, start, ordered),
+        masks,
         vote=True,
         weight=weight,
         scale=scale,
@@ -215,12 +217,14 @@ def della_linear(
     keys: jax.Array,
     start: jax.Array | None = None,
     ordered: list[jax.Array],
+    masks: list[jax.Array] | None = None,
     sums: jax.Array | None = None,
 ) -> jax.Array:
     """As `della`, but all that is left of the changes is added up, whatever its sign."""
     return _merge(
         delta,
-        _Drop(density, epsilon, keys, start, ordered),
+        _Draw(density, epsilon, keys, start, ordered),
+        masks,
         vote=False,
         weight=weight,
         scale=scale,

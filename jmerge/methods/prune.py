@@ -18,6 +18,7 @@ from jmerge.methods.spec import (
     merge_method,
 )
 from jmerge.methods.statistics.fold import Statistic
+from jmerge.methods.statistics.rows import Masks
 from jmerge.methods.statistics.sums import BlockSum
 from jmerge.methods.task_arithmetic import task_arithmetic
 
@@ -29,6 +30,13 @@ NO_NORM = 1e-7  # an L1 norm below this is not restored: MergeKit's bound
 def norm_terms(delta: jax.Array, kept: jax.Array) -> tuple[jax.Array, ...]:
     """delta, kept [models, *shape] -> the terms [*shape] of the L1 norms before, then after, one for each model."""
     return tuple(abs(part) for group in (delta, kept) for part in group)
+
+
+def masked(delta: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
+    """delta [models, *shape] with zeros where the mask of a model, of as many elements, is false."""
+    # model by model: XLA fuses a stack of results into their uses, but not a computation on a stack
+    kept = [jnp.where(mask.reshape(delta.shape[1:]), delta[i], 0) for i, mask in enumerate(masks)]
+    return jnp.stack(kept) if kept else delta
 
 
 def restore_norm(kept: jax.Array, sums: jax.Array) -> jax.Array:
@@ -83,7 +91,7 @@ def pruning_method(
     *,
     sums: Callable[..., Sequence[jax.Array]],
     rescale: bool,
-    draws: bool = False,
+    draws: Callable[..., Sequence[jax.Array]] | None = None,
     before: Sequence[Statistic] = (),
     weight: Parameter = PerModel(doc="factor of the model's change"),  # noqa: B008  (frozen)
     normalize: Parameter = Switch(  # noqa: B008
@@ -94,7 +102,8 @@ def pruning_method(
     """`merge_method` for a method that ends with `merge_kept`.
 
     sums: the terms of the norms that rescaling restores, see `norm_terms`; rescale, normalize: by default;
-    draws: whether elements are kept by chance; before: statistics that it needs first; rest: its texts and its own parameters.
+    draws: for methods that keep elements by chance, which they keep of each model; before: statistics that it needs first;
+    rest: its texts and its own parameters.
     """
     return merge_method(
         name,
@@ -103,6 +112,8 @@ def pruning_method(
         models=(0, None),
         statistics=(
             *before,
+            # drawn once, and not once more for the result
+            *([Masks(keyword="masks", terms=draws, when=_restores)] if draws else []),
             BlockSum(keyword="sums", terms=sums, when=_restores),
         ),
         no_effect=("int8_mask",),

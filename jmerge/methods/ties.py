@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jmerge.methods.prune import merge_kept, norm_terms, pruning_method
+from jmerge.methods.prune import masked, merge_kept, norm_terms, pruning_method
 from jmerge.methods.spec import PerModel, Switch
 from jmerge.methods.statistics.counts import AnyCount, kept_count
 from jmerge.methods.statistics.thresholds import Threshold, change_keys, kept_changes
@@ -27,8 +26,7 @@ def density_counts(
 
 def drop(delta: jax.Array, keep: Threshold, start: jax.Array | None) -> jax.Array:
     """delta [models, *shape] with what is not kept set to zero."""
-    kept = kept_changes(delta, keep, start)
-    return jnp.stack([jnp.where(kept[i], delta[i], 0) for i in range(delta.shape[0])])
+    return masked(delta, kept_changes(delta, keep, start))
 
 
 def ties_sums(

@@ -19,9 +19,11 @@ from tokenizers.models import WordLevel
 import jmerge
 from jmerge import cli
 from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.engine.masks import KeptMasks
 from jmerge.engine.memory import LEAST_BUDGET, fit, need_of
 from jmerge.engine.run import run
 from jmerge.engine.schedule import LENGTHS, PIECE, make_schedule
+from jmerge.engine.select import MOST_COLLECTED
 from jmerge.engine.sinks import Arrays
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Plan
@@ -153,7 +155,9 @@ def test_budgets_are_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert 0 < sums["peak_bytes"] < 64 * MB
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "slerp", "arcee_fusion", "della"])
+@pytest.mark.parametrize(
+    "method", ["linear", "ties", "slerp", "arcee_fusion", "dare_ties", "della"]
+)
 def test_a_budget_changes_no_bit(method: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for model in ("base", "a", "b", "c"):
@@ -162,11 +166,25 @@ def test_a_budget_changes_no_bit(method: str, tmp_path: Path) -> None:
     path = recipe_of(method, tmp_path)
     plan = jmerge.plan(path)
     found = []
-    for piece in (LENGTHS[0], PIECE):
+    # of masks some are kept, none, and all
+    for piece, candidates in ((LENGTHS[0], 1 << 12), (PIECE, 1 << 12), (PIECE, MOST_COLLECTED)):
         sink = Arrays(plan.outputs)
-        run(plan, make_schedule(plan, piece, candidates=1 << 12), sink)
+        run(plan, make_schedule(plan, piece, candidates), sink)
         found.append(sink["x"].tobytes())
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
+
+
+def test_masks_are_kept_as_long_as_there_is_room() -> None:
+    kept = KeptMasks(7)
+    first, second = (list(np.random.default_rng(i).random((2, 3, 5)) < 0.5) for i in (0, 1))
+    kept.put(0, first)  # of which each takes two bytes
+    kept.put(1, second)
+    assert kept.take(1, again=True) is None
+    for again in (True, False):
+        found = kept.take(0, again=again)
+        assert found is not None
+        np.testing.assert_array_equal(found, first)
+    assert kept.take(0, again=True) is None
 
 
 # Taken

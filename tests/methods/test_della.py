@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import references
 
-from jmerge.methods.della import drop, rank_keys
+from jmerge.methods.della import draw, rank_keys
 from jmerge.methods.random import make_key
 from jmerge.methods.statistics.rows import sort_rows
 from jmerge.methods.streams import stream_of
@@ -29,8 +29,8 @@ def thin(change: np.ndarray, density: float, epsilon: float, seeds: int = 1) -> 
     keys = jnp.asarray([[make_key(seed, stream_of("t"), 0)] for seed in range(seeds)], jnp.uint32)
     delta = jnp.asarray(change[None])
     ordered = [sort_rows(each) for each in rank_keys(delta)]
-    draw = jax.jit(jax.vmap(lambda key: drop(delta, keys=key, ordered=ordered, **numbers)[0]))
-    return np.asarray(draw(keys))
+    drawn = jax.jit(jax.vmap(lambda key: draw(delta, keys=key, ordered=ordered, **numbers)[0]))
+    return np.where(drawn(keys), change, np.float32(0))
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.15), (0.3, 0.0), (0.2, 0.19), (1.0, 0.1)])

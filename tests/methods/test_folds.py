@@ -14,7 +14,7 @@ from folding import Cut, copied, finish_of, in_pieces, padded, update_of, whole_
 
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.statistics.fold import Again, Extent, Place, Statistic, take
-from jmerge.methods.statistics.rows import SortedRows, largest_of_rows
+from jmerge.methods.statistics.rows import Masks, SortedRows, largest_of_rows
 from jmerge.methods.statistics.sums import BlockSum, padded_length
 from jmerge.methods.statistics.topk import TopK
 from jmerge.testing.close import assert_same_bytes
@@ -299,6 +299,12 @@ def test_rows_are_sorted_wherever_they_are_cut(shape: tuple[int, ...]) -> None:
         pieces = [np.asarray(each)[:n] for each, n in zip(found, counts, strict=True)]
         assert_same_bytes(np.concatenate(pieces), wanted)
     assert ROWS.passes(F32) == 1 and ROWS.scope == "piece"
+
+
+def test_masks_are_the_terms_of_a_piece() -> None:
+    masks, term = Masks(keyword="masks", terms=look), np.asarray([[True, False, True]])
+    assert_same(whole_of(masks, F32)([[jnp.asarray(term)]], {}), [term])
+    assert_same(masks.on_host([term]), [term])
 
 
 @pytest.mark.parametrize("shape", [(1,), (17,), (6, 8), (2, 3, 16), (4, 0)], ids=str)

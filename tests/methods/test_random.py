@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmerge.methods.dare import drop
+from jmerge.methods.dare import draw
 from jmerge.methods.positions import split_position
 from jmerge.methods.random import coins, make_key, uniform
 from jmerge.methods.streams import Stream, stream_of
@@ -136,7 +136,9 @@ def test_coins() -> None:
 def test_kept_fraction(density: float) -> None:
     """Within five standard deviations of the binomial; none at 0 and all at 1."""
     keys = jnp.asarray([make_key(0, stream_of("t"), i) for i in range(2)], jnp.uint32)
-    kept = drop(jnp.ones((2, COUNT), jnp.float32), jnp.full(2, density, jnp.float32), keys, None)
+    kept = draw(
+        jnp.ones((2, COUNT), jnp.float32), density=jnp.full(2, density, jnp.float32), keys=keys
+    )
     spread = np.sqrt(density * (1 - density) * COUNT)
     for count in np.asarray(kept).sum(axis=1):
         assert abs(count - density * COUNT) <= 5 * spread

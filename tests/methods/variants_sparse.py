@@ -90,6 +90,10 @@ TIES: dict[str, Change] = {
 
 def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
     """What can go wrong in both methods that drop at random."""
+
+    def drawn(d: jax.Array, *, masks: object, **rest: Any) -> jax.Array:
+        return dare(d, **rest)  # which draws itself, by the keywords it gets
+
     return {
         "sign flipped": function(lambda d, **rest: dare(-d, **rest)),
         "weights dropped": function(
@@ -99,13 +103,13 @@ def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
             lambda d, *, scale, **rest: dare(d, scale=scale / scale, **rest)
         ),
         "nothing dropped": function(
-            lambda d, *, density, **rest: dare(d, density=jnp.ones_like(density), **rest)
+            lambda d, *, density, **rest: drawn(d, density=jnp.ones_like(density), **rest)
         ),
         "density is the share that is dropped": function(
-            lambda d, *, density, **rest: dare(d, density=1 - density, **rest)
+            lambda d, *, density, **rest: drawn(d, density=1 - density, **rest)
         ),
         "one key for all models": function(
-            lambda d, *, keys, **rest: dare(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
+            lambda d, *, keys, **rest: drawn(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
         ),
         "never rescaled": function(lambda d, *, rescale, **rest: dare(d, rescale=False, **rest)),
         "rescaled by the density": function(
@@ -116,7 +120,7 @@ def dare_variants(dare: Callable[..., jax.Array]) -> dict[str, Change]:
                 **rest,
             )
         ),
-        "place of the piece forgotten": function(lambda d, *, start=None, **rest: dare(d, **rest)),
+        "place of the piece forgotten": function(lambda d, *, start=None, **rest: drawn(d, **rest)),
         "sums of the piece alone": alone(),
         "rescale off unless asked for": default("rescale", False),
         "normalize on unless asked for": default("normalize", True),
@@ -144,6 +148,10 @@ def breadcrumbs_variants(method: Callable[..., jax.Array]) -> dict[str, Change]:
 
 def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str, Change]:
     """What can go wrong in both methods that drop the small at random; normalize: what it is unless set."""
+
+    def drawn(d: jax.Array, *, masks: object, **rest: Any) -> jax.Array:
+        return della(d, **rest)  # which draws itself, by the keywords it gets
+
     return {
         "sign flipped": negative(della),
         "weights dropped": function(
@@ -153,21 +161,21 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             lambda d, *, scale, **rest: della(d, scale=scale / scale, **rest)
         ),
         "nothing dropped": function(
-            lambda d, *, density, **rest: della(d, density=jnp.ones_like(density), **rest)
+            lambda d, *, density, **rest: drawn(d, density=jnp.ones_like(density), **rest)
         ),
         "epsilon ignored": function(
-            lambda d, *, epsilon, **rest: della(d, epsilon=0 * epsilon, **rest)
+            lambda d, *, epsilon, **rest: drawn(d, epsilon=0 * epsilon, **rest)
         ),
         "small ones kept for large": function(
-            lambda d, *, epsilon, **rest: della(d, epsilon=-epsilon, **rest)
+            lambda d, *, epsilon, **rest: drawn(d, epsilon=-epsilon, **rest)
         ),
         "ranks from 1": function(
-            lambda d, *, ordered, **rest: della(
+            lambda d, *, ordered, **rest: drawn(
                 d, ordered=[jnp.roll(each, 1, 1) for each in ordered], **rest
             )
         ),
         "rows along the last axis": function(
-            lambda d, *, ordered, **rest: della(
+            lambda d, *, ordered, **rest: drawn(
                 d,
                 ordered=[sort_rows(each, each.ndim - 1) for each in rank_keys(d)],
                 **rest,
@@ -178,7 +186,7 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
             terms=lambda d, **_: [ordered_keys(x if x.ndim > 1 else x.reshape(1, -1)) for x in d],
         ),
         "one key for all models": function(
-            lambda d, *, keys, **rest: della(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
+            lambda d, *, keys, **rest: drawn(d, keys=jnp.broadcast_to(keys[:1], keys.shape), **rest)
         ),
         "never rescaled": function(lambda d, *, rescale, **rest: della(d, rescale=False, **rest)),
         "before and after swapped": sums(
@@ -187,7 +195,7 @@ def della_variants(della: Callable[..., jax.Array], normalize: bool) -> dict[str
                 *terms[: d.shape[0]],
             )
         ),
-        "place of the piece forgotten": function(lambda d, *, start=None, **rest: della(d, **rest)),
+        "place of the piece forgotten": function(lambda d, *, start=None, **rest: drawn(d, **rest)),
         "sums of the piece alone": alone(),
         "another normalize unless asked for": default("normalize", not normalize),
         "rescale off unless asked for": default("rescale", False),

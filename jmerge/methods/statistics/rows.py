@@ -1,4 +1,4 @@
-"""Ranks among neighbours: sorted rows, and the largest elements of each. A row lies in one piece."""
+"""Of single pieces: masks, and ranks among neighbours (sorted rows, the largest elements of each; a row lies in one piece)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,39 @@ from jmerge.methods.statistics.fold import Extent, Found, Hyperparameters, Place
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortedRows(Statistic):
-    """The keys of each term sorted along axis 1, the smallest first, of every piece anew."""
+class OfPiece(Statistic):
+    """The terms of every piece anew, as they are."""
 
     scope: Scope = "piece"
 
     def init(self, extent: Extent, hyperparameters: Hyperparameters, found: Found) -> None:
         """Nothing: pieces have nothing in common."""
+
+    def update(
+        self, state: object, terms: Sequence[jax.Array], place: Place | None, *, last: bool = True
+    ) -> list[jax.Array]:
+        """What is made of the piece."""
+        return list(terms)
+
+    def on_host(self, terms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The same by NumPy."""
+        return list(terms)
+
+    @staticmethod
+    def finish(state: list[jax.Array], *, last: bool = True) -> list[jax.Array]:
+        """What was made of the piece."""
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks(OfPiece):
+    """Which elements a method keeps: its terms, of bool. Other statistics of single pieces, declared before it, serve it
+    alone, so what goes over pieces more than once may keep the masks and make nothing of that anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedRows(OfPiece):
+    """The keys of each term sorted along axis 1, the smallest first."""
 
     def update(
         self, state: object, terms: Sequence[jax.Array], place: Place | None, *, last: bool = True
@@ -31,11 +57,6 @@ class SortedRows(Statistic):
     def on_host(self, terms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same by NumPy, which is better at it than XLA on CPU."""
         return [np.sort(each, axis=1) for each in terms]
-
-    @staticmethod
-    def finish(state: list[jax.Array], *, last: bool = True) -> list[jax.Array]:
-        """The sorted keys."""
-        return state
 
 
 def sort_rows(keys: jax.Array, axis: int = 1) -> jax.Array:
