@@ -104,6 +104,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         "diff": _diff,
         "methods": _methods,
         "schema": _schema,
+        "help": _help,
     }
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
@@ -308,6 +309,25 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.schema import recipe_schema
 
     _tell(json.dumps(recipe_schema(), indent=1))
+    return 0
+
+
+def _help(words: list[str], values: flags.FlagValues) -> int:
+    if not words:
+        from jmerge.report.guides import topics_text
+
+        _tell(topics_text())
+        return 0
+    import shutil
+
+    from jmerge.report.guides import guide
+
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size().columns
+    try:
+        _tell("\n\n".join(guide(word, width, color=color) for word in words))
+    except ValueError as error:
+        raise PlanError(Fault(str(error), where="help")) from error
     return 0
 
 

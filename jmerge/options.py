@@ -26,6 +26,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
+  jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
 Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
@@ -84,6 +85,10 @@ jmerge schema
 Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
 
   # yaml-language-server: $schema=recipe.schema.json""",
+    "help": """\
+jmerge help [TOPIC ...]
+
+Lists the guides that come with jmerge, or prints some of them.""",
 }
 
 # MergeKit's spelling -> what to write here.

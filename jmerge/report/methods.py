@@ -101,7 +101,7 @@ def wrap_text() -> str:
 
 
 def methods_markdown(examples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """A table of jmerge's own methods, and what can be done around them, for the README.
+    """A table of jmerge's own methods, and what can be done around them, for the docs.
 
     examples: label and link of recipes that use a method, by its name.
     """
