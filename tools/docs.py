@@ -24,7 +24,12 @@ from jmerge.report.methods import methods_markdown
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "jmerge" / "docs"
 SITE = ROOT / "tools" / "zensical.toml"
-METHODS, FAMILIES, EXAMPLES, API = "methods", "families", "examples", "api"  # pages, and their sections
+METHODS, FAMILIES, EXAMPLES, API = (
+    "methods",
+    "families",
+    "examples",
+    "api",
+)  # pages, and their sections
 
 
 def marks(section: str) -> tuple[str, str]:
@@ -118,7 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--families", action="store_true", help="merge all families for their table")
+    parser.add_argument(
+        "--families", action="store_true", help="merge all families for their table"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when stale")
     parser.add_argument("--site", action="store_true", help="build the site")
     options = parser.parse_args()

@@ -18,7 +18,11 @@ ITEM = re.compile(r"(\*{0,2}[\w, ]+?): (.*)", re.DOTALL)
 
 def api_markdown() -> str:
     """All public names, in groups."""
-    groups: dict[str, list[str]] = {"Models, recipes and plans": [], "Merging pytrees": [], "Errors": []}
+    groups: dict[str, list[str]] = {
+        "Models, recipes and plans": [],
+        "Merging pytrees": [],
+        "Errors": [],
+    }
     for name in jmerge.__all__:
         value = getattr(jmerge, name)
         if name.startswith("__") or inspect.ismodule(value):
@@ -44,7 +48,9 @@ def entry(name: str, value: Any) -> str:
     short = name.rpartition(".")[2]
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         kinds = getattr(value, "__args__", ())
-        shown = " | ".join(getattr(kind, "__name__", "Event") for kind in kinds if kind is not type(None))
+        shown = " | ".join(
+            getattr(kind, "__name__", "Event") for kind in kinds if kind is not type(None)
+        )
         if short == "Listener":
             shown = "Callable[[Event], None]"
         return f"### {name}\n\n```py\n{short} = {shown}\n```\n\n"
@@ -59,7 +65,9 @@ def entry(name: str, value: Any) -> str:
             function = getattr(member, "__func__", member)
             if key.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
                 continue
-            lines.append(f"#### {short}.{key}\n\n```py\n{signature(key, getattr(value, key))}\n```\n\n")
+            lines.append(
+                f"#### {short}.{key}\n\n```py\n{signature(key, getattr(value, key))}\n```\n\n"
+            )
             lines.append(f"{body(inspect.getdoc(function) or '')}\n")
     return "".join(lines)
 
@@ -83,8 +91,10 @@ def signature(name: str, value: Any) -> str:
             text += f" = {default(each.default)}" if typed else f"={default(each.default)}"
         words.append(text)
     shown = found.return_annotation
-    result = "" if shown in (found.empty, None, "None") and inspect.isclass(value) else (
-        "" if shown is found.empty else f" -> {kind(shown)}"
+    result = (
+        ""
+        if shown in (found.empty, None, "None") and inspect.isclass(value)
+        else ("" if shown is found.empty else f" -> {kind(shown)}")
     )
     line = f"{name}({', '.join(words)}){result}"
     if len(line) <= WIDTH:

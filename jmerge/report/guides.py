@@ -35,7 +35,9 @@ def guide(topic: str, width: int, *, color: bool = False) -> str:
     """A page, rendered for a terminal of `width` columns; ValueError when there is no such topic."""
     found = topics()
     if topic.lower() not in found:
-        raise ValueError(f"'{topic}' is not a topic{did_you_mean(topic.lower(), list(found), show=40)}")
+        raise ValueError(
+            f"'{topic}' is not a topic{did_you_mean(topic.lower(), list(found), show=40)}"
+        )
     text = COMMENT.sub("", found[topic.lower()].read_text(encoding="utf-8"))
     text = LINK.sub(r"\1", text)  # other pages are topics too, which a terminal cannot follow
     console = Console(
