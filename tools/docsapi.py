@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -12,6 +13,10 @@ import jmerge
 import jmerge.advanced
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
+ALIASES = {  # types that are no classes
+    "Event": "Without | Started | Resumed | Wrote | WroteElsewhere | Finished | Nonfinite",
+    "Listener": "Callable[[Event], None]",
+}
 WIDTH = 88
 ITEM = re.compile(r"(\*{0,2}[\w, ]+?): (.*)", re.DOTALL)
 
@@ -44,32 +49,39 @@ def api_markdown() -> str:
 
 
 def entry(name: str, value: Any) -> str:
-    """One name: its signature, its docstring, and the methods of a class."""
+    """One name: how it is called or what it holds, its docstring, and the methods of a class."""
     short = name.rpartition(".")[2]
-    if not (inspect.isclass(value) or inspect.isroutine(value)):
-        kinds = getattr(value, "__args__", ())
-        shown = " | ".join(
-            getattr(kind, "__name__", "Event") for kind in kinds if kind is not type(None)
-        )
-        if short == "Listener":
-            shown = "Callable[[Event], None]"
-        return f"### {name}\n\n```py\n{short} = {shown}\n```\n\n"
+    if not (inspect.isclass(value) or inspect.isroutine(value)):  # a type with a name
+        return f"### {name}\n\n```py\n{short} = {ALIASES[short]}\n```\n\n"
     lines = [f"### {name}\n\n"]
-    error = inspect.isclass(value) and issubclass(value, BaseException)
-    protocol = getattr(value, "_is_protocol", False)
-    if not error and not protocol:
-        lines.append(f"```py\n{signature(short, value)}\n```\n\n")
+    if code := definition(short, value):
+        lines.append(f"```py\n{code}\n```\n\n")
     lines.append(f"{body(inspect.getdoc(value) or '')}\n")
-    if inspect.isclass(value) and not error:
-        for key, member in vars(value).items():
-            function = getattr(member, "__func__", member)
-            if key.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
-                continue
-            lines.append(
-                f"#### {short}.{key}\n\n```py\n{signature(key, getattr(value, key))}\n```\n\n"
-            )
-            lines.append(f"{body(inspect.getdoc(function) or '')}\n")
+    for key, member in vars(value).items() if inspect.isclass(value) else ():
+        function = getattr(member, "__func__", member)
+        if key.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
+            continue
+        code = signature(key, getattr(value, key))
+        lines.append(f"#### {short}.{key}\n\n```py\n{code}\n```\n\n")
+        lines.append(f"{body(inspect.getdoc(function) or '')}\n")
     return "".join(lines)
+
+
+def definition(name: str, value: Any) -> str:
+    """A function's signature, a record's fields, or how an object is made; empty where the docstring says it all."""
+    if not inspect.isclass(value):
+        return signature(name, value)
+    abstract = issubclass(value, BaseException) or getattr(value, "_is_protocol", False)
+    if abstract or "Attributes:" in (value.__doc__ or ""):
+        return ""
+    fields = (
+        [each.name for each in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    )
+    fields = list(getattr(value, "_fields", fields))
+    if not fields:
+        return signature(name, value)
+    types = {key: kind(value.__annotations__[key]) for key in fields}
+    return f"class {name}:\n" + "\n".join(f"    {key}: {each}" for key, each in types.items())
 
 
 def signature(name: str, value: Any) -> str:
@@ -82,7 +94,7 @@ def signature(name: str, value: Any) -> str:
         if each.kind is each.KEYWORD_ONLY and not starred:
             words.append("*")
             starred = True
-        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        stars = "**" if each.kind is each.VAR_KEYWORD else "*" * (each.kind is each.VAR_POSITIONAL)
         starred |= stars == "*"
         text = f"{stars}{each.name}"
         typed = each.annotation is not each.empty
@@ -91,11 +103,8 @@ def signature(name: str, value: Any) -> str:
             text += f" = {default(each.default)}" if typed else f"={default(each.default)}"
         words.append(text)
     shown = found.return_annotation
-    result = (
-        ""
-        if shown in (found.empty, None, "None") and inspect.isclass(value)
-        else ("" if shown is found.empty else f" -> {kind(shown)}")
-    )
+    made = inspect.isclass(value) or shown is found.empty
+    result = "" if made else f" -> {kind(shown)}"
     line = f"{name}({', '.join(words)}){result}"
     if len(line) <= WIDTH:
         return line

@@ -93,7 +93,8 @@ def _merge(
 
 
 def chances_of(delta: jax.Array, own: _Drop) -> list[jax.Array]:
-    """The chance of each element of each model [*shape] to be kept; equal ones of a row have that of their mean rank."""
+    """The chance of each element of each model [*shape] to be kept; equal ones of a row have that "
+    "of their mean rank."""
     found = []
     for i, keys in enumerate(rank_keys(delta)):
         last = keys.shape[1] - 1
@@ -201,7 +202,7 @@ def della(
         "adds them up. It is dare_linear with magnitude as a guide to what matters."
     ),
     formula="base + lambda sum_i w_i drop(x_i - base),   chance of rank r of n: density - epsilon + 2 epsilon r / (n - 1)",
-    when="As dare_linear, when the large changes are those to keep.",
+    when="Like dare_linear, when the large changes are the ones to keep.",
 )
 def della_linear(
     delta: jax.Array,

@@ -83,7 +83,7 @@ def test_marks_that_do_not_make_a_section_are_refused(tool: ModuleType, text: st
         tool.renewed(text.format(*tool.marks(tool.METHODS)), tool.METHODS, "new")
 
 
-def test_every_method_has_a_row_of_four_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_method_has_a_row_of_three_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """But none of another package, which is not what the docs are about."""
     own = sorted(n for n, each in REGISTRY.items() if each.function.__module__[:7] == "jmerge.")
     theirs = dataclasses.replace(REGISTRY["linear"], name="theirs", function=lambda models: models)
@@ -91,8 +91,8 @@ def test_every_method_has_a_row_of_four_cells(monkeypatch: pytest.MonkeyPatch) -
     text = methods_markdown({"ties": [("mine", "a/mine.yml"), ("other", "b.yml")]})
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == own
-    assert {row.count(" | ") for row in rows} == {3}
+    assert {row.count(" | ") for row in rows} == {2}
     (ties,) = (row for row in rows if row.startswith("| `ties`"))
     assert f"[TIES]({REGISTRY['ties'].paper})" in ties
-    assert ties.endswith(" | [mine](a/mine.yml), [other](b.yml) |")
+    assert ties.endswith(" Example: [mine](a/mine.yml), [other](b.yml). |")
     assert "\n- `condition`: " in text and "\n- `lines`: " in text
