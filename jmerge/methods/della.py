@@ -93,8 +93,7 @@ def _merge(
 
 
 def chances_of(delta: jax.Array, own: _Drop) -> list[jax.Array]:
-    """The chance of each element of each model [*shape] to be kept; equal ones of a row have that "
-    "of their mean rank."""
+    """The chance of each element of each model [*shape] to be kept; equal ones of a row have that of their mean rank."""
     found = []
     for i, keys in enumerate(rank_keys(delta)):
         last = keys.shape[1] - 1

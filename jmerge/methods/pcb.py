@@ -94,8 +94,7 @@ def level_counts(
     ),
     title="PCB-Merging",
     summary=(
-        "Lets changes compete over whole models: each counts by its size in its own model and by "
-        "the others' agreement. "
+        "Lets changes compete over whole models: each counts by its size in its own model and by the others' agreement. "
         "All but the share rho of each model drop out."
     ),
     formula="base + lambda sum_i s_i w_i d_i / sum_i s_i,   s_i: e^(N size_i^2) tanh(d_i sum_j d_j), its top rho share on [0, 1]",

@@ -43,8 +43,7 @@ def restore_norm(kept: jax.Array, sums: jax.Array) -> jax.Array:
 
 
 def by_chance(kept: jax.Array, chances: Sequence[jax.Array]) -> jax.Array:
-    """kept [models, *shape] divided by the chance that each element had to be kept, which makes "
-    "its mean what it was."""
+    """kept [models, *shape] divided by the chance that each element had to be kept, which makes its mean what it was."""
     divided = [
         kept[i] / jnp.where(chance > 0, chance, 1).astype(kept.dtype)
         for i, chance in enumerate(chances)

@@ -61,7 +61,8 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     statistics=(BlockSum(keyword="sums", terms=ramplus_sums),),
     title="Reinforced Agent Merging Plus",
     summary=(
-        "Like ram, but enlarges what only one model changed, more so the more of its other changes are shared. "
+        "Like ram, but enlarges what only one model changed, more so the more of its other changes "
+        "are shared. "
         "That makes up for what averaging took from them."
     ),
     formula="as ram, with the changes of model i alone times 1 + r min(alpha, shared_i / alone_i)",

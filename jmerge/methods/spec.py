@@ -264,8 +264,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _forget_programs() -> None:
-    """Empty what jmerge caches: programs are compiled once for each name of a method, and are of "
-    "its former function."""
+    """Empty what jmerge caches: programs are compiled once for each name of a method, and are of its former function."""
     for name, module in list(sys.modules.items()):
         if name.startswith("jmerge."):
             for value in list(vars(module).values()):
