@@ -135,6 +135,8 @@ def _cell(
     else:
         says.append(f"{tensors_text(len(group))}, {short(count(sums.elements))} parameters")
     says += [f"{m.title}: {shown(m, sums)}" for m in MEASURES]
+    if sums.nonfinite_a or sums.nonfinite_b:
+        says.append(f"NaN or infinite: {sums.nonfinite_a:,} in A, {sums.nonfinite_b:,} in B")
     if sums.identical:
         says.append("every byte the same")
     elif len(group) == 1 and first.largest is not None:

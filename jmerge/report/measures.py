@@ -115,16 +115,20 @@ MEASURES = (
 
 def distance(measure: Measure, sums: Sums) -> float | None:
     """How far these are from no change; infinite where A is zero and B is not, None where there is no number."""
+    if not sums.changed:
+        return 0.0 if sums.identical or not (sums.nonfinite_a or sums.nonfinite_b) else None
     value = measure.value(sums)
     if value is not None:
         return 1 - value if measure.falls else value
-    return math.inf if not measure.falls and sums.changed and sums.aa == 0 else None
+    return math.inf if not measure.falls and sums.aa == 0 else None
 
 
 def shown(measure: Measure, sums: Sums) -> str:
     """The number of these sums for people."""
     apart = distance(measure, sums)
-    return "from zero" if apart == math.inf else measure.text(measure.value(sums))
+    if apart == math.inf:
+        return "from zero"
+    return measure.text(None if apart is None else measure.value(sums))
 
 
 def make_scale(distances: Iterable[float | None]) -> Scale:

@@ -38,15 +38,17 @@ function show(cell) {
   tip.hidden = false;
   tip.style.left = tip.style.top = "0";
   const at = cell.getBoundingClientRect(), size = tip.getBoundingClientRect(), gap = 10, edge = 8;
-  const wide = document.documentElement.clientWidth, below = at.bottom + gap;
-  const top = below + size.height > innerHeight && at.top > size.height + gap ? at.top - size.height - gap : below;
-  const left = Math.max(edge, Math.min(at.left, wide - size.width - edge));
+  const wide = document.documentElement.clientWidth, aside = at.right + gap + size.width + edge <= wide;
+  const above = at.top - gap - size.height, below = at.bottom + gap;
+  const left = aside ? at.right + gap : Math.max(edge, Math.min(at.left, wide - size.width - edge));
+  const top = aside
+    ? Math.max(edge, Math.min(at.top, innerHeight - size.height - edge))
+    : below + size.height > innerHeight && above > 0 ? above : below;
   tip.style.left = `${left + scrollX}px`;
   tip.style.top = `${top + scrollY}px`;
 }
 
-const cellAt = (event) => event.target.closest?.(".cell, .tile")?.closest("[data-says], .tile");
-const cellOf = (event) => { const found = cellAt(event); return found?.matches(".tile") ? found.querySelector(".cell") : found; };
+const cellOf = (event) => event.target.closest(".cell") ?? event.target.closest(".tile")?.querySelector(".cell");
 
 for (const map of all(".map, .tiles")) {
   const cells = all(".cell", map);

@@ -152,7 +152,7 @@ def _cards(found: Difference) -> list[tuple[str, str, str]]:
         (percent(total.sign_agreement), "signs agree", "of elements that are zero in neither"),
         (percent(changed), "elements differ", f"of {short(count(total.elements))}"),
         (f"{len(found.tensors):,}", "tensors compared", f"{same:,} of them identical"),
-        (alone, "only in A / only in B", "tensors" + apart),
+        (alone, "only in A / in B", "tensors" + apart),
     ]
 
 

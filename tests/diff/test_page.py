@@ -170,6 +170,20 @@ def test_a_tensor_that_was_zero(tmp_path: Path) -> None:
     )
 
 
+def test_what_has_no_number(tmp_path: Path) -> None:
+    """A tensor of NaN has no colour, nor has one of zeros that was none; what is the same has that of no change."""
+    a, b = llama_tensors(0, layers=3), llama_tensors(1, layers=3)
+    b["model.norm.weight"] = np.full_like(a["model.norm.weight"], np.nan)
+    b["lm_head.weight"] = np.zeros_like(a["lm_head.weight"])
+    a["model.embed_tokens.weight"] = b["model.embed_tokens.weight"] = np.zeros((16, 8), "f4")
+    cells = Page(page(compared(tmp_path, a, b))).cells
+    norm = cells["model.norm.weight"]
+    assert norm.places == ["-", "-", "-"] and "Relative change: -" in norm.says
+    assert "NaN or infinite: 0 in A, 8 in B" in norm.says
+    assert cells["lm_head.weight"].places[1:] == ["-", "-"]
+    assert cells["model.embed_tokens.weight"].places == ["=", "=", "="]
+
+
 def test_pages_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of a model of 126 layers; of more tensors than a table has, it says how many."""
     a, b = llama_tensors(0, layers=126), llama_tensors(1, layers=126)
@@ -199,6 +213,16 @@ def test_numbers_near_one() -> None:
     assert [near_one(each) for each in values] == [
         "-", "1", "0", "-0.250", "0.512", "0.987", "0.99953", "0.999999999",
     ]  # fmt: skip
+
+
+def test_numbers_are_short(tmp_path: Path) -> None:
+    """Three or four digits, besides leading zeros and nines; counts of tensors and places in them are whole."""
+    found = Page(page(compared(tmp_path, llama_tensors(0, layers=3), llama_tensors(1, layers=3))))
+    texts = [*found.text, *(line for cell in found.cells.values() for line in cell.says)]
+    numbers = {n for text in texts for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text)}
+    assert len(numbers) > 50
+    for number in numbers:
+        assert len(number.replace(".", "").lstrip("0").lstrip("9")) <= 4, number
 
 
 def test_scales() -> None:
