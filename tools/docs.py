@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import benchchart
 import yaml
 from docsapi import api_markdown
 
@@ -24,12 +25,8 @@ from jmerge.report.methods import methods_markdown
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "jmerge" / "docs"
 SITE = ROOT / "tools" / "zensical.toml"
-METHODS, FAMILIES, EXAMPLES, API = (
-    "methods",
-    "families",
-    "examples",
-    "api",
-)  # pages, and their sections
+# sections; each but one is in the page of its name
+METHODS, FAMILIES, EXAMPLES, API, SPEED = "methods", "families", "examples", "api", "speed"
 
 
 def marks(section: str) -> tuple[str, str]:
@@ -70,7 +67,32 @@ def families() -> str:
     return str(table)
 
 
-MADE = {METHODS: methods, EXAMPLES: examples, API: api_markdown}  # in a moment
+def speed() -> str:
+    """The table of the figures that the chart of speed and memory shows."""
+    found = benchchart.read(benchchart.RESULTS.read_text(encoding="utf-8"))
+    programs = {"jmerge": "jmerge", "other": found.other, "floor": "floor"}
+    names = programs.values()
+    heads = ["method", *names, *(f"{name}, memory" for name in names if name != "floor")]
+    lines = [f"{found.machine}; {found.day}.", "", row(heads), row(["---"] * len(heads))]
+    for method, by_program in found.figures.items():
+        figures = [by_program.get(program) for program in programs]
+        cells = [f"{each.seconds:.1f} s" if each else "" for each in figures]
+        cells += [f"{each.gigabytes:.2f} GB" if each else "" for each in figures[:2]]
+        lines.append(row([f"`{method}`", *cells]))
+    return "\n".join(["", *lines, "", ""])
+
+
+def row(cells: list[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+MADE = {METHODS: methods, EXAMPLES: examples, API: api_markdown, SPEED: speed}  # in a moment
+
+
+def page_of(section: str) -> Path:
+    """The page that a section is in."""
+    return DOCS / ("running.md" if section == SPEED else f"{section}.md")
 
 
 def parts(page: str, section: str) -> tuple[str, str, str]:
@@ -95,7 +117,7 @@ def stale(with_families: bool = False) -> dict[Path, str]:
     makers = MADE | ({FAMILIES: families} if with_families else {})
     found = {}
     for section, make in makers.items():
-        page = DOCS / f"{section}.md"
+        page = page_of(section)
         old = page.read_text(encoding="utf-8")
         if (new := renewed(old, section, make())) != old:
             found[page] = new

@@ -26,11 +26,11 @@ def tool() -> ModuleType:
         return importlib.import_module("docs")
 
 
-@pytest.mark.parametrize("section", ["methods", "examples", "api"])
+@pytest.mark.parametrize("section", ["methods", "examples", "api", "speed"])
 def test_the_page_is_current(tool: ModuleType, section: str) -> None:
-    text = (tool.DOCS / f"{section}.md").read_text(encoding="utf-8")
+    text = tool.page_of(section).read_text(encoding="utf-8")
     assert tool.renewed(text, section, tool.MADE[section]()) == text, (
-        f"{section}.md is stale: run python tools/docs.py"
+        f"{section} is stale: run python tools/docs.py"
     )
 
 
