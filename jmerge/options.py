@@ -69,7 +69,7 @@ Reads both once, in a few buffers, and says how B differs from A: for every tens
 its layers the norm of B - A over that of A, the cosine, the share of signs that agree and the largest change; then
 tensors that only one has or that have two shapes, fields of config.json, files and tokens that differ. Tensors pair by
 what they are, whatever prefix their names have. --json prints every tensor's numbers; --html makes a page of charts
-that needs no network (pip install 'jmerge[report]').
+that needs no network.
 
 Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; that values differ is no
 fault.""",

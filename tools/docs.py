@@ -71,13 +71,13 @@ def speed() -> str:
     """The table of the figures that the chart of speed and memory shows."""
     found = benchchart.read(benchchart.RESULTS.read_text(encoding="utf-8"))
     programs = {"jmerge": "jmerge", "other": found.other, "floor": "floor"}
-    names = programs.values()
-    heads = ["method", *names, *(f"{name}, memory" for name in names if name != "floor")]
+    heads = ["merge", *programs.values()]
     lines = [f"{found.machine}; {found.day}.", "", row(heads), row(["---"] * len(heads))]
     for method, by_program in found.figures.items():
         figures = [by_program.get(program) for program in programs]
-        cells = [f"{each.seconds:.1f} s" if each else "" for each in figures]
-        cells += [f"{each.gigabytes:.2f} GB" if each else "" for each in figures[:2]]
+        cells = [
+            f"{each.seconds:.1f} s, {each.gigabytes:.2f} GB" if each else "" for each in figures
+        ]
         lines.append(row([f"`{method}`", *cells]))
     return "\n".join(["", *lines, "", ""])
 

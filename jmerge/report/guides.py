@@ -14,6 +14,7 @@ from jmerge.names import did_you_mean
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDEST = 100  # columns of text that are still easy to read
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+IMAGE = re.compile(r"^!\[.*\]\(.*\)\n", re.MULTILINE)
 COMMENT = re.compile(r"^<!--.*?-->\n", re.MULTILINE)
 
 
@@ -38,7 +39,8 @@ def guide(topic: str, width: int, *, color: bool = False) -> str:
         raise ValueError(
             f"'{topic}' is not a topic{did_you_mean(topic.lower(), list(found), show=40)}"
         )
-    text = COMMENT.sub("", found[topic.lower()].read_text(encoding="utf-8"))
+    text = found[topic.lower()].read_text(encoding="utf-8")
+    text = IMAGE.sub("", COMMENT.sub("", text))
     text = LINK.sub(r"\1", text)  # other pages are topics too, which a terminal cannot follow
     console = Console(
         file=io.StringIO(),

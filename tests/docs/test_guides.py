@@ -20,13 +20,13 @@ def test_lists_every_guide(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("topic", sorted(topics()))
 @pytest.mark.parametrize("width", [80, 200])
 def test_fits_the_terminal(topic: str, width: int) -> None:
-    """No line is wider, none ends in blanks, and there is no Markdown or HTML left."""
+    """No line is wider or ends in blanks, no word of a table is cut, and no Markdown or HTML is left."""
     text = guide(topic, width)
     lines = text.splitlines()
     assert len(lines) > 10
     assert max(map(len, lines)) <= min(width, WIDEST)
     assert all(line == line.rstrip() for line in lines)
-    for mark in ("<!--", "```", "\n#", "\x1b"):
+    for mark in ("<!--", "```", "\n#", "![", "\n!", "…", "\x1b"):
         assert mark not in text
 
 
