@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -313,21 +314,22 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
 
 
 def _help(words: list[str], values: flags.FlagValues) -> int:
-    if not words:
-        from jmerge.report.guides import topics_text
+    from jmerge.report.guides import guide, topics, topics_text
 
+    if not words:
         _tell(topics_text())
         return 0
-    import shutil
-
-    from jmerge.report.guides import guide
-
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size().columns
+    known = topics()
     try:
-        _tell("\n\n".join(guide(word, width, color=color) for word in words))
+        texts = [
+            HELP[word] if word in HELP and word not in known else guide(word, width, color=color)
+            for word in words
+        ]
     except ValueError as error:
         raise PlanError(Fault(str(error), where="help")) from error
+    _tell("\n\n".join(texts))
     return 0
 
 

@@ -88,7 +88,7 @@ Prints the JSON schema of recipes. Editors complete and check a recipe whose fir
     "help": """\
 jmerge help [TOPIC ...]
 
-Lists the guides that come with jmerge, or prints some of them.""",
+Lists the guides that come with jmerge, or prints some of them. For a command without a guide, prints its help.""",
 }
 
 # MergeKit's spelling -> what to write here.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jmerge import cli
+from jmerge.options import HELP
 from jmerge.report.guides import DOCS, WIDEST, guide, topics
 
 
@@ -43,3 +44,11 @@ def test_prints_several(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_misspelt_topic_gets_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["help", "recipe"]) == 2
     assert "'recipe' is not a topic; did you mean 'recipes'?" in capsys.readouterr().err
+
+
+def test_a_command_without_a_guide_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """As by --help; where there is a guide too, that is printed."""
+    assert cli.main(["help", "plan"]) == 0
+    assert capsys.readouterr().out == f"{HELP['plan']}\n"
+    assert cli.main(["help", "verify"]) == 0
+    assert "Is a folder sound?" in capsys.readouterr().out

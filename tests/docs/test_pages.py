@@ -114,9 +114,8 @@ def test_recipes_parse(block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(page: Path, place: Path) -> None:
     """The blocks of a page one after the other, as a reader would type them."""
-    monkeypatch.setattr("jmerge.methods.spec.REGISTRY", REGISTRY)
     before = set(REGISTRY)
     namespace: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
     try:
