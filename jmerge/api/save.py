@@ -48,18 +48,18 @@ def save(
     shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Save arrays as a model folder: safetensors files, their index, and the other files of `like`.
+    """Save arrays as a model folder: safetensors files with their index, and what else `like` has.
 
-    Tensors are copied to host memory and written one at a time. The folder is built beside its final place and renamed
-    when it is complete and on disk. A second save writes everything again.
+    Tensors are brought to this machine's memory and written one at a time. The folder is built beside its place and
+    renamed when it is whole and on the disk, as that of a merge; what is saved twice is written anew.
 
     Args:
-      tree: a pytree of JAX or NumPy arrays, or a mapping such as `merge` returns. A tensor's name is the path to its
-        leaf, joined by dots: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays
-        may be sharded over the devices of this process. They are saved in their own dtypes.
-      folder: the folder to make; it must not exist, or be empty.
+      tree: a pytree of arrays of JAX or NumPy, or a mapping such as `merge` gives. A tensor's name is the path to its
+        leaf with dots between: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays
+        may be sharded over the devices of this process; they are saved in the dtype that they have.
+      folder: where to; a folder that does not exist or is empty.
       like: a checkpoint, or its place, with tensors of the same names and shapes. Its config.json, tokenizer and other
-        files are copied; config.json gets the dtype of most bytes of the tree.
+        files come along, config.json with the dtype of most bytes of the tree.
       shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
       overwrite: replace what jmerge wrote before in `folder`.
 

@@ -26,10 +26,10 @@ VOCABS = ("union", "first")
 
 @dataclass(frozen=True, eq=False)
 class Vocabularies:
-    """A common vocabulary of several models, and their rows in it.
+    """Several vocabularies on a common one.
 
     Attributes:
-      tokens: the common vocabulary by id; None where an id has no token.
+      tokens: the common vocabulary by id; None where an id is of no token.
       rows: int32 [models, tokens]: the row of each token in a model's table; -1 where the model lacks it.
     """
 
@@ -37,7 +37,7 @@ class Vocabularies:
     rows: np.ndarray = field(repr=False)
 
     def align(self, tables: Sequence[Any]) -> list[jax.Array]:
-        """Align the models' tables: one row for each token of the common vocabulary, as a recipe's `tokenizer` does.
+        """The models' tables with a row for each token of the common vocabulary, as a recipe with `tokenizer` aligns them.
 
         A model that lacks a token gets the first model's row for it, else the mean of the rows of those that have it;
         ids of no token get the mean of all other rows. Works under `jit` and `grad`.

@@ -79,7 +79,7 @@ _declare = partial(
     "breadcrumbs",
     title="Model Breadcrumbs",
     summary=(
-        "Drops the smallest and the few largest changes of each model, and adds the rest to the base. "
+        "Drops of each model's changes the smallest and the few largest, and adds the rest to the base. "
         "The largest are outliers that harm other tasks, the smallest are noise."
     ),
     formula="base + lambda sum_i w_i mask_i * (x_i - base),   mask_i: neither small nor outlier",
@@ -115,11 +115,11 @@ def breadcrumbs(
     "breadcrumbs_ties",
     title="Model Breadcrumbs with TIES",
     summary=(
-        "Drops the smallest and the few largest changes of each model, then adds those that agree "
-        "with the sign of the weighted sum. It is TIES without the outliers."
+        "Drops of each model's changes the smallest and the few largest, and adds of the rest what agrees with the "
+        "sign of the weighted sum. It is TIES without the outliers."
     ),
     formula="base + lambda sum_agreeing(w_i mask_i * (x_i - base))",
-    when="Like breadcrumbs, where models disagree in sign.",
+    when="As breadcrumbs, where models disagree in sign.",
 )
 def breadcrumbs_ties(
     delta: jax.Array,

@@ -50,9 +50,8 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     check=_check,
     title="CABS",
     summary=(
-        "Each model in turn keeps the n largest of every m neighbouring changes, except where an "
-        "earlier model kept one. No two models touch the same weight, and every part of a tensor "
-        "keeps equally many."
+        "Each model in turn keeps the n largest of every m neighbouring changes, where no model before it has kept "
+        "one. No two models touch the same weight, and every part of a tensor keeps equally many."
     ),
     formula="base + lambda sum_i w_i top_n_of_m((x_i - base) where none of x_1 .. x_(i-1) has kept)",
     when="Two to four specialists; the one that matters most comes first.",

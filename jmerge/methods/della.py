@@ -201,7 +201,7 @@ def della(
         "adds them up. It is dare_linear with magnitude as a guide to what matters."
     ),
     formula="base + lambda sum_i w_i drop(x_i - base),   chance of rank r of n: density - epsilon + 2 epsilon r / (n - 1)",
-    when="Like dare_linear, when the large changes are the ones to keep.",
+    when="As dare_linear, when the large changes are those to keep.",
 )
 def della_linear(
     delta: jax.Array,

@@ -44,7 +44,7 @@ def emr_sums(delta: jax.Array, **_: Any) -> list[jax.Array]:
     per_model_output=True,
     title="EMR-Merging",
     summary=(
-        "Builds one change for all models, then gives each model the part that has its own signs, at its own length. "
+        "Elects one change for all models and gives each model back what has the signs of its own, at its own length. "
         "It makes a checkpoint for each model, in a folder of its name."
     ),
     formula="for each i: base + s_i [sign e = sign d_i] e,   e elected of all d_i = x_i - base,   s_i = |d_i|_1 / |masked e|_1",

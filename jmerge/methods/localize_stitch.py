@@ -23,7 +23,7 @@ from jmerge.methods.ties import density_counts
     statistics=(TopK(keyword="keep", terms=change_keys, counts=density_counts, scope="model"),),
     title="Localize-and-Stitch",
     summary=(
-        "Keeps the few changes of each model that are largest in the whole model, and puts them side by side. "
+        "Keeps of each model the few changes that are largest in the whole model, and puts them side by side. "
         "Where several models claim a weight, it gets the mean of their changes."
     ),
     formula="base + sum_i m_i d_i / max(1, sum_i m_i),   m_i = [d_i among the density largest of the whole model]",

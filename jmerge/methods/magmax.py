@@ -18,7 +18,7 @@ from jmerge.methods.spec import Shared, merge_method
     models=(1, None),
     title="MagMax",
     summary=(
-        "Keeps, for each weight, the largest change among the models. "
+        "Takes of every weight the change of the model that changed it most. "
         "Of equally large changes the last model's is taken."
     ),
     formula="base + lambda (x_m - base),   m = argmax_i |x_i - base| for each element",

@@ -37,7 +37,7 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",
     summary=(
-        "Moves from the base towards the mean of the models, farther the more their changes point the same way. "
+        "Goes from the base towards the mean of the models, the farther the more their changes point the same way. "
         "It needs no weights: the angle between the changes says how much of them is noise."
     ),
     formula="base + t mean_i(x_i - base),   t = N c / (1 + (N - 1) c),   c = mean cosine of two changes",

@@ -38,7 +38,7 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     unnormalised=lambda numbers, models: models > 1 and not numbers["normalize_weights"],
     title="Multi-SLERP",
     summary=(
-        "Averages the directions of any number of models, and their lengths separately. "
+        "Averages the directions of any number of models, and separately their lengths. "
         "With a base it does so with the changes from it."
     ),
     formula="cos(eps) d / |d| sum_i w_i |x_i|,   d = sum_i w_i x_i / (|x_i| + eps)   (of x_i - base, plus base, with a base)",

@@ -20,8 +20,8 @@ LEAST_DISTANCE = 1e-6  # what divides t is at least this: MergeKit's bound
     models=(1, 1),
     title="NearSwap",
     summary=(
-        "Takes the other model's weights where they are within t of the base's, and less of them "
-        "the farther apart the two are. Where they differ much the base stays."
+        "Takes each weight of the other model where it is within t of the base's, and ever less of it the "
+        "farther apart the two are. Where they differ much the base stays."
     ),
     formula="g x + (1 - g) base,   g = min(t / |x - base|, 1)",
     when="A base that should take on the fine detail of another model without its large changes.",

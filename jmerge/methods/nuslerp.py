@@ -43,7 +43,7 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     divides=lambda numbers: True,
     title="NuSLERP",
     summary=(
-        "Interpolates along the arc from the first model to the second, by the second's share of the weights. "
+        "Goes along the arc from the first model to the second, as far as the second's share of the weights. "
         "With a base it turns their changes from it; without flattening, every row or column by itself."
     ),
     formula="sin((1-t) a)/sin(a) x_1 + sin(t a)/sin(a) x_2,   t = w_2 / (w_1 + w_2)",

@@ -15,7 +15,7 @@ from jmerge.methods.spec import PerModel, merge_method
     carries_nan=True,
     title="Passthrough",
     summary=(
-        "Copies the tensors of one model, as they are or scaled. With slices it "
+        "Takes the tensors of one model as they are, or times a number. With slices it "
         "stacks layers of one or several models into a deeper one."
     ),
     formula="x, or scale x",

@@ -30,7 +30,7 @@ def split(delta: jax.Array, epsilon: jax.Array) -> tuple[list[jax.Array], jax.Ar
     models=(0, None),
     title="Reinforced Agent Merging",
     summary=(
-        "Keeps changes that only one model made, and averages those that several made. "
+        "Keeps a change that one model alone made as it is, and averages those that several made. "
         "Skills learned by one model are not watered down by models that left those weights alone."
     ),
     formula="base + sum_i active_i (x_i - base) / max(1, sum_j active_j),   active_i = [|x_i - base| > epsilon]",
@@ -61,12 +61,11 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     statistics=(BlockSum(keyword="sums", terms=ramplus_sums),),
     title="Reinforced Agent Merging Plus",
     summary=(
-        "Like ram, but enlarges what only one model changed, more so the more of its other changes "
-        "are shared. "
+        "As ram, but what a model changed alone is enlarged the more of its other changes it shares. "
         "That makes up for what averaging took from them."
     ),
     formula="as ram, with the changes of model i alone times 1 + r min(alpha, shared_i / alone_i)",
-    when="Like ram, when the averaged changes make the merged model weaker than its parts.",
+    when="As ram, when the averaged changes make the merged model weaker than its parts.",
     paper="https://arxiv.org/abs/2601.13572",
     r=Shared(0.1, doc="how much the changes of one model alone are enlarged"),
     alpha=Shared(0.2, low=0.0, doc="the most that shared over alone counts for"),

@@ -32,8 +32,8 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     carries_nan=True,
     title="SLERP",
     summary=(
-        "Interpolates along the arc from the base to one other model, which keeps the length of "
-        "the weights where a straight line would shrink it. Nearly "
+        "Goes from the base to one other model along the arc between them, so that the "
+        "length of the weights is kept where a straight line would shrink it. Nearly "
         "parallel and nearly opposite tensors are interpolated linearly."
     ),
     formula="sin((1-t) a)/sin(a) base + sin(t a)/sin(a) other,   a = angle between the two",

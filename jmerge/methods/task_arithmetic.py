@@ -24,7 +24,7 @@ NO_WEIGHT = 1e-8  # a sum of weights nearer to zero than this does not normalise
     carries_nan=True,
     title="Task Arithmetic",
     summary=(
-        "Adds each model's change from the base, times its weight, to the base. A "
+        "Adds to the base what the models changed, each change times its weight. A "
         "negative weight takes an ability away."
     ),
     formula=(

@@ -81,7 +81,7 @@ def over_layers(first: Any, *others: Any) -> OverLayers:
 
 
 def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
-    """A number for each leaf: that of the first pattern that matches its name, else `default`.
+    """A number for each leaf: that of the first pattern which matches its name, else `default`.
 
     >>> import jmerge
     >>> jmerge.by_path({"*self_attn*": 0.3, "*mlp*": jmerge.over_layers(0.0, 1.0)}, default=0.5)
@@ -90,7 +90,7 @@ def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
     Args:
       values: by pattern, in which `*` stands for anything, numbers, arrays, `over_layers`, or lists of one for each
         model. The name of a leaf is its keys joined by dots, as `layers.3.mlp.kernel`.
-      default: for leaves that match no pattern; without it they are an error.
+      default: for leaves that no pattern matches; without it they are an error.
 
     Raises:
       TypeError: the patterns are not in a mapping, or a value is no number.
