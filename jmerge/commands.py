@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -104,6 +105,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         "diff": _diff,
         "methods": _methods,
         "schema": _schema,
+        "help": _help,
     }
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
@@ -308,6 +310,26 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.schema import recipe_schema
 
     _tell(json.dumps(recipe_schema(), indent=1))
+    return 0
+
+
+def _help(words: list[str], values: flags.FlagValues) -> int:
+    from jmerge.report.guides import guide, topics, topics_text
+
+    if not words:
+        _tell(topics_text())
+        return 0
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size().columns
+    known = topics()
+    try:
+        texts = [
+            HELP[word] if word in HELP and word not in known else guide(word, width, color=color)
+            for word in words
+        ]
+    except ValueError as error:
+        raise PlanError(Fault(str(error), where="help")) from error
+    _tell("\n\n".join(texts))
     return 0
 
 

@@ -26,6 +26,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
+  jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
 Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
@@ -68,7 +69,7 @@ Reads both once, in a few buffers, and says how B differs from A: for every tens
 its layers the norm of B - A over that of A, the cosine, the share of signs that agree and the largest change; then
 tensors that only one has or that have two shapes, fields of config.json, files and tokens that differ. Tensors pair by
 what they are, whatever prefix their names have. --json prints every tensor's numbers; --html makes a page of charts
-that needs no network (pip install 'jmerge[report]').
+that needs no network.
 
 Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; that values differ is no
 fault.""",
@@ -84,6 +85,10 @@ jmerge schema
 Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
 
   # yaml-language-server: $schema=recipe.schema.json""",
+    "help": """\
+jmerge help [TOPIC ...]
+
+Lists the guides that come with jmerge, or prints some of them. For a command without a guide, prints its help.""",
 }
 
 # MergeKit's spelling -> what to write here.

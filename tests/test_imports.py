@@ -158,7 +158,7 @@ def test_only_some_parts_import_jax() -> None:
 
 
 HEAVY = (
-    *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic", "plotly"),
+    *("jax", "jaxlib", "flax", "orbax", "huggingface_hub", "pydantic"),
     *("numpy", "ml_dtypes", "yaml", "rich", "absl"),
     *("tokenizers", "jinja2", "google.protobuf"),
     *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore"),

@@ -8,7 +8,7 @@ The plain part rounds six times, about as much error as the products being summe
 
 Of a tensor that lies on several devices each device adds up an equal share of the blocks, or of the rows. Elements that
 lie elsewhere are dealt out anew for that: a tensor of more than a few blocks moves once at
-most and is not brought together on a device (BUILD.md, Decisions, has the layouts for which XLA knows no such way).
+most and is not brought together on a device (BUILD.md, Trees, has the layouts for which XLA knows no such way).
 """
 
 from __future__ import annotations

@@ -1,77 +1,88 @@
-"""Heat maps over the layers and parts of a stack: how much each of its tensors changed."""
+"""Heat maps of a comparison: the layers of every stack against their tensors, and the tensors outside of layers."""
 
 from __future__ import annotations
 
-import html
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jmerge.arch.parts import ROW_ORDER
-from jmerge.diff.compare import Compared
+from jmerge.arch.parts import EMBEDDING, HEAD, ROW_ORDER
+from jmerge.diff.compare import Compared, Difference
+from jmerge.diff.groups import stacks
 from jmerge.diff.sums import Sums, add_up
 from jmerge.errors import Fault
-from jmerge.report.diff import both_names, cosine, largest, percent
+from jmerge.report.diff import both_names, largest, tensors_text
+from jmerge.report.measures import (
+    MEASURES,
+    Measure,
+    Scale,
+    distance,
+    make_scale,
+    short,
+    shown,
+    ticks,
+)
 from jmerge.report.show import count
 
 WHOLE = "whole layer"
-ROW_HEIGHT, AROUND = 24, 96  # pixels of a row, and of all above and below the rows
-LETTER = 7  # pixels, at most on average
-FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#1f2933"}
-CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+TILES = 200  # tensors outside of layers
+LABELS = 16  # layers whose number is written, at most about
 
 
-class Chart(NamedTuple):
-    """One of the numbers that heat maps show."""
+class Cell(NamedTuple):
+    """A coloured cell: one tensor, or several of a layer."""
 
-    key: str
-    title: str
-    says: str  # what it is, in a sentence
-    value: Callable[[Sums], float | None]
-    shown: Callable[[float | None], str]
-    colours: tuple[str, str, str]  # from the value of no change to that of the most
-    least: float  # the value of no change
-    room: float  # the smallest range that the colours are stretched over
+    row: int  # from 0
+    column: int
+    places: str  # on the scale of each measure
+    says: str  # what is shown of it, a line each, its title first
 
 
-# Of one lightness each, from nearly white to dark, so that they can be told apart in grey too.
-CHARTS = (
-    Chart(
-        "change",
-        "Relative change",
-        "The norm of B - A over the norm of A.",
-        lambda sums: sums.relative,
-        percent,
-        ("#f7fbff", "#6baed6", "#08306b"),
-        0.0,
-        1e-6,
-    ),
-    Chart(
-        "cosine",
-        "Cosine",
-        "Of the angle between A and B: 1 where they point the same way, 0 where they have nothing in common.",
-        lambda sums: sums.cosine,
-        cosine,
-        ("#fcfbfd", "#9e9ac8", "#3f007d"),
-        1.0,
-        1e-6,
-    ),
-    Chart(
-        "signs",
-        "Sign agreement",
-        "The share of elements with one sign in A and B, of those that are zero in neither.",
-        lambda sums: sums.sign_agreement,
-        percent,
-        ("#f7fcf5", "#74c476", "#00441b"),
-        1.0,
-        1e-4,
-    ),
-)
+class Maps(NamedTuple):
+    """All heat maps of a comparison, which share the scales of their colours."""
+
+    scales: dict[str, Scale]
+    legends: list[dict[str, Any]]
+    outside: list[dict[str, Any]]
+    stacks: list[dict[str, Any]]
+    more: int  # tensors outside of layers that have no cell
+
+    def places(self, sums: Sums) -> str:
+        """Where sums are on the scale of each measure, apart by spaces."""
+        return _places(self.scales, sums)
 
 
-def stack_charts(number: int, prefix: str, tensors: Sequence[Compared]) -> dict[str, Any]:
-    """The heat maps of one stack of layers, for the page's template; `number` makes their names differ."""
-    rows: dict[str, dict[int, list[Compared]]] = {WHOLE: {}}
+def heat_maps(found: Difference) -> Maps:
+    """The heat maps for the page's template, with one scale for all cells of a measure."""
+    outside = _outside(found)
+    grids = {prefix: _rows(tensors) for prefix, tensors in stacks(found).items()}
+    cells = [each.sums for each in outside]
+    for rows in grids.values():
+        for name, row in rows.items():
+            if name != WHOLE:
+                cells += [add_up(each.sums for each in group) for group in row.values()]
+    scales = {m.key: make_scale(distance(m, sums) for sums in cells) for m in MEASURES}
+    return Maps(
+        scales,
+        [_legend(measure, scales[measure.key]) for measure in MEASURES],
+        [
+            {"name": str(Fault(both_names(each.pair))), "cell": _cell([each], "", scales)}
+            for each in outside[:TILES]
+        ],
+        [_grid(prefix, rows, scales) for prefix, rows in grids.items()],
+        max(0, len(outside) - TILES),
+    )
+
+
+def _outside(found: Difference) -> list[Compared]:
+    """The tensors outside of layers: embeddings first, heads last, the others as they follow each other in A."""
+    order = {EMBEDDING: 0, HEAD: 2}
+    outside = (each for each in found.tensors if each.pair.place.stack is None)
+    return sorted(outside, key=lambda each: order.get(each.pair.place.part, 1))
+
+
+def _rows(tensors: Sequence[Compared]) -> dict[str, dict[int, list[Compared]]]:
+    """The tensors of a stack by row and layer, the row of all of them first."""
+    rows: dict[str, dict[int, list[Compared]]] = {}
     parts: dict[str, str] = {}
     for each in tensors:
         place = each.pair.place
@@ -81,140 +92,69 @@ def stack_charts(number: int, prefix: str, tensors: Sequence[Compared]) -> dict[
             rows.setdefault(row, {}).setdefault(place.layer, []).append(each)
     order = {part: i for i, part in enumerate(ROW_ORDER)}
     names = [WHOLE, *sorted(parts, key=lambda row: order.get(parts[row], len(order)))]
+    return {name: rows[name] for name in names}
+
+
+def _grid(
+    prefix: str,
+    rows: Mapping[str, Mapping[int, list[Compared]]],
+    scales: Mapping[str, Scale],
+) -> dict[str, Any]:
+    """One stack as rows, columns and cells."""
     layers = sorted(rows[WHOLE])
-    cells = [
-        [_cell(rows[name][layer]) if layer in rows[name] else None for layer in layers]
-        for name in names
-    ]
-    title = str(Fault(prefix)) or "layers"
+    every = -(-len(layers) // LABELS)
+    step = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, every) if step >= every)
     return {
-        "title": title,
-        "layers": len(layers),
-        "charts": [
-            {
-                "title": chart.title,
-                "says": chart.says,
-                "html": _heat_map(f"stack{number}-{chart.key}", chart, layers, names, cells),
-            }
-            for chart in CHARTS
+        "title": str(Fault(prefix)) or "layers",
+        "rows": [str(Fault(name)) for name in rows],
+        "columns": len(layers),
+        "labels": [(i, layer) for i, layer in enumerate(layers) if layer % step == 0],
+        "cells": [
+            _cell(rows[name][layer], f"layer {layer}, {name}", scales, i, j)
+            for i, name in enumerate(rows)
+            for j, layer in enumerate(layers)
+            if layer in rows[name]
         ],
     }
 
 
-class _Cell(NamedTuple):
-    sums: Sums
-    says: str  # what is shown of it besides its value
-
-
-def _cell(group: Sequence[Compared]) -> _Cell:
+def _cell(
+    group: Sequence[Compared],
+    title: str,
+    scales: Mapping[str, Scale],
+    row: int = 0,
+    column: int = 0,
+) -> Cell:
     """A cell that stands for one tensor, or for several together."""
     sums = add_up(each.sums for each in group)
-    first = group[0].pair
+    pair, first = group[0]
+    says = [title] if title else []
     if len(group) == 1:
-        says = [both_names(first), f"{first.a.spec} in A, {first.b.spec} in B"]
+        a, b = str(pair.a.spec), str(pair.b.spec)
+        says += [both_names(pair), a if a == b else f"{a} in A, {b} in B"]
     else:
-        says = [f"{len(group)} tensors, {count(sums.elements)} parameters"]
-    says += [f"{chart.title.lower()}: {chart.shown(chart.value(sums))}" for chart in CHARTS]
-    if len(group) == 1 and sums.largest is not None:
-        says.append(f"largest change: {largest(first, sums)}")
-    return _Cell(sums, "<br>".join(html.escape(str(Fault(line))) for line in says))
+        says.append(f"{tensors_text(len(group))}, {short(count(sums.elements))} parameters")
+    says += [f"{m.title}: {shown(m, sums)}" for m in MEASURES]
+    if sums.nonfinite_a or sums.nonfinite_b:
+        says.append(f"NaN or infinite: {sums.nonfinite_a:,} in A, {sums.nonfinite_b:,} in B")
+    if sums.identical:
+        says.append("every byte the same")
+    elif len(group) == 1 and first.largest is not None:
+        says.append(f"Largest change: {largest(pair, first)}")
+    elif len(group) > 1:
+        most = max(group, key=lambda each: distance(MEASURES[0], each.sums) or 0.0)
+        says.append(f"Most changed: {both_names(most.pair)}, {shown(MEASURES[0], most.sums)}")
+    return Cell(row, column, _places(scales, sums), "\n".join(str(Fault(line)) for line in says))
 
 
-def _heat_map(
-    name: str,
-    chart: Chart,
-    layers: list[int],
-    rows: list[str],
-    cells: list[list[_Cell | None]],
-) -> str:
-    """One heat map: a figure with its data, as a piece of HTML."""
-    import plotly.graph_objects as go
-
-    values = [[None if cell is None else chart.value(cell.sums) for cell in row] for row in cells]
-    low, high, beyond = _range(chart, [v for row in values for v in row if v is not None])
-    says = [
-        [
-            f"<b>layer {layer}, {html.escape(row)}</b><br>{'not there' if cell is None else cell.says}"
-            for layer, cell in zip(layers, line, strict=True)
-        ]
-        for row, line in zip(rows, cells, strict=True)
-    ]
-    up = chart.least == 0  # whether larger values are of more change
-    colours = chart.colours if up else chart.colours[::-1]
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
-    texts = [chart.shown(tick) for tick in ticks]
-    if beyond:
-        texts[-1 if up else 0] = ("≥ " if up else "≤ ") + texts[-1 if up else 0]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=layers,
-            y=[html.escape(row) for row in rows],
-            customdata=says,
-            hovertemplate="%{customdata}<extra></extra>",
-            zmin=low,
-            zmax=high,
-            colorscale=[[i / 2, colour] for i, colour in enumerate(colours)],
-            xgap=1,
-            ygap=1,
-            colorbar={
-                "thickness": 12,
-                "outlinewidth": 0,
-                "tickvals": ticks,
-                "ticktext": texts,
-                "ticks": "",
-                "len": 1,
-                "xpad": 6,
-            },
-        )
-    )
-    figure.update_layout(
-        template="none",
-        font=FONT,
-        height=ROW_HEIGHT * len(rows) + AROUND,
-        # fixed, so that the layers of all charts stand below each other
-        margin={
-            "l": LETTER * max(map(len, map(_short, rows))) + 8,
-            "r": 104,
-            "t": 6,
-            "b": 44,
-            "autoexpand": False,
-        },
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="#cbd2d9",
-        hoverlabel={"align": "left", "font": {**FONT, "color": "#1f2933"}, "bgcolor": "#ffffff"},
-        xaxis={"title": {"text": "layer", "standoff": 8}, "showgrid": False, "zeroline": False},
-        yaxis={
-            "autorange": "reversed",
-            "ticklabelstandoff": 6,
-            "showgrid": False,
-            "type": "category",
-            "tickmode": "array",
-            "tickvals": list(range(len(rows))),
-            "ticktext": [html.escape(_short(row)) for row in rows],
-            "ticks": "",
-        },
-    )
-    if len(layers) <= 24:
-        figure.update_xaxes(tickmode="array", tickvals=layers)
-    text: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name, default_width="100%"
-    )
-    return text
+def _places(scales: Mapping[str, Scale], sums: Sums) -> str:
+    return " ".join(scales[each.key].place(distance(each, sums)) for each in MEASURES)
 
 
-def _range(chart: Chart, values: list[float]) -> tuple[float, float, bool]:
-    """The values of the first and the last colour, and whether some lie beyond: a few that are far from all others
-    would leave these one colour."""
-    apart = sorted(abs(value - chart.least) for value in values)
-    most = apart[-1] if apart else 0.0
-    usual = statistics.quantiles(apart, n=20)[-1] if len(apart) >= 20 else most
-    beyond = most > 4 * usual > 0
-    span = max(usual if beyond else most, chart.room)
-    low, high = (0.0, span) if chart.least == 0 else (chart.least - span, chart.least)
-    return low, high, beyond
-
-
-def _short(row: str) -> str:
-    """The name of a row that leaves room for the chart."""
-    return row if len(row) <= 28 else f"...{row[-26:]}"
+def _legend(measure: Measure, scale: Scale) -> dict[str, Any]:
+    return {
+        "key": measure.key,
+        "title": measure.title,
+        "says": measure.says,
+        "ticks": ticks(measure, scale),
+    }

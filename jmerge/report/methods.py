@@ -101,17 +101,18 @@ def wrap_text() -> str:
 
 
 def methods_markdown(examples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """A table of jmerge's own methods, and what can be done around them, for the README.
+    """A table of jmerge's own methods, and what can be done around them, for the docs.
 
     examples: label and link of recipes that use a method, by its name.
     """
-    lines = ["| method | what it does | use it for | recipe |", "|---|---|---|---|"]
+    lines = ["| method | what it does | use it for |", "|---|---|---|"]
     for name, method in sorted(REGISTRY.items()):
         if not method.function.__module__.startswith("jmerge."):
             continue  # of a package that happens to be installed
         title = f"[{method.title}]({method.paper})" if method.paper else method.title
         recipes = ", ".join(f"[{label}]({link})" for label, link in examples.get(name, ()))
-        cells = (f"`{name}`: {title}", _gist(method), method.when, recipes)
+        when = f"{method.when} Example: {recipes}." if recipes else method.when
+        cells = (f"`{name}`: {title}", _gist(method), when)
         lines.append("| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |")
     lines += ["", f"{AROUND} (`jmerge methods {WRAP}` says more):", ""]
     lines += [f"- `{name}`: {does}" for name, does in WRAPPERS.items()]

@@ -1,9 +1,9 @@
-"""What differs between two models as one HTML file: heat maps over layers and parts, with all of its code and data in it."""
+"""What differs between two models as one HTML file: heat maps and tables, with all of its code and data in it."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,32 @@ from jmerge.arch.infer import class_names
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.open import Checkpoint
 from jmerge.diff.compare import Difference
-from jmerge.diff.groups import by_part, most_changed, stacks
+from jmerge.diff.groups import by_part, most_changed
 from jmerge.diff.sums import Sums
 from jmerge.errors import Fault, PlanError
 from jmerge.report.diff import (
     both_names,
     config_value,
-    cosine,
     largest,
     lone_lines,
     percent,
     tensors_text,
     tokens_line,
 )
-from jmerge.report.heatmaps import stack_charts
+from jmerge.report.heatmaps import Maps, heat_maps
+from jmerge.report.measures import MEASURES, distance, near_one, short, shown
 from jmerge.report.show import count, size
 from jmerge.version import VERSION
 
 WHERE = "--html"
-TEMPLATE = "page.html.jinja"
+TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "page.css", "page.js"
 BEGINNING = b"<!doctype html>"
-SHOWN = 30  # tensors in the list of those that changed most
+TENSORS = 3000  # in the table; more would make a page of megabytes
 LISTED = 200  # lines of any other list
 
 
 def check_page(path: str | Path) -> None:
     """PlanError when a page cannot be made at `path`, before anything is compared."""
-    if importlib.util.find_spec("plotly") is None:
-        raise PlanError(Fault("needs plotly; run: pip install 'jmerge[report]'", where=WHERE))
     place = Path(path)
     if place.is_dir():
         raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE))
@@ -66,26 +64,41 @@ def write_page(found: Difference, path: str | Path) -> None:
 def page(found: Difference) -> str:
     """The page as text."""
     from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("jmerge.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+        _text(TEMPLATE)
     )
-    changed = most_changed(found.tensors)
+    name_a, name_b = short_names(*(_whole_path(each) for each in (found.a, found.b)))
+    maps, changed = heat_maps(found), most_changed(found.tensors)
+    same = [each for each in found.tensors if not each.sums.changed]
     return template.render(
-        plotly=get_plotlyjs(),
+        style=_text(STYLE),
+        script=_text(SCRIPT),
         version=VERSION,
-        models=[_model(side, model) for side, model in (("A", found.a), ("B", found.b))],
-        faults=_some([str(fault) for fault in found.faults]),
+        title=f"{name_b} compared with {name_a}",
+        models=[_model("A", name_a, found.a), _model("B", name_b, found.b)],
+        problems=_some([str(fault) for fault in found.faults]),
         cards=_cards(found),
-        stacks=[stack_charts(number, *each) for number, each in enumerate(stacks(found).items())],
-        parts=_bars(_parts(found)),
-        tensors=_bars([(both_names(p), s, largest(p, s)) for p, s in changed[:SHOWN]]),
-        more=len(changed) - SHOWN,
+        maps=maps,
+        measures=MEASURES,
+        parts=[
+            _row(
+                maps,
+                part,
+                sums,
+                (f"{tensors_text(tensors)}, {short(count(sums.elements))}", tensors),
+            )
+            for part, tensors, sums in by_part(found.tensors)
+        ],
+        tensors=[
+            _row(maps, both_names(pair), sums, (largest(pair, sums), _size(sums)))
+            for pair, sums in [*changed, *same][:TENSORS]
+        ],
+        all_tensors=len(found.tensors),
         unlike=_some([f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike]),
         only=[
-            (side, len(lone), _some(list(lone_lines(lone))))
-            for side, lone in (("A", found.only_a), ("B", found.only_b))
+            (f"{name} ({side})", tensors_text(len(lone)), _some(list(lone_lines(lone))))
+            for side, name, lone in (("A", name_a, found.only_a), ("B", name_b, found.only_b))
         ],
         config=[
             (str(Fault(each.key)), config_value(each.values, "a"), config_value(each.values, "b"))
@@ -96,12 +109,35 @@ def page(found: Difference) -> str:
     )
 
 
-def _model(side: str, model: Checkpoint) -> dict[str, str]:
+def short_names(a: str, b: str) -> tuple[str, str]:
+    """The ends of two paths or URLs that tell them apart; of those of one place, the last name."""
+    parts = [[part for part in re.split(r"[/\\]", each) if part] or [each] for each in (a, b)]
+    for length in range(1, max(map(len, parts)) + 1):
+        one, other = ("/".join(each[-length:]) for each in parts)
+        if one != other:
+            return str(Fault(one)), str(Fault(other))
+    return str(Fault(parts[0][-1])), str(Fault(parts[1][-1]))
+
+
+def _whole_path(model: Checkpoint) -> str:
+    return os.path.abspath(model.path) if isinstance(model.path, Path) else model.path
+
+
+def _text(name: str) -> str:
+    return files("jmerge.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _model(side: str, name: str, model: Checkpoint) -> dict[str, str]:
     nbytes = sum(entry.spec.nbytes for entry in model.index.values())
     parameters = sum(entry.spec.size for entry in model.index.values())
     kind = ", ".join(class_names(model.config)) or "no class named in config.json"
-    says = f"{kind}; {len(model.index):,} tensors, {count(parameters)} parameters, {size(nbytes)}"
-    return {"side": side, "path": str(Fault(str(model.path))), "says": str(Fault(says))}
+    says = f"{kind}; {len(model.index):,} tensors, {short(count(parameters))} parameters, {short(size(nbytes))}"
+    return {
+        "side": side,
+        "name": name,
+        "path": str(Fault(str(model.path))),
+        "says": str(Fault(says)),
+    }
 
 
 def _cards(found: Difference) -> list[tuple[str, str, str]]:
@@ -112,35 +148,31 @@ def _cards(found: Difference) -> list[tuple[str, str, str]]:
     alone = f"{len(found.only_a)} / {len(found.only_b)}"
     return [
         (percent(total.relative), "relative change", "the norm of B - A over that of A"),
-        (cosine(total.cosine), "cosine", "over all tensors in both"),
+        (near_one(total.cosine), "cosine", "over all tensors in both"),
         (percent(total.sign_agreement), "signs agree", "of elements that are zero in neither"),
-        (percent(changed), "elements differ", f"of {count(total.elements)}"),
+        (percent(changed), "elements differ", f"of {short(count(total.elements))}"),
         (f"{len(found.tensors):,}", "tensors compared", f"{same:,} of them identical"),
-        (alone, "only in A / only in B", "tensors" + apart),
+        (alone, "only in A / in B", "tensors" + apart),
     ]
 
 
-def _parts(found: Difference) -> list[tuple[str, Sums, str]]:
-    return [
-        (part, sums, f"{tensors_text(tensors)}, {count(sums.elements)} parameters")
-        for part, tensors, sums in by_part(found.tensors)
-    ]
+def _row(maps: Maps, name: str, sums: Sums, note: tuple[str, float]) -> dict[str, Any]:
+    """A row of a table: the texts of its columns, and the numbers by which they are sorted."""
+    change = shown(MEASURES[0], sums), distance(MEASURES[0], sums)
+    others = [(shown(m, sums), m.value(sums)) for m in MEASURES[1:]]
+    return {
+        "name": str(Fault(name)),
+        "places": maps.places(sums),
+        "cells": [
+            (text, "" if number is None else f"{number:.9g}".replace("inf", "Infinity"))
+            for text, number in (change, *others, note)
+        ],
+    }
 
 
-def _bars(rows: Sequence[tuple[str, Sums, str]]) -> list[dict[str, Any]]:
-    """Rows of a table, with bars as long as the largest of them allows."""
-    most = max((sums.relative or 0.0 for _, sums, _ in rows), default=0.0)
-    return [
-        {
-            "name": str(Fault(name)),
-            "width": f"{100 * (sums.relative or 0.0) / most if most else 0:.1f}",
-            "change": percent(sums.relative),
-            "cosine": cosine(sums.cosine),
-            "signs": percent(sums.sign_agreement),
-            "note": note,
-        }
-        for name, sums, note in rows
-    ]
+def _size(sums: Sums) -> float:
+    """Of the largest change of an element."""
+    return abs(sums.largest.change) if sums.largest else 0.0
 
 
 def _some(lines: list[str]) -> list[str]:

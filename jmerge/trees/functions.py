@@ -60,16 +60,16 @@ def _default(name: str, declared: Parameter) -> Any:
 
 
 def _text(method: Method) -> str:
-    arguments = ["models: the trees, all of one structure."]
+    arguments = ["models: trees of the same structure."]
     if method.base != "input":
-        arguments.append("base: the tree from which their changes are taken.")
+        arguments.append("base: the tree that changes are measured from.")
     for name, declared in method.settable.items():
-        many = ", a number for all models or one for each" if declared.per_model else ""
+        many = "; one number for all models, or one for each" if declared.per_model else ""
         span = f", {declared.range_text()}" if declared.range_text() else ""
         arguments.append(f"{method.keywords[name]}: {declared.doc}{span}{many}.")
     if "keys" in method.reserved:
         arguments.append("key: an integer or a key of `jax.random.key`; either may be traced.")
-    arguments.append("The others, and kinds of numbers, are those of `jmerge.merge_trees`.")
+    arguments.append("Numbers and the other arguments are as in `jmerge.merge_trees`.")
     lines = "\n".join(f"  {line}" for line in arguments)
     result = (
         "A tree for each model, in a list."

@@ -55,7 +55,7 @@ class Family:
         "(?!)"  # stored tensors that are no weights, so that the base's stay, as a pattern
     )
     tied: tuple[str, ...] = ()  # parameters of the loaded model that are one tensor
-    no_stack: str = ""  # why its layers cannot be stacked, for the README; empty: they can
+    no_stack: str = ""  # why its layers cannot be stacked, for the docs; empty: they can
     quick: bool = False  # its mean and its stack are tried in the default suite too
 
 

@@ -1,4 +1,4 @@
-"""The README's table of families: a line for each row of the matrix, made of merges that were done and hold."""
+"""The docs' table of families: a line for each row of the matrix, made of merges that were done and hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All rows, in the order of the README's table."""
+"""All rows, in the order of the docs' table."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from matrix import FAMILIES
 
 from jmerge.errors import PlanError
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "jmerge" / "docs" / "families.md"
 SILENCE = 0.1  # a tensor of less influence would be swapped or lost without a sign
 ROWS = [
     pytest.param(each, id=each.name, marks=() if each.quick else pytest.mark.slow)
@@ -83,17 +83,15 @@ def test_layers_that_cannot_be_stacked(family: Family, matrix: Matrix) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", GROUPED)
-def test_the_readme_has_its_line(family: Family, matrix: Matrix) -> None:
+def test_the_page_has_its_line(family: Family, matrix: Matrix) -> None:
     """As the merges above are: how many tensors they made, and that all of them hold."""
     wanted = line(family, matrix)
-    assert wanted in README.read_text(encoding="utf-8"), (
-        f"python tools/readme.py --families: {wanted}"
-    )
+    assert wanted in PAGE.read_text(encoding="utf-8"), f"python tools/docs.py --families: {wanted}"
 
 
-def test_the_readme_lists_every_family() -> None:
+def test_the_page_lists_every_family() -> None:
     """In the order of the matrix, and no other."""
-    table = README.read_text(encoding="utf-8").partition(HEADER)[2].partition("<!--")[0]
+    table = PAGE.read_text(encoding="utf-8").partition(HEADER)[2].partition("<!--")[0]
     assert [row.split("`")[1] for row in table.splitlines()] == [each.name for each in FAMILIES]
 
 

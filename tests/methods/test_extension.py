@@ -1,4 +1,4 @@
-"""A package that adds a merge method: that of BUILD.md, built, installed and used as anyone's would be."""
+"""A package that adds a merge method: that of the guide, built, installed and used as anyone's would be."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def child(*words: str | Path, cwd: Path, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's files, as BUILD.md has them."""
+    """The package's files, as jmerge/docs/plugins.md has them."""
     folder = tmp_path_factory.mktemp("source")
-    section = (ROOT / "BUILD.md").read_text().partition("\n## A package with a method\n")[2]
+    section = (ROOT / "jmerge/docs/plugins.md").read_text().partition("\n## In a package\n")[2]
     for text, name in FILE.findall(section.partition("\n## ")[0]):
         (folder / name).write_text(text)
     names = {"pyproject.toml", "jmerge_median.py", "test_median.py"}
