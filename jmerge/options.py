@@ -268,7 +268,8 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         asked = values[name].value not in (None, False)
         command = "plan" if values.dry_run else words[0] if words and words[0] in HELP else "merge"
         misspelt = words and command == "merge" and neighbour(words[0])
-        if asked and words and not misspelt and command not in commands:
+        works = words or values.config is not None
+        if asked and works and not misspelt and command not in commands:
             message = f"does nothing here; it belongs to {', '.join(commands)}"
             faults.append(Fault(message, where=f"--{name}"))
     raise_all(PlanError, faults)

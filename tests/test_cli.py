@@ -311,6 +311,7 @@ def test_habits_plan(words: list[str], place: Path) -> None:
         (["insepct", "a"], ["'insepct'", "is not a command", "inspect"]),
         (["verfy", "a", "--json"], ["'verfy'", "is not a command", "verify"]),
         (["x.yml", "out", "--json"], ["--json", "does nothing here", "plan"]),
+        (["--config=x.yml", "--out=out", "--deep"], ["--deep", "does nothing here"]),
         (["inspect", "a", "--deep"], ["--deep", "does nothing here", "verify"]),
         (["verify", "a", "--html=x"], ["--html", "does nothing here", "diff"]),
         (["x.yml", "out", "--shard-size", "5"], ["--shard_size", "5 bytes", "did you mean 5GB"]),
