@@ -23,6 +23,7 @@ from jmerge.options import (
     fault_in_flags,
     flag_help,
     in_flags,
+    neighbour,
     parse_words,
 )
 from jmerge.version import VERSION
@@ -34,7 +35,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _dispatch(parse_words(values, list(arguments)), values)
+            words, notes = parse_words(values, list(arguments))
+            if not values.quiet:
+                for note in notes:
+                    print(f"note: {note}", file=sys.stderr)
+            return _dispatch(words, values)
     except (JmergeError, RunError) as error:
         if came():  # and so it failed
             raise
@@ -109,7 +114,10 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     }
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
-    return _merge(words, values)
+    if words and words[0] != "merge" and values.config is None and (hint := neighbour(words[0])):
+        raise PlanError(Fault(f"is not a command{hint}", where=f"'{words[0]}'"))
+    words = words[1:] if words[:1] == ["merge"] else words
+    return (_plan if values.dry_run else _merge)(words, values)
 
 
 def _paths(
@@ -223,6 +231,9 @@ def _give_up(reason: str) -> None:
 
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
+    named = values.config is not None
+    if values.out is None:  # a second word is the folder, as for the merge; a plan makes none
+        words = [*words[: 1 - named], *words[2 - named :]]
     (config,) = _paths(words, values, ("config",), "jmerge plan")
     from jmerge.api.plan import plan as make_plan
     from jmerge.engine.memory import fit, need_of

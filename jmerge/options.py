@@ -5,6 +5,7 @@ Flags live in a private `FlagValues` made when the program runs, so that importi
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -119,6 +120,22 @@ MERGEKIT_FLAGS = {
     "verbose": "nothing: everything worth knowing is in jmerge.lock.json",
 }
 
+# Those of them, all without a value, that change no result: a note says what is written here, and the merge goes on.
+# `--no-...` of the same asks for what jmerge does not do, and stays an error.
+HARMLESS = frozenset(
+    {"cuda", "multi-gpu", "gpu-rich", "read-to-gpu", "low-cpu-memory", "lazy-unpickle", "lazy"}
+    | {"copy-tokenizer", "clone-tensors", "async-write", "write-model-card", "safe-serialization"}
+    | {"verbose"}
+)
+
+# Flags that only some commands read; `merge` stands for merging.
+READERS = {
+    "json": ("plan", "inspect", "verify", "diff"),
+    "html": ("diff",),
+    "deep": ("verify",),
+}
+SMALLEST_SHARD = 1000  # bytes; less is a number whose unit was forgotten
+
 
 # Flags that the library has as arguments, which its errors are about.
 ARGUMENTS = ("out", "seed", "overwrite", "shard_size", "memory", "devices", "allow_nonfinite")
@@ -147,7 +164,7 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()  # type: ignore[no-untyped-call]
     add: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("config", None, "The recipe: a MergeKit-style YAML file.", **add)
-    flags.DEFINE_string("out", None, "The folder to make.", **add)
+    flags.DEFINE_string("out", None, "The folder to make.", short_name="o", **add)
     flags.DEFINE_integer("seed", 0, "Seed of the random methods; recorded in the result.", **add)
     flags.DEFINE_bool(
         "overwrite",
@@ -195,6 +212,7 @@ def define_flags() -> flags.FlagValues:
         "process_id", None, "--distributed elsewhere: which this is, from 0.", **add
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
+    flags.DEFINE_bool("dry_run", False, "Print the plan, as `jmerge plan` does.", **add)
     flags.DEFINE_bool("json", False, "plan, inspect, verify, diff: print JSON.", **add)
     flags.DEFINE_string("html", None, "diff: a page to make.", **add)
     flags.DEFINE_bool("deep", False, "verify: read every byte.", **add)
@@ -203,21 +221,26 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """The words that are not flags, whose `values` are set.
+def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words that are not flags, whose `values` are set, and notes about flags that do nothing here.
 
     Raises:
       PlanError: flags that are none, or not of ours, or whose values are none; all of them at once.
     """
     faults = []
+    notes = []
     rest = []
     for argument in arguments:
+        spelt = argument[2:].replace("_", "-").partition("=")[0]
+        if argument.startswith("--") and argument[2:].replace("_", "-") in HARMLESS:
+            notes.append(f"--{spelt} is MergeKit's; here write {MERGEKIT_FLAGS[spelt]}")
+            continue
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
         if argument.startswith("--") and name in MERGEKIT_FLAGS:
             message = f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}"
             faults.append(Fault(message, where=f"--{name}"))
         else:
-            rest.append(argument)
+            rest.append(_underscored(argument, values))
     while True:  # each round takes one flag that is wrong out, as absl tells the first only
         try:
             words = list(values(["jmerge", *rest], known_only=False)[1:])
@@ -240,11 +263,35 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
     for name in ("memory", "shard_size"):
         if (size := values[name].value) is not None:
             try:
-                parse_size(size, f"--{name}")
+                nbytes = parse_size(size, f"--{name}")
+                if name == "shard_size" and 0 < nbytes < SMALLEST_SHARD:
+                    message = f"{nbytes} bytes is too small; did you mean {nbytes}GB?"
+                    faults.append(Fault(message, where=f"--{name}"))
             except PlanError as error:
                 faults += error.faults
+    for name, commands in READERS.items():
+        asked = values[name].value not in (None, False)
+        command = "plan" if values.dry_run else words[0] if words and words[0] in HELP else "merge"
+        misspelt = words and command == "merge" and neighbour(words[0])
+        works = words or values.config is not None
+        if asked and works and not misspelt and command not in commands:
+            message = f"does nothing here; it belongs to {', '.join(commands)}"
+            faults.append(Fault(message, where=f"--{name}"))
     raise_all(PlanError, faults)
-    return words
+    return words, notes
+
+
+def neighbour(word: str) -> str:
+    """The command that a misspelt one is near to, as the end of a message; empty for a file and what is near to none."""
+    hint = did_you_mean(word, [*HELP, "merge"])
+    return hint if "did you mean" in hint and not os.path.exists(word) else ""
+
+
+def _underscored(argument: str, values: flags.FlagValues) -> str:
+    """The argument, with the underscores of our flag where hyphens were written."""
+    name, equals, value = argument.removeprefix("--").partition("=")
+    known = argument.startswith("--") and name.replace("-", "_") in values
+    return f"--{name.replace('-', '_')}{equals}{value}" if known else argument
 
 
 def _told(message: str) -> tuple[str, str]:

@@ -157,7 +157,7 @@ def test_allow_nonfinite(place: Path) -> None:
         (["plan"], ["--config", "missing", "jmerge plan"]),
         (["x.yml", "out", "more"], ["'more'", "too many"]),
         (["--config", "x.yml", "--out", "out", "more"], ["'more'", "too many"]),
-        (["plan", "x.yml", "out"], ["'out'", "too many"]),
+        (["plan", "x.yml", "out", "more"], ["'more'", "too many"]),
         (["--confg", "x.yml"], ["--confg", "did you mean 'config'"]),
         (["x.yml", "out", "--overwrit"], ["--overwrit", "did you mean 'overwrite'"]),
         (["x.yml", "out", "--shardsize=3"], ["--shardsize", "did you mean 'shard_size'"]),
@@ -182,12 +182,10 @@ def test_mistakes_are_one_line(words: list[str], parts: list[str], place: Path) 
 
 
 def test_all_that_is_wrong_with_flags_is_told_at_once(place: Path) -> None:
-    words = (
-        "x.yml out --cuda --seed x --shard_size=5X --memory=lots --overwrit --quiet=maybe".split()
-    )
+    words = "x.yml out --allow-crimes --seed x --shard_size=5X --memory=lots --overwrit --quiet=maybe".split()
     said = Said(*words)
     assert said.code == 2 and said.err.endswith("6 errors; nothing was written\n")
-    flags = ["--cuda", "--seed", "--overwrit", "--quiet", "--memory", "--shard_size"]
+    flags = ["--allow-crimes", "--seed", "--overwrit", "--quiet", "--memory", "--shard_size"]
     assert sorted(line.split(": ")[1] for line in said.errors) == sorted(flags)
     assert "error: --seed: expected a whole number, found 'x'" in said.err
     assert "error: --quiet: expected true or false, found 'maybe'" in said.err
@@ -259,13 +257,74 @@ MERGEKIT = {
 }
 
 
-@pytest.mark.parametrize("flag", MERGEKIT)
+HARMLESS = [flag for flag in MERGEKIT if flag[2:] in options.HARMLESS]
+
+
+@pytest.mark.parametrize("flag", [flag for flag in MERGEKIT if flag not in HARMLESS])
 def test_mergekits_flags_are_answered(flag: str, place: Path) -> None:
     name = flag.split("=")[0].replace("--no-", "--")
     words = ["x.yml", "out", *flag.split("=")]
     for said in (Said("x.yml", "out", flag), Said(*words), Said(flag, "x.yml", "out")):
         assert_refused(said, f"{name}: ", "MergeKit", MERGEKIT[flag])
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("flag", HARMLESS)
+def test_mergekits_harmless_flags_are_a_note(flag: str, place: Path) -> None:
+    for given in (flag, "--" + flag[2:].replace("-", "_")):
+        said = Said("plan", "x.yml", given)
+        notes = [line for line in said.err.splitlines() if line.startswith("note: ")]
+        assert said.code == 0 and len(notes) == 1
+        assert f"{flag} is MergeKit's" in notes[0] and MERGEKIT[flag] in notes[0]
+
+
+# Habits
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "x.yml", "out"],
+        ["x.yml", "-o", "out"],
+        ["x.yml", "out", "--shard-size", "2GiB"],
+        ["x.yml", "out", "--allow-nonfinite", "--shard-size=1MB"],
+    ],
+)
+def test_habits_merge(words: list[str], place: Path) -> None:
+    assert Said(*words).code == 0
+    assert (place / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "x.yml", "out"], ["x.yml", "out", "--dry-run"], ["merge", "x.yml", "--dry_run"]],
+)
+def test_habits_plan(words: list[str], place: Path) -> None:
+    said = Said(*words)
+    assert said.code == 0 and "kernels to compile" in said.out
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["insepct", "a"], ["'insepct'", "is not a command", "inspect"]),
+        (["verfy", "a", "--json"], ["'verfy'", "is not a command", "verify"]),
+        (["x.yml", "out", "--json"], ["--json", "does nothing here", "plan"]),
+        (["--config=x.yml", "--out=out", "--deep"], ["--deep", "does nothing here"]),
+        (["inspect", "a", "--deep"], ["--deep", "does nothing here", "verify"]),
+        (["verify", "a", "--html=x"], ["--html", "does nothing here", "diff"]),
+        (["x.yml", "out", "--shard-size", "5"], ["--shard_size", "5 bytes", "did you mean 5GB"]),
+    ],
+)
+def test_slips_are_refused(words: list[str], parts: list[str], place: Path) -> None:
+    assert_refused(Said(*words), *parts)
+    assert not (place / "out").exists()
+
+
+def test_a_pipe_gets_whole_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "post_attention_layernorm.weight" in Said("diff", "a", "b").out
 
 
 # Help and version

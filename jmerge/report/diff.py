@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,9 @@ def diff_text(found: Difference, width: int = 80) -> str:
 
 
 def terminal_width() -> int:
-    """The letters in a line of the terminal; 80 where there is none."""
+    """The letters in a line of the terminal; without end where there is none, so that `grep` finds whole names."""
+    if not sys.stdout.isatty():
+        return 10_000
     return max(60, min(shutil.get_terminal_size((80, 24)).columns, 160))
 
 
