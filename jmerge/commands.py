@@ -231,9 +231,11 @@ def _give_up(reason: str) -> None:
 
 
 def _plan(words: list[str], values: flags.FlagValues) -> int:
-    named = values.config is not None
-    if values.out is None:  # a second word is the folder, as for the merge; a plan makes none
-        words = [*words[: 1 - named], *words[2 - named :]]
+    if (
+        values.out is None
+    ):  # the word after the recipe is the folder, as for the merge; a plan makes none
+        folder = 1 if values.config is None else 0
+        words = words[:folder] + words[folder + 1 :]
     (config,) = _paths(words, values, ("config",), "jmerge plan")
     from jmerge.api.plan import plan as make_plan
     from jmerge.engine.memory import fit, need_of

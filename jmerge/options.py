@@ -121,7 +121,7 @@ MERGEKIT_FLAGS = {
 }
 
 # Those of them, all without a value, that change no result: a note says what is written here, and the merge goes on.
-# `--no-...` of the same asks for what jmerge does not do, and stays an error.
+# `--no-...` of the same asks for another result, and stays an error.
 HARMLESS = frozenset(
     {"cuda", "multi-gpu", "gpu-rich", "read-to-gpu", "low-cpu-memory", "lazy-unpickle", "lazy"}
     | {"copy-tokenizer", "clone-tensors", "async-write", "write-model-card", "safe-serialization"}
@@ -231,8 +231,8 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
     notes = []
     rest = []
     for argument in arguments:
-        spelt = argument[2:].replace("_", "-").partition("=")[0]
-        if argument.startswith("--") and argument[2:].replace("_", "-") in HARMLESS:
+        spelt = argument[2:].replace("_", "-")
+        if argument.startswith("--") and spelt in HARMLESS:
             notes.append(f"--{spelt} is MergeKit's; here write {MERGEKIT_FLAGS[spelt]}")
             continue
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")

@@ -84,11 +84,8 @@ class Computer:
         for number in task.on_host(until):
             terms = piece_kernel(task.key, number)(*loaded.windows(), arguments)
             statistic = task.statistics[number]
-            if statistic is masks:
-                for each in task.on_host(number):  # which served it
-                    del arguments[task.statistics[each].keyword]
             made = self._pool.map(lambda each, of=statistic: of.on_host([np.asarray(each)]), terms)
-            arguments[statistic.keyword] = list(itertools.chain(*made))
+            task.take_in(arguments, number, list(itertools.chain(*made)), until)
         if masks is not None and until is not None:
             task.kept.put(loaded.number, arguments[masks.keyword])
         return arguments

@@ -270,10 +270,7 @@ def _programs_of_pieces(
     for number in task.on_host(until):
         program, own = piece_kernel(task.key, number), dict(arguments)
         yield program, *inputs, own
-        if task.statistics[number] is task.masks(until):
-            for each in task.on_host(number):
-                del arguments[task.statistics[each].keyword]
-        arguments[task.statistics[number].keyword] = jax.eval_shape(program, *inputs, own)
+        task.take_in(arguments, number, jax.eval_shape(program, *inputs, own), until)
 
 
 def _bytes_of(program: Any, *arguments: Any) -> int:

@@ -103,6 +103,14 @@ class Task:
         last = self.statistics[numbers[-1]] if numbers else None
         return last if isinstance(last, Masks) else None
 
+    def take_in(self, arguments: dict[str, Any], number: int, made: Any, until: int | None) -> None:
+        """Put a statistic of a piece into the arguments; masks take the place of what they were made with."""
+        statistic = self.statistics[number]
+        if statistic is self.masks(until):
+            for each in self.on_host(number):
+                del arguments[self.statistics[each].keyword]
+        arguments[statistic.keyword] = made
+
     def extent(self, number: int) -> Extent:
         """What a statistic is taken of."""
         place, (terms, each) = self.work.place(self.statistics[number].scope), self.terms(number)
