@@ -9,8 +9,8 @@
 These may change from one version to the next; the names of `jmerge` itself do not without notice.
 """
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.journal import Block
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.events import (
     Event,
     Finished,

@@ -14,9 +14,9 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jmerge
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.shards import plan_files
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.memory import need_of
 from jmerge.report.schema import recipe_schema
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint

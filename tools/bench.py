@@ -42,8 +42,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
+from jmerge.dtypes import TensorSpec
 from jmerge.names import did_you_mean
 
 # layers, hidden, intermediate, key-value width, vocabulary

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
+from jmerge.dtypes import NUMPY, TensorSpec
 from jmerge.errors import Fault, PlanError, raise_all, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.plan.patterns import patterns_of

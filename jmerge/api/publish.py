@@ -17,13 +17,13 @@ import jaxlib.version
 from jmerge.arch.config import Change
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import donor_files
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.find import is_local
 from jmerge.ckpt.leftover import INPUTS, PLATFORM, RECIPE, SEED, SHARD_SIZE, other_result
 from jmerge.ckpt.memory import MemorySource
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.run import Outcome
 from jmerge.errors import CONTROL, CheckpointError, Fault, PlanError, RunError
 from jmerge.plan.build import untied

@@ -24,12 +24,12 @@ from jmerge.api.publish import (
 from jmerge.arch.config import set_dtype
 from jmerge.ckpt.disk import environment_errors
 from jmerge.ckpt.donor import companions
-from jmerge.ckpt.dtypes import TensorSpec, most_stored
 from jmerge.ckpt.memory import named_arrays, spec_of, to_host
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
+from jmerge.dtypes import TensorSpec, most_stored
 from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
 from jmerge.names import nearest
 from jmerge.plan.folders import folder_of, placed_name

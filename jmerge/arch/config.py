@@ -13,7 +13,7 @@ from jmerge.arch.lent import KEY, lenders
 from jmerge.arch.mentions import NOTHING, Beside, mentions
 from jmerge.arch.moved import Moved, Stuck, follow
 from jmerge.arch.told import first_number, is_of_its_map, is_overruled, kinds_of
-from jmerge.ckpt.dtypes import CONFIG_NAMES
+from jmerge.dtypes import CONFIG_NAMES
 
 # Counts of layers that cannot exceed the depth.
 CLIPPED = ("max_window_layers",)

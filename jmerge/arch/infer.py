@@ -18,7 +18,7 @@ from typing import Any, Literal
 from jmerge.arch.families import MODULES
 from jmerge.arch.key_names import OTHER_LAYER_KEY, is_of_part, names_another
 from jmerge.arch.match import plain_name
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError, Fault
 
 Part = Literal["first", "layer", "last"]  # of the model, in the order a forward pass meets them

@@ -15,7 +15,7 @@ from typing import Any
 
 from jmerge.arch.config import Change
 from jmerge.arch.infer import NUMBER, Config, KeyPath, config_dicts, is_computed
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.dtypes import FLOATS, TensorSpec
 
 PLAIN = FLOATS[:4]
 # Whole numbers that weights are packed into. Positions, indexes and masks are I64 or BOOL.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.safetensors import Header
 from jmerge.ckpt.source import LocalSource, Source
+from jmerge.dtypes import TensorSpec
 from jmerge.errors import CheckpointError, Fault
 
 FIRST_STRIDE = 1 << 16  # bytes compared at first: most tensors that differ do so in the first few

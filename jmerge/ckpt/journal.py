@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from zlib_ng import zlib_ng
 
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 
 class Block(NamedTuple):

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import SAFETENSORS, TensorSpec
 from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX
+from jmerge.dtypes import SAFETENSORS, TensorSpec
 from jmerge.errors import CheckpointError, Fault, raise_all
 
 CACHED = 4  # arrays that are held as bytes of this machine's memory, for those that lie elsewhere

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS, TensorSpec
 from jmerge.ckpt.jsontext import MAX_NAME, parse_object
 from jmerge.ckpt.source import NOT_FETCHED, POINTER, LocalSource, Source
+from jmerge.dtypes import BITS, TensorSpec
 from jmerge.errors import CONTROL, CheckpointError, Fault
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jmerge.ckpt.dtypes import BITS, TensorSpec
 from jmerge.ckpt.safetensors import ALIGNMENT, encode_header
+from jmerge.dtypes import BITS, TensorSpec
 
 
 class OutFile(NamedTuple):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.remote import CONNECTIONS, RemoteSource
 from jmerge.ckpt.source import Source
 from jmerge.diff.beside import Beside, compare_beside
 from jmerge.diff.pairs import Lone, Pair, pair_up
 from jmerge.diff.sums import Gauge, Sums, add_up
+from jmerge.dtypes import BITS
 from jmerge.engine.crew import work_through
 from jmerge.engine.reads import Files, aligned_buffer
 from jmerge.errors import Fault

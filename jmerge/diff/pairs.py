@@ -8,8 +8,8 @@ from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.parts import parts_of, row_of
 from jmerge.arch.ties import is_tied_unstored
 from jmerge.ckpt.copies import Entry
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint
+from jmerge.dtypes import NUMPY, TensorSpec
 from jmerge.plan.heads import Heads
 from jmerge.plan.views import build_views
 from jmerge.recipe.refs import ModelRef

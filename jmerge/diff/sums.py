@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 
 BLOCK = 1 << 15  # elements that are looked at together
 ROW = 8192  # of them that NumPy's BLAS adds up at once: so few that it does so in one thread

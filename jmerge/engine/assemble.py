@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS
+from jmerge.dtypes import BITS
 from jmerge.plan.steps import Assembled, Box, Item, Read
 
 CHUNK = 1 << 18  # bytes of a block, so that it stays in cache

@@ -9,7 +9,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from jmerge.arch.infer import is_buffer
-from jmerge.ckpt.dtypes import BITS
+from jmerge.dtypes import BITS
 from jmerge.engine.events import Event, Nonfinite
 from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.remote import CONNECTIONS, PART_BYTES
 from jmerge.ckpt.source import Source
+from jmerge.dtypes import BITS
 from jmerge.engine.assemble import spans_of
 from jmerge.engine.schedule import Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store

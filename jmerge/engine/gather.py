@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 from jmerge.engine.channel import StoppedError
 from jmerge.plan.steps import Gathered, Read
 from jmerge.tokens.rows import BLANK, MEAN, ZEROS, TableRows

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmerge.ckpt.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.dtypes import NONFINITE_BITS, NUMPY
 from jmerge.methods.combine import sum_models
 from jmerge.methods.statistics.fold import Place, Statistic
 from jmerge.methods.wrap import find_method

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.dtypes import BITS, NUMPY
 from jmerge.engine.assemble import ASSEMBLE_BYTES, is_dealt_out
 from jmerge.engine.gather import GATHER_BYTES
 from jmerge.engine.kernel import (

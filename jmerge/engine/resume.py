@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.journal import Block
+from jmerge.dtypes import BITS
 from jmerge.engine.schedule import Schedule, Turn
 from jmerge.engine.subset import subset
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.journal import Block, joined_crc32
+from jmerge.dtypes import BITS, NUMPY
 from jmerge.engine.bundles import bundled
 from jmerge.engine.channel import Channel, StoppedError
 from jmerge.engine.checking import Checked, Checker, Made

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.find import is_remote
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.dtypes import BITS
 from jmerge.engine.kernel import KernelKey, is_plain_copy, kernel_key, view_of
 from jmerge.engine.select import MOST_COLLECTED, is_searched
 from jmerge.methods.reduce import BLOCK

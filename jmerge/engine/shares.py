@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.shards import OutFile
+from jmerge.dtypes import BITS
 from jmerge.engine.schedule import Schedule
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import TensorSpec, view
+from jmerge.dtypes import TensorSpec, view
 
 
 class Arrays(Mapping[str, np.ndarray]):

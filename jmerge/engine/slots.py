@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import BITS, NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.dtypes import BITS, NUMPY
 from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.schedule import ROW, Turn, Work
 from jmerge.plan.steps import Result, stored_spec

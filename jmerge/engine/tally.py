@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import count_nonfinite
+from jmerge.dtypes import count_nonfinite
 from jmerge.engine.slots import Loaded
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.safetensors import ALIGNMENT
+from jmerge.dtypes import NUMPY
 from jmerge.engine.kernel import KernelKey, kernel_key, keys_kernel
 from jmerge.engine.masks import KEPT_BYTES, KeptMasks
 from jmerge.engine.schedule import Work, last_of_group

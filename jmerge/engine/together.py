@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.ckpt.shards import OutFile
 from jmerge.ckpt.writer import OutputFolder
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.events import Event, Listener, Wrote, WroteElsewhere
 from jmerge.engine.hosts import Hosts
 from jmerge.engine.run import Outcome

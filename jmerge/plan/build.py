@@ -11,10 +11,10 @@ from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
 from jmerge.arch.ties import is_tied_unstored
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec, most_stored
 from jmerge.ckpt.memory import MemorySource
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
+from jmerge.dtypes import FLOATS, TensorSpec, most_stored
 from jmerge.errors import CheckpointError, PlanError, RecipeError, raise_all
 from jmerge.methods.random import make_key
 from jmerge.methods.spec import Method

@@ -21,7 +21,7 @@ from jmerge.arch.forms import (
     view_of,
 )
 from jmerge.arch.layouts import Tensor
-from jmerge.ckpt.dtypes import BITS, TensorSpec
+from jmerge.dtypes import BITS, TensorSpec
 from jmerge.plan.models import read_of, takes_over
 from jmerge.plan.notes import Notes
 from jmerge.plan.steps import Assembled, Box, Read

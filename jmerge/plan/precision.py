@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from jmerge.ckpt.dtypes import BITS, FLOATS, promote
+from jmerge.dtypes import BITS, FLOATS, promote
 from jmerge.names import did_you_mean
 from jmerge.plan.coverage import patterns
 from jmerge.plan.notes import Notes

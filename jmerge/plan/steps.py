@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from jmerge.arch.config import Change
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.find import source_of
 from jmerge.ckpt.source import Source
+from jmerge.dtypes import TensorSpec
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jmerge.arch.config import Change, set_vocabulary_size, vocabulary_keys
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.heads import Heads
 from jmerge.plan.models import read_of
 from jmerge.plan.notes import Notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from jmerge.ckpt.dtypes import FLOATS, TensorSpec
+from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.kept import Kept
 from jmerge.plan.models import read_of, stored_of
 from jmerge.plan.notes import Notes

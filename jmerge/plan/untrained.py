@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from jmerge.arch.infer import is_computed
-from jmerge.ckpt.dtypes import FLOATS
+from jmerge.dtypes import FLOATS
 from jmerge.plan.notes import Notes, and_more
 from jmerge.plan.patterns import any_layer
 from jmerge.plan.places import Target

@@ -11,8 +11,8 @@ from jmerge.arch.infer import NUMBER, Layout, Stack, class_names
 from jmerge.arch.match import NEVER_A_MODULE, match_templates, plain_name
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import Checkpoint
+from jmerge.dtypes import TensorSpec
 from jmerge.plan.rename import rename
 from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef

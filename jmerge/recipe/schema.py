@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from jmerge.ckpt.dtypes import parse_dtype
+from jmerge.dtypes import parse_dtype
 from jmerge.names import did_you_mean
 from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
 from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting

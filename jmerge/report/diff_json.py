@@ -6,11 +6,11 @@ import json
 import math
 from typing import Any
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.diff.compare import Compared, Difference
 from jmerge.diff.groups import by_layer, parts, stacks
 from jmerge.diff.pairs import Pair
 from jmerge.diff.sums import Sums, add_up, index_of
+from jmerge.dtypes import TensorSpec
 
 
 def diff_json(found: Difference) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jmerge.ckpt.dtypes import RECIPE_NAMES
+from jmerge.dtypes import RECIPE_NAMES
 from jmerge.methods.spec import REGISTRY, Parameter, Required
 from jmerge.recipe.schema import PARAMETERS_SCHEMA, RecipeFile
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 from jmerge.engine.schedule import PIECE
 from jmerge.methods import find_method
 from jmerge.methods.reduce import BLOCK

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 from jmerge.engine.schedule import PIECE, ROW
 from jmerge.errors import NonFiniteError
 from jmerge.methods import find_method

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import SAFETENSORS, TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
+from jmerge.dtypes import SAFETENSORS, TensorSpec
 
 
 def write_checkpoint(

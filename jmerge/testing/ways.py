@@ -20,8 +20,8 @@ import yaml
 
 from jmerge.api.merge import merge
 from jmerge.api.plan import plan as make_plan
-from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
+from jmerge.dtypes import NUMPY
 from jmerge.engine.kernel import KERNELS
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule

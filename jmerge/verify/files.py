@@ -7,10 +7,10 @@ from typing import Any
 
 from jmerge.ckpt.copies import Entry, equal
 from jmerge.ckpt.donor import CHECKED
-from jmerge.ckpt.dtypes import BITS
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS, read_index
 from jmerge.ckpt.writer import LEDGER
+from jmerge.dtypes import BITS
 from jmerge.errors import CheckpointError
 from jmerge.tokens.model import ADDED, CONFIG, JINJA, SPECIAL_MAP
 from jmerge.verify.folder import SHARD, Finding, Folder, place_of

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.copies import Entry
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.safetensors import Header, header_of
@@ -18,6 +17,7 @@ from jmerge.ckpt.sentence import MODULES, Module, main_module, read_modules
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_file
 from jmerge.ckpt.writer import LEDGER
+from jmerge.dtypes import TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.plan.folders import placed_name
 from jmerge.plan.views import View, build_views

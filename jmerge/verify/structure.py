@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
 from jmerge.arch.infer import LAYER_KEYS, Config, config_dicts
-from jmerge.ckpt.dtypes import CONFIG_NAMES, FLOATS
+from jmerge.dtypes import CONFIG_NAMES, FLOATS
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import MOST_SIZES, quantised, token_tables
 

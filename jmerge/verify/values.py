@@ -9,8 +9,8 @@ from typing import NamedTuple
 from zlib_ng import zlib_ng
 
 from jmerge.arch.infer import is_buffer
-from jmerge.ckpt.dtypes import count_nonfinite
 from jmerge.ckpt.journal import Block, joined_crc32
+from jmerge.dtypes import count_nonfinite
 from jmerge.engine.crew import work_through
 from jmerge.engine.reads import Files, aligned_buffer
 from jmerge.verify.files import is_crc32

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jmerge.arch.infer import Layout, Stack, infer_layout, is_buffer
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 EXPECTED = json.loads((Path(__file__).parents[1] / "data" / "arch_expected.json").read_text())
 VOCAB, HIDDEN = 97, 32

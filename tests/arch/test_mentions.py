@@ -9,7 +9,7 @@ import pytest
 from jmerge.arch.config import Layers, set_depth, unsaid
 from jmerge.arch.infer import Config, KeyPath, Stack, infer_layout
 from jmerge.arch.mentions import Beside
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 
 def stack(prefix: str, *keys: KeyPath, depth: int = 3) -> Stack:

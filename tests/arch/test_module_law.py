@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jmerge.arch.families import MODULES
 from jmerge.arch.infer import Layout, infer_layout
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 HEADERS = json.loads((Path(__file__).parents[1] / "data/conformance/arch_headers.json").read_text())
 

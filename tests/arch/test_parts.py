@@ -6,7 +6,7 @@ import pytest
 
 from jmerge.arch.infer import infer_layout
 from jmerge.arch.parts import parts_of, row_of
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 # name in a layer -> part, row
 LAYERS = {

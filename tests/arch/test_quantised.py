@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jmerge.arch.quantised import Quantised, without_quantisation
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 Q = "model.layers.0.self_attn.q_proj"
 EXPERTS = "model.layers.0.mlp.experts"

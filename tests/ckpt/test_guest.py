@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.guest import GuestFolder, journal_of, journals_of_guests
 from jmerge.ckpt.journal import Block, read_journal
 from jmerge.ckpt.shards import plan_files
 from jmerge.ckpt.writer import JOURNAL, LEDGER, OutputFolder
+from jmerge.dtypes import TensorSpec
 from jmerge.errors import RunError
 
 SPECS = {name: TensorSpec("U8", (100,)) for name in "abcd"}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import encode_header
+from jmerge.dtypes import TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.testing.close import assert_same_bytes
 from jmerge.testing.tiny import llama_tensors, write_checkpoint, write_llama

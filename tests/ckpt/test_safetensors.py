@@ -13,9 +13,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jmerge.ckpt.dtypes import BITS, NUMPY, TensorSpec
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import MAX_HEADER_BYTES, encode_header, read_header
+from jmerge.dtypes import BITS, NUMPY, TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.testing.close import assert_same_bytes
 from jmerge.testing.tiny import write_checkpoint

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jmerge.api.merge import merge
-from jmerge.ckpt.dtypes import BITS, TensorSpec
 from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.shards import OutFile, index_json, plan_files
+from jmerge.dtypes import BITS, TensorSpec
 from jmerge.testing.tiny import write_llama
 
 SPECS = {

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.journal import Block, read_journal
 from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.shards import plan_files
 from jmerge.ckpt.writer import JOURNAL, LEDGER, OutputFolder, read_ledger
+from jmerge.dtypes import TensorSpec
 from jmerge.errors import PlanError, RunError
 
 SPECS = {"a": TensorSpec("U8", (100,)), "b": TensorSpec("F32", (16,)), "c": TensorSpec("U8", (0,))}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmerge.ckpt.dtypes import NUMPY
 from jmerge.diff.pairs import is_number
 from jmerge.diff.sums import BLOCK, ROW, SHORT, Gauge, Sums, add_up, index_of
+from jmerge.dtypes import NUMPY
 
 NUMBERS = [dtype for dtype in NUMPY if is_number(dtype)]
 SIZES = (0, 1, 2, 100, ROW - 1, ROW, ROW + 1, BLOCK, BLOCK + 1, 3 * BLOCK + ROW + 7)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jmerge.ckpt.dtypes import NUMPY, TensorSpec
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
+from jmerge.dtypes import NUMPY, TensorSpec
 from jmerge.engine.events import Listener
 from jmerge.engine.run import Outcome, run
 from jmerge.engine.schedule import make_schedule

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.shards import index_json, plan_files
+from jmerge.dtypes import TensorSpec
 from jmerge.plan.steps import InputModel, Plan, Read, Result, Step
 
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jmerge.ckpt.dtypes import NUMPY, SAFETENSORS, TensorSpec
+from jmerge.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import assemble
 from jmerge.engine.assemble import Assembler, place_of, spans_of
 from jmerge.plan.steps import Assembled, Box, Read

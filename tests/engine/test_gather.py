@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from permute import permuted
 
-from jmerge.ckpt.dtypes import NUMPY, SAFETENSORS, TensorSpec
+from jmerge.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import gather
 from jmerge.engine.channel import StoppedError
 from jmerge.engine.gather import Gatherer

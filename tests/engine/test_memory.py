@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 
 import jmerge
 from jmerge import cli
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.masks import KeptMasks
 from jmerge.engine.memory import LEAST_BUDGET, fit, need_of
 from jmerge.engine.run import run

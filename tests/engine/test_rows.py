@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from enginekit import carry_out, checkpoints, plan_of, read, step
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 from jmerge.engine.schedule import make_schedule
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Plan

@@ -36,9 +36,9 @@ from enginekit import (
     write_recipe,
 )
 
-from jmerge.ckpt.dtypes import FLOATS, NUMPY, TensorSpec
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import encode_header
+from jmerge.dtypes import FLOATS, NUMPY, TensorSpec
 from jmerge.engine.events import Event, Finished, Started, Wrote
 from jmerge.engine.memory import need_of
 from jmerge.engine.run import run

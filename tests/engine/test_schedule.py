@@ -12,7 +12,7 @@ from headers import hollow_llama, linear, pair, plan_of, result, source
 
 import jmerge
 from jmerge import cli
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
 from jmerge.methods.reduce import BLOCK

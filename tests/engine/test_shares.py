@@ -10,9 +10,9 @@ import pytest
 from enginekit import two_models
 
 import jmerge
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.ckpt.shards import OutFile, plan_files
+from jmerge.dtypes import TensorSpec
 from jmerge.engine.resume import left_to_do
 from jmerge.engine.schedule import Schedule, make_schedule
 from jmerge.engine.shares import shared_files, shares

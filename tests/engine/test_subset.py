@@ -12,7 +12,7 @@ import pytest
 from enginekit import Memory, checkpoints, plan_of, read, result, step, two_models, within
 
 import jmerge
-from jmerge.ckpt.dtypes import BITS
+from jmerge.dtypes import BITS
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
 from jmerge.engine.subset import subset

@@ -8,7 +8,7 @@ from familykit import Family
 from matrix import FAMILIES
 
 from jmerge.arch.infer import infer_layout
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rows import ROWS
 
-from jmerge.ckpt.dtypes import NUMPY
+from jmerge.dtypes import NUMPY
 from jmerge.methods import REGISTRY
 from jmerge.methods.reduce import BLOCK
 from jmerge.testing.examples import Row, settings, wanted_of

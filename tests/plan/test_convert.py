@@ -12,8 +12,8 @@ import pytest
 from layoutkit import ROWS, Row, Stored
 
 import jmerge
-from jmerge.ckpt.dtypes import NUMPY
 from jmerge.ckpt.open import open_checkpoint
+from jmerge.dtypes import NUMPY
 from jmerge.engine.assemble import Assembler
 from jmerge.errors import PlanError
 from jmerge.plan.steps import Assembled, Plan, Read

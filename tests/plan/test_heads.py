@@ -13,7 +13,7 @@ from partialkit import SOUP, refused, run, write
 import jmerge
 from jmerge.arch.infer import infer_layout
 from jmerge.arch.ties import flag, is_headless, is_tied_unstored
-from jmerge.ckpt.dtypes import TensorSpec
+from jmerge.dtypes import TensorSpec
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from goldens import CONFORMANCE
 
-from jmerge.ckpt.dtypes import TensorSpec
 from jmerge.ckpt.safetensors import encode_header
 from jmerge.ckpt.source import LocalSource
+from jmerge.dtypes import TensorSpec
 from jmerge.testing.tiny import write_checkpoint
 from jmerge.verify.checks import verify
 
