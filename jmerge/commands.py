@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -26,6 +25,7 @@ from jmerge.options import (
     neighbour,
     parse_words,
 )
+from jmerge.report.terminal import columns, is_coloured, say, wrap
 from jmerge.version import VERSION
 
 
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
             words, notes = parse_words(values, list(arguments))
             if not values.quiet:
                 for note in notes:
-                    print(f"note: {note}", file=sys.stderr)
+                    say(f"note: {note}")
             return _dispatch(words, values)
     except (JmergeError, RunError) as error:
         if came():  # and so it failed
@@ -54,7 +54,7 @@ def _show_warning(
 ) -> None:
     """Print what Python programs get as a warning: those of jmerge as a line like its others."""
     if issubclass(category, PluginWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        say(f"warning: {message}")
     else:
         print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
@@ -62,25 +62,26 @@ def _show_warning(
 def _explain(error: JmergeError | RunError) -> int:
     """Print what is wrong, one line a fault, and return the exit code."""
     if isinstance(error, RunError):
-        print(f"error: {in_flags(str(error))}", file=sys.stderr)
+        say(f"error: {in_flags(str(error))}")
         return error.exit_code
     for warning in error.warnings:  # errors are for everyone, and these may explain them
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
     for fault in error.faults:
-        print(f"error: {fault_in_flags(fault)}", file=sys.stderr)
+        say(f"error: {fault_in_flags(fault)}")
     if len(error.faults) > 1:
-        print(f"{len(error.faults)} errors; nothing was written", file=sys.stderr)
+        say(f"{len(error.faults)} errors; nothing was written")
     return error.exit_code
 
 
-def _tell(text: str) -> None:
-    """Print all of what was found; a reader who has read enough (`| head`) changes no exit code.
+def _tell(text: str, *, data: bool = False) -> None:
+    """Print all of what was found, wrapped on a terminal unless it is for programs (`data`); a reader who has read enough
+    (`| head`) changes no exit code.
 
     Raises:
       RunError: it cannot be written, as on a full disk.
     """
     try:
-        print(text, flush=True)
+        print(text if data else wrap(text, columns(sys.stdout)), flush=True)
     except BrokenPipeError:
         _drop_output()
     except OSError as error:
@@ -146,10 +147,10 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
     config, out = _paths(words, values, ("config", "out"))
     from jmerge.api.merge import merge
     from jmerge.engine.devices import make_cpu_devices
+    from jmerge.report.plan import changes_text
     from jmerge.report.profile import Profile
     from jmerge.report.progress import Progress
-    from jmerge.report.show import size
-    from jmerge.report.summary import summary
+    from jmerge.report.summary import closing_line, summary
 
     def announce(plan: Any) -> None:
         if not quiet:
@@ -183,25 +184,13 @@ def _merge(words: list[str], values: flags.FlagValues) -> int:
         _tell(f"{out} is up to date: same recipe, same inputs{untold}")
         return 0
     for each in merged.strange:
-        print(f"warning: {each}", file=sys.stderr)
-    plan = merged.plan
-    _tell(
-        f"merged {len(plan.outputs)} tensors ({size(plan.write_bytes)}) by {plan.method} into {out}"
-    )
-    for line in plan.tokens.summary if plan.tokens else ():
-        _tell(line)
-    _tell(f"every tensor's origin is in {os.path.join(out, 'jmerge.lock.json')}")
-    if plan.changes:
-        _tell(f"changed in config.json: {', '.join(change.key for change in plan.changes)}")
-    for output in plan.checkpoints:
-        folder = os.path.join(out, output) if output else str(out)
-        loads = f"from_pretrained({folder!r}) in transformers"
-        if plan.modules:
-            loads = f"SentenceTransformer({folder!r})"
-        _tell(f"next: jmerge inspect {folder}, or {loads}")
+        say(f"warning: {each}")
+    if values.verbose:
+        _tell("\n".join(changes_text(merged.plan)))
+    _tell(closing_line(merged.plan, out, time.perf_counter() - began))
     if profile is not None:
         _tell(f"open {profile.path} in ui.perfetto.dev to see what every thread did when")
-    if merged.timings is not None:
+    if merged.timings is not None and (values.verbose or profile is not None):
         _tell(summary(merged.timings.begun_earlier(called - began)))
     return 0
 
@@ -239,14 +228,17 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
     (config,) = _paths(words, values, ("config",), "jmerge plan")
     from jmerge.api.plan import plan as make_plan
     from jmerge.engine.memory import fit, need_of
-    from jmerge.report.show import plan_json, plan_text
+    from jmerge.report.plan import plan_json, plan_text
     from jmerge.sizes import parse_size
 
     budget = None if values.memory is None else parse_size(values.memory, "memory")
     plan = make_plan(config, seed=values.seed)
     schedule = fit(plan, budget)
     need = need_of(schedule).total
-    _tell((plan_json if values.json else plan_text)(plan, schedule, need))
+    if values.json:
+        _tell(plan_json(plan, schedule, need), data=True)
+    else:
+        _tell(plan_text(plan, schedule, need, every=values.all))
     if not values.quiet:
         warn(plan)
     return 0
@@ -261,7 +253,7 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.inspect import inspect_checkpoint, inspect_text
 
     found = inspect_checkpoint(open_checkpoint(words[0]))
-    _tell(json.dumps(found, indent=1) if values.json else inspect_text(found))
+    _tell(json.dumps(found, indent=1) if values.json else inspect_text(found), data=values.json)
     return 0
 
 
@@ -273,7 +265,7 @@ def _verify(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.verify.checks import verify
 
     found = verify(find_source(words[0]), deep=values.deep)
-    _tell((verify_json if values.json else verify_text)(found))
+    _tell(verify_json(found) if values.json else verify_text(found, sys.stdout), data=values.json)
     return 0 if all(each.fine for each in found) else 1
 
 
@@ -286,7 +278,7 @@ def _diff(words: list[str], values: flags.FlagValues) -> int:
         check_page(values.html)
     from jmerge.ckpt.open import open_checkpoint
     from jmerge.diff.compare import compare
-    from jmerge.report.diff import diff_text, terminal_width
+    from jmerge.report.diff import WIDE, diff_text
     from jmerge.report.diff_json import diff_json
     from jmerge.report.progress import Reading
 
@@ -297,10 +289,10 @@ def _diff(words: list[str], values: flags.FlagValues) -> int:
         from jmerge.report.page import write_page
 
         write_page(found, values.html)
-    text = diff_json(found) if values.json else diff_text(found, terminal_width())
+    text = diff_json(found) if values.json else diff_text(found, columns(sys.stdout) or WIDE)
     if values.html is not None and not values.json:
         text += f"\n\n{values.html} has charts of it"
-    _tell(text)
+    _tell(text, data=values.json)
     return 1 if found.faults else 0
 
 
@@ -322,18 +314,17 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
 
     from jmerge.report.schema import recipe_schema
 
-    _tell(json.dumps(recipe_schema(), indent=1))
+    _tell(json.dumps(recipe_schema(), indent=1), data=True)
     return 0
 
 
 def _help(words: list[str], values: flags.FlagValues) -> int:
-    from jmerge.report.guides import guide, topics, topics_text
+    from jmerge.report.guides import WIDEST, guide, topics, topics_text
 
     if not words:
         _tell(topics_text())
         return 0
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size().columns
+    color, width = is_coloured(sys.stdout), columns(sys.stdout) or WIDEST
     known = topics()
     try:
         texts = [
@@ -349,4 +340,4 @@ def _help(words: list[str], values: flags.FlagValues) -> int:
 def warn(plan: Any) -> None:
     """Print the plan's warnings."""
     for warning in plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")

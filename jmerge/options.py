@@ -37,12 +37,13 @@ Flags:"""
 
 HELP = {
     "plan": """\
-jmerge plan RECIPE.yml [--json] [--seed N]
+jmerge plan RECIPE.yml [--all] [--json] [--seed N]
 
-Prints what the merge would do, without reading a weight: for every tensor of the output its dtype and shape, the
-method, the sources (letters are explained below the table, the base stands in brackets) and the resolved numbers;
-then the bytes to read and write, the most memory the run will allocate, how many kernels it compiles, what of the
-inputs is not used and why, and warnings. --json prints the whole plan as one JSON object.""",
+Prints what the merge would do, without reading a weight: the bytes to read and write, the most memory the run will
+allocate, the models and their letters, what changes in config.json, and what is not taken of the inputs and why; then
+how the tensors are made: method, sources (the base in brackets), parameters, and below these the names, dtypes and
+shapes. Tensors that differ only in the number of their layer or expert share a line; --all gives each its own.
+--json prints the whole plan as one JSON object.""",
     "inspect": """\
 jmerge inspect MODEL [--json]
 
@@ -117,7 +118,6 @@ MERGEKIT_FLAGS = {
     "lora-merge-dtype": "nothing: adapters cannot be applied yet",
     "lora-merge-cache": "a local folder in the recipe: adapters cannot be applied yet",
     "unsafe-truncate-embeddings": "nothing: no tensor is ever cut",
-    "verbose": "nothing: everything worth knowing is in jmerge.lock.json",
 }
 
 # Those of them, all without a value, that change no result: a note says what is written here, and the merge goes on.
@@ -125,13 +125,13 @@ MERGEKIT_FLAGS = {
 HARMLESS = frozenset(
     {"cuda", "multi-gpu", "gpu-rich", "read-to-gpu", "low-cpu-memory", "lazy-unpickle", "lazy"}
     | {"copy-tokenizer", "clone-tensors", "async-write", "write-model-card", "safe-serialization"}
-    | {"verbose"}
 )
 
 # Flags that only some commands read; `merge` stands for merging.
 READERS = {
     "json": ("plan", "inspect", "verify", "diff"),
     "html": ("diff",),
+    "all": ("plan",),
     "deep": ("verify",),
 }
 SMALLEST_SHARD = 1000  # bytes; less is a number whose unit was forgotten
@@ -213,6 +213,10 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_bool("quiet", False, "Print nothing but errors.", **add)
     flags.DEFINE_bool("dry_run", False, "Print the plan, as `jmerge plan` does.", **add)
+    flags.DEFINE_bool("all", False, "plan: a line for every tensor.", **add)
+    flags.DEFINE_bool(
+        "verbose", False, "Say also what changed and where the time went.", short_name="v", **add
+    )
     flags.DEFINE_bool("json", False, "plan, inspect, verify, diff: print JSON.", **add)
     flags.DEFINE_string("html", None, "diff: a page to make.", **add)
     flags.DEFINE_bool("deep", False, "verify: read every byte.", **add)

@@ -114,6 +114,7 @@ HEADS = "rows of the attention's weights belong to heads, which would be cut oth
 TURN = "queries and keys are turned by angles that the weights were trained for"
 SCALE = "the weights were trained for values of this scale"
 ORDER = "the weights stand at another place of the computation"
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")  # tokens
 PICTURE = "the projector was trained for other parts of the picture"
 
 FIELDS = (
@@ -165,7 +166,7 @@ FIELDS = (
     ),
     # Told: where a model was trained, what its tokens are, how it is used
     Field(("model_type",), _told),
-    Field(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), _told),
+    Field(CONTEXT, _told),
     Field(("sliding_window", "attention_window", "attention_chunk_size"), _told),
     Field(("use_sliding_window",), _told),
     Field(("max_window_layers",), _told),

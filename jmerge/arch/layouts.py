@@ -70,6 +70,9 @@ def kind_of(config: Config) -> frozenset[str]:
     return frozenset(kinds)
 
 
+WIDTHS = ("hidden_size", "n_embed", "n_embd", "d_model")  # keys of the size between layers
+
+
 class Heads(NamedTuple):
     """How attention is cut into heads."""
 
@@ -82,32 +85,34 @@ def heads_of(config: Config, rows: int) -> Heads | None:
     """The heads whose queries, keys and values have so many rows together, as some part of config.json says; None when
     none does."""
     for _, part in config_dicts(config):
-        found = _heads(part)
+        found = heads_in(part)
         if found is not None and (found.queries + 2 * found.keys) * found.size == rows:
             return found
     return None
 
 
-def _heads(part: Mapping[str, Any]) -> Heads | None:
-    heads = _first(part, "num_attention_heads", "n_head", "n_heads", "num_heads")
-    width = _first(part, "hidden_size", "n_embed", "n_embd", "d_model")
-    size = _first(part, "head_dim", "kv_channels") or (width or 0) // (heads or 1)
+def heads_in(part: Mapping[str, Any]) -> Heads | None:
+    """The heads that one part of config.json tells of; None when it tells of none that fit each other."""
+    heads = first_size(part, "num_attention_heads", "n_head", "n_heads", "num_heads")
+    width = first_size(part, *WIDTHS)
+    size = first_size(part, "head_dim", "kv_channels") or (width or 0) // (heads or 1)
     if not heads or not size:
         return None
     inner = part.get("attn_config")
-    keys = _first(part, "num_key_value_heads") or heads
+    keys = first_size(part, "num_key_value_heads") or heads
     if part.get("multi_query_attention"):
-        keys = _first(part, "multi_query_group_num") or 0
+        keys = first_size(part, "multi_query_group_num") or 0
     elif part.get("new_decoder_architecture"):
-        keys = _first(part, "num_kv_heads", "n_head_kv") or heads
+        keys = first_size(part, "num_kv_heads", "n_head_kv") or heads
     elif part.get("multi_query"):
         keys = 1
     elif isinstance(inner, Mapping):
-        keys = _first(inner, "kv_n_heads") or heads
+        keys = first_size(inner, "kv_n_heads") or heads
     return Heads(heads, keys, size) if keys and heads % keys == 0 else None
 
 
-def _first(part: Mapping[str, Any], *keys: str) -> int | None:
+def first_size(part: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of these keys of a part of config.json that is a positive whole number; None when none is."""
     return next((part[key] for key in keys if type(part.get(key)) is int and part[key] > 0), None)
 
 

@@ -18,8 +18,10 @@ class Without(NamedTuple):
 class Started(NamedTuple):
     """Work begins."""
 
-    read_bytes: int
-    write_bytes: int
+    read_bytes: int  # of inputs, in all passes that are left to do here
+    write_bytes: (
+        int  # of the output, with what is kept of an interrupted run and what other hosts write
+    )
 
 
 class Resumed(NamedTuple):
@@ -27,6 +29,12 @@ class Resumed(NamedTuple):
 
     kept_bytes: int
     left_bytes: int
+
+
+class Read(NamedTuple):
+    """Pieces of inputs were read and used."""
+
+    nbytes: int
 
 
 class Wrote(NamedTuple):
@@ -65,5 +73,5 @@ class Nonfinite(NamedTuple):
     models: tuple[int, ...]  # whose they are, by position in the plan
 
 
-Event = Without | Started | Resumed | Wrote | WroteElsewhere | Finished | Nonfinite
+Event = Without | Started | Resumed | Read | Wrote | WroteElsewhere | Finished | Nonfinite
 Listener = Callable[[Event], None]

@@ -21,7 +21,7 @@ from jmerge.engine.channel import Channel, StoppedError
 from jmerge.engine.checking import Checked, Checker, Made
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
-from jmerge.engine.events import Finished, Listener, Started, Wrote
+from jmerge.engine.events import Finished, Listener, Read, Started, Wrote
 from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import is_plain_copy
 from jmerge.engine.maps import Maps
@@ -117,7 +117,7 @@ class _Run:
 
     def run(self) -> Outcome:
         self.tracer.started()
-        self._tell(Started(self.plan.read_bytes, self.plan.write_bytes))
+        self._tell(Started(self.schedule.read_bytes, self.plan.write_bytes))
         for name in self.blocks:
             self._conclude(name)  # for good, if nothing of it is left to do
         for _ in range(self.schedule.slots):
@@ -284,8 +284,8 @@ class _Run:
                         if isinstance(loaded, LoadedBundle)
                         else computer.feed(loaded)
                     )
-                if piece is not None:
-                    self.made.put(Made(loaded, piece))
+                # the writer tells of all that happens, so that listeners are called by one thread
+                self.made.put(Read(loaded.read_bytes) if piece is None else Made(loaded, piece))
             self.made.put(None)
         finally:
             computer.close()
@@ -299,6 +299,10 @@ class _Run:
     def _write_all(self) -> None:
         checker = Checker(self.plan, self.allow_nonfinite, self.tracer, self._tell)
         while (made := self._next(self.made)) is not None:
+            if isinstance(made, Read):
+                self._tell(made)
+                continue
+            self._tell(Read(made.loaded.read_bytes))
             slot = made.loaded.slot
             # Freeing an array of JAX waits for the interpreter's lock: that is left to whoever loads the slot next.
             slot.made = made.piece

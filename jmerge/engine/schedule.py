@@ -18,7 +18,7 @@ from jmerge.engine.select import MOST_COLLECTED, is_searched
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.statistics.fold import Extent, Scope
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Plan, Result, Step, reads_of
+from jmerge.plan.steps import COPY, Plan, Result, Step, reads_of, stored_spec
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
 PIECE = 1 << 20
@@ -83,6 +83,11 @@ class Work(NamedTuple):
         """Where it stands among those over which a statistic is taken."""
         return self.group if scope == "model" else _alone(self.step, self.pieces, self.row)
 
+    def read_bytes(self, elements: int) -> int:
+        """Bytes of the inputs in files, for so many elements of the result."""
+        specs = (spec for item in self.step.inputs if (spec := stored_spec(item)) is not None)
+        return elements * sum(BITS[spec.dtype] for spec in specs) // 8
+
     def padded(self, number: int) -> int:
         """The length of the kernel that works on a piece."""
         start, stop = self.pieces[number]
@@ -101,6 +106,16 @@ class Turn(NamedTuple):
     def whole(cls, work: Work, what: Pass, closes: bool) -> Turn:
         """The pass over all pieces."""
         return cls(work, what, closes, range(len(work.pieces)))
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the inputs in files that it goes over; small tensors are read once, with all passes over them."""
+        if self.work.small and not self.what.combines:
+            return 0
+        if len(self.pieces) == len(self.work.pieces):
+            return self.work.read_bytes(self.work.step.spec.size)
+        bounds = (self.work.pieces[number] for number in self.pieces)
+        return self.work.read_bytes(sum(stop - start for start, stop in bounds))
 
 
 class Schedule(NamedTuple):
@@ -125,6 +140,11 @@ class Schedule(NamedTuple):
     def held(self) -> frozenset[str]:
         """The steps whose results others need, which are kept in memory meanwhile."""
         return frozenset(name for work in self.work for name in work.frees)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of inputs in files that all passes read, but for pieces that some read once more in the end."""
+        return sum(turn.read_bytes for turn in self.turns)
 
     @property
     def kernels(self) -> tuple[KernelKey, ...]:

@@ -11,7 +11,7 @@ from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.dtypes import BITS, NUMPY
 from jmerge.engine.reads import aligned_buffer
 from jmerge.engine.schedule import ROW, Turn, Work
-from jmerge.plan.steps import Result, stored_spec
+from jmerge.plan.steps import Result
 from jmerge.tracer import Where
 
 
@@ -75,9 +75,7 @@ class Loaded(NamedTuple):
     @property
     def read_bytes(self) -> int:
         """Bytes of its inputs that come from files."""
-        specs = (spec for item in self.work.step.inputs if (spec := stored_spec(item)) is not None)
-        bits = sum(BITS[spec.dtype] for spec in specs)
-        return self.elements * bits // 8
+        return self.work.read_bytes(self.elements)
 
     @property
     def results(self) -> list[Result]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +13,12 @@ from jmerge.diff.groups import by_layer, by_part, most_changed, stacks
 from jmerge.diff.pairs import Lone, Pair
 from jmerge.diff.sums import Sums, index_of
 from jmerge.errors import Fault
-from jmerge.report.show import count, size
+from jmerge.report.show import count, size, tensors
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 10_000  # letters of a line without end, so that `grep` finds whole names
 SHOWN = 20  # tensors in the table of those that changed most
 LISTED = 8  # lines of any other list
 # Parts with a column of their own in the table of layers, in this order, as far as there is room.
@@ -37,13 +36,6 @@ def diff_text(found: Difference, width: int = 80) -> str:
         blocks += [_rendered(_layer_table(*each), width) for each in stacks(found).items()]
     blocks += ["\n".join(lines) for lines in _lists(found)]
     return "\n\n".join(blocks)
-
-
-def terminal_width() -> int:
-    """The letters in a line of the terminal; without end where there is none, so that `grep` finds whole names."""
-    if not sys.stdout.isatty():
-        return 10_000
-    return max(60, min(shutil.get_terminal_size((80, 24)).columns, 160))
 
 
 def percent(share: float | None) -> str:
@@ -70,7 +62,7 @@ def cosine(value: float | None) -> str:
 def summary(found: Difference) -> str:
     """All tensors in one line."""
     total, same = found.total, sum(each.sums.identical for each in found.tensors)
-    compared = f"{tensors_text(len(found.tensors))} in both ({count(total.elements)} parameters)"
+    compared = f"{tensors(len(found.tensors))} in both ({count(total.elements)} parameters)"
     if found.same_weights:
         return f"{compared}, every byte the same"
     return f"{compared}, {same} of them identical"
@@ -79,7 +71,7 @@ def summary(found: Difference) -> str:
 def _head(found: Difference) -> Iterator[str]:
     for side, model in (("A", found.a), ("B", found.b)):
         nbytes = sum(entry.spec.nbytes for entry in model.index.values())
-        yield f"{side}  {Fault(str(model.path))}: {tensors_text(len(model.index))}, {size(nbytes)}"
+        yield f"{side}  {Fault(str(model.path))}: {tensors(len(model.index))}, {size(nbytes)}"
     for fault in found.faults[:LISTED]:
         yield f"FAULT: {fault}"
     if len(found.faults) > LISTED:
@@ -130,8 +122,8 @@ def largest(pair: Pair, sums: Sums) -> str:
 
 def _part_table(found: Difference) -> Table:
     table = _table("by part", "part", "tensors", "parameters", "change", "cosine", "signs")
-    for part, tensors, sums in by_part(found.tensors):
-        table.add_row(part, str(tensors), count(sums.elements), *_cells(sums))
+    for part, several, sums in by_part(found.tensors):
+        table.add_row(part, str(several), count(sums.elements), *_cells(sums))
     return table
 
 
@@ -176,12 +168,12 @@ def _lists(found: Difference) -> Iterator[list[str]]:
     """What is only in one model or cannot be compared, and what differs beside the weights."""
     if found.unlike:
         yield _list(
-            f"{tensors_text(len(found.unlike))} not compared",
+            f"{tensors(len(found.unlike))} not compared",
             [f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike],
         )
     for side, lone in (("A", found.only_a), ("B", found.only_b)):
         if lone:
-            yield _list(f"{tensors_text(len(lone))} only in {side}", list(lone_lines(lone)))
+            yield _list(f"{tensors(len(lone))} only in {side}", list(lone_lines(lone)))
     beside = found.beside
     if beside.config:
         lines = [
@@ -243,8 +235,3 @@ def _list(title: str, lines: list[str]) -> list[str]:
     shown = [f"  {line}" for line in lines[:LISTED]]
     more = len(lines) - LISTED
     return [title, *shown, *([f"  and {more} more"] if more > 0 else [])]
-
-
-def tensors_text(number: int) -> str:
-    """A number of tensors in words."""
-    return f"{number:,} tensor{'' if number == 1 else 's'}"

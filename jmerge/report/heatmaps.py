@@ -10,7 +10,7 @@ from jmerge.diff.compare import Compared, Difference
 from jmerge.diff.groups import stacks
 from jmerge.diff.sums import Sums, add_up
 from jmerge.errors import Fault
-from jmerge.report.diff import both_names, largest, tensors_text
+from jmerge.report.diff import both_names, largest
 from jmerge.report.measures import (
     MEASURES,
     Measure,
@@ -21,7 +21,7 @@ from jmerge.report.measures import (
     shown,
     ticks,
 )
-from jmerge.report.show import count
+from jmerge.report.show import count, tensors
 
 WHOLE = "whole layer"
 TILES = 200  # tensors outside of layers
@@ -133,7 +133,7 @@ def _cell(
         a, b = str(pair.a.spec), str(pair.b.spec)
         says += [both_names(pair), a if a == b else f"{a} in A, {b} in B"]
     else:
-        says.append(f"{tensors_text(len(group))}, {short(count(sums.elements))} parameters")
+        says.append(f"{tensors(len(group))}, {short(count(sums.elements))} parameters")
     says += [f"{m.title}: {shown(m, sums)}" for m in MEASURES]
     if sums.nonfinite_a or sums.nonfinite_b:
         says.append(f"NaN or infinite: {sums.nonfinite_a:,} in A, {sums.nonfinite_b:,} in B")

@@ -21,12 +21,11 @@ from jmerge.report.diff import (
     largest,
     lone_lines,
     percent,
-    tensors_text,
     tokens_line,
 )
 from jmerge.report.heatmaps import Maps, heat_maps
 from jmerge.report.measures import MEASURES, distance, near_one, short, shown
-from jmerge.report.show import count, size
+from jmerge.report.show import count, size, tensors
 from jmerge.version import VERSION
 
 WHERE = "--html"
@@ -86,9 +85,9 @@ def page(found: Difference) -> str:
                 maps,
                 part,
                 sums,
-                (f"{tensors_text(tensors)}, {short(count(sums.elements))}", tensors),
+                (f"{tensors(several)}, {short(count(sums.elements))}", several),
             )
-            for part, tensors, sums in by_part(found.tensors)
+            for part, several, sums in by_part(found.tensors)
         ],
         tensors=[
             _row(maps, both_names(pair), sums, (largest(pair, sums), _size(sums)))
@@ -97,7 +96,7 @@ def page(found: Difference) -> str:
         all_tensors=len(found.tensors),
         unlike=_some([f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike]),
         only=[
-            (f"{name} ({side})", tensors_text(len(lone)), _some(list(lone_lines(lone))))
+            (f"{name} ({side})", tensors(len(lone)), _some(list(lone_lines(lone))))
             for side, name, lone in (("A", name_a, found.only_a), ("B", name_b, found.only_b))
         ],
         config=[

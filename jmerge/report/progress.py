@@ -1,4 +1,8 @@
-"""Progress of a run: one bar in bytes on a terminal, a line now and then elsewhere."""
+"""Progress of a run: one bar on a terminal, a line now and then elsewhere.
+
+What is done is what was read in all passes and what was written: so the bar moves while statistics are taken too, before
+the first tensor is written.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import sys
 import time
 from typing import Any
 
-from jmerge.engine.events import Event, Resumed, Started, Without, Wrote, WroteElsewhere
+from jmerge.engine.events import Event, Read, Resumed, Started, Without, Wrote, WroteElsewhere
 from jmerge.report.show import size
+from jmerge.report.terminal import say
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -17,7 +22,9 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.total = self.done = self.kept = 0
+        self.total = 0  # bytes to read and to write
+        self.done = 0  # of those
+        self.written = self.output = 0  # bytes of the output, and of all of it
         self.began = self.spoke = time.monotonic()
         self.bar: Any = None
 
@@ -33,49 +40,54 @@ class Progress:
             return
         if isinstance(event, Without):
             missing = " and no ".join(event.missing)
-            message = f"there is no {missing} that JAX can use here; {event.platform} does the work"
-            print(f"--devices: {message}", file=sys.stderr)
+            say(
+                f"note: --devices: JAX finds no {missing} on this machine; {event.platform} does the work"
+            )
         elif isinstance(event, Resumed):
-            self.done = self.kept = event.kept_bytes
-            print(_resumption(event), file=sys.stderr)
+            self.written = event.kept_bytes
+            say(_resumption(event))
         elif isinstance(event, Started):
-            self.total = event.write_bytes
+            self.output, self.done = event.write_bytes, 0  # of this attempt
+            self.total = event.read_bytes + event.write_bytes - self.written
             self.began = self.spoke = time.monotonic()
             if sys.stderr.isatty():
                 self._start_bar()
-        elif isinstance(event, Wrote | WroteElsewhere):
+        elif isinstance(event, Read):
             self.done += event.nbytes
-            if self.bar is not None:
-                self.bar.update(self.task, completed=self.done)
-            elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
-                self.spoke = time.monotonic()
-                rate = (self.done - self.kept) / (self.spoke - self.began)
-                left = f", {(self.total - self.done) / rate:.0f} s left" if rate else ""
-                print(
-                    f"{size(self.done)} of {size(self.total)} written, {size(int(rate))}/s{left}",
-                    file=sys.stderr,
-                )
+            self._show()
+        elif isinstance(event, Wrote | WroteElsewhere):
+            self.written += event.nbytes
+            self.done += event.nbytes
+            self._show()
+
+    def _show(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, written=self._written())
+        elif self.done and time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
+            self.spoke = time.monotonic()
+            left = (self.total - self.done) / self.done * (self.spoke - self.began)
+            share = self.done / self.total
+            say(f"{share:.0%} done, {self._written()} written, {left:.0f} s left")
+
+    def _written(self) -> str:
+        return f"{size(self.written)} of {size(self.output)}"
 
     def _start_bar(self) -> None:
+        if self.bar is not None:  # of an attempt that did not fit a device
+            self.bar.stop()
         from rich.console import Console  # slow to import, and only needed on a terminal
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         columns = (
             TextColumn("merging"),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[written]}"),
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("merging", total=self.total, completed=self.done)
+        self.task = self.bar.add_task("merging", total=self.total, written=self._written())
         self.bar.start()
 
 
@@ -111,6 +123,6 @@ class Reading:
 def _resumption(event: Resumed) -> str:
     """One line on what is left of an interrupted run."""
     if event.kept_bytes == 0:
-        return "an interrupted run left nothing that could be verified; the merge begins anew"
+        return "an interrupted run left nothing that could be verified; the merge starts over"
     kept, left = size(event.kept_bytes), size(event.left_bytes)
     return f"resuming an interrupted run: {kept} verified and kept, {left} left to write"

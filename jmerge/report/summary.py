@@ -1,9 +1,23 @@
-"""Where the time of a run went, in two lines."""
+"""The end of a merge: one line of what was made, and two of where the time went."""
 
 from __future__ import annotations
 
-from jmerge.report.show import size
+import os
+
+from jmerge.plan.steps import Plan
+from jmerge.report.show import size, tensors
 from jmerge.tracer import Timings
+
+
+def closing_line(plan: Plan, out: str | os.PathLike[str], seconds: float) -> str:
+    """What was made of a plan in how many seconds, and what to do with it."""
+    first, *others = (os.path.join(out, each) if each else str(out) for each in plan.checkpoints)
+    loads = f"from_pretrained({first!r}) in transformers"
+    if plan.modules:
+        loads = f"SentenceTransformer({first!r})"
+    more = f"; {len(others)} more beside it" if others else ""
+    made = f"merged {tensors(len(plan.outputs))} ({size(plan.write_bytes)}) by {plan.method} into {out}"
+    return f"Done in {seconds:.1f} s: {made}. Next: jmerge inspect {first}, or {loads}{more}"
 
 
 def summary(timings: Timings) -> str:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from jmerge.errors import Fault
-from jmerge.report.show import size
+from jmerge.report.show import size, tensors
+from jmerge.report.terminal import Colour, paint
 from jmerge.verify.checks import Verified
 
+STATES: dict[str, Colour] = {"FAULT": "red", "note": "yellow", "skipped": "yellow"}
 SHOWN = 5  # findings of one check; the rest are counted
 
 
-def verify_text(found: Sequence[Verified]) -> str:
-    """One block for each model: what it is, a line for every check, and a line for every finding below its check."""
-    blocks = ["\n".join(_lines(each)) for each in found]
-    faults = sum(len(check.faults) for each in found for check in each.checks)
-    last = f"{faults} fault{'s' if faults > 1 else ''} found" if faults else "no fault found"
-    return "\n\n".join([*blocks, last])
+def verify_text(found: Sequence[Verified], stream: TextIO | None = None) -> str:
+    """One block for each model: what it is, the checks that found something with their findings, those that were skipped
+    and why, and those that passed; then the number of each. With the colours that `stream` can show.
+    """
+    blocks = ["\n".join(_lines(each, stream)) for each in found]
+    checks = [check for each in found for check in each.checks]
+    passed = sum(check.passed for check in checks)
+    counts = [f"{passed} check{'s' if passed != 1 else ''} passed"]
+    for number, words in (
+        (sum(bool(check.faults) for check in checks), "failed"),
+        (sum(bool(check.findings) and not check.faults for check in checks), "with notes"),
+        (sum(bool(check.skipped) for check in checks), "skipped"),
+    ):
+        if number:
+            counts.append(f"{number} {words}")
+    return "\n\n".join([*blocks, ", ".join(counts)])
 
 
 def verify_json(found: Sequence[Verified]) -> str:
@@ -35,6 +48,7 @@ def verify_json(found: Sequence[Verified]) -> str:
                     {
                         "check": check.name,
                         "fine": not check.faults,
+                        "skipped": check.skipped or None,
                         "findings": [
                             {"level": "warning" if finding.warning else "fault"}
                             | {key: getattr(finding, key) for key in ("file", "tensor", "message")}
@@ -50,18 +64,27 @@ def verify_json(found: Sequence[Verified]) -> str:
     return json.dumps(content, indent=1)
 
 
-def _lines(found: Verified) -> Iterator[str]:
+def _lines(found: Verified, stream: TextIO | None) -> Iterator[str]:
     folder = found.folder
     total = sum(entry.spec.nbytes for entry in folder.tensors.values())
     files = f"{len(folder.files)} file{'s' if len(folder.files) != 1 else ''}"
-    yield f"{Fault(found.label)}: {len(folder.tensors)} tensors, {size(total)} in {files}"
+    yield f"{Fault(found.label)}: {tensors(len(folder.tensors))}, {size(total)} in {files}"
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
-        state = "FAULT" if check.faults else "note" if check.findings else "ok"
-        doc = "" if check.findings else " ".join(check.doc.split())
-        yield f"  {check.name:<{width}}  {state:<5}  {doc}".rstrip()
+        name = f"  {check.name:<{width}}  "
+        if check.findings:
+            yield name + _painted("FAULT" if check.faults else "note", stream)
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
             yield f"    {Fault(finding.message, finding.tensor, finding.file)}"
         if len(findings) > SHOWN:
-            yield f"    and {len(findings) - SHOWN} more"
+            yield f"    and {len(findings) - SHOWN} more; --json lists them"
+    for why in dict.fromkeys(check.skipped for check in found.checks if check.skipped):
+        names = ", ".join(check.name for check in found.checks if check.skipped == why)
+        yield f"  {_painted('skipped', stream)}{'':<{width - 5}}{names}: {why}"
+    if passed := [check.name for check in found.checks if check.passed]:
+        yield f"  {'passed':<{width}}  {', '.join(passed)}"
+
+
+def _painted(state: str, stream: TextIO | None) -> str:
+    return state if stream is None else paint(state, STATES[state], stream)

@@ -61,17 +61,37 @@ APPLIES: Mapping[str, Callable[[Folder], bool]] = {
     "same table": lambda folder: tables.tied_tables(folder) is not None,
     "tokens": lambda folder: bool(folder.layout.embeddings),
 }
+# Checks of tensors, which say nothing where none could be read.
+OF_TENSORS = (
+    "names",
+    "places",
+    "layers",
+    "config",
+    "shapes",
+    "dtypes",
+    "numbers",
+    "ties",
+    "tokens",
+    *DEEP,
+)
+# Those of them that need every tensor.
+OF_ALL = ("layers", "config", "ties")
 # What the writer alone answers for; the rest may be so in the inputs too.
 MISSING = "companions"  # which a merge takes from its inputs as far as they have them
 WRITTEN = (READABLE, "index", "duplicates", "stale", "ledger")
 
 
 class Checked(NamedTuple):
-    """A check that was made."""
+    """A check and what it found."""
 
     name: str
-    doc: str  # what is so where it finds nothing
     findings: tuple[Finding, ...]
+    skipped: str = ""  # why it could not look at what it is about
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was made and found nothing."""
+        return not self.findings and not self.skipped
 
     @property
     def faults(self) -> tuple[Finding, ...]:
@@ -136,12 +156,12 @@ def folders(source: Source) -> list[Folder]:
 def _verified(folder: Folder, deep: bool, tell: Callable[[int], None]) -> Verified:
     applied = [name for name in QUICK if APPLIES.get(name, _always)(folder)]
     # `readable` last, since the others try to read files too
-    made = {name: _checked(name, QUICK[name], QUICK[name](folder)) for name in reversed(applied)}
+    made = {name: _checked(name, folder, QUICK[name]) for name in reversed(applied)}
     if deep:
         found = read_values(folder, tell)
         applied += [name for name in DEEP if APPLIES.get(name, _always)(folder)]
         made |= {
-            name: _checked(name, check, check(folder, found))
+            name: _checked(name, folder, check, found)
             for name, check in DEEP.items()
             if name in applied
         }
@@ -152,5 +172,11 @@ def _always(folder: Folder) -> bool:
     return True
 
 
-def _checked(name: str, check: Callable[..., Any], findings: Iterator[Finding]) -> Checked:
-    return Checked(name, (check.__doc__ or "").strip(), tuple(dict.fromkeys(findings)))
+def _checked(name: str, folder: Folder, check: Callable[..., Any], *rest: Any) -> Checked:
+    findings = tuple(dict.fromkeys(check(folder, *rest)))
+    skipped = ""
+    if not findings and name in OF_TENSORS and not folder.tensors:
+        skipped = "no tensor could be read"
+    elif not findings and name in OF_ALL and not folder.whole:
+        skipped = "not every weight file could be read"
+    return Checked(name, findings, skipped)

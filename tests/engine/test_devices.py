@@ -138,7 +138,7 @@ def test_a_platform_that_is_not_here_is_told(tmp_path: Path, capsys: Any) -> Non
     words = [str(recipe), str(tmp_path / "out"), f"--devices={missing},cpu"]
     assert cli.main(words) == 0
     assert capsys.readouterr().err == (
-        f"--devices: there is no {missing} that JAX can use here; cpu does the work\n"
+        f"note: --devices: JAX finds no {missing} on this machine; cpu does the work\n"
     )
     assert (tmp_path / "out").exists()
 

@@ -40,6 +40,7 @@ from jmerge.ckpt.open import open_checkpoint
 from jmerge.ckpt.safetensors import encode_header
 from jmerge.dtypes import FLOATS, NUMPY, TensorSpec
 from jmerge.engine.events import Event, Finished, Started, Wrote
+from jmerge.engine.events import Read as Took
 from jmerge.engine.memory import need_of
 from jmerge.engine.run import run
 from jmerge.engine.schedule import make_schedule
@@ -383,6 +384,7 @@ def test_events_tell_the_whole_story(tmp_path: Path) -> None:
     sink, outcome = carry_out(plan, piece=PIECE, listeners=(events.append, lambda event: None))
     assert events[0] == Started(plan.read_bytes, plan.write_bytes)
     assert sum(isinstance(event, Started) for event in events) == 1
+    assert sum(event.nbytes for event in events if isinstance(event, Took)) == plan.read_bytes
     written: dict[str, int] = {}
     for event in events:
         if isinstance(event, Wrote):
@@ -393,6 +395,20 @@ def test_events_tell_the_whole_story(tmp_path: Path) -> None:
     finished = [event for event in events if isinstance(event, Finished)]
     assert sorted(event.tensor for event in finished) == sorted(plan.outputs)
     assert outcome.crc32 == {event.tensor: event.crc32 for event in finished}
+
+
+def test_reading_is_told_from_the_first_pass_on(tmp_path: Path) -> None:
+    """As much as the plan says, the passes of statistics before anything is written."""
+    events: list[Event] = []
+    arrays = {"x": [normal((3 * PIECE + 7,), i) for i in range(2)]}
+    plan = plan_for(tmp_path, "slerp", arrays)
+    carry_out(plan, piece=PIECE, listeners=(events.append,))
+    assert isinstance(events[0], Started) and isinstance(events[1], Took)
+    read = sum(event.nbytes for event in events if isinstance(event, Took))
+    assert events[0].read_bytes == read > plan.read_bytes
+    first = next(i for i, event in enumerate(events) if isinstance(event, Wrote))
+    before = sum(event.nbytes for event in events[:first] if isinstance(event, Took))
+    assert before > plan.read_bytes
 
 
 def test_files_are_read_front_to_back(tmp_path: Path) -> None:

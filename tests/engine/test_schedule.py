@@ -17,7 +17,7 @@ from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
 from jmerge.methods.reduce import BLOCK
 from jmerge.plan.steps import Read, Result, Step
-from jmerge.report.show import totals
+from jmerge.report.plan import totals
 
 MB = 10**6
 

@@ -39,10 +39,14 @@ def test_inspect_counts_everything(tmp_path: Path) -> None:
     assert found["dtypes"]["F16"]["tensors"] == 1
     assert found["parts"]["model.layers.*.mlp"]["tensors"] == 9
     assert (found["embeddings"], found["heads"]) == (
-        ["model.embed_tokens.weight"],
+        {"model.embed_tokens.weight": [16, 8]},
         ["lm_head.weight"],
     )
     assert found["tied"] is False and found["experts"] is None
+    assert found["sizes"] == {
+        "": {"hidden_size": 8, "context": 64, "heads": 4, "key_value_heads": 2, "head_size": 2}
+    }
+    assert found["tokenizer"] == {"chat_template": False}
 
 
 def test_inspect_sees_ties(tmp_path: Path) -> None:

@@ -1,15 +1,10 @@
-"""The plan in words: letters for models, sizes for people, one row a tensor."""
+"""Numbers for people and letters for models."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-import jmerge
-from jmerge.engine.schedule import make_schedule
-from jmerge.report.show import letter, plan_text, size
-from jmerge.testing.tiny import llama_tensors, write_llama
+from jmerge.report.show import letter, size
 
 
 @pytest.mark.parametrize(
@@ -34,49 +29,3 @@ def test_letters(number: int, text: str) -> None:
 )
 def test_sizes(nbytes: int, text: str) -> None:
     assert size(nbytes) == text
-
-
-def test_rows_name_result_method_sources_and_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate("abc"):
-        write_llama(tmp_path / name, seed)
-    (tmp_path / "x.yml").write_text(
-        "merge_method: task_arithmetic\nbase_model: a\nparameters: {lambda: 0.5}\nmodels:\n"
-        "- model: b\n  parameters: {weight: [0, 1]}\n- model: c\n  parameters: {weight: -1}\n"
-    )
-    plan = jmerge.plan("x.yml")
-    lines = plan_text(plan, make_schedule(plan), 10**6).splitlines()
-    rows = {line.split()[0]: line for line in lines[1 : 1 + len(llama_tensors(0))]}
-    assert list(rows) == list(plan.outputs)
-    row = rows["model.layers.1.mlp.up_proj.weight"]
-    assert "F32[12, 8]" in row and "task_arithmetic" in row
-    assert "B C [A]" in row, "the base in brackets"
-    assert "weight=[1 -1]" in row and "lambda=0.5" in row and "normalize=false" in row
-    assert lines[0].split() == ["tensor", "result", "method", "sources", "numbers"]
-    assert not any(line != line.rstrip() for line in lines)
-
-
-def test_files_that_stay_behind_are_named_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate("ab"):
-        write_llama(tmp_path / name, seed)
-    (tmp_path / "a" / "runs").mkdir()
-    for name in ("optimizer.pt", "x.png", *(f"runs/{i}.tfevents" for i in range(6))):
-        (tmp_path / "a" / name).write_bytes(b"x")
-    (tmp_path / "x.yml").write_text(
-        "merge_method: linear\nparameters: {weight: 1}\nmodels:\n- model: a\n- model: b\n"
-    )
-    plan = jmerge.plan("x.yml")
-    (line,) = [
-        line
-        for line in plan_text(plan, make_schedule(plan), 10**6).splitlines()
-        if "stay behind" in line
-    ]
-    assert line == (
-        "files of a that stay behind: optimizer.pt, runs/ with 6 files (state or log of a training "
-        "run); x.png (a picture or document for people)"
-    )

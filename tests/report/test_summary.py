@@ -1,4 +1,4 @@
-"""The last lines of a run: how long, which rates, and what bounded it with the evidence."""
+"""The end of a run: one line; with -v also which rates, and what bounded it with the evidence."""
 
 from __future__ import annotations
 
@@ -54,9 +54,17 @@ def test_the_last_lines(
     (tmp_path / "x.yml").write_text(
         "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: b}]\n"
     )
-    assert cli.main(["x.yml", "out"]) == 0
+    assert cli.main(["x.yml", "short"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"Done in \d+\.\d s: merged 21 tensors \(5\.02 kB\) by linear into short\. "
+        r"Next: jmerge inspect short, or from_pretrained\('short'\) in transformers",
+        line,
+    )
+    assert cli.main(["x.yml", "out", "-v"]) == 0
     said = capsys.readouterr().out
-    rates, bound = said.splitlines()[-2:]
+    done, rates, bound = said.splitlines()[-3:]
+    assert done.startswith("Done in ")
     number = r"\d+(\.\d+)?"
     assert re.fullmatch(
         rf"{number} s, {number} s of it to start: read 10.05 kB at {number} k?M?B/s, "

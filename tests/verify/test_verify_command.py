@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,8 @@ def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     write_llama(tmp_path, 0)
     assert main(["verify", str(tmp_path), "--deep"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{tmp_path}: 21 tensors, ") and out.endswith("no fault found\n")
-    assert "nonfinite" in out and "FAULT" not in out
+    assert out.startswith(f"{tmp_path}: 21 tensors, ") and out.endswith("\n14 checks passed\n")
+    assert "nonfinite" in out and "FAULT" not in out and "skipped" not in out
 
 
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,11 +45,40 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "config.json: the dtype is float16; 100% of the bytes are F32\n" in out
-    assert out.endswith("1 fault found\n")
+    assert out.endswith("\n12 checks passed, 1 failed\n")
     assert main(["verify", str(tmp_path), "--deep"]) == 1
     out = capsys.readouterr().out
-    assert "and 16 more" in out and out.endswith("22 faults found\n")
+    assert "and 16 more" in out and out.endswith("\n12 checks passed, 2 failed\n")
     assert "model.embed_tokens.weight: 128 of 128 elements are NaN or infinite" in out
+
+
+def test_what_could_not_be_looked_at_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path, 0)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    assert main(["verify", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("  skipped")]
+    assert line.endswith(": no tensor could be read")
+    assert all(name in line for name in ("layers", "shapes", "dtypes", "ties", "config"))
+    (passed,) = [line for line in out.splitlines() if line.startswith("  passed")]
+    assert "layers" not in passed
+    assert re.search(r"\n\d checks passed, 1 failed, 8 skipped\n$", out)
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)["models"][0]["checks"]
+    assert {each["check"] for each in checks if each["skipped"]} > {"layers", "ties"}
+
+
+def test_a_shard_that_is_gone_skips_what_needs_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path, llama_tensors(0), llama_config(), shard_bytes=2000)
+    first = sorted(tmp_path.glob("model-*.safetensors"))[0]
+    first.write_bytes(first.read_bytes()[:100])
+    assert main(["verify", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "not every weight file could be read" in out and "no tensor" not in out
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
