@@ -7,7 +7,7 @@ import sys
 from jmerge import interrupt
 
 # Those besides merging; `options.HELP` says more about each.
-COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema")
+COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "explain")
 
 
 def program() -> None:

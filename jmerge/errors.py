@@ -1,8 +1,9 @@
 """What can go wrong, by whose hand, and how it is said.
 
 Every error that a user can cause is a `JmergeError` holding one or more `Fault`s: one line each, naming where,
-what was expected and found, and what to do. The command line prints them and exits with `exit_code`; anything
-that is not one of these classes is a bug and keeps its traceback.
+what was expected and found, and what to do. Its `code` names the kind of mistake, which `problems` explains. The
+command line prints them and exits with `exit_code`; anything that is not one of these classes is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Fault(NamedTuple):
-    """One line for a person: `file:line: where: message`, leaving out the parts that are empty."""
+    """One line for a person: `file:line: where: message [code]`, leaving out the parts that are empty."""
 
     message: str
     where: str = ""  # key path, tensor or flag
     file: str = ""
     line: int = 0  # 1-based; 0 when there is none
+    code: str = ""  # of the kind of mistake, such as JM017; see `problems.CATALOGUE`
 
     def __str__(self) -> str:
+        return f"{self.text} [{self.code}]" if self.code else self.text
+
+    @property
+    def text(self) -> str:
+        """The line without its code."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         return ": ".join(_shown(part) for part in (place, self.where, self.message) if part)
 
@@ -44,11 +51,17 @@ class JmergeError(ValueError):
 
     exit_code = 2
 
-    def __init__(self, *faults: Fault | str, warnings: Iterable[Fault] = ()) -> None:
+    def __init__(
+        self, *faults: Fault | str, warnings: Iterable[Fault] = (), code: str = ""
+    ) -> None:
+        """code: of the faults that are given as text."""
         self.warnings = tuple(dict.fromkeys(warnings))  # which may explain the faults
         self.faults = tuple(
             sorted(
-                (fault if isinstance(fault, Fault) else Fault(fault) for fault in faults),
+                (
+                    fault if isinstance(fault, Fault) else Fault(fault, code=code)
+                    for fault in faults
+                ),
                 key=lambda fault: (fault.file, fault.line),
             )
         )
@@ -76,9 +89,21 @@ class RunError(RuntimeError):
 
     exit_code = 3
 
+    def __init__(self, message: str, *, code: str) -> None:
+        self.faults = (Fault(message, code=code),)
+        super().__init__(str(self.faults[0]))
+
 
 class CancelledError(RunError):
     """The caller's event `cancel` was set; what is written stays, and the same call goes on from there."""
+
+
+class InvalidValueError(ValueError):
+    """What is wrong with one value, worded to follow its place, and the code of the kind of mistake."""
+
+    def __init__(self, message: str, code: str) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class PluginWarning(UserWarning):

@@ -26,6 +26,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
+  jmerge explain [CODE]                      explain the code at the end of an error or warning, such as JM017
 
 jmerge COMMAND --help says more about a command.
 Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
@@ -84,6 +85,11 @@ jmerge schema
 Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
 
   # yaml-language-server: $schema=recipe.schema.json""",
+    "explain": """\
+jmerge explain [CODE ...]
+
+Errors and warnings end with a code, such as [JM017]. Explains what the code means, why it happens and what to do.
+Lists all codes when none is given. CODE may be written JM017, jm17 or 17.""",
 }
 
 # MergeKit's spelling -> what to write here.
@@ -210,7 +216,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
         if argument.startswith("--") and name in MERGEKIT_FLAGS:
             message = f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}"
-            faults.append(Fault(message, where=f"--{name}"))
+            faults.append(Fault(message, where=f"--{name}", code="JM404"))
         else:
             rest.append(argument)
     while True:  # each round takes one flag that is wrong out, as absl tells the first only
@@ -219,16 +225,18 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
             break
         except flags.UnrecognizedFlagError as error:
             hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-            faults.append(Fault(f"is not a flag{hint}", where=f"--{error.flagname}"))
+            faults.append(Fault(f"is not a flag{hint}", where=f"--{error.flagname}", code="JM403"))
             left = _without(error.flagname, None, rest)
         except flags.IllegalFlagValueError as error:
             name, given = _told(str(error))
             whole = values[name].flag_type() == "int"
             wanted = "a whole number" if whole else "true or false"
-            faults.append(Fault(f"expected {wanted}, found '{given}'", where=f"--{name}"))
+            faults.append(
+                Fault(f"expected {wanted}, found '{given}'", where=f"--{name}", code="JM405")
+            )
             left = _without(name, given, rest)
         except flags.Error as error:
-            raise PlanError(*faults, str(error).replace("\n", " ")) from error
+            raise PlanError(*faults, str(error).replace("\n", " "), code="JM405") from error
         if len(left) == len(rest):
             raise PlanError(*faults)
         rest = left

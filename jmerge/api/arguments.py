@@ -22,7 +22,7 @@ def check_recipe(value: Any) -> None:
         raise wrong_type("recipe", expected, value)
     if isinstance(value, str) and "\n" in value:
         message = "expected a path, found a text of several lines; jmerge.Recipe.from_text reads it"
-        raise RecipeError(Fault(message, "recipe"))
+        raise RecipeError(Fault(message, "recipe", code="JM413"))
 
 
 def check_out(value: Any) -> None:

@@ -102,7 +102,7 @@ def _matched(
         faults.append(f"no pattern matches {', '.join(shown)}; '*' as the last matches the rest")
     for pattern in idle:
         faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
-    raise_all(PlanError, [Fault(fault, "shardings") for fault in faults])
+    raise_all(PlanError, [Fault(fault, "shardings", code="JM411") for fault in faults])
     return found
 
 
@@ -113,13 +113,15 @@ def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDty
         spec = getattr(shardings[name], "spec", shardings[name])
         if isinstance(spec, jax.sharding.PartitionSpec) and len(spec) > len(struct.shape):
             message = f"{list(struct.shape)} cannot be cut by {spec}, which is of {len(spec)} axes"
-            faults.append(Fault(message, name))
+            faults.append(Fault(message, name, code="JM411"))
             continue
         try:
             shardings[name].shard_shape(struct.shape)
         except ValueError as error:
             reason = str(error).partition("\n")[0]
-            faults.append(Fault(f"{list(struct.shape)} cannot be cut by {spec}: {reason}", name))
+            faults.append(
+                Fault(f"{list(struct.shape)} cannot be cut by {spec}: {reason}", name, code="JM411")
+            )
     raise_all(PlanError, faults)
 
 

@@ -111,13 +111,13 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
             "" if ";" in fault.message else _where_else(recipe, Path(os.path.expanduser(ref.path)))
         )
         raise CheckpointError(
-            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
+            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where, code=fault.code)
         ) from error
     try:
         return _checked(recipe, ref, open_checkpoint(source))
     except CheckpointError as error:
         raise CheckpointError(
-            *(recipe.fault(str(fault), where) for fault in error.faults)
+            *(recipe.fault(fault.text, where, code=fault.code) for fault in error.faults)
         ) from error
 
 
@@ -131,7 +131,10 @@ def _given(recipe: Recipe, ref: ModelRef) -> Checkpoint:
     except CheckpointError as error:
         where = recipe.first_path(ref)
         raise CheckpointError(
-            *(recipe.fault(str(fault._replace(file="")), where) for fault in error.faults)
+            *(
+                recipe.fault(fault._replace(file="").text, where, code=fault.code)
+                for fault in error.faults
+            )
         ) from error
 
 

@@ -185,7 +185,7 @@ def _arrays(tree: Any) -> dict[str, Any]:
     for path, leaf in leaves:
         name = name_of(path)
         if name in found:
-            faults.append(Fault("is the name of two leaves", name))
+            faults.append(Fault("is the name of two leaves", name, code="JM125"))
         found[name] = leaf
     raise_all(PlanError, faults)
     if list(found) == [""]:
@@ -210,13 +210,15 @@ def _specs(arrays: Mapping[str, Any]) -> dict[str, TensorSpec]:
             found = type(array).__name__
             hint = "; save outside of jit and grad" if isinstance(array, jax.core.Tracer) else ""
             message = f"expected an array of JAX or NumPy, found one of type {found}{hint}"
-            faults.append(Fault(message, name))
+            faults.append(Fault(message, name, code="JM125"))
         elif (spec := spec_of(array)) is None:
-            faults.append(Fault(f"dtype {array.dtype} has no name in safetensors", name))
+            faults.append(
+                Fault(f"dtype {array.dtype} has no name in safetensors", name, code="JM125")
+            )
         elif isinstance(array, jax.Array) and not array.is_fully_addressable:
             message = "lies on devices of other processes too; gather it first, such as with "
             message += "jax.experimental.multihost_utils.process_allgather"
-            faults.append(Fault(message, name))
+            faults.append(Fault(message, name, code="JM125"))
         else:
             specs[name] = spec
     raise_all(CheckpointError, faults)
@@ -243,7 +245,7 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
             odd.append(f"{name} is {list(spec.shape)}, not {list(like.index[name].spec.shape)}")
     if odd:
         faults.append(f"has shapes that {like.path} does not have: {'; '.join(odd)}")
-    raise_all(PlanError, [Fault(message, "tree") for message in faults])
+    raise_all(PlanError, [Fault(message, "tree", code="JM412") for message in faults])
 
 
 def _all(names: Sequence[str], others: Sequence[str]) -> str:
@@ -258,4 +260,4 @@ def _check_place(place: Path, like: Checkpoint) -> None:
         with environment_errors(place):
             if found := overlap(place, [str(like.path)]):
                 message = f"{place} {found} the checkpoint `like`; choose another folder"
-                raise PlanError(Fault(message, where="folder"))
+                raise PlanError(Fault(message, where="folder", code="JM606"))

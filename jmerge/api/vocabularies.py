@@ -127,7 +127,7 @@ def _vocabulary(name: str, model: Any) -> Vocabulary:
         tokens = read_tokens(checkpoint.main_source)
         if tokens is None:
             message = "has no tokenizer; add its tokenizer.json to the folder"
-            raise CheckpointError(Fault(message, name, str(checkpoint.path)))
+            raise CheckpointError(Fault(message, name, str(checkpoint.path), code="JM301"))
         return tokens.vocabulary
     if isinstance(model, Mapping):
         for token, i in model.items():

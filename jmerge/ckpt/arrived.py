@@ -22,7 +22,7 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
             what = (
                 f"{len(pointers)} of {len(files)} weight files are git-LFS pointers ({pointers[0]})"
             )
-        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label))
+        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label, code="JM113"))
     if not isinstance(source, LocalSource):
         return
     for name in there:
@@ -30,4 +30,4 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
             message = (
                 f"its download was interrupted ({name}{HELD_BACK} lies beside it); run it again"
             )
-            raise source.broken(name, message)
+            raise source.broken(name, message, code="JM114")

@@ -67,7 +67,7 @@ def place_tensors(
             if file not in (each.file for each in found.get(part.prefix + own, ())):
                 message = f"the index says it is in {file}, but it is not; download both again, or "
                 message += "remove it from the index if the model does not need it"
-                raise CheckpointError(Fault(message, part.prefix + own, source.label))
+                raise CheckpointError(Fault(message, part.prefix + own, source.label, code="JM121"))
     order = {file: i for i, file in enumerate(headers)}
     placed = sorted(chosen.items(), key=lambda item: (order[item[1].file], item[1].start))
     notes = tuple(_note(names, *key) for key, names in copies.items())
@@ -96,7 +96,7 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
                 f"is in {other.file} and {last.file} with other values, and no index says which "
                 "is the model's; write model.safetensors.index.json, which names the right file"
             )
-            raise CheckpointError(Fault(message, name, source.label))
+            raise CheckpointError(Fault(message, name, source.label, code="JM122"))
     return entries[0], "they are equal"
 
 

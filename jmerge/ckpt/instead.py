@@ -24,7 +24,7 @@ from jmerge.ckpt.unjoined import (
     verl,
     zero,
 )
-from jmerge.errors import CheckpointError
+from jmerge.errors import CheckpointError, Fault
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
@@ -35,29 +35,41 @@ PARTS = re.compile(r"mm_projector.*|non_lora_trainables.*")
 SAVE = "save_pretrained(OUT)"
 
 
-def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
+# Codes of what is found.
+NOTHING, INSIDE, ADAPTER, OTHER, SHARDS, WHICH = (
+    "JM115", "JM116", "JM117", "JM118", "JM119", "JM120",
+)  # fmt: skip
+
+
+def found_instead(source: Source, variants: Sequence[str] = ()) -> Fault:
     """What a folder without weights holds, and the next step.
 
     variants: names of variants of the weights that it has.
     """
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
+    message, code = _found(place, variants)
+    return Fault(message, file=source.label, code=code)
+
+
+def _found(place: Place, variants: Sequence[str]) -> tuple[str, str]:
+    """The message on what is found, and its code."""
     listed = ", ".join(variants)
     pickled = _pickled(place)
     if any(re.fullmatch(r"(tp|mp|pp|ep|rank)[_-]?\d+", each) for each in variants):
-        return of_processes(f"model.{variants[0]}.safetensors")
+        return of_processes(f"model.{variants[0]}.safetensors"), SHARDS
     if variants and pickled is not None:
-        return (
-            f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
-        )
+        message = f"{pickled}; or copy the variant {listed} to its own folder as model.safetensors"
+        return message, OTHER
     if variants:
-        message = f"has its weights as several variants ({listed}) and none without; "
-        return message + "copy one of them to a folder of its own with config.json, and name that"
-    for kind in KINDS:
-        line = kind(place)
-        if line:
-            return line
-    line = None if unfinished(source) else _nested(place, 1)
-    return line or _nothing(place)
+        message = f"has several variants of its weights ({listed}) and no plain ones; "
+        message += "copy one of them to its own folder, with config.json, and name that folder"
+        return message, WHICH
+    for kind, code in KINDS.items():
+        if line := kind(place):
+            return line, code
+    if not unfinished(place.source) and (line := _nested(place, 1)):
+        return line, INSIDE
+    return _nothing(place), NOTHING
 
 
 def unfinished(source: Source) -> str:
@@ -257,26 +269,27 @@ def _inner(place: Place) -> str | None:
     return message + f"name one, such as {below(place, inner[-1])}"
 
 
-KINDS: tuple[Callable[[Place], str | None], ...] = (
-    _mlx_adapter,
-    _adapter,
-    _pipeline,
-    _cache,
-    trainer,
-    zero,
-    verl,
-    megatron,
-    distributed,
-    ranks,
-    orbax,
-    _gguf,
-    _mlx,
-    _pickled,
-    _other_framework,
-    _other_names,
-    _inner,
-    _archive,
-)
+# In this order: the first that finds something.
+KINDS: dict[Callable[[Place], str | None], str] = {
+    _mlx_adapter: ADAPTER,
+    _adapter: ADAPTER,
+    _pipeline: INSIDE,
+    _cache: INSIDE,
+    trainer: INSIDE,
+    zero: SHARDS,
+    verl: SHARDS,
+    megatron: OTHER,
+    distributed: SHARDS,
+    ranks: SHARDS,
+    orbax: OTHER,
+    _gguf: OTHER,
+    _mlx: OTHER,
+    _pickled: OTHER,
+    _other_framework: OTHER,
+    _other_names: WHICH,
+    _inner: INSIDE,
+    _archive: OTHER,
+}
 
 
 def _nothing(place: Place) -> str:

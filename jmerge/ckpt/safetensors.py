@@ -64,7 +64,7 @@ def header_of(source: Source, name: str) -> Header:
     head = first[:8].tobytes()
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
     if first[: len(POINTER)].tobytes() == POINTER:
-        raise _broken(path, NOT_FETCHED)
+        raise _broken(path, NOT_FETCHED, code="JM113")
     if not size:
         raise _broken(path, "is empty; download it again")
     if (begin := first[:64].tobytes().lstrip().lower()).startswith(
@@ -178,5 +178,5 @@ def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
     return Extent(spec, data_start + start)
 
 
-def _broken(path: str, message: str, tensor: str = "") -> CheckpointError:
-    return CheckpointError(Fault(message, where=tensor, file=path))
+def _broken(path: str, message: str, tensor: str = "", *, code: str = "JM123") -> CheckpointError:
+    return CheckpointError(Fault(message, where=tensor, file=path, code=code))

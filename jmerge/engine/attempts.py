@@ -83,7 +83,9 @@ def run_within_memory(
         except DeviceMemoryError as error:
             failure = error
         except MemoryError as error:
-            raise RunError("out of memory; a smaller memory= makes smaller pieces") from error
+            raise RunError(
+                "out of memory; a smaller memory= makes smaller pieces", code="JM503"
+            ) from error
         else:
             return written, found
     with jax.default_device(devices[0]):
@@ -92,5 +94,6 @@ def run_within_memory(
     other = "" if here == "cpu" else f", or let another platform go on: devices='{here},cpu'"
     raise DeviceMemoryError(
         f"the memory of {here} runs out even with the shortest pieces, which need {needed} MB: {failure}; "
-        f"free some{other}"
+        f"free some{other}",
+        code="JM504",
     )

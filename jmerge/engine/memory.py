@@ -110,7 +110,7 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
         return make_schedule(plan, longest, devices=devices)
     if budget < LEAST_BUDGET:
         message = f"expected at least {_size(LEAST_BUDGET)}, found {_size(budget)}"
-        raise PlanError(Fault(message, where="memory"))
+        raise PlanError(Fault(message, where="memory", code="JM406"))
     found: list[tuple[float, Schedule]] = []
     for piece in reversed(LENGTHS[: LENGTHS.index(longest) + 1]):
         least = make_schedule(plan, piece, LEAST_CANDIDATES, devices)
@@ -136,6 +136,7 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
             f"{_size(budget)} do not do: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
             f"{_size(_own_bytes(worst, least))}; with everything else at least {_size(need_of(least).total)}",
             where="memory",
+            code="JM406",
         )
     )
 

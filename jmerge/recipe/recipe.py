@@ -137,9 +137,9 @@ class Recipe:
         count = len(self.models())
         return f"<Recipe: {self.method} of {count} model{'s' if count != 1 else ''}>"
 
-    def fault(self, message: str, path: Path) -> Fault:
+    def fault(self, message: str, path: Path, *, code: str = "") -> Fault:
         """A `Fault` about the part of the recipe at `path`."""
-        return Fault(message, show_path(path), self.file, self.document.line(path))
+        return Fault(message, show_path(path), self.file, self.document.line(path), code)
 
     @property
     def wrapped_method(self) -> str:
@@ -229,11 +229,11 @@ def _canonical(
     given: Mapping[ModelRef, Any],
     faults: list[Fault],
 ) -> Recipe | None:
-    def fault(message: str, path: Path) -> None:
-        faults.append(Fault(message, show_path(path), file, document.line(path)))
+    def fault(message: str, path: Path, *, code: str) -> None:
+        faults.append(Fault(message, show_path(path), file, document.line(path), code))
 
     if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
-        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
+        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",), code="JM016")
     chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
     if len(chosen) != 1:
         if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
@@ -241,6 +241,7 @@ def _canonical(
             fault(
                 f"exactly one of models, slices and modules is needed, found {found}",
                 tuple(chosen[1:2]),
+                code="JM015",
             )
         return None
     base = parsed.base_model
@@ -249,7 +250,7 @@ def _canonical(
         for name, entry in parsed.modules.items():
             path = ("modules", name)
             if bool(entry.models) == bool(entry.slices):
-                fault("exactly one of models and slices is needed here", path)
+                fault("exactly one of models and slices is needed here", path, code="JM015")
             else:
                 modules.append(
                     _module(name, entry.models, entry.slices, entry.parameters, base, path)
@@ -372,11 +373,11 @@ def _check_tokenizer(recipe: Recipe) -> list[Fault]:
             message = f"'{ref}' is not a model of this merge"
             words = (UNION, BASE) if path == part.source_path else ()
             hint = did_you_mean(str(ref), [*words, *map(str, models)])
-            faults.append(recipe.fault(message + hint, path))
+            faults.append(recipe.fault(message + hint, path, code="JM018"))
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
         message = "has an effect with source: union only; remove it"
-        faults.append(recipe.fault(message, (*part.path, "union_mode")))
+        faults.append(recipe.fault(message, (*part.path, "union_mode"), code="JM019"))
     for entry in part.tokens:
         if not entry.token:
-            faults.append(recipe.fault("a token needs a text", entry.path))
+            faults.append(recipe.fault("a token needs a text", entry.path, code="JM017"))
     return faults

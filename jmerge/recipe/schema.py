@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from jmerge.ckpt.dtypes import parse_dtype
+from jmerge.errors import InvalidValueError
 from jmerge.names import did_you_mean
 from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
 from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting
@@ -37,7 +38,9 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
     if value is UNKNOWN_RANGE:
         return None
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+        raise InvalidValueError(
+            f"expected [first, end], two layer numbers, found {value!r}", "JM013"
+        )
     ends = []
     for item in value:
         try:
@@ -45,7 +48,9 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not number.is_integer():
-            raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+            raise InvalidValueError(
+                f"expected [first, end], two layer numbers, found {value!r}", "JM013"
+            )
         ends.append(int(number))
     return ends[0], ends[1]
 
@@ -54,7 +59,7 @@ def _parse_dtype(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"expected the name of a dtype, found {value!r}")
+        raise InvalidValueError(f"expected the name of a dtype, found {value!r}", "JM011")
     return parse_dtype(value)
 
 
@@ -90,11 +95,13 @@ Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"typ
 
 def _parse_prefixes(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}")
+        raise InvalidValueError(
+            f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}", "JM011"
+        )
     for prefix, instead in value.items():
         if not isinstance(instead, str):
-            raise ValueError(
-                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}"
+            raise InvalidValueError(
+                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}", "JM011"
             )
     return dict(value)
 
@@ -102,10 +109,10 @@ def _parse_prefixes(value: Any) -> dict[str, str]:
 def _parse_words(value: Any) -> tuple[str, ...]:
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not words:
-        raise ValueError(f"expected a list of words, found {value!r}")
+        raise InvalidValueError(f"expected a list of words, found {value!r}", "JM011")
     for word in words:
         if not isinstance(word, str) or not word:
-            raise ValueError(f"expected a list of words, found {word!r} in it")
+            raise InvalidValueError(f"expected a list of words, found {word!r} in it", "JM011")
     return tuple(words)
 
 
@@ -113,7 +120,7 @@ def _parse_otherwise(value: Any) -> str:
     if value not in OTHERWISE:
         expected = ", ".join(OTHERWISE)
         hint = did_you_mean(str(value), OTHERWISE)
-        raise ValueError(f"expected one of {expected}; found {value!r}{hint}")
+        raise InvalidValueError(f"expected one of {expected}; found {value!r}{hint}", "JM011")
     return str(value)
 
 
@@ -211,8 +218,9 @@ def _parse_condition(value: Any) -> str | None:
         return None
     if value not in CONDITIONS:
         expected = ", ".join(["none", *CONDITIONS])
-        raise ValueError(
-            f"expected one of {expected}; found {value!r}{did_you_mean(str(value), CONDITIONS)}"
+        raise InvalidValueError(
+            f"expected one of {expected}; found {value!r}{did_you_mean(str(value), CONDITIONS)}",
+            "JM011",
         )
     return str(value)
 
@@ -221,7 +229,7 @@ def _parse_factor(value: Any) -> float | None:
     if value in (None, "auto"):
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"expected a number or auto, found {value!r}")
+        raise InvalidValueError(f"expected a number or auto, found {value!r}", "JM011")
     return float(convert(value, "float"))
 
 

@@ -61,13 +61,13 @@ class _Reader:
         if key in REFERENCES:
             message = "expected a path, an opened checkpoint or a mapping of arrays by name, found "
             message += f"one of type {found}"
-        self.faults.append(Fault(message, show_path(path)))
+        self.faults.append(Fault(message, show_path(path), code="JM020"))
         return None  # of which the grammar says no more
 
     def inner(self, value: Any, path: Path) -> Any:
         """A map or a list."""
         if id(value) in self._open:
-            self.faults.append(Fault("contains itself", show_path(path)))
+            self.faults.append(Fault("contains itself", show_path(path), code="JM020"))
             return None
         self._open.append(id(value))
         try:
@@ -79,7 +79,7 @@ class _Reader:
                     found[str(key)] = self.value(item, (*path, str(key)))
                 else:
                     message = f"a key must be a word, found {key!r}"
-                    self.faults.append(Fault(message, show_path(path)))
+                    self.faults.append(Fault(message, show_path(path), code="JM006"))
             return found
         finally:
             self._open.pop()

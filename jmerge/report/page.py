@@ -39,14 +39,18 @@ LISTED = 200  # lines of any other list
 def check_page(path: str | Path) -> None:
     """PlanError when a page cannot be made at `path`, before anything is compared."""
     if importlib.util.find_spec("plotly") is None:
-        raise PlanError(Fault("needs plotly; run: pip install 'jmerge[report]'", where=WHERE))
+        raise PlanError(
+            Fault("needs plotly; run: pip install 'jmerge[report]'", where=WHERE, code="JM410")
+        )
     place = Path(path)
     if place.is_dir():
-        raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE))
+        raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE, code="JM409"))
     if not place.parent.is_dir():
-        raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE))
+        raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE, code="JM409"))
     if place.is_file() and not _replaceable(place):
-        raise PlanError(Fault(f"{place} is there and is no page; name another file", where=WHERE))
+        raise PlanError(
+            Fault(f"{place} is there and is no page; name another file", where=WHERE, code="JM409")
+        )
 
 
 def _replaceable(place: Path) -> bool:

@@ -37,7 +37,10 @@ def verify_json(found: Sequence[Verified]) -> str:
                         "fine": not check.faults,
                         "findings": [
                             {"level": "warning" if finding.warning else "fault"}
-                            | {key: getattr(finding, key) for key in ("file", "tensor", "message")}
+                            | {
+                                key: getattr(finding, key)
+                                for key in ("file", "tensor", "message", "code")
+                            }
                             for finding in check.findings
                         ],
                     }
@@ -62,6 +65,6 @@ def _lines(found: Verified) -> Iterator[str]:
         yield f"  {check.name:<{width}}  {state:<5}  {doc}".rstrip()
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
-            yield f"    {Fault(finding.message, finding.tensor, finding.file)}"
+            yield f"    {Fault(finding.message, finding.tensor, finding.file, code=finding.code)}"
         if len(findings) > SHOWN:
             yield f"    and {len(findings) - SHOWN} more"

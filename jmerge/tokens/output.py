@@ -175,7 +175,7 @@ class _Planner:
         if strange:
             message = f"writes {', '.join(strange)}, for which the output has no token"
             hint = "name them under 'tokenizer: tokens:', or take another template"
-            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
+            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH, code="JM315"),)
         token = ending_token(chosen.after, known)
         base = self.checkpoints[self.refs[0]]
         generation = base.generation
@@ -192,7 +192,7 @@ class _Planner:
                     hint = f"'tokenizer_source: {ref}'"
                     message += f", or take the tokenizer of a model that ends so ({hint})"
                     break
-        return (self.recipe.fault(message, TEMPLATE_PATH),)
+        return (self.recipe.fault(message, TEMPLATE_PATH, code="JM316"),)
 
     def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
         """generation_config.json with the ids of the tokenizer's special tokens."""
@@ -207,4 +207,6 @@ class _Planner:
     def blame(self, ref: ModelRef, error: CheckpointError) -> None:
         """Note what is wrong with a model at its line of the recipe."""
         where = self.recipe.first_path(ref)
-        self.faults += [self.recipe.fault(str(fault), where) for fault in error.faults]
+        self.faults += [
+            self.recipe.fault(fault.text, where, code=fault.code) for fault in error.faults
+        ]
