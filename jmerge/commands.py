@@ -128,7 +128,7 @@ def _paths(
     if words:
         raise PlanError(
             Fault(
-                f"is one word too many{did_you_mean(words[0], HELP)}",
+                f"unexpected argument{did_you_mean(words[0], HELP)}",
                 where=f"'{words[0]}'",
                 code="JM401",
             )

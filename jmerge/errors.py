@@ -115,7 +115,7 @@ def wrong_type(name: str, expected: str, value: object) -> TypeError:
     text, kind = repr(value), type(value).__name__
     short = len(text) <= MAX_REPR and text.isprintable()
     return TypeError(
-        f"{name}: expected {expected}, found {text if short else f'one of type {kind}'}"
+        f"{name}: expected {expected}, found {text if short else f'a value of type {kind}'}"
     )
 
 

@@ -225,7 +225,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> list[str]:
             break
         except flags.UnrecognizedFlagError as error:
             hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-            faults.append(Fault(f"is not a flag{hint}", where=f"--{error.flagname}", code="JM403"))
+            faults.append(Fault(f"unknown flag{hint}", where=f"--{error.flagname}", code="JM403"))
             left = _without(error.flagname, None, rest)
         except flags.IllegalFlagValueError as error:
             name, given = _told(str(error))

@@ -161,7 +161,7 @@ def test_allow_nonfinite(place: Path) -> None:
         (["--confg", "x.yml"], ["--confg", "did you mean 'config'"]),
         (["x.yml", "out", "--overwrit"], ["--overwrit", "did you mean 'overwrite'"]),
         (["x.yml", "out", "--shardsize=3"], ["--shardsize", "did you mean 'shard_size'"]),
-        (["x.yml", "out", "--zzzzz"], ["--zzzzz: is not a flag"]),
+        (["x.yml", "out", "--zzzzz"], ["--zzzzz: unknown flag"]),
         (["x.yml", "out", "--process_id=0"], ["--process_id: does nothing without --distributed"]),
         (["x.yml", "out", "--distributed", "--num_processes=0"], ["--num_processes", "found 0"]),
         (["x.yml", "out", "--seed", "one"], ["seed", "one"]),
@@ -411,7 +411,7 @@ def test_a_merge_as_a_process(place: Path) -> None:
 def test_a_mistake_as_a_process(place: Path) -> None:
     done = program("x.yml", "out", "--sed=1", cwd=place)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --sed: is not a flag; did you mean 'seed'?\n"
+    assert done.stderr == "error: --sed: unknown flag; did you mean 'seed'?\n"
 
 
 def test_the_console_script_is_installed() -> None:

@@ -171,7 +171,8 @@ def test_an_unknown_code_gets_the_nearest() -> None:
     said = Said("explain", "JM199")
     assert said.code == 2
     (line,) = said.errors
-    assert line.endswith(f"; did you mean {nearest_code('JM199')}? [JM415]")
+    assert line.endswith(f"; did you mean {nearest_code('JM199')}?")
+    assert said.err.endswith(" [JM415]\n")
     assert nearest_code("JM016x") == "JM016"
 
 

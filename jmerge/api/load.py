@@ -99,7 +99,9 @@ def _matched(
     left = [name for name in structs if name not in found]
     if left:
         shown = patterns_of(left, found)
-        faults.append(f"no pattern matches {', '.join(shown)}; '*' as the last matches the rest")
+        faults.append(
+            f"no pattern matches {', '.join(shown)}; add '*' as the last pattern for the rest"
+        )
     for pattern in idle:
         faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
     raise_all(PlanError, [Fault(fault, "shardings", code="JM411") for fault in faults])
@@ -112,7 +114,7 @@ def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDty
     for name, struct in structs.items():
         spec = getattr(shardings[name], "spec", shardings[name])
         if isinstance(spec, jax.sharding.PartitionSpec) and len(spec) > len(struct.shape):
-            message = f"{list(struct.shape)} cannot be cut by {spec}, which is of {len(spec)} axes"
+            message = f"{list(struct.shape)} cannot be split by {spec}, which has {len(spec)} axes"
             faults.append(Fault(message, name, code="JM411"))
             continue
         try:
@@ -120,7 +122,9 @@ def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDty
         except ValueError as error:
             reason = str(error).partition("\n")[0]
             faults.append(
-                Fault(f"{list(struct.shape)} cannot be cut by {spec}: {reason}", name, code="JM411")
+                Fault(
+                    f"{list(struct.shape)} cannot be split by {spec}: {reason}", name, code="JM411"
+                )
             )
     raise_all(PlanError, faults)
 

@@ -149,9 +149,9 @@ def _checked(recipe: Recipe, ref: ModelRef, checkpoint: Checkpoint) -> Checkpoin
 def _where_else(recipe: Recipe, path: Path) -> str:
     """A hint for a model that is not where the recipe says."""
     if "\\" in str(path) and os.path.isdir(slashed := str(path).replace("\\", "/")):
-        return f"; paths on this system have forward slashes: '{slashed}'"
+        return f"; use forward slashes on this system: '{slashed}'"
     if not path.is_absolute() and os.path.isdir(Path(recipe.file).parent / path):
-        return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
+        return f"; relative paths start at the working directory, but the model is at {Path(recipe.file).parent / path}"
     if os.path.isdir(path.parent) and str(path.parent) != ".":
         best = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
         if best:

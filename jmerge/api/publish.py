@@ -75,9 +75,7 @@ class Publication:
     def check_place(self) -> None:
         """PlanError when the folder would be made of what it replaces."""
         if CONTROL.search(str(self.place)):
-            message = (
-                f"'{self.place}' is no name that can be written into files; choose another folder"
-            )
+            message = f"'{self.place}' contains characters that cannot be written into files; choose another folder"
             raise PlanError(Fault(message, where="out", code="JM606"))
         with environment_errors(self.place):
             inputs = [model.path for model in self.plan.models if is_local(model.path)]
@@ -129,7 +127,7 @@ class Publication:
             if stamp.changed is None:
                 continue
             if _changed_at(Path(name)) != stamp.changed or os.path.getsize(name) != stamp.size:
-                message = "was changed while it was being merged; merge again when it is complete"
+                message = "changed while it was being merged; merge again when it is complete"
                 raise CheckpointError(Fault(message, file=name, code="JM111"))
 
     def finish(

@@ -209,14 +209,12 @@ def _specs(arrays: Mapping[str, Any]) -> dict[str, TensorSpec]:
         if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array | np.ndarray):
             found = type(array).__name__
             hint = "; save outside of jit and grad" if isinstance(array, jax.core.Tracer) else ""
-            message = f"expected an array of JAX or NumPy, found one of type {found}{hint}"
+            message = f"expected a NumPy or JAX array, found a value of type {found}{hint}"
             faults.append(Fault(message, name, code="JM125"))
         elif (spec := spec_of(array)) is None:
-            faults.append(
-                Fault(f"dtype {array.dtype} has no name in safetensors", name, code="JM125")
-            )
+            faults.append(Fault(f"safetensors has no dtype {array.dtype}", name, code="JM125"))
         elif isinstance(array, jax.Array) and not array.is_fully_addressable:
-            message = "lies on devices of other processes too; gather it first, such as with "
+            message = "is also on devices of other processes; gather it first, for example with "
             message += "jax.experimental.multihost_utils.process_allgather"
             faults.append(Fault(message, name, code="JM125"))
         else:
@@ -235,7 +233,7 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
         faults.append(f"lacks {len(missing)} tensors of {like.path}: {_all(missing, kept)}")
     if extra:
         best = nearest(extra[0], missing)
-        hint = f"; is '{extra[0]}' to be '{best}'?" if best else ""
+        hint = f"; did you mean '{best}' instead of '{extra[0]}'?" if best else ""
         others = [name for name in specs if name in like.index]
         found = _all(extra, others)
         faults.append(f"has {len(extra)} tensors that {like.path} does not have: {found}{hint}")

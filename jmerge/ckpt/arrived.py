@@ -28,6 +28,6 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
     for name in there:
         if source.size(name + HELD_BACK) is not None:
             message = (
-                f"its download was interrupted ({name}{HELD_BACK} lies beside it); run it again"
+                f"its download was interrupted ({name}{HELD_BACK} is beside it); download it again"
             )
             raise source.broken(name, message, code="JM114")

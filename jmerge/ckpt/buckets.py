@@ -49,7 +49,7 @@ class BucketSource(RemoteSource):
         self._list_once("")
         if not self._stats:
             raise CheckpointError(
-                Fault("is empty, or does not exist", file=self.label, code="JM101")
+                Fault("is empty or does not exist", file=self.label, code="JM101")
             )
 
     def names(self, folder: str = "") -> list[str]:
@@ -77,9 +77,9 @@ class BucketSource(RemoteSource):
         try:
             data = self._wait(lambda: self._store._cat_file(path, start=start, end=end))
         except FileNotFoundError as error:
-            raise self.broken(name, "is no longer there; was it changed?", code="JM111") from error
+            raise self.broken(name, "disappeared while it was being read", code="JM111") from error
         if len(data) > len(view):
-            message = f"the store sent {len(data)} bytes where {len(view)} were asked for"
+            message = f"the store sent {len(data)} bytes instead of {len(view)}"
             raise self.broken(name, message, code="JM110")
         view[: len(data)] = data
         return len(data)

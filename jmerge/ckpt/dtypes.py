@@ -101,7 +101,7 @@ def parse_dtype(text: str) -> str | None:
         return None
     if word not in RECIPE_NAMES:
         raise InvalidValueError(
-            f"'{text}' is not a dtype that a merge can have{did_you_mean(word, list(RECIPE_NAMES)[:4])}",
+            f"'{text}' is not a supported dtype{did_you_mean(word, list(RECIPE_NAMES)[:4])}",
             "JM011",
         )
     return RECIPE_NAMES[word]

@@ -76,14 +76,12 @@ def _find(text: str, revision: str | None) -> Source:
     if name == "hf":
         return open_hub(text, revision)
     if text.startswith(IN_MEMORY):
-        message = (
-            "was in the memory of the program that wrote the recipe; write the path of a folder"
-        )
+        message = "existed only in the program that wrote the recipe; write the path of a folder"
         raise CheckpointError(Fault(message, file=text, code="JM105"))
     if name not in STORES:
         places = ", ".join(f"{each}://" for each in OFFERED)
         message = (
-            f"cannot be read: {name}:// is not offered; write the path of a folder, or {places}"
+            f"cannot be read: {name}:// is not supported; write the path of a folder, or {places}"
         )
         raise CheckpointError(Fault(message, file=redacted(text), code="JM103"))
     _refuse_revision(text, revision)
@@ -92,7 +90,7 @@ def _find(text: str, revision: str | None) -> Source:
 
 def _refuse_revision(text: str, revision: str | None) -> None:
     if revision is not None:
-        message = f"has no revision '{revision}': only models of the Hub have; write the path alone"
+        message = f"has no revision '{revision}': only models on the Hub have revisions; write the path alone"
         raise CheckpointError(Fault(message, file=redacted(text), code="JM104"))
 
 
@@ -126,7 +124,5 @@ def _refuse_neighbours(text: str) -> None:
         except OSError:  # a folder that may not be listed says nothing
             best = None
         if best:
-            message = (
-                f"is not a folder; did you mean '{path.parent / best}'? (hf://{text} is the Hub's)"
-            )
+            message = f"is not a folder; did you mean '{path.parent / best}'? (for the model on the Hub write hf://{text})"
             raise CheckpointError(Fault(message, file=text, code="JM101"))

@@ -63,7 +63,7 @@ class Connections:
         except http.client.HTTPException as error:
             raise PassingError(f"{type(error).__name__} {error}".strip()) from error
         except TimeoutError as error:
-            raise PassingError(f"nothing came for {PATIENCE.silence:g} seconds") from error
+            raise PassingError(f"no data for {PATIENCE.silence:g} seconds") from error
         except OSError as error:
             raise PassingError(error.strerror or str(error)) from error
         finally:
@@ -86,7 +86,7 @@ class Connections:
                 connection.close()
                 raise RunError(
                     f"{redacted(url)}: its certificate is not trusted ({error.verify_message}); "
-                    "SSL_CERT_FILE names a file of trusted ones",
+                    "set SSL_CERT_FILE to a file of trusted certificates",
                     code="JM506",
                 ) from error
             except TimeoutError as error:
@@ -178,7 +178,7 @@ class HttpSource(RemoteSource):
                     name, f"the server answered {response.status} {response.reason}", code="JM110"
                 )
             if size is None or not size.isdecimal():
-                raise self.broken(name, "the server does not say how long it is", code="JM110")
+                raise self.broken(name, "the server does not send its length", code="JM110")
             return Stat(int(size), self.tag(response))
 
     def fetch(self, name: str, start: int, view: memoryview, stat: Stat) -> int:
@@ -203,27 +203,29 @@ class HttpSource(RemoteSource):
             raise self.refused(name, status)
         if status in GONE or status == 416:
             raise self.broken(
-                name, f"is no longer as it was: the server answered {status}", code="JM111"
+                name, f"changed while it was being read: the server answered {status}", code="JM111"
             )
         if status not in (200, 206):
             raise self.broken(name, f"the server answered {status} {response.reason}", code="JM110")
         if headers.get("Content-Encoding", "identity") != "identity":
             raise self.broken(
-                name, "the server sends it compressed, so ranges have no meaning", code="JM110"
+                name, "the server compresses it, so byte ranges cannot be read", code="JM110"
             )
         if self.tag(response) != stat.tag:
             raise self.broken(
-                name, "was changed while it was read; run the same command again", code="JM111"
+                name, "changed while it was being read; run the same command again", code="JM111"
             )
         if status == 206:
             place = f"bytes {start}-{stop - 1}/{stat.size}"
             if headers.get("Content-Range", "").strip() != place:
                 found = headers.get("Content-Range", "no range")
                 raise self.broken(
-                    name, f"the server sent {found!r}, not {place!r}; was it changed?", code="JM111"
+                    name,
+                    f"the server sent {found!r}, not {place!r}; the file changed while it was being read",
+                    code="JM111",
                 )
         elif (start, stop) != (0, stat.size):
-            message = "the server sends whole files where a range is asked for; "
+            message = "the server ignores byte ranges; "
             raise self.broken(
                 name, message + "download the model and name its folder", code="JM110"
             )

@@ -41,7 +41,7 @@ def open_hub(text: str, revision: str | None) -> Source:
     if found is None or (found["revision"] and revision not in (None, found["revision"])):
         raise CheckpointError(
             Fault(
-                "is not a model of the Hub; write hf://org/name@revision", file=text, code="JM103"
+                "is not a model on the Hub; write hf://org/name@revision", file=text, code="JM103"
             )
         )
     name, revision = found["name"], revision or found["revision"]
@@ -53,7 +53,7 @@ def open_hub(text: str, revision: str | None) -> Source:
         return LocalSource(folder, revision=folder.name)
     label = f"hf://{name}" + (f"@{revision}" if revision else "")
     if offline:
-        message = f"is neither a folder nor in the cache {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE forbids to ask the Hub"
+        message = f"is neither a folder nor in the cache {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE is set, so the Hub was not asked"
         raise CheckpointError(Fault(message, file=label, code="JM106"))
     info = patiently(lambda: _ask_hub(name, revision, label), label)
     return HubSource(name, info, constants.ENDPOINT)
@@ -130,7 +130,7 @@ def _cached_folder(name: str, revision: str | None) -> Path | None:
         path = getattr(error, "snapshot_path", None)
         return Path(path) if path else None
     except HFValidationError as error:
-        message = "is not a folder, and no model of the Hub can have this name"
+        message = "is not a folder, and not a valid model name on the Hub"
         raise CheckpointError(Fault(message, file=name, code="JM103")) from error
     except OSError:
         return None
@@ -181,7 +181,7 @@ def _ask_hub(name: str, revision: str | None, label: str) -> ModelInfo:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status not in (408, 425, 429) and status < 500:
-            message = f"cannot be had; the Hub answered {status}"
+            message = f"cannot be downloaded; the Hub answered {status}"
             raise CheckpointError(Fault(message, file=label, code="JM109")) from error
         raise PassingError(f"the Hub answered {status}") from error
     except Exception as error:

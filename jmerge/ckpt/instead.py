@@ -79,7 +79,7 @@ def unfinished(source: Source) -> str:
     for folder in ("", ".cache/huggingface/download", "../../blobs"):
         left = [name for name in source.names(folder) if name.endswith(UNFINISHED)]
         if left:
-            return f"; a download was interrupted ({left[0]}): run it again"
+            return f"; a download was interrupted ({left[0]}): download it again"
     return ""
 
 
@@ -105,7 +105,7 @@ def _mlx_adapter(place: Place) -> str | None:
         return None
     base = said(place, "adapter_config.json", "model") or "BASE"
     return (
-        f"holds an adapter of MLX ({files[0]}), not a whole model; make one with "
+        f"holds an MLX adapter ({files[0]}), not a whole model; make one with "
         f"mlx_lm.fuse --model {base} --adapter-path {place.label} --save-path OUT, and name OUT"
     )
 
@@ -146,12 +146,12 @@ def _cache(place: Place) -> str | None:
     models = [name for name in place.folders if name.startswith("models--")]
     if models:
         name = models[0].removeprefix("models--").replace("--", "/")
-        return f"is the Hub's cache; name a model in it as the Hub does, such as {name}"
+        return f"is the cache of the Hub; name a model in it by its name on the Hub, such as {name}"
     if "snapshots" not in place.folders and not {"blobs", "refs"} <= set(place.folders):
         return None
     found = place.source.folders("snapshots") if "snapshots" in place.folders else []
     if not found:
-        return "is a folder of the Hub's cache in which no snapshot is; download the model first"
+        return "is a folder of the Hub's cache without a snapshot; download the model first"
     try:
         named = place.source.read("refs/main").decode().strip()
     except (CheckpointError, ValueError):
@@ -171,7 +171,7 @@ def _archive(place: Place) -> str | None:
 def _gguf(place: Place) -> str | None:
     files = place.ending(".gguf")
     if not files and {"manifests", "blobs"} <= set(place.folders):
-        return "is Ollama's store, whose models are GGUF; name the model that they were made from"
+        return "is Ollama's store, whose models are GGUF; name the original model"
     if not files:
         return None
     return gguf_advice(f"holds GGUF ({files[0]}) and no safetensors", place.label, files[0])
@@ -180,7 +180,7 @@ def _gguf(place: Place) -> str | None:
 def gguf_advice(what: str, folder: str, file: str) -> str:
     """The line on a GGUF file that begins with `what`."""
     return (
-        f"{what}; name the model that it was made from, or write it as safetensors: "
+        f"{what}; name the original model, or convert it to safetensors: "
         f"transformers' from_pretrained('{folder}', gguf_file='{file}').{SAVE}"
     )
 
@@ -190,8 +190,8 @@ def _mlx(place: Place) -> str | None:
     if not files:
         return None
     return (
-        f"holds weights in an old form of MLX ({files[0]}); name the model that they were made "
-        "from, or write them anew with mlx_lm.convert (--dequantize if they are quantised)"
+        f"holds weights in an old MLX format ({files[0]}); name the original model, "
+        "or convert them again with mlx_lm.convert (--dequantize if they are quantised)"
     )
 
 
@@ -202,8 +202,8 @@ def _pickled(place: Place) -> str | None:
         return None
     if all(PARTS.fullmatch(name) for name in files):
         return (
-            f"holds only a part of a model ({files[0]}) that was trained beside a base; put it into "
-            f"that with the program that trained it, then {SAVE}, and name that folder"
+            f"holds only a part of a model ({files[0]}) that was trained with a base; apply it to "
+            f"the base with the program that trained it, then {SAVE}, and name that folder"
         )
     whole = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
     first = next((name for name in files if whole.fullmatch(name)), files[0])
@@ -211,9 +211,9 @@ def _pickled(place: Place) -> str | None:
     if whole.fullmatch(first) and said(place, "config.json", "model_type"):
         how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
-        how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
+        how = "transformers' convert_llama_weights_to_hf, because they are in Meta's format"
     if first == "lit_model.pth":
-        how = f"litgpt convert_from_litgpt {place.label} OUT, as they are in LitGPT's form, then torch and safetensors"
+        how = f"litgpt convert_from_litgpt {place.label} OUT, because they are in LitGPT's format, then torch and safetensors"
     return f"has only pickled weights ({first}); convert them to safetensors first: {how}"
 
 
@@ -224,12 +224,12 @@ def _other_framework(place: Place) -> str | None:
         if files:
             flag = "from_flax" if kind == "Flax" else "from_tf"
             return (
-                f"has only weights of {kind} ({files[0]}); convert them first, with a transformers "
-                f"below 5: from_pretrained('{place.label}', {flag}=True).{SAVE}"
+                f"has only {kind} weights ({files[0]}); convert them first, with transformers 4: "
+                f"from_pretrained('{place.label}', {flag}=True).{SAVE}"
             )
     if files := place.ending(".pdparams"):
         return (
-            f"has only weights of PaddlePaddle ({files[0]}); load them with paddle, and write them with "
+            f"has only PaddlePaddle weights ({files[0]}); load them with paddle, and write them with "
             "safetensors under their names in transformers"
         )
     for end in (".onnx", ".tflite", ".mlmodel", ".engine", ".xml", ".pb", ".keras"):
@@ -237,7 +237,7 @@ def _other_framework(place: Place) -> str | None:
         if files:
             return (
                 f"holds an exported program ({files[0]}) and no weights of its own; "
-                "name the model that it was made from"
+                "name the original model"
             )
     return None
 
@@ -253,8 +253,8 @@ def _other_names(place: Place) -> str | None:
         )
     return (
         f"holds {len(files)} safetensors files ({files[0]}, ...) and no "
-        "model.safetensors.index.json, so nothing says which of them are the model; write the "
-        "index, or put the model in a folder of its own"
+        "model.safetensors.index.json, so it is unclear which of them are the model; write the "
+        "index, or put the model in its own folder"
     )
 
 
@@ -301,5 +301,5 @@ def _nothing(place: Place) -> str:
     tail = unfinished(place.source) + place.source.why_empty()
     if not tail and place.names:
         shown = ", ".join(place.names[:3]) + (", ..." if len(place.names) > 3 else "")
-        tail = f" (but {shown}); was the model downloaded whole?"
+        tail = f" (only {shown}); check that the download is complete"
     return message + tail

@@ -162,7 +162,7 @@ def open_checkpoint(
         return open_checkpoint(_source_of_arrays(place, config, like))
     if config is not None or like is not None:
         name = "config" if like is None else "like"
-        raise TypeError(f"{name} goes with a mapping of arrays; a folder has its own")
+        raise TypeError(f"{name} is only for a mapping of arrays; a folder has its own")
     if isinstance(place, ModelRef):
         source = find_source(place.path, place.revision)
     elif isinstance(place, Source):

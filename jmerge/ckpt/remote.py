@@ -66,7 +66,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
         except PassingError as error:
             if attempt == PATIENCE.attempts:
                 raise RunError(
-                    f"{what}: {redacted(str(error))}, {attempt} times; run the same command again",
+                    f"{what}: {redacted(str(error))} ({attempt} attempts); run the same command again",
                     code="JM505",
                 ) from error
             pause = PATIENCE.pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
@@ -134,6 +134,6 @@ class RemoteSource(Source):
             if done < len(view):
                 done += self.fetch(name, start + done, view[done:], stat)
             if done < len(view):
-                raise PassingError(f"only {done} of {len(view)} bytes came")
+                raise PassingError(f"received only {done} of {len(view)} bytes")
 
         patiently(attempt, f"{self.shown(name)}, bytes {start} to {stop}")

@@ -74,7 +74,7 @@ class Source(ABC):
         if self.size_of(name) > MAX_WHOLE_BYTES:
             raise self.broken(
                 name,
-                f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?",
+                f"is larger than {MAX_WHOLE_BYTES:,} bytes; it is probably a weight file",
                 code="JM124",
             )
         buffer = np.empty(self.size_of(name), np.uint8)
@@ -96,7 +96,7 @@ class Source(ABC):
         """Bytes of a file that will be read at once; CheckpointError when it cannot be or is too large for that."""
         size = self.size_of(name)
         if size > MAX_WHOLE_BYTES:
-            message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
+            message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; it is probably a weight file"
             raise self.broken(name, message, code="JM124")
         if self.is_pointer(name):
             raise self.broken(name, NOT_FETCHED, code="JM113")
@@ -106,7 +106,7 @@ class Source(ABC):
         """Bytes of a file that has to be there."""
         size = self.size(name)
         if size is None:
-            raise self.broken(name, "cannot be read: there is no such file", code="JM112")
+            raise self.broken(name, "cannot be read: no such file", code="JM112")
         return size
 
     def shown(self, name: str) -> str:
@@ -165,9 +165,7 @@ class LocalSource(Source):
                 name, f"cannot be read: {error.strerror or error}", code="JM112"
             ) from error
         if target is not None:
-            raise self.broken(
-                name, f"is a link to {target}, where no file can be read", code="JM112"
-            )
+            raise self.broken(name, f"is a link to {target}, which cannot be read", code="JM112")
         return None
 
     def path(self, name: str) -> Path | None:
@@ -199,7 +197,11 @@ class LocalSource(Source):
                 name, f"cannot be read: {error.strerror or error}", code="JM112"
             ) from error
         if done < buffer.nbytes:
-            raise self.broken(name, f"ends at byte {start + done}; was it changed?", code="JM111")
+            raise self.broken(
+                name,
+                f"ends at byte {start + done}; it changed while it was being read",
+                code="JM111",
+            )
 
 
 def local_folder(text: str | Path) -> Path | None:

@@ -81,7 +81,7 @@ def find_weights(source: Source) -> Weights:
         found = _of_stem(source, stem, "")
         if found is not None:
             pickled = _pickled(source) if stem != STEMS[0] else None
-            note = f"has {pickled} too, which transformers loads, and not {found.files[0]}"
+            note = f"also has {pickled}, which transformers loads instead of {found.files[0]}"
             return found._replace(notes=(*found.notes, note)) if pickled else found
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.({VARIANT})\.safetensors")
     named = (pattern.fullmatch(name) for name in source.names())
@@ -118,7 +118,7 @@ def _explicit(source: Source) -> Weights | None:
         )
     if source.size(file) is None:
         raise source.broken(
-            "config.json", f"{EXPLICIT} names {name}, which is not there", code="JM124"
+            "config.json", f"{EXPLICIT} names {name}, which does not exist", code="JM124"
         )
     if not file.endswith(INDEX_SUFFIX):
         return Weights((file,))
@@ -162,7 +162,7 @@ def _beside(source: Source, single: str, index: str) -> tuple[str, ...]:
         return ()
     message = f"has {single} and {len(found.files)} files that {index} names; "
     message += f"transformers loads {single}"
-    return (f"{message}, so that is merged",)
+    return (f"{message}, so jmerge merges that",)
 
 
 def _indexed(source: Source, index: str) -> Weights | None:
@@ -202,7 +202,7 @@ def read_index(source: Source, index: str) -> dict[str, str]:
     for tensor, file in entries.items():
         path = paths[file]
         if path is None:
-            message = f"names a file outside the folder: {file!r}; write the name that it has in the folder"
+            message = f"names a file outside the folder: {file!r}; write its name in the folder"
             raise source.broken(index, message, tensor, code="JM121")
         where[tensor] = path
     if len(paths) > MAX_FILES:

@@ -64,7 +64,9 @@ class OutputFolder(WritesWeights):
         """
         self.out = Path(os.path.realpath(out))
         if not self.out.name:
-            raise PlanError(f"{out} cannot be made anew; choose a folder in it", code="JM606")
+            raise PlanError(
+                f"{out} is the root of a file system; choose a folder in it", code="JM606"
+            )
         self.work = self.out.with_name(self.out.name + ".jmerge-work")
         self.old = self.out.with_name(self.out.name + ".jmerge-old")
         self.identity = identity
@@ -118,7 +120,7 @@ class OutputFolder(WritesWeights):
         """Finish or undo a swap that was cut off between its two renames."""
         if read_ledger(self.old) is None:
             raise PlanError(
-                f"{self.old} is in the way and was not left by jmerge; move it", code="JM603"
+                f"{self.old} is in the way and does not belong to jmerge; move it", code="JM603"
             )
         if self.out.exists():
             shutil.rmtree(self.old)
@@ -156,7 +158,7 @@ class OutputFolder(WritesWeights):
         found, blocks = self._left_over()
         if found is None:
             raise PlanError(
-                f"{self.work} is in the way and was not left by jmerge; move it", code="JM603"
+                f"{self.work} is in the way and does not belong to jmerge; move it", code="JM603"
             )
         if found.get(BEGUN_ANEW):
             return False
@@ -164,7 +166,7 @@ class OutputFolder(WritesWeights):
             message = refusal(found, self._header)
             if message and not self.overwrite:
                 raise PlanError(
-                    f"{self.work} {message}; overwrite=True begins anew, or delete it", code="JM605"
+                    f"{self.work} {message}; overwrite=True starts over, or delete it", code="JM605"
                 )
             if message:
                 return False
@@ -204,7 +206,7 @@ class OutputFolder(WritesWeights):
             free = shutil.disk_usage(self.work).free
         if needed > free:
             raise RunError(
-                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free some, or choose "
+                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free space, or choose "
                 "another --out",
                 code="JM502",
             )

@@ -99,7 +99,7 @@ def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iter
     if not tensors:
         names = " and ".join(next(iter(each), "no tensor") for each in (a, b))
         yield Fault(
-            f"no tensor of A can be compared with one of B (first ones: {names})", code="JM129"
+            f"A and B have no tensor in common to compare (first ones: {names})", code="JM129"
         )
     for pair, sums in tensors:
         if pair.place.buffer:  # masks are made of infinity

@@ -83,17 +83,15 @@ def run_within_memory(
         except DeviceMemoryError as error:
             failure = error
         except MemoryError as error:
-            raise RunError(
-                "out of memory; a smaller memory= makes smaller pieces", code="JM503"
-            ) from error
+            raise RunError("out of memory; set a smaller memory=", code="JM503") from error
         else:
             return written, found
     with jax.default_device(devices[0]):
         needed = need_of(schedule).total // 10**6
     here = devices[0].platform
-    other = "" if here == "cpu" else f", or let another platform go on: devices='{here},cpu'"
+    other = "" if here == "cpu" else f", or continue on another platform: devices='{here},cpu'"
     raise DeviceMemoryError(
-        f"the memory of {here} runs out even with the shortest pieces, which need {needed} MB: {failure}; "
-        f"free some{other}",
+        f"{here} is out of memory: even the smallest pieces need {needed} MB ({failure.faults[0].message}); "
+        f"free some of it{other}",
         code="JM504",
     )

@@ -88,7 +88,9 @@ class Checker:
         for position, item in enumerate(others, 1):
             if not np.array_equal(loaded.raw(position), loaded.raw(0)):
                 message = f"differs between {self._owner(first)} and {self._owner(item)}"
-                message += "; it is not floating point, so it cannot be merged; leave it as one model has it"
+                message += (
+                    "; it is not floating point, so it cannot be merged; take it from one model"
+                )
                 message += f" with 'except: [{step.tensor}]'"
                 raise NonFiniteError(Fault(message, where=step.name, code="JM128"))
 

@@ -62,7 +62,7 @@ def choose_devices(
             missing.append(word)
     if not found:
         here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
-        message = f"there is no {' and no '.join(missing)} that JAX can use here; there is {here}"
+        message = f"JAX finds no {' and no '.join(missing)} here; it finds {here}"
         raise PlanError(Fault(message, where="devices", code="JM407"))
     if missing:
         tell(Without(tuple(missing), found[0][0].platform))
@@ -81,9 +81,7 @@ def _so_many(count: int) -> list[jax.Device]:
         raise PlanError(Fault(f"expected at least 1, found {count}", where="devices", code="JM407"))
     found = list(jax.local_devices())
     if len(found) < count:
-        message = (
-            f"expected at most {len(found)}, the {found[0].platform} devices here, found {count}"
-        )
+        message = f"expected at most {len(found)}, the number of {found[0].platform} devices here, found {count}"
         if found[0].platform == "cpu":
             message += f"; JAX makes more with jax_num_cpu_devices={count}, set before it is used"
         raise PlanError(Fault(message, where="devices", code="JM407"))

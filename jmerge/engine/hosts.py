@@ -116,7 +116,7 @@ class Hosts:
                     self.check()
                     if link.over:
                         raise PeerError(
-                            f"host {number} (of 0-{self.count - 1}) ended too early", code="JM510"
+                            f"host {number} (of 0-{self.count - 1}) stopped too early", code="JM510"
                         )
                     self._news.wait(0.2)
                 if link.inbox:
@@ -197,14 +197,14 @@ class Hosts:
 
     def _read(self, number: int) -> None:
         link = self._links[number]
-        again = "; start all hosts again with the same command to go on"
+        again = "; run the same command on all hosts again to continue"
         why = f"died or lost its connection{again}"
         try:
             with link.stream as lines:
                 for line in lines:
                     self._receive(number, json.loads(line))
         except TimeoutError:
-            why = f"gave no sign of life for {SILENCE_SECONDS:.0f} seconds{again}"
+            why = f"sent no heartbeat for {SILENCE_SECONDS:.0f} seconds{again}"
         except (OSError, ValueError):  # ended in the middle of a line
             pass
         if not link.parted:
@@ -320,6 +320,6 @@ def _difference(what: str, expected: Any, number: int, found: Any) -> str:
     shown = (
         f"{what} {found}, host 0 has {expected}"
         if len(str(expected)) < 40
-        else f"another {what} than host 0"
+        else f"a different {what} from host 0"
     )
     return f"host {number} has {shown}; start all hosts with the same versions, recipe and flags"

@@ -62,7 +62,7 @@ def meet(
         return Hosts(number, count, {0: join(address, token, number, until)}, give_up)
     except OSError as error:
         raise RunError(
-            f"the hosts met, but host {number} could not be connected with host 0 ({error.strerror or error}); "
+            f"host {number} found the group but could not connect to host 0 ({error.strerror or error}); "
             "open the ports between them",
             code="JM509",
         ) from error
@@ -113,7 +113,7 @@ def _meet(
         hosts = "the hosts" if num_processes is None else f"{num_processes} hosts"
         where = "" if coordinator is None else f" at {coordinator}"
         raise RunError(
-            f"{hosts} did not meet{where} within {MEETING_SECONDS:.0f} seconds; start jmerge on every one, each with its "
+            f"{hosts} did not connect{where} within {MEETING_SECONDS:.0f} seconds; start jmerge on every host, each with its "
             "own --process_id, and open that port",
             code="JM509",
         )
@@ -123,7 +123,7 @@ def _meet(
         raise PlanError(Fault(message, "--distributed", code="JM408")) from error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise RunError(
-        f"--distributed: the hosts could not meet ({reason}); is the coordinator's port free on process 0?",
+        f"--distributed: the hosts could not connect ({reason}); check that the coordinator's port is free on process 0",
         code="JM509",
     ) from error
 

@@ -47,7 +47,7 @@ class Files:
             except OSError as error:
                 if error.errno not in GONE:
                     raise RunError(
-                        f"{path}: {error.strerror or error}; free the cause and run the same command again",
+                        f"{path}: {error.strerror or error}; fix this and run the same command again",
                         code="JM501",
                     ) from error
                 raise CheckpointError(
@@ -58,7 +58,7 @@ class Files:
             if count == 0:
                 raise CheckpointError(
                     Fault(
-                        f"ends at byte {start + done}; was it changed?",
+                        f"ends at byte {start + done}; it changed while it was being read",
                         file=str(path),
                         code="JM111",
                     )

@@ -60,7 +60,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         ) from error
     if len(raw) > MAX_BYTES:
         raise RecipeError(
-            Fault("is larger than any recipe; is it a weight file?", file=str(path), code="JM001")
+            Fault(
+                "is too large for a recipe; name the recipe, not a weight file",
+                file=str(path),
+                code="JM001",
+            )
         )
     try:
         return raw.decode("utf-8-sig")
@@ -112,7 +116,7 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
             case "list_type":
                 message = f"expected a list, found {_show(each['input'])}"
             case "string_type":
-                message = f"expected a word, found {_show(each['input'])}"
+                message = f"expected a string, found {_show(each['input'])}"
             case _:
                 message = f"expected a number, found {_show(each['input'])}"
         faults.append(Fault(message, show_path(path), file, document.line(path), code))
@@ -124,13 +128,13 @@ def _unknown_key(path: Path, value: Any) -> tuple[str, str]:
     key, fields = str(path[-1]), _node_class(path[:-1]).keys()
     if len(path) == 1 and key in OTHER_KINDS:
         return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe", "JM010"
-    message = "not a key that a recipe has here"
+    message = "unknown key"
     homes = [place for node, place in HOMES.items() if key in node.keys()]
     if homes and nearest(key, fields, likeness=0.9) is None:
         return f"{message}; it belongs {homes[0]}", "JM009"
     hint = did_you_mean(key, fields, show=20)
     if "known:" in hint and "parameters" in fields and isinstance(value, int | float | list):
-        hint += "; if it is a number of the method, indent it under 'parameters:'"
+        hint += "; parameters of the method belong under 'parameters:'"
     return message + hint, "JM009"
 
 

@@ -237,9 +237,9 @@ def _canonical(
     chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
     if len(chosen) != 1:
         if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
-            found = " and ".join(chosen) or "none of them"
+            found = " and ".join(chosen) or "none"
             fault(
-                f"exactly one of models, slices and modules is needed, found {found}",
+                f"expected exactly one of models, slices and modules, found {found}",
                 tuple(chosen[1:2]),
                 code="JM015",
             )
@@ -250,7 +250,7 @@ def _canonical(
         for name, entry in parsed.modules.items():
             path = ("modules", name)
             if bool(entry.models) == bool(entry.slices):
-                fault("exactly one of models and slices is needed here", path, code="JM015")
+                fault("expected exactly one of models and slices", path, code="JM015")
             else:
                 modules.append(
                     _module(name, entry.models, entry.slices, entry.parameters, base, path)
@@ -375,9 +375,9 @@ def _check_tokenizer(recipe: Recipe) -> list[Fault]:
             hint = did_you_mean(str(ref), [*words, *map(str, models)])
             faults.append(recipe.fault(message + hint, path, code="JM018"))
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
-        message = "has an effect with source: union only; remove it"
+        message = "works only with 'source: union'; remove it"
         faults.append(recipe.fault(message, (*part.path, "union_mode"), code="JM019"))
     for entry in part.tokens:
         if not entry.token:
-            faults.append(recipe.fault("a token needs a text", entry.path, code="JM017"))
+            faults.append(recipe.fault("a token must not be empty", entry.path, code="JM017"))
     return faults

@@ -10,7 +10,7 @@ from jmerge.errors import CONTROL, InvalidValueError
 from jmerge.names import did_you_mean
 
 # For those who write a path of Windows.
-ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
+ESCAPES = "a backslash in double quotes starts an escape: write paths in single quotes or with forward slashes"
 IN_MEMORY = "memory://"  # how the reference of a model begins that lies in no file
 KEYS = ("model", "lora", "override_architecture")
 
@@ -62,9 +62,7 @@ def _parse_half(text: str) -> tuple[str, str | None]:
     if "@" in revision:
         raise InvalidValueError(f"'{text}' has more than one '@'; write path@revision", "JM012")
     if not path or (at and not revision):
-        raise InvalidValueError(
-            f"'{text}' lacks a path or a revision; write path or path@revision", "JM012"
-        )
+        raise InvalidValueError(f"'{text}' is incomplete; write path or path@revision", "JM012")
     return path, revision or None
 
 
@@ -109,7 +107,7 @@ def _path(text: str) -> str:
     """A text that may be a path; InvalidValueError when it cannot be one."""
     if CONTROL.search(text):
         raise InvalidValueError(
-            f"{text!r} is no path: it holds a control character; {ESCAPES}", "JM012"
+            f"{text!r} is not a path: it contains a control character; {ESCAPES}", "JM012"
         )
     return text
 

@@ -39,7 +39,7 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise InvalidValueError(
-            f"expected [first, end], two layer numbers, found {value!r}", "JM013"
+            f"expected two layer numbers [first, end], found {value!r}", "JM013"
         )
     ends = []
     for item in value:
@@ -49,7 +49,7 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
             number = float("nan")
         if not number.is_integer():
             raise InvalidValueError(
-                f"expected [first, end], two layer numbers, found {value!r}", "JM013"
+                f"expected two layer numbers [first, end], found {value!r}", "JM013"
             )
         ends.append(int(number))
     return ends[0], ends[1]
@@ -101,7 +101,7 @@ def _parse_prefixes(value: Any) -> dict[str, str]:
     for prefix, instead in value.items():
         if not isinstance(instead, str):
             raise InvalidValueError(
-                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}", "JM011"
+                f"'{prefix}': expected the start of tensor names, found {instead!r}", "JM011"
             )
     return dict(value)
 
@@ -109,10 +109,10 @@ def _parse_prefixes(value: Any) -> dict[str, str]:
 def _parse_words(value: Any) -> tuple[str, ...]:
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not words:
-        raise InvalidValueError(f"expected a list of words, found {value!r}", "JM011")
+        raise InvalidValueError(f"expected a list of strings, found {value!r}", "JM011")
     for word in words:
         if not isinstance(word, str) or not word:
-            raise InvalidValueError(f"expected a list of words, found {word!r} in it", "JM011")
+            raise InvalidValueError(f"expected a list of strings, found {word!r} in it", "JM011")
     return tuple(words)
 
 
@@ -126,13 +126,13 @@ def _parse_otherwise(value: Any) -> str:
 
 OTHERWISE = ("base", "first", "error")
 PREFIXES_SCHEMA = {
-    "description": "how the model's tensors are called in the output: beginnings of names, the longest that fits",
+    "description": "new prefixes for the model's tensor names in the output; the longest match wins",
     "type": "object",
     "minProperties": 1,
     "additionalProperties": {"type": "string"},
 }
 OTHERWISE_SCHEMA = {
-    "description": "what becomes of tensors that are not merged: the base's or the first model's bytes, or an error",
+    "description": "where tensors that are not merged come from: the base, the first model, or an error",
     "enum": list(OTHERWISE),
 }
 
@@ -161,7 +161,7 @@ Cast = Annotated[
     PlainValidator(_parse_words),
     WithJsonSchema(
         _words_schema(
-            "patterns (*, ?, [ab]) of names: these tensors get the dtype though the donor keeps them wider"
+            "patterns (*, ?, [ab]) of names: these tensors get the dtype even where the donor keeps them wider"
         )
     ),
 ]
@@ -169,7 +169,9 @@ Fields = Annotated[
     tuple[str, ...],
     PlainValidator(_parse_words),
     WithJsonSchema(
-        _words_schema("fields of config.json in which models may differ, as the donor has them")
+        _words_schema(
+            "fields of config.json that may differ between models; the donor's value is kept"
+        )
     ),
 ]
 
@@ -259,7 +261,7 @@ class WrapEntry(Node):
 
 
 VOCABULARY_SCHEMA = {
-    "description": "union of the vocabularies, the base model's, or that of a model of the merge",
+    "description": "the union of the vocabularies, or the vocabulary of the base or another model of the merge",
     "anyOf": [{"enum": [None, UNION, BASE]}, *REF_SCHEMA["anyOf"]],
 }
 FILL_SCHEMA = {
@@ -298,7 +300,7 @@ MULTIPLE_SCHEMA = {
     "maximum": MOST_PADDED,
 }
 UNION_MODE_SCHEMA = {
-    "description": "what ordinary tokens that the base lacks become: added tokens, or tokens with merges (bpe)",
+    "description": "what the base's missing ordinary tokens become: added tokens, or tokens with merges (bpe)",
     "enum": list(UNION_MODES),
     "default": UNION_MODES[0],
 }

@@ -148,7 +148,7 @@ def _parse_model_token(value: dict[str, Any]) -> ModelToken:
         return ModelToken(_parse_model(value["model"]), None, int(number))
     if isinstance(token, bool) or not isinstance(token, str | int | float):
         raise InvalidValueError(
-            f"token: expected a text, found {token!r}; put it in quotes", "JM017"
+            f"token: expected a string, found {token!r}; put it in quotes", "JM017"
         )
     return ModelToken(_parse_model(value["model"]), str(token), None)
 
@@ -195,7 +195,7 @@ def parse_template(value: Any) -> str | None:
     if value not in ("auto", *TEMPLATES) and "{" not in value:
         shown = value if len(value) <= 40 else value[:37] + "..."
         raise InvalidValueError(
-            f"'{shown}' is not a chat template, whose text has a '{{'"
+            f"'{shown}' is not a chat template: a template contains '{{'"
             f"{did_you_mean(value, ('auto', *TEMPLATES))}",
             "JM021",
         )

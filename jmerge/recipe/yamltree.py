@@ -87,23 +87,23 @@ def parse_yaml(text: str, file: str) -> Document:
             Fault("not valid YAML: nested too deeply", file=file, code="JM002")
         ) from error
     except (ValueError, OverflowError) as error:  # of `chr`
-        message = f"not valid YAML: an escape stands for no letter; {ESCAPES}"
+        message = f"not valid YAML: an escape is not a character; {ESCAPES}"
         raise RecipeError(Fault(message, file=file, code="JM003")) from error
     nodes = [node for node in nodes if not _is_empty(node)]  # as between two lines of dashes
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         raise RecipeError(
             Fault(
-                "a second document begins here; a recipe is one document",
+                "a second document starts here; a recipe is a single document",
                 file=file,
                 line=line,
                 code="JM004",
             )
         )
     if not nodes or not isinstance(nodes[0], yaml.MappingNode):
-        found = "nothing" if not nodes else "a list or a word"
+        found = "nothing" if not nodes else "a list or a string"
         raise RecipeError(
-            Fault(f"a recipe is a map of keys; found {found}", file=file, line=1, code="JM004")
+            Fault(f"expected a map of keys, found {found}", file=file, line=1, code="JM004")
         )
     reader = _Reader(file)
     try:
@@ -122,11 +122,11 @@ def _hint(text: str, line: int) -> str:
     """What to do about letters that come along when a recipe is copied from a page or a chat; empty without any."""
     lines = text.split("\n")[max(line - 1, 0) : line + 1]
     if any(each.lstrip().startswith("```") for each in lines):
-        return "; take out the lines of ``` around the recipe"
+        return "; remove the ``` lines around the recipe"
     if any("\t" in each[: len(each) - len(each.lstrip())] for each in lines):
         return "; indent with spaces, not tabs"
     if any(blank in each for each in lines for blank in BLANKS):
-        return "; a space here is none of the keyboard's (U+00A0 or the like): type it anew"
+        return "; a space here is not a plain space (U+00A0 or similar): retype it"
     return ""
 
 
@@ -140,10 +140,10 @@ def _bad_escape(error: yaml.YAMLError, file: str) -> Fault | None:
     if text[start.pointer] != '"' or place < 0:
         return None
     if "escape" in str(getattr(error, "problem", "")):
-        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is no escape", problem
+        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is not a valid escape", problem
         column = mark.column - (problem.pointer - place) + 1
     elif '\\"' in text[start.pointer : problem.pointer]:
-        said, mark, column = "these quotes do not end", start, start.column + 1
+        said, mark, column = "the closing quote is missing", start, start.column + 1
     else:
         return None
     return Fault(
@@ -205,10 +205,10 @@ class _Reader:
                     if isinstance(source, yaml.MappingNode):
                         merged = {**self.merged_entries(source, path), **merged}
                     else:
-                        self.fault("'<<' needs a map or a list of maps", path, key, code="JM006")
+                        self.fault("'<<' takes a map or a list of maps", path, key, code="JM006")
             elif key.value in own:
                 first = own[key.value][0].start_mark.line + 1
-                message = f"this key stands twice; the first is on line {first}"
+                message = f"duplicate key; the first is on line {first}"
                 self.fault(message, (*path, key.value), key, code="JM005")
             else:
                 own[key.value] = (key, item)
@@ -241,7 +241,7 @@ class _Reader:
             if isinstance(key, yaml.ScalarNode):
                 pairs.append((key, item))
             else:
-                self.fault("a key must be a word", path, key, code="JM006")
+                self.fault("a key must be a string", path, key, code="JM006")
         return pairs
 
     def fault(self, message: str, path: Path, node: yaml.Node, *, code: str) -> None:

@@ -49,7 +49,11 @@ def check_page(path: str | Path) -> None:
         raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE, code="JM409"))
     if place.is_file() and not _replaceable(place):
         raise PlanError(
-            Fault(f"{place} is there and is no page; name another file", where=WHERE, code="JM409")
+            Fault(
+                f"{place} exists and is not a page of jmerge; name another file",
+                where=WHERE,
+                code="JM409",
+            )
         )
 
 

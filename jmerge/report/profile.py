@@ -140,7 +140,7 @@ def _check(path: Path, out: Path) -> None:
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         reason = f"{path}: {os.strerror(errno.EACCES)}; choose another file"
     elif path.is_file() and not _is_trace(path):
-        reason = f"{path} exists and is no trace of jmerge; choose another file"
+        reason = f"{path} exists and is not a trace of jmerge; choose another file"
     else:
         real = Path(os.path.realpath(path))
         made = Path(os.path.realpath(out))

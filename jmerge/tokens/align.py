@@ -167,7 +167,7 @@ class _Aligner:
                 )
             elif base is not None:
                 self.note(
-                    f"'{ref}' has no tokenizer; its rows are taken to be those of the base's",
+                    f"'{ref}' has no tokenizer; its rows are assumed to be in the base's order",
                     code="JM311",
                 )
                 found.append(base)
@@ -181,7 +181,7 @@ class _Aligner:
                 ids = each.vocabulary.ids
                 names = sorted(ghosts, key=lambda token: (ids[token], token))
                 self.note(
-                    f"'{ref}' has {one.limit} usable rows; left out: {_several(names)} with ids beyond",
+                    f"'{ref}' has {one.limit} usable rows; left out for higher ids: {_several(names)}",
                     code="JM306",
                 )
 
@@ -193,7 +193,7 @@ class _Aligner:
             if token in tokens.vocabulary.ids and token not in usable.ids:
                 self.fault(
                     f"'{self.refs[donor]}': the tokenizer needs '{token}' with id "
-                    f"{tokens.vocabulary.ids[token]}, but only {self.inputs[donor].limit} rows can be used",
+                    f"{tokens.vocabulary.ids[token]}, but the model has only {self.inputs[donor].limit} usable rows",
                     code="JM305",
                 )
 
@@ -209,11 +209,10 @@ class _Aligner:
         united = unite(usable, None if bpe else PLAIN)
         for number in dict.fromkeys(number for number, _ in united.differing):
             names = [token for n, token in united.differing if n == number]
-            message = f"'{self.refs[number]}' has other flags for {_several(names)}; those of an earlier model are kept"
+            message = f"'{self.refs[number]}' has different flags for {_several(names)}; those of the earlier model are kept"
             self.note(message, code="JM307")
         if united.ordinary and not bpe:
-            message = f"{_several(list(united.ordinary))} that the base lacks become added tokens, which are found in a "
-            message += "text before the base's own"
+            message = f"not in the base, so added tokens, which are found before the base's own: {_several(list(united.ordinary))}"
             if not self.why_not_bpe(tokens):
                 message += "; 'union_mode: bpe' keeps them ordinary"
             self.note(message, code="JM308")
@@ -221,7 +220,7 @@ class _Aligner:
         promoted = [t for t in united.vocabulary.added if t in own.ids and t not in own.added]
         if promoted:
             self.note(
-                f"of the base's ordinary tokens some become added ones, as another model has them: {_several(promoted)}",
+                f"ordinary tokens of the base that become added tokens, as in another model: {_several(promoted)}",
                 code="JM308",
             )
         return united
@@ -238,7 +237,7 @@ class _Aligner:
         for ref, each, kind in zip(self.refs, tokens, kinds, strict=True):
             if kind is None or kind != kinds[0]:
                 shown = f"{kind} {each.kind}" if kind else each.kind
-                message = f"bpe needs a byte-level or sentencepiece BPE of one kind in all models; '{ref}' has {shown}"
+                message = f"bpe needs the same kind of byte-level or sentencepiece BPE in all models; '{ref}' has {shown}"
                 found.append(message if kinds[0] is None else f"{message}, the base {kinds[0]}")
             elif reason := why_not(tokens[0].document, each.document):
                 found.append(f"bpe cannot unite the merges of '{ref}': {reason}")
@@ -265,7 +264,7 @@ class _Aligner:
         if dropped > 0 and not self.part.pad_to_multiple_of:
             self.note(
                 f"the output has {count} rows, {dropped} fewer than '{self.refs[0]}'; "
-                "pad_to_multiple_of adds rows that belong to no token",
+                "pad_to_multiple_of adds padding rows",
                 code="JM310",
             )
         return TokenRows(
@@ -313,7 +312,7 @@ class _Aligner:
             row = ids[source.token]
         if row >= one.rows:
             key = "token" if source.token_id is None else "token_id"
-            message = f"'{source.model}' has {one.rows} rows, so none with number {row}"
+            message = f"'{source.model}' has {one.rows} rows, so there is no row {row}"
             self.fault(message, (*entry.source_path, key), code="JM304")
             return None
         return Filler(number, row)

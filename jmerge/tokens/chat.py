@@ -141,12 +141,10 @@ def try_template(template: str, patience: float = PATIENCE) -> str:
             env={**os.environ, **places},
         )
     except subprocess.TimeoutExpired:
-        message = (
-            f"does not end: a dialogue of a few words was not rendered in {patience:g} seconds"
-        )
+        message = f"does not end: rendering a short dialogue took more than {patience:g} seconds"
         raise ValueError(message) from None
     except OSError as error:
-        message = f"no process can be started to try the chat template: {error.strerror or error}"
+        message = f"cannot start a process to try the chat template: {error.strerror or error}"
         raise RunError(message, code="JM501") from error
     try:
         answer = json.loads(done.stdout)

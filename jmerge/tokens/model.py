@@ -95,9 +95,7 @@ def read_tokens(source: Source) -> ModelTokens | None:
     if found is None:
         unreadable = sorted(name for name in names if UNREADABLE.fullmatch(name))
         if unreadable:
-            message = (
-                "has no fast form: save the tokenizer as tokenizer.json with transformers first"
-            )
+            message = "cannot be converted here: save the tokenizer as tokenizer.json with transformers first"
             raise source.broken(unreadable[0], message, code="JM302")
         return None
     file, text, pieces = found

@@ -174,7 +174,7 @@ class _Planner:
         strange = [mark for mark in chosen.marks if mark not in known.ids]
         if strange:
             message = f"writes {', '.join(strange)}, for which the output has no token"
-            hint = "name them under 'tokenizer: tokens:', or take another template"
+            hint = "name them under 'tokenizer: tokens:', or choose another template"
             return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH, code="JM315"),)
         token = ending_token(chosen.after, known)
         base = self.checkpoints[self.refs[0]]
@@ -190,7 +190,7 @@ class _Planner:
                 tokens = self.tokens.get(ref) or read_tokens(self.checkpoints[ref].main_source)
                 if tokens and tokens.specials.get("eos_token") == token:
                     hint = f"'tokenizer_source: {ref}'"
-                    message += f", or take the tokenizer of a model that ends so ({hint})"
+                    message += f", or take the tokenizer of a model that ends like this ({hint})"
                     break
         return (self.recipe.fault(message, TEMPLATE_PATH, code="JM316"),)
 

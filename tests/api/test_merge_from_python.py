@@ -163,7 +163,7 @@ def test_plans_hold_on_to_arrays(place: Path) -> None:
 
 def test_a_recipe_that_had_arrays_says_so_without_them(place: Path) -> None:
     jmerge.merge(ties(a=in_memory(1)), "out")
-    with pytest.raises(jmerge.JmergeError, match="was in the memory of the program that wrote"):
+    with pytest.raises(jmerge.JmergeError, match="was in the program that wrote"):
         jmerge.plan("out/mergekit_config.yml")
 
 
@@ -172,7 +172,7 @@ def test_faults_of_models_in_memory_have_their_place(place: Path) -> None:
     with pytest.raises(jmerge.JmergeError) as caught:
         jmerge.plan(recipe)
     assert [str(fault) for fault in caught.value.faults] == [
-        "models[0].model: w: expected an array of NumPy or JAX, found one of type int",
+        "models[0].model: w: expected a NumPy or JAX array, found a value of type int",
         "models[1].model: 'nowhere' is not a folder",
     ]
 

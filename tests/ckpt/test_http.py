@@ -151,7 +151,7 @@ def test_faults_that_stay(kind: str, message: str, model: str, server: FileServe
     entry = checkpoint.index["model.norm.weight"]
     stop = entry.start + entry.spec.nbytes
     assert line.startswith(f"{model}/model.safetensors, bytes {entry.start} to {stop}: {message}")
-    assert line.endswith("5 times; run the same command again") and "\n" not in line
+    assert line.endswith("5 attempts); run the same command again") and "\n" not in line
     assert 99 - server.faults[0].times == 5
 
 
@@ -175,7 +175,9 @@ def test_a_file_that_is_gone_is_not_tried_again(model: str, server: FileServer) 
     checkpoint = open_checkpoint(model)
     (server.root / "m" / "model.safetensors").unlink()
     count = len(server.requests)
-    with pytest.raises(CheckpointError, match="is no longer as it was: the server answered 404"):
+    with pytest.raises(
+        CheckpointError, match="changed while it was being read: the server answered 404"
+    ):
         checkpoint["model.norm.weight"]
     assert len(server.requests) == count + 1
 

@@ -159,13 +159,17 @@ def test_a_busy_hub(model: FileServer) -> None:
     model.faults = [Fault("503", end="api/org/m", times=2)]
     assert len(open_checkpoint("org/m")) > 0
     model.faults = [Fault("503", end="api/org/m", times=99)]
-    with pytest.raises(RunError, match="^hf://org/m: the Hub answered 503, 5 times; run the same"):
+    with pytest.raises(
+        RunError, match="^hf://org/m: the Hub answered 503, 5 attempts); run the same"
+    ):
         open_checkpoint("org/m")
 
 
 def test_a_hub_that_is_not_there(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match="^hf://org/m: the Hub cannot be reached .*, 5 times; run"):
+    with pytest.raises(
+        RunError, match="^hf://org/m: the Hub cannot be reached .*, 5 attempts); run"
+    ):
         open_checkpoint("org/m")
 
 
@@ -179,7 +183,7 @@ def test_names_that_are_none(text: str, hub: FileServer) -> None:
 
 @pytest.mark.parametrize("text", ["a--b/c", "org/" + "x" * 200])
 def test_names_that_the_hub_cannot_have(text: str, hub: FileServer) -> None:
-    assert refusal(text) == f"{text}: is not a folder, and no model of the Hub can have this name"
+    assert refusal(text) == f"{text}: is not a folder, and not a valid model name on the Hub"
     assert hub.requests == []
 
 

@@ -81,10 +81,10 @@ def test_digests_tell_arrays_apart() -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"a": 1.0, "b": np.ones(1)}, "^a: expected an array of NumPy or JAX, found one of type f"),
+        ({"a": 1.0, "b": np.ones(1)}, "^a: expected a NumPy or JAX array, found a value of type f"),
         ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, "^a.b: is the name of two arrays"),
-        ({"k": jax.random.key(0)}, "k: dtype key<fry> has no name in safetensors"),
-        ({"x": np.array(["text"])}, "x: dtype <U4 has no name in safetensors"),
+        ({"k": jax.random.key(0)}, "k: dtype key<fry>),
+        ({"x": np.array(["text"])}, "x: dtype <U4),
     ],
 )
 def test_what_is_no_array_is_refused(arrays: Any, words: str) -> None:

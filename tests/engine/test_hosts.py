@@ -152,14 +152,14 @@ def test_who_parts_too_early_is_not_waited_for(groups: Any) -> None:
 
     errors = together(groups(3), work)
     assert errors[0] is None
-    assert {str(error) for error in errors[1:]} == {"host 0 (of 0-2) ended too early"}
+    assert {str(error) for error in errors[1:]} == {"host 0 (of 0-2) stopped too early"}
 
 
 def test_silence_is_death(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(module, "PULSE_SECONDS", 60)
     errors = together(groups(2), lambda host: host.hear() if host.number else host.gather(0))
-    assert all("gave no sign of life for" in str(error) for error in errors)
+    assert all("sent no heartbeat for" in str(error) for error in errors)
 
 
 def test_signs_of_life_are_enough(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ FACTS = {"jax": "1", "--seed": 0, "recipe": "ab" * 32, "inputs": {"m/x": [1, "h"
         ({}, ""),
         ({"--seed": 4}, "host 2 has --seed 4, host 0 has 0; start all"),
         ({"jax": "2", "--seed": 4}, "host 2 has jax 2, host 0 has 1"),
-        ({"recipe": "cd" * 32}, "host 2 has another recipe than host 0"),
+        ({"recipe": "cd" * 32}, "host 2 has another recipe from host 0"),
         (
             {"inputs": {"m/x": [1, "h"], "m/y": [3, "h"]}},
             "m/y is not the same file on hosts 0 and 2",

@@ -477,8 +477,8 @@ def test_another_version_or_platform_may_round_otherwise(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, "with seed=0, this is with seed=1"),
-        ({"shard_size": 50_000}, "with shard_size=100000, this is with shard_size=50000"),
+        ({"seed": 1}, "with seed=0; this run has seed=1"),
+        ({"shard_size": 50_000}, "with shard_size=100000; this run has shard_size=50000"),
         ("recipe", "another recipe or other settings"),
     ],
 )

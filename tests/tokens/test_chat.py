@@ -41,7 +41,7 @@ BAD = {
     "changes_messages": ("{% set _ = messages.append(1) %}", r"cannot be rendered: .*append.*"),
     "too_long": (
         "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxx{% endfor %}{% endfor %}",
-        r"cannot be rendered: makes more than 1,000,000 characters",
+        r"cannot be rendered: writes more than 1,000,000 characters",
     ),
     "too_large": ("{{ 'x' * 10 ** 10 }}", r"cannot be rendered: .*[Mm]emory.*"),
 }
@@ -69,7 +69,7 @@ def test_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none can be started the machine is at fault, not the template."""
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(
-        RunError, match="^no process can be started to try the chat template: No such file"
+        RunError, match="^cannot start a process to try the chat template: No such file"
     ):
         try_template(FINE["plain"])
 

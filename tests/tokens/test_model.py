@@ -170,7 +170,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"vocab__txt": "[UNK]\n[UNK]"}, "vocab.txt: has a token twice"),
     "tiktoken": (
         {"qwen__tiktoken": "YQ== 0"},
-        "qwen.tiktoken: has no fast form: save the tokenizer as tokenizer.json with transformers first",
+        "qwen.tiktoken: cannot be converted here: save the tokenizer as tokenizer.json with transformers first",
     ),
     "tekken": ({"tekken__json": {}}, "tekken.json: has no fast form"),
     "bad_config": (
