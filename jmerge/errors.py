@@ -47,7 +47,12 @@ def _shown(text: str) -> str:
 
 
 class JmergeError(ValueError):
-    """A mistake in a recipe, a checkpoint, a flag or a plan; nothing valid-looking was written."""
+    """A mistake in a recipe, a model, a flag or a plan. No output was written.
+
+    Attributes:
+      faults: the mistakes, one line each; each has a `code` that `jmerge explain` explains.
+      warnings: warnings that may explain the mistakes.
+    """
 
     exit_code = 2
 
@@ -69,11 +74,11 @@ class JmergeError(ValueError):
 
 
 class RecipeError(JmergeError):
-    """The recipe's text, keys or numbers are wrong."""
+    """The text, keys or values of a recipe are wrong."""
 
 
 class CheckpointError(JmergeError):
-    """A model folder or file cannot be read, or is not what its headers say."""
+    """A model cannot be read, or its files contradict each other."""
 
 
 class PlanError(JmergeError):
@@ -85,7 +90,9 @@ class NonFiniteError(JmergeError):
 
 
 class RunError(RuntimeError):
-    """The machine failed, not the recipe (disk full, I/O error, lock held); the run can be repeated."""
+    """The machine failed, not the recipe: the disk is full, the network is down, another process holds the lock. The same
+    call can be repeated.
+    """
 
     exit_code = 3
 
@@ -95,7 +102,7 @@ class RunError(RuntimeError):
 
 
 class CancelledError(RunError):
-    """The caller's event `cancel` was set; what is written stays, and the same call goes on from there."""
+    """The event `cancel` was set. What was written is kept, and the same call continues."""
 
 
 class InvalidValueError(ValueError):

@@ -33,18 +33,19 @@ AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
 def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
-    """What a merge will do, decided from headers alone, with every fault of recipe and models found at once.
+    """Decide what a merge will do from headers alone, and report every mistake in recipe and models at once.
 
     Args:
       recipe: the path of a YAML file, a dict as for `Recipe.from_dict`, or a `Recipe`.
-      seed: of the random methods.
+      seed: the seed of random methods.
 
     Returns:
-      Plain data: `steps` make one tensor each, `outputs` has their dtypes and shapes, `warnings` what is worth knowing.
+      The plan, as plain data: each of `steps` makes one tensor, `outputs` has the dtypes and shapes, `warnings` the
+      warnings.
 
     Raises:
-      RecipeError, CheckpointError, PlanError: what is wrong, one line a fault; no weight has been read.
-      TypeError: an argument is of the wrong type.
+      RecipeError, CheckpointError, PlanError: the mistakes, one line each; no weight has been read.
+      TypeError: an argument has the wrong type.
     """
     check_argument(recipe)
     seed = whole("seed", seed)

@@ -48,29 +48,29 @@ def save(
     shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Save arrays as a model folder: safetensors files with their index, and what else `like` has.
+    """Save arrays as a model folder: safetensors files with their index, and the other files of `like`.
 
-    Tensors are brought to this machine's memory and written one at a time. The folder is built beside its place and
-    renamed when it is whole and on the disk, as that of a merge; what is saved twice is written anew.
+    Tensors are copied to this machine's memory and written one at a time. The folder is built beside its place and renamed
+    when it is complete and on the disk, as for a merge.
 
     Args:
-      tree: a pytree of arrays of JAX or NumPy, or a mapping such as `merge` gives. A tensor's name is the path to its
-        leaf with dots between: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays
-        may be sharded over the devices of this process; they are saved in the dtype that they have.
-      folder: where to; a folder that does not exist or is empty.
+      tree: a pytree of JAX or NumPy arrays, or a mapping such as `merge` returns. The name of a tensor is the path to its
+        leaf, joined with dots: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays may
+        be sharded over the devices of this process. They keep their dtypes.
+      folder: the folder to make; it must not exist or must be empty.
       like: a checkpoint, or its place, with tensors of the same names and shapes. Its config.json, tokenizer and other
-        files come along, config.json with the dtype of most bytes of the tree.
-      shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
-      overwrite: replace what jmerge wrote before in `folder`.
+        files are copied; config.json gets the dtype of most bytes of the tree.
+      shard_size: maximum bytes of data in one weight file: a number, or text such as `5GB`; 0 or less: no limit.
+      overwrite: replace what jmerge wrote to `folder` before.
 
     Returns:
       The folder.
 
     Raises:
-      PlanError: names or shapes are not those of `like`, one line for all of a kind; or the folder is taken.
-      CheckpointError: a leaf is no array, or of a dtype that safetensors does not have; `like` cannot be read.
-      RunError: the disk is full, or another process writes the folder.
-      TypeError: an argument is of the wrong type.
+      PlanError: names or shapes differ from those of `like`, or the folder is taken.
+      CheckpointError: a leaf is not an array, safetensors does not have its dtype, or `like` cannot be read.
+      RunError: the disk is full, or another process is writing the folder.
+      TypeError: an argument has the wrong type.
     """
     check_path("folder", folder)
     if not isinstance(like, str | os.PathLike | Checkpoint):
