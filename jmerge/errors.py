@@ -96,7 +96,7 @@ class RunError(RuntimeError):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: str = "") -> None:
         self.faults = (Fault(message, code=code),)
         super().__init__(str(self.faults[0]))
 

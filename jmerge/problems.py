@@ -274,7 +274,7 @@ CATALOGUE: dict[str, Problem] = {
         "A tensor is in two files with different values",
         "No index says which of the two files belongs to the model. It is often a left-over of an earlier "
         "save.",
-        "Delete the file that does not belong to the model, or write an index that names the right one.",
+        "Write an index that names the right file, or move the other one out of the folder.",
     ),
     "JM123": Problem(
         "A safetensors file is damaged",

@@ -286,8 +286,8 @@ def verify_written(folder: OutputFolder) -> tuple[Fault, ...]:
                     check.name != READABLE or each.file not in taken_over
                 ):
                     raise RunError(
-                        f"{fault.text}; reading back gave something else than was written. "
-                        "The disk may be failing; run the same command again",
+                        f"{fault.text}; read-back does not match what was written; "
+                        "the disk may be failing; run the same command again",
                         code="JM507",
                     )
                 if check.name != MISSING:

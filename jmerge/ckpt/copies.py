@@ -94,7 +94,7 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
         if not equal(source, other, last):
             message = (
                 f"has different values in {other.file} and {last.file}, and no index says which "
-                "one is right; write model.safetensors.index.json, or delete the wrong file"
+                "one is right; write model.safetensors.index.json, which names the right file"
             )
             raise CheckpointError(Fault(message, name, source.label, code="JM122"))
     return entries[0], "they are equal"

@@ -335,7 +335,7 @@ def test_a_file_that_changes_meanwhile(
     recipe(tmp_path, web.url)
     web.faults = [Fault("etag", "/model.safetensors", skip=4)]
     assert program(tmp_path) == 2
-    assert "model.safetensors: was changed while it was read" in capsys.readouterr().err
+    assert "model.safetensors: changed while it was being read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -351,7 +351,7 @@ def test_a_bucket_that_changes_meanwhile(
         "jmerge.engine.attempts.fit",
         lambda plan, *_: path.write_bytes(data) and jmerge.advanced.make_schedule(plan),
     )
-    with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: was changed"):
+    with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: changed"):
         merged(tmp_path, "gs://bucket/org", "linear", "out")
 
 

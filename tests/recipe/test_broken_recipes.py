@@ -104,7 +104,7 @@ TOP_KEYS = (
 )
 INDENT = "; parameters of the method belong under 'parameters:'"
 DTYPES = "known: float64, float32, float16, bfloat16"
-CANNOT = "is not a dtype that a merge can have"
+CANNOT = "is not a supported dtype"
 
 CASES = {
     # Keys
@@ -381,13 +381,13 @@ parameters:
     "models_and_slices": Case(
         linear("slices: [{sources: [{model: {a}, layer_range: [0, 2]}]}]\n"),
         (
-            "x.yml:7: slices: exactly one of models, slices and modules is needed, "
+            "x.yml:7: slices: expected exactly one of models, slices and modules, "
             "found models and slices",
         ),
     ),
     "none_of_them": Case(
         "# empty\nmerge_method: linear\nmodels: []\nslices:\n",
-        ("x.yml:2: expected exactly one of models, slices and modules, found none of them",),
+        ("x.yml:2: expected exactly one of models, slices and modules, found none",),
     ),
     "a_module_of_both": Case(
         """\
@@ -769,22 +769,22 @@ models:
   - model: {"x" * 300}
 """,
         (
-            "x.yml:4: models[0].model: 'a/config.json' is not a folder but a file; name the folder it "
-            "lies in: a",
+            "x.yml:4: models[0].model: 'a/config.json' is a file, not a folder; name the folder that "
+            "holds it: a",
             f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder",
         ),
     ),
     "revisions_of_folders": Case(
         linear().replace("{b}", "{b}@main"),
         (
-            "x.yml:5: models[1].model: 'b' has no revision 'main': only models of the Hub have; "
+            "x.yml:5: models[1].model: 'b' has no revision 'main': only models on the Hub have revisions; "
             "write the path alone",
         ),
     ),
     "places_that_are_not_offered": Case(
         linear().replace("{b}", "ftp://host/b"),
         (
-            "x.yml:5: models[1].model: 'ftp://host/b' cannot be read: ftp:// is not offered; write the path "
+            "x.yml:5: models[1].model: 'ftp://host/b' cannot be read: ftp:// is not supported; write the path "
             "of a folder, or hf://, https://, http://, s3://, gs://",
         ),
     ),
@@ -827,7 +827,7 @@ models:
             "them to safetensors first: load it with torch and write it with "
             "safetensors.torch.save_file",
             "x.yml:6: models[2].model: cut/model.safetensors: its header describes 7072 bytes, "
-            "the file has 6972; download it again",
+            "the file has 6972; the download is incomplete; download it again",
         ),
     ),
     "depths_that_differ": Case(

@@ -456,10 +456,10 @@ def test_an_empty_document_beside_is_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("```yaml\na: 1\n```\n", "take out the lines of ```"),
-        ("a: 1\n```\n", "take out the lines of ```"),
+        ("```yaml\na: 1\n```\n", "remove the ``` lines"),
+        ("a: 1\n```\n", "remove the ``` lines"),
         ("a:\n\t- 1\n", "indent with spaces"),
-        ("a:\n  - b: x\n \u00a0- c: y\n", "type it anew"),
+        ("a:\n  - b: x\n \u00a0- c: y\n", "retype it"),
     ],
 )
 def test_what_comes_along_from_a_page_is_explained(text: str, hint: str) -> None:

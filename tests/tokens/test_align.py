@@ -12,6 +12,7 @@ import tokenkit as kit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from permute import permuted
+from said import uncoded
 from tokenizers import Tokenizer
 
 from jmerge.errors import RecipeError
@@ -272,7 +273,7 @@ def refusal(tmp_path: Path, tail: str, **models: Any) -> str:
     """What is said against a merge of these models."""
     with pytest.raises(RecipeError) as caught:
         kit.aligned(tmp_path, kit.recipe_of(*models, tail=tail), **models)
-    return str(caught.value)
+    return uncoded(str(caught.value))
 
 
 WORDS = kit.words("<unk>", "bonjour", "chat")
@@ -330,7 +331,7 @@ def test_the_pipeline_needs_its_tokens(tmp_path: Path) -> None:
     document["post_processor"] = {"type": "BertProcessing", "sep": ["<s>", 3], "cls": ["<s>", 3]}
     said = refusal(tmp_path, "tokenizer_source: base", a=(json.dumps(document), 3), b=WORDS)
     assert said == (
-        "x.yml:6: tokenizer_source: 'a': the tokenizer needs '<s>' with id 3, but only 3 usable rows"
+        "x.yml:6: tokenizer_source: 'a': the tokenizer needs '<s>' with id 3, but the model has only 3 usable rows"
     )
 
 

@@ -44,7 +44,9 @@ def test_no_fast_form(place: Place) -> None:
     place.model("tik", rows=4, files={"qwen__tiktoken": "YQ== 0\n"})
     (line,) = union(place, "base", "tik")
     assert line.startswith("6: models[1].model: ")
-    assert "tik/qwen.tiktoken: has no fast form: save the tokenizer as tokenizer.json" in line
+    assert (
+        "tik/qwen.tiktoken: cannot be converted here: save the tokenizer as tokenizer.json" in line
+    )
 
 
 def test_not_a_tokenizer(place: Place) -> None:
@@ -89,7 +91,7 @@ def test_a_vocabulary_larger_than_its_table(place: Place) -> None:
     place.model("large", json.dumps(document), rows=2)
     (line,) = union(place, "large", "base")
     assert line.startswith("7: tokenizer_source: ")
-    assert "the tokenizer needs '<s>' with id 2, but only 2 usable rows" in line
+    assert "the tokenizer needs '<s>' with id 2, but the model has only 2 usable rows" in line
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"qwen__tiktoken": "YQ== 0"},
         "qwen.tiktoken: cannot be converted here: save the tokenizer as tokenizer.json with transformers first",
     ),
-    "tekken": ({"tekken__json": {}}, "tekken.json: has no fast form"),
+    "tekken": ({"tekken__json": {}}, "tekken.json: cannot be converted here"),
     "bad_config": (
         {"tokenizer__json": kit.words("a"), "tokenizer_config__json": "[]"},
         "tokenizer_config.json: is not a JSON object",
