@@ -143,8 +143,8 @@ CATALOGUE: dict[str, Problem] = {
     ),
     "JM020": Problem(
         "A Python value cannot be part of a recipe",
-        "Recipes made from dicts contain numbers, words, lists and maps. Where YAML has a path, an opened "
-        "checkpoint or a mapping of arrays may stand.",
+        "Recipes made from dicts contain numbers, strings, lists and maps. Where YAML has a path, they may "
+        "have an opened checkpoint or a mapping of arrays.",
         "Convert the value. A dict or list must not contain itself.",
     ),
     "JM021": Problem(
@@ -573,7 +573,7 @@ CATALOGUE: dict[str, Problem] = {
     ),
     "JM309": Problem(
         "The merges of the tokenizers cannot be united",
-        "`union_mode: bpe` needs BPE tokenizers of one kind that normalise and split text in the same way.",
+        "`union_mode: bpe` needs BPE tokenizers of the same kind, which normalise and split text in the same way.",
         "Remove `union_mode: bpe`.",
     ),
     "JM310": Problem(
