@@ -47,7 +47,7 @@ class Files:
             except OSError as error:
                 if error.errno not in GONE:
                     raise RunError(
-                        f"{path}: {error.strerror or error}; fix this and run the same command again",
+                        f"{path}: {error.strerror or error}; fix the cause and run the same command again",
                         code="JM501",
                     ) from error
                 raise CheckpointError(

@@ -181,9 +181,9 @@ def test_mistakes(
     weights = write_llama(tmp_path / "a", 0) / "model.safetensors"
     data = weights.read_bytes()
     assert main(["diff", "nothing", "here", "--html", str(weights)]) == 2
-    assert "is no page" in capsys.readouterr().err
+    assert "is not a page" in capsys.readouterr().err
     assert weights.read_bytes() == data
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert main(["diff", "nothing", "here", "--html", str(tmp_path / "x.html")]) == 2
     err = capsys.readouterr().err
-    assert err == "error: --html: needs plotly; run: pip install 'jmerge[report]'\n"
+    assert err == "error: --html: needs plotly; run: pip install 'jmerge[report]' [JM410]\n"

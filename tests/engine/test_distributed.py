@@ -108,7 +108,7 @@ def test_a_peer_dies_and_another_group_goes_on(place: Place) -> None:
     ended = group.end()
     assert ended.pop(1).code == -signal.SIGKILL
     assert_stopped(
-        ended, "error: host 1 (of 0-1) died or lost its connection; start all hosts again"
+        ended, "error: host 1 (of 0-1) died or lost its connection; run the same command on all"
     )
     assert not place.out.exists()
     journal = (place.work / "journal-001.jsonl").read_bytes()
@@ -145,7 +145,7 @@ def test_deaths_at_any_time(what: signal.Signals, dead: int, when: Any, place: P
     group = place.start("emr", "one", 3, waits={dead: when}, patience=4.0)
     group.signal(dead, what)
     others = [n for n in range(3) if n != dead]
-    assert_stopped(group.end(*others), f"error: host {dead} (of 0-2) ", "start all hosts again")
+    assert_stopped(group.end(*others), f"error: host {dead} (of 0-2) ", "on all hosts again")
     group.processes[dead].kill()
     group.processes[dead].communicate()
     assert not place.out.exists()
@@ -222,7 +222,7 @@ def test_another_recipe_is_refused_by_all(place: Place) -> None:
     words = [f"--config={place.models / 'linear.yml'}", f"--out={place.out}"]
     ended = Running(words, 2, more={1: [other]}, folder=place.folder).end()
     for each in ended.values():
-        assert each.code == 2 and "host 1 has another recipe from host 0" in each.lines[0]
+        assert each.code == 2 and "host 1 has a different recipe from host 0" in each.lines[0]
     assert not place.out.exists() and not place.work.exists()
 
 

@@ -374,7 +374,7 @@ def test_a_work_folder_without_a_journal_is_not_touched(
     before = contents(work(place))
     for flags in ((), ("--overwrite",)):
         assert program(place, *flags) == 2
-        assert "not left by jmerge; move it" in capsys.readouterr().err
+        assert "does not belong to jmerge; move it" in capsys.readouterr().err
     assert contents(work(place)) == before
 
 
@@ -425,7 +425,7 @@ def test_inputs_that_changed_since(
     change(place)
     assert program(place) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
-    assert "inputs have changed" in line and "--overwrite begins anew" in line
+    assert "inputs have changed" in line and "--overwrite starts over" in line
     assert str(place / "b" / "model.safetensors") in line
     assert contents(work(place)) == before
     assert program(place, "--overwrite") == 0
@@ -445,7 +445,7 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
         if sum(isinstance(each, Wrote) for each in seen) == last and isinstance(event, Wrote):
             touch(place)
 
-    with pytest.raises(CheckpointError, match="was changed while") as caught:
+    with pytest.raises(CheckpointError, match="changed while") as caught:
         jmerge.merge(place / "x.yml", place / "out", shard_size=100_000, listeners=(disturb,))
     assert str(place / "b" / "model.safetensors") in str(caught.value)
     assert left(place) == set()
@@ -454,10 +454,10 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("jmerge.api.publish.platform_of", lambda _: "Plan9 mips", "under platform"),
-        ("jmerge.api.publish.VERSION", "9.9", "under jmerge"),
-        ("jax.__version__", "9.9", "under jax "),
-        ("jaxlib.version.__version__", "9.9", "under jaxlib"),
+        ("jmerge.api.publish.platform_of", lambda _: "Plan9 mips", "with platform"),
+        ("jmerge.api.publish.VERSION", "9.9", "with jmerge"),
+        ("jax.__version__", "9.9", "with jax "),
+        ("jaxlib.version.__version__", "9.9", "with jaxlib"),
     ],
 )
 def test_another_version_or_platform_may_round_otherwise(

@@ -206,7 +206,9 @@ def test_packed_experts_of_one_shape_and_two_orders(tmp_path: Path) -> None:
     del other.together.config["model_type"]
     written(Row(row.together, other.together), tmp_path)
     for donor, model in SIDES:
-        assert "names and shapes agree, but config.json" in faults(tmp_path, donor, model)
+        assert "names and shapes agree, but according to config.json" in faults(
+            tmp_path, donor, model
+        )
 
 
 def test_columns_of_a_class_that_is_not_known(tmp_path: Path) -> None:

@@ -280,8 +280,7 @@ def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
             "did you mean 'model.'?",
         ],
         "map: {model.: 5}": [
-            "error: x.yml:6: models[1].map: 'model.': expected the beginning of a tensor's name, "
-            "found 5"
+            "error: x.yml:6: models[1].map: 'model.': expected the start of tensor names, found 5"
         ],
         "map: model.": [
             "error: x.yml:6: models[1].map: expected {prefix: prefix of the output's names, ...}, "
