@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -180,3 +181,55 @@ def test_the_page_is_current() -> None:
     tool = runpy.run_path(str(PACKAGE.parent / "tools" / "errors.py"))
     page = tool["PAGE"].read_text(encoding="utf-8")
     assert page == tool["errors_markdown"](), "stale: run python tools/errors.py"
+
+
+TWO = "merge_method: linear\nmodels:\n  - model: a\n  - model: {}\n"
+KINDS = {
+    "JM002": "merge_method: [",
+    "JM003": 'merge_method: "C:\\models"',
+    "JM004": "- linear",
+    "JM005": TWO.format("b") + "merge_method: ties\n",
+    "JM008": "models:\n  - model: a\n",
+    "JM009": TWO.format("b") + "mdoels: []\n",
+    "JM010": "experts: []\n",
+    "JM011": TWO.format("b") + "dtype: float17\n",
+    "JM012": TWO.format("a@b@c"),
+    "JM013": "merge_method: linear\nslices: [{sources: [{model: a, layer_range: 3}]}]\n",
+    "JM014": TWO.format("b") + "parameters: {weight: [{val: 1}]}\n",
+    "JM015": "merge_method: linear\n",
+    "JM016": TWO.format("b") + "tokenizer: {source: base}\ntokenizer_source: base\n",
+    "JM017": TWO.format("b") + "tokenizer: {tokens: {x: {source: {kind: nil}}}}\n",
+    "JM018": TWO.format("b") + "tokenizer_source: c\n",
+    "JM021": TWO.format("b") + "chat_template: chatlm\n",
+    "JM101": TWO.format("./b"),
+    "JM102": TWO.format("x.yml"),
+    "JM103": TWO.format("ftp://host/b"),
+    "JM104": TWO.format("./empty@main"),
+    "JM105": TWO.format("memory://1"),
+    "JM115": TWO.format("./empty"),
+    "JM118": TWO.format("./pickled"),
+}
+
+
+@pytest.mark.parametrize("code", KINDS)
+def test_kinds_of_mistakes(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for folder in ("empty", "pickled"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
+    Path("x.yml").write_text(KINDS[code], encoding="utf-8")
+    with pytest.raises(JmergeError) as caught:
+        jmerge.plan("x.yml")
+    assert code in {fault.code for fault in caught.value.faults}
+    assert f"[{code}]" in str(caught.value)
+
+
+def test_reports_as_json_have_codes(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    said = Said("verify", str(folder), "--json")
+    (model,) = json.loads(said.out)["models"]
+    codes = {each["code"] for check in model["checks"] for each in check["findings"]}
+    assert codes >= {"JM115", "JM124"}
