@@ -60,7 +60,7 @@ def test_refused_and_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "and keys are rotated by angles that the weights were trained for. To merge nevertheless, "
         f"with a's: '{allow}'",
         "error: x.yml:7: models[2].model: rope_parameters is {'rope_type': 'linear', 'factor': 4.0} "
-        "in c and rope_scaling None in a; queries and keys are turned by angles that the weights "
+        "in c and rope_scaling None in a; queries and keys are rotated by angles that the weights "
         f"were trained for. To merge nevertheless, with a's: '{allow}'",
     ]
     made = run(tmp_path, recipe + allow + "\n")
