@@ -99,5 +99,5 @@ def test_other_places_are_type_errors(place: Any) -> None:
 
 
 def test_a_folder_has_its_own_config(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="^config goes with a mapping of arrays"):
+    with pytest.raises(TypeError, match="^config is only for a mapping of arrays"):
         jmerge.open_checkpoint(write_llama(tmp_path / "a", 0), config={})
