@@ -7,7 +7,7 @@ import sys
 from jmerge import interrupt
 
 # Those besides merging; `options.HELP` says more about each.
-COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "help")
+COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "explain", "help")
 
 
 def program() -> None:
@@ -36,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 def interrupted(arguments: list[str]) -> str:
     """What to say when the program with these arguments is interrupted."""
     goes_on = not set(COMMANDS).intersection(arguments)
-    return "interrupted" + ("; the same command goes on from here" if goes_on else "")
+    return "interrupted" + ("; the same command continues from here" if goes_on else "")

@@ -86,7 +86,7 @@ def _tell(text: str, *, data: bool = False) -> None:
         _drop_output()
     except OSError as error:
         _drop_output()
-        raise RunError(f"standard output: {error.strerror or error}") from error
+        raise RunError(f"standard output: {error.strerror or error}", code="JM501") from error
 
 
 def _drop_output() -> None:
@@ -111,12 +111,13 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         "diff": _diff,
         "methods": _methods,
         "schema": _schema,
+        "explain": _explain_codes,
         "help": _help,
     }
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
     if words and words[0] != "merge" and values.config is None and (hint := neighbour(words[0])):
-        raise PlanError(Fault(f"is not a command{hint}", where=f"'{words[0]}'"))
+        raise PlanError(Fault(f"is not a command{hint}", where=f"'{words[0]}'", code="JM401"))
     words = words[1:] if words[:1] == ["merge"] else words
     return (_plan if values.dry_run else _merge)(words, values)
 
@@ -132,12 +133,16 @@ def _paths(
         if value is None:
             if not words:
                 usage = " ".join([command, *(each.upper() for each in names)])
-                raise PlanError(Fault(f"is missing; write {usage}", f"--{name}"))
+                raise PlanError(Fault(f"is missing; write {usage}", f"--{name}", code="JM402"))
             value = words.pop(0)
         found.append(value)
     if words:
         raise PlanError(
-            Fault(f"is one word too many{did_you_mean(words[0], HELP)}", where=f"'{words[0]}'")
+            Fault(
+                f"unexpected argument{did_you_mean(words[0], HELP)}",
+                where=f"'{words[0]}'",
+                code="JM401",
+            )
         )
     return found
 
@@ -201,7 +206,9 @@ def _meet(values: flags.FlagValues) -> Any:
         n for n in ("coordinator", "num_processes", "process_id") if values[n].value is not None
     ]
     if given and not values.distributed:
-        raise PlanError(Fault("does nothing without --distributed", where=f"--{given[0]}"))
+        raise PlanError(
+            Fault("does nothing without --distributed", where=f"--{given[0]}", code="JM408")
+        )
     if not values.distributed:
         from jmerge.engine.hosts import Hosts
 
@@ -215,7 +222,7 @@ def _meet(values: flags.FlagValues) -> Any:
 
 def _give_up(reason: str) -> None:
     """End the process, of which some call does not return."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    print(f"error: {RunError(reason, code='JM510')}", file=sys.stderr, flush=True)
     os._exit(RunError.exit_code)
 
 
@@ -246,7 +253,9 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
 
 def _inspect(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
-        raise PlanError(Fault("needs one model: jmerge inspect MODEL", where="inspect"))
+        raise PlanError(
+            Fault("needs one model: jmerge inspect MODEL", where="inspect", code="JM402")
+        )
     import json
 
     from jmerge.ckpt.open import open_checkpoint
@@ -259,7 +268,7 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
 
 def _verify(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
-        raise PlanError(Fault("needs one folder: jmerge verify DIR", where="verify"))
+        raise PlanError(Fault("needs one folder: jmerge verify DIR", where="verify", code="JM402"))
     from jmerge.ckpt.find import find_source
     from jmerge.report.verify import verify_json, verify_text
     from jmerge.verify.checks import verify
@@ -271,7 +280,7 @@ def _verify(words: list[str], values: flags.FlagValues) -> int:
 
 def _diff(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 2:
-        raise PlanError(Fault("needs two models: jmerge diff A B", where="diff"))
+        raise PlanError(Fault("needs two models: jmerge diff A B", where="diff", code="JM402"))
     if values.html is not None:
         from jmerge.report.page import check_page
 
@@ -305,7 +314,7 @@ def _methods(words: list[str], values: flags.FlagValues) -> int:
     try:
         _tell("\n\n".join(method_text(word) for word in words))
     except ValueError as error:
-        raise PlanError(Fault(str(error), where="methods")) from error
+        raise PlanError(Fault(str(error), where="methods", code="JM201")) from error
     return 0
 
 
@@ -332,8 +341,26 @@ def _help(words: list[str], values: flags.FlagValues) -> int:
             for word in words
         ]
     except ValueError as error:
-        raise PlanError(Fault(str(error), where="help")) from error
+        raise PlanError(Fault(str(error), where="help", code="JM416")) from error
     _tell("\n\n".join(texts))
+    return 0
+
+
+def _explain_codes(words: list[str], values: flags.FlagValues) -> int:
+    import shutil
+
+    from jmerge.problems import CATALOGUE, explain, list_codes, nearest_code, parse_code
+
+    if not words:
+        _tell(list_codes())
+        return 0
+    codes = [parse_code(word) for word in words]
+    for word, code in zip(words, codes, strict=True):
+        if code not in CATALOGUE:
+            message = f"is not an error code; did you mean {nearest_code(word)}?"
+            raise PlanError(Fault(message, where=f"'{word}'", code="JM415"))
+    width = min(shutil.get_terminal_size().columns, 100)
+    _tell("\n\n".join(explain(str(code), width) for code in codes))
     return 0
 
 

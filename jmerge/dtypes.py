@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jmerge.errors import InvalidValueError
 from jmerge.names import did_you_mean
 
 # Safetensors name -> numpy type. Sub-byte floats (F4, F6_*) have no numpy view: they are copied as bytes.
@@ -94,13 +95,14 @@ class TensorSpec(NamedTuple):
 
 
 def parse_dtype(text: str) -> str | None:
-    """The safetensors name for a recipe's dtype word; None for an empty one; ValueError for an unknown one."""
+    """The safetensors name for a recipe's dtype word; None for an empty one; InvalidValueError when an unknown one."""
     word = text.strip().removeprefix("torch.").removeprefix("jnp.").lower()
     if not word:
         return None
     if word not in RECIPE_NAMES:
-        raise ValueError(
-            f"'{text}' is not a dtype that a merge can have{did_you_mean(word, list(RECIPE_NAMES)[:4])}"
+        raise InvalidValueError(
+            f"'{text}' is not a supported dtype{did_you_mean(word, list(RECIPE_NAMES)[:4])}",
+            "JM011",
         )
     return RECIPE_NAMES[word]
 

@@ -1,8 +1,9 @@
 """What can go wrong, by whose hand, and how it is said.
 
 Every error that a user can cause is a `JmergeError` holding one or more `Fault`s: one line each, naming where,
-what was expected and found, and what to do. The command line prints them and exits with `exit_code`; anything
-that is not one of these classes is a bug and keeps its traceback.
+what was expected and found, and what to do. Its `code` names the kind of mistake, which `problems` explains. The
+command line prints them and exits with `exit_code`; anything that is not one of these classes is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Fault(NamedTuple):
-    """One line for a person: `file:line: where: message`, leaving out the parts that are empty."""
+    """One line for a person: `file:line: where: message [code]`, leaving out the parts that are empty."""
 
     message: str
     where: str = ""  # key path, tensor or flag
     file: str = ""
     line: int = 0  # 1-based; 0 when there is none
+    code: str = ""  # of the kind of mistake, such as JM017; see `problems.CATALOGUE`
 
     def __str__(self) -> str:
+        return f"{self.text} [{self.code}]" if self.code else self.text
+
+    @property
+    def text(self) -> str:
+        """The line without its code."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         return ": ".join(_shown(part) for part in (place, self.where, self.message) if part)
 
@@ -40,15 +47,26 @@ def _shown(text: str) -> str:
 
 
 class JmergeError(ValueError):
-    """A mistake in a recipe, a checkpoint, a flag or a plan; nothing valid-looking was written."""
+    """A mistake in a recipe, a model, a flag or a plan. No output was written.
+
+    Attributes:
+      faults: the mistakes, one line each; each has a `code` that `jmerge explain` explains.
+      warnings: warnings that may explain the mistakes.
+    """
 
     exit_code = 2
 
-    def __init__(self, *faults: Fault | str, warnings: Iterable[Fault] = ()) -> None:
+    def __init__(
+        self, *faults: Fault | str, warnings: Iterable[Fault] = (), code: str = ""
+    ) -> None:
+        """code: of the faults that are given as text."""
         self.warnings = tuple(dict.fromkeys(warnings))  # which may explain the faults
         self.faults = tuple(
             sorted(
-                (fault if isinstance(fault, Fault) else Fault(fault) for fault in faults),
+                (
+                    fault if isinstance(fault, Fault) else Fault(fault, code=code)
+                    for fault in faults
+                ),
                 key=lambda fault: (fault.file, fault.line),
             )
         )
@@ -56,11 +74,11 @@ class JmergeError(ValueError):
 
 
 class RecipeError(JmergeError):
-    """The recipe's text, keys or numbers are wrong."""
+    """The text, keys or values of a recipe are wrong."""
 
 
 class CheckpointError(JmergeError):
-    """A model folder or file cannot be read, or is not what its headers say."""
+    """A model cannot be read, or its files contradict each other."""
 
 
 class PlanError(JmergeError):
@@ -72,13 +90,27 @@ class NonFiniteError(JmergeError):
 
 
 class RunError(RuntimeError):
-    """The machine failed, not the recipe (disk full, I/O error, lock held); the run can be repeated."""
+    """The machine failed, not the recipe: the disk is full, the network is down, another process holds the lock. The same
+    call can be repeated.
+    """
 
     exit_code = 3
 
+    def __init__(self, message: str, *, code: str = "") -> None:
+        self.faults = (Fault(message, code=code),)
+        super().__init__(str(self.faults[0]))
+
 
 class CancelledError(RunError):
-    """The caller's event `cancel` was set; what is written stays, and the same call goes on from there."""
+    """The event `cancel` was set. What was written is kept, and the same call continues."""
+
+
+class InvalidValueError(ValueError):
+    """What is wrong with one value, worded to follow its place, and the code of the kind of mistake."""
+
+    def __init__(self, message: str, code: str) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class PluginWarning(UserWarning):
@@ -90,7 +122,7 @@ def wrong_type(name: str, expected: str, value: object) -> TypeError:
     text, kind = repr(value), type(value).__name__
     short = len(text) <= MAX_REPR and text.isprintable()
     return TypeError(
-        f"{name}: expected {expected}, found {text if short else f'one of type {kind}'}"
+        f"{name}: expected {expected}, found {text if short else f'a value of type {kind}'}"
     )
 
 

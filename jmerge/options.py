@@ -27,6 +27,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
+  jmerge explain [CODE]                      explain the code at the end of an error or warning, such as JM017
   jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
@@ -87,6 +88,11 @@ jmerge schema
 Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
 
   # yaml-language-server: $schema=recipe.schema.json""",
+    "explain": """\
+jmerge explain [CODE ...]
+
+Errors and warnings end with a code, such as [JM017]. Explains what the code means, why it happens and what to do.
+Lists all codes when none is given. CODE may be written JM017, jm17 or 17.""",
     "help": """\
 jmerge help [TOPIC ...]
 
@@ -242,7 +248,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
         if argument.startswith("--") and name in MERGEKIT_FLAGS:
             message = f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}"
-            faults.append(Fault(message, where=f"--{name}"))
+            faults.append(Fault(message, where=f"--{name}", code="JM404"))
         else:
             rest.append(_underscored(argument, values))
     while True:  # each round takes one flag that is wrong out, as absl tells the first only
@@ -251,16 +257,18 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
             break
         except flags.UnrecognizedFlagError as error:
             hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-            faults.append(Fault(f"is not a flag{hint}", where=f"--{error.flagname}"))
+            faults.append(Fault(f"unknown flag{hint}", where=f"--{error.flagname}", code="JM403"))
             left = _without(error.flagname, None, rest)
         except flags.IllegalFlagValueError as error:
             name, given = _told(str(error))
             whole = values[name].flag_type() == "int"
             wanted = "a whole number" if whole else "true or false"
-            faults.append(Fault(f"expected {wanted}, found '{given}'", where=f"--{name}"))
+            faults.append(
+                Fault(f"expected {wanted}, found '{given}'", where=f"--{name}", code="JM405")
+            )
             left = _without(name, given, rest)
         except flags.Error as error:
-            raise PlanError(*faults, str(error).replace("\n", " ")) from error
+            raise PlanError(*faults, str(error).replace("\n", " "), code="JM405") from error
         if len(left) == len(rest):
             raise PlanError(*faults)
         rest = left
@@ -270,7 +278,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
                 nbytes = parse_size(size, f"--{name}")
                 if name == "shard_size" and 0 < nbytes < SMALLEST_SHARD:
                     message = f"{nbytes} bytes is too small; did you mean {nbytes}GB?"
-                    faults.append(Fault(message, where=f"--{name}"))
+                    faults.append(Fault(message, where=f"--{name}", code="JM405"))
             except PlanError as error:
                 faults += error.faults
     for name, commands in READERS.items():
@@ -280,7 +288,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         works = words or values.config is not None
         if asked and works and not misspelt and command not in commands:
             message = f"does nothing here; it belongs to {', '.join(commands)}"
-            faults.append(Fault(message, where=f"--{name}"))
+            faults.append(Fault(message, where=f"--{name}", code="JM410"))
     raise_all(PlanError, faults)
     return words, notes
 

@@ -26,6 +26,7 @@ def parse_size(text: int | str, where: str) -> int:
             Fault(
                 f"expected a size such as 5GB, 2GiB or a number of bytes, found '{text}'",
                 where,
+                code="JM405",
             )
         )
     return int(float(found[1]) * UNITS[found[2].lower()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,22 @@ from pathlib import Path
 from jmerge import cli
 
 
+def uncoded(text: str) -> str:
+    """Messages without the codes at their ends."""
+    return re.sub(r" \[JM\d{3}\]$", "", text, flags=re.MULTILINE)
+
+
 class Said:
-    """The exit code of the program and what it printed."""
+    """The exit code of the program and what it printed; `errors` and `warnings` are lines without their codes."""
 
     def __init__(self, *words: str) -> None:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             self.code = cli.main(list(words))
         self.out, self.err = out.getvalue(), err.getvalue()
-        self.errors = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        self.warnings = [line for line in self.err.splitlines() if line.startswith("warning: ")]
+        lines = uncoded(self.err).splitlines()
+        self.errors = [line for line in lines if line.startswith("error: ")]
+        self.warnings = [line for line in lines if line.startswith("warning: ")]
 
 
 # Jobs in the background begin with Ctrl-C ignored, and what they start does too.

@@ -18,7 +18,7 @@ PACKAGE = Path(jmerge.__file__).parent
 
 # Lower layers first: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("interrupt", "errors", "names", "version", "sizes", "process", "tracer", "dtypes"),
+    ("interrupt", "errors", "problems", "names", "version", "sizes", "process", "tracer", "dtypes"),
     ("recipe",),
     ("ckpt",),
     ("arch",),

@@ -22,7 +22,7 @@ from jmerge.testing.tiny import write_llama
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
-GOES_ON = "interrupted; the same command goes on from here\n"
+GOES_ON = "interrupted; the same command continues from here\n"
 TRIALS = int(os.environ.get("JMERGE_INTERRUPTS", "200"))
 SEED = int(os.environ.get("JMERGE_INTERRUPT_SEED", "20240607"))
 

@@ -21,8 +21,8 @@ def check_recipe(value: Any) -> None:
     if not fine or isinstance(value, Checkpoint):
         raise wrong_type("recipe", expected, value)
     if isinstance(value, str) and "\n" in value:
-        message = "expected a path, found a text of several lines; jmerge.Recipe.from_text reads it"
-        raise RecipeError(Fault(message, "recipe"))
+        message = "expected a path, found text of several lines; use jmerge.Recipe.from_text"
+        raise RecipeError(Fault(message, "recipe", code="JM413"))
 
 
 def check_out(value: Any) -> None:

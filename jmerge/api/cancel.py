@@ -26,5 +26,5 @@ class Stop(threading.Event):
 def check_cancel(cancel: threading.Event | None, *, goes_on: bool) -> None:
     """CancelledError where the caller's event is set; `goes_on`: the same call will find what was written."""
     if cancel is not None and cancel.is_set():
-        hint = "; the same call goes on from what is written" if goes_on else ""
-        raise CancelledError(f"the merge was cancelled{hint}")
+        hint = "; the same call continues" if goes_on else ""
+        raise CancelledError(f"the merge was cancelled{hint}", code="JM508")

@@ -27,22 +27,22 @@ Shardings = (
 def load(
     place: str | os.PathLike[str] | Checkpoint, *, shardings: Shardings = None
 ) -> dict[str, jax.Array]:
-    """The tensors of a model folder as arrays on devices, read by ranges: for each device the part that it holds.
+    """Load the tensors of a model as arrays on devices. Each device reads only the part that it holds.
 
     Args:
-      place: a local folder, `org/name@revision` of the Hub, a URL, or an opened checkpoint.
-      shardings: where the tensors go: one sharding for all, a function of a tensor's name and its
-        `jax.ShapeDtypeStruct` that gives one, or a dict from patterns of names (`*`, `?`, `[ab]`) to shardings, of
-        which the first that matches counts. None: all on JAX's first device.
+      place: a local folder, `org/name@revision` on the Hub, a URL, or an opened checkpoint.
+      shardings: where the tensors go: one sharding for all; a function from a tensor's name and its
+        `jax.ShapeDtypeStruct` to a sharding; or a dict from name patterns (`*`, `?`, `[ab]`) to shardings, where the first
+        match counts. None: everything on JAX's first device.
 
     Returns:
-      Arrays by the checkpoint's names, in file order, of the shapes and dtypes of the files. 64-bit dtypes stay what
-      they are, whatever `jax_enable_x64` says; of dtypes of less than a byte (F4, F6) the packed bytes, flat.
+      A dict from name to array, in file order, with the shapes and dtypes of the files. 64-bit dtypes are kept, whatever
+      `jax_enable_x64` says. Dtypes below one byte (F4, F6) come as packed bytes, flat.
 
     Raises:
-      PlanError: a tensor matches no pattern, a pattern no tensor, or a shape cannot be cut as its sharding asks for.
+      PlanError: a tensor matches no pattern, a pattern matches no tensor, or a shape cannot be split by its sharding.
       CheckpointError, RunError: the model cannot be read or reached.
-      TypeError: an argument is of the wrong type.
+      TypeError: an argument has the wrong type.
     """
     checkpoint = place if isinstance(place, Checkpoint) else _open(place)
     structs = {name: _struct(entry.spec) for name, entry in checkpoint.index.items()}
@@ -99,10 +99,12 @@ def _matched(
     left = [name for name in structs if name not in found]
     if left:
         shown = patterns_of(left, found)
-        faults.append(f"no pattern matches {', '.join(shown)}; '*' as the last matches the rest")
+        faults.append(
+            f"no pattern matches {', '.join(shown)}; add '*' as the last pattern for the rest"
+        )
     for pattern in idle:
         faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
-    raise_all(PlanError, [Fault(fault, "shardings") for fault in faults])
+    raise_all(PlanError, [Fault(fault, "shardings", code="JM411") for fault in faults])
     return found
 
 
@@ -112,14 +114,18 @@ def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDty
     for name, struct in structs.items():
         spec = getattr(shardings[name], "spec", shardings[name])
         if isinstance(spec, jax.sharding.PartitionSpec) and len(spec) > len(struct.shape):
-            message = f"{list(struct.shape)} cannot be cut by {spec}, which is of {len(spec)} axes"
-            faults.append(Fault(message, name))
+            message = f"{list(struct.shape)} cannot be split by {spec}, which has {len(spec)} axes"
+            faults.append(Fault(message, name, code="JM411"))
             continue
         try:
             shardings[name].shard_shape(struct.shape)
         except ValueError as error:
             reason = str(error).partition("\n")[0]
-            faults.append(Fault(f"{list(struct.shape)} cannot be cut by {spec}: {reason}", name))
+            faults.append(
+                Fault(
+                    f"{list(struct.shape)} cannot be split by {spec}: {reason}", name, code="JM411"
+                )
+            )
     raise_all(PlanError, faults)
 
 

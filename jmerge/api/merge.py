@@ -41,7 +41,7 @@ AnySink = TypeVar("AnySink", bound=Sink)
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What a merge made."""
+    """The result of a merge into a folder."""
 
     folder: Path
     plan: Plan
@@ -137,40 +137,39 @@ def merge(
     on_span: Callable[[Span], None] | None = None,
     hosts: Hosts | None = None,
 ) -> Merged | Sink:
-    """Carry out a recipe: publish the merged checkpoint as a folder, or hand its tensors over in memory.
+    """Merge models by a recipe, into a model folder or into memory.
 
-    Where an interrupted or cancelled merge into a folder left its work, that is verified and gone on with.
+    If an earlier merge into the same folder was interrupted or cancelled, its work is checked and continued.
 
     Args:
       recipe: the path of a YAML file, a dict as for `Recipe.from_dict` (whose models may be arrays), or a `Recipe`.
-      out: a folder that does not exist, is empty, or holds this very result. None: the tensors are wanted as arrays. An
-        object with a method `write(tensor, start, data)`: it gets the bytes `data` of each tensor from byte `start` on,
-        in any order, from one thread.
-      seed: of the random methods.
+      out: a folder that does not exist, is empty, or holds this very result; None to return arrays; or an object with a
+        method `write(tensor, start, data)`, which receives the bytes of each tensor from byte `start` on, in any order,
+        from one thread.
+      seed: the seed of random methods.
       overwrite: replace another result of jmerge in `out`.
-      shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
-      memory: most bytes to allocate above what the process takes already and what the arrays of the result take, a
-        number of at least 64 million or text such as `500MB`; None: no limit is set, and pieces have the length that is
-        fastest.
-      devices: how many of JAX's devices in this process share the work, or names of platforms in the order of
-        preference such as `gpu,cpu`; None: all that JAX prefers.
-      allow_nonfinite: go on when an input or a result holds NaN or infinity.
-      cancel: once it is set, by any thread, the merge ends soon with a `CancelledError`.
+      shard_size: maximum bytes of data in one weight file: a number, or text such as `5GB`; 0 or less: no limit.
+      memory: maximum bytes to allocate, beyond what the process and the returned arrays use: a number of at least 64
+        million, or text such as `500MB`. None: no limit, and the fastest piece length.
+      devices: how many of this process's JAX devices share the work, or platforms in order of preference, such as
+        `gpu,cpu`. None: all devices of JAX's default platform.
+      allow_nonfinite: continue when an input or a result contains NaN or infinity.
+      cancel: when any thread sets this event, the merge stops soon with a `CancelledError`.
       listeners: called with every event of the run, see `jmerge.advanced`.
       on_plan: called with the plan before any weight is read.
-      on_span: called with what every thread of the run did and waited for, by that thread; it must not raise.
-      hosts: the processes that share the work, see `jmerge.engine.meeting.meet`, each of which makes the same call; all
-        return once host 0 has published the folder. None: this one alone.
+      on_span: called by each thread with what it did or waited for; must not raise.
+      hosts: the processes that share the work, see `jmerge.engine.meeting.meet`. Each makes the same call, and all return
+        once host 0 has published the folder. None: this process alone.
 
     Returns:
-      `Merged` for a folder; for None a mapping from name to NumPy array in the dtype of the result, bfloat16 and the
-      like those of ml_dtypes (dtypes of less than a byte: their bytes); else `out`.
+      `Merged` for a folder. For None, a mapping from name to NumPy array in the dtype of the result; bfloat16 and similar
+      dtypes are those of ml_dtypes, and dtypes below one byte are returned as bytes. Otherwise `out`.
 
     Raises:
       RecipeError, CheckpointError, PlanError, NonFiniteError: the caller's mistake; nothing is left behind.
-      RunError: the machine's, or another host failed; the same call can be made again.
-      CancelledError: `cancel` was set; the same call goes on from what is written.
-      TypeError: an argument is of the wrong type.
+      RunError: this machine or another host failed; the same call can be repeated.
+      CancelledError: `cancel` was set; the same call continues.
+      TypeError: an argument has the wrong type.
     """
     _check_arguments(recipe, out, overwrite, shard_size, memory, devices, allow_nonfinite)
     arguments.check_cancel(cancel)

@@ -33,18 +33,19 @@ AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
 def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
-    """What a merge will do, decided from headers alone, with every fault of recipe and models found at once.
+    """Decide what a merge will do from headers alone, and report every mistake in recipe and models at once.
 
     Args:
       recipe: the path of a YAML file, a dict as for `Recipe.from_dict`, or a `Recipe`.
-      seed: of the random methods.
+      seed: the seed of random methods.
 
     Returns:
-      Plain data: `steps` make one tensor each, `outputs` has their dtypes and shapes, `warnings` what is worth knowing.
+      The plan, as plain data: each of `steps` makes one tensor, `outputs` has the dtypes and shapes, `warnings` the
+      warnings.
 
     Raises:
-      RecipeError, CheckpointError, PlanError: what is wrong, one line a fault; no weight has been read.
-      TypeError: an argument is of the wrong type.
+      RecipeError, CheckpointError, PlanError: the mistakes, one line each; no weight has been read.
+      TypeError: an argument has the wrong type.
     """
     check_argument(recipe)
     seed = whole("seed", seed)
@@ -111,13 +112,13 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
             "" if ";" in fault.message else _where_else(recipe, Path(os.path.expanduser(ref.path)))
         )
         raise CheckpointError(
-            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where)
+            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where, code=fault.code)
         ) from error
     try:
         return _checked(recipe, ref, open_checkpoint(source))
     except CheckpointError as error:
         raise CheckpointError(
-            *(recipe.fault(str(fault), where) for fault in error.faults)
+            *(recipe.fault(fault.text, where, code=fault.code) for fault in error.faults)
         ) from error
 
 
@@ -131,7 +132,10 @@ def _given(recipe: Recipe, ref: ModelRef) -> Checkpoint:
     except CheckpointError as error:
         where = recipe.first_path(ref)
         raise CheckpointError(
-            *(recipe.fault(str(fault._replace(file="")), where) for fault in error.faults)
+            *(
+                recipe.fault(fault._replace(file="").text, where, code=fault.code)
+                for fault in error.faults
+            )
         ) from error
 
 
@@ -146,9 +150,9 @@ def _checked(recipe: Recipe, ref: ModelRef, checkpoint: Checkpoint) -> Checkpoin
 def _where_else(recipe: Recipe, path: Path) -> str:
     """A hint for a model that is not where the recipe says."""
     if "\\" in str(path) and os.path.isdir(slashed := str(path).replace("\\", "/")):
-        return f"; paths on this system have forward slashes: '{slashed}'"
+        return f"; use forward slashes on this system: '{slashed}'"
     if not path.is_absolute() and os.path.isdir(Path(recipe.file).parent / path):
-        return f"; paths start at the working directory, and it is at {Path(recipe.file).parent / path}"
+        return f"; relative paths start at the working directory, but the model is at {Path(recipe.file).parent / path}"
     if os.path.isdir(path.parent) and str(path.parent) != ".":
         best = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
         if best:

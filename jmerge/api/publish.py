@@ -75,15 +75,13 @@ class Publication:
     def check_place(self) -> None:
         """PlanError when the folder would be made of what it replaces."""
         if CONTROL.search(str(self.place)):
-            message = (
-                f"'{self.place}' is no name that can be written into files; choose another folder"
-            )
-            raise PlanError(Fault(message, where="out"))
+            message = f"'{self.place}' contains characters that cannot be written into files; choose another folder"
+            raise PlanError(Fault(message, where="out", code="JM606"))
         with environment_errors(self.place):
             inputs = [model.path for model in self.plan.models if is_local(model.path)]
             if found := overlap(self.place, inputs):
                 message = f"{self.place} {found} an input of the recipe; choose another folder"
-                raise PlanError(Fault(message, where="out"))
+                raise PlanError(Fault(message, where="out", code="JM606"))
 
     def facts(self, device: jax.Device) -> dict[str, Any]:
         """What else has to be the same for an interrupted run to be resumed on this device."""
@@ -129,8 +127,8 @@ class Publication:
             if stamp.changed is None:
                 continue
             if _changed_at(Path(name)) != stamp.changed or os.path.getsize(name) != stamp.size:
-                message = "was changed while it was being merged; merge again when it is complete"
-                raise CheckpointError(Fault(message, file=name))
+                message = "changed while it was being merged; merge again when it is complete"
+                raise CheckpointError(Fault(message, file=name, code="JM111"))
 
     def finish(
         self, folder: OutputFolder, outcome: Outcome, tainted: set[int]
@@ -149,7 +147,7 @@ class Publication:
         strange = list(verify_written(folder))
         for line in nonfinite_text(self.plan, outcome.nonfinite):
             line += owners_text(self.plan, tainted)
-            strange.append(Fault(line, file=str(self.place)))
+            strange.append(Fault(line, file=str(self.place), code="JM126"))
         return tuple(strange)
 
     def _hash(self) -> str:
@@ -207,7 +205,7 @@ def _changed_at(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
-        raise CheckpointError(Fault(reason, file=str(path))) from error
+        raise CheckpointError(Fault(reason, file=str(path), code="JM112")) from error
 
 
 def _write_companions(
@@ -283,18 +281,21 @@ def verify_written(folder: OutputFolder) -> tuple[Fault, ...]:
         for check in model.checks:
             found = []
             for each in check.faults:
-                fault = Fault(each.message, each.tensor, str(place / each.file))
+                fault = Fault(each.message, each.tensor, str(place / each.file), code="JM607")
                 if check.name in WRITTEN and (
                     check.name != READABLE or each.file not in taken_over
                 ):
-                    message = f"{fault}; it was written otherwise: is the disk sound?"
-                    raise RunError(f"{message} Run the same command again")
+                    raise RunError(
+                        f"{fault.text}; read-back does not match what was written; "
+                        "the disk may be failing; run the same command again",
+                        code="JM507",
+                    )
                 if check.name != MISSING:
                     found.append(fault)
             strange += found[:SHOWN]
             if len(found) > SHOWN:
                 more = f"{len(found) - SHOWN} more like these; run: jmerge verify {folder.out}"
-                strange.append(Fault(more, file=str(place)))
+                strange.append(Fault(more, file=str(place), code="JM607"))
     return tuple(strange)
 
 

@@ -48,29 +48,29 @@ def save(
     shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Save arrays as a model folder: safetensors files with their index, and what else `like` has.
+    """Save arrays as a model folder: safetensors files with their index, and the other files of `like`.
 
-    Tensors are brought to this machine's memory and written one at a time. The folder is built beside its place and
-    renamed when it is whole and on the disk, as that of a merge; what is saved twice is written anew.
+    Tensors are copied to this machine's memory and written one at a time. The folder is built beside its place and renamed
+    when it is complete and on the disk, as for a merge.
 
     Args:
-      tree: a pytree of arrays of JAX or NumPy, or a mapping such as `merge` gives. A tensor's name is the path to its
-        leaf with dots between: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays
-        may be sharded over the devices of this process; they are saved in the dtype that they have.
-      folder: where to; a folder that does not exist or is empty.
+      tree: a pytree of JAX or NumPy arrays, or a mapping such as `merge` returns. The name of a tensor is the path to its
+        leaf, joined with dots: `{"model": {"norm": {"weight": x}}}` and `{"model.norm.weight": x}` are the same. Arrays may
+        be sharded over the devices of this process. They keep their dtypes.
+      folder: the folder to make; it must not exist or must be empty.
       like: a checkpoint, or its place, with tensors of the same names and shapes. Its config.json, tokenizer and other
-        files come along, config.json with the dtype of most bytes of the tree.
-      shard_size: most bytes of data in one weight file, a number or text such as `5GB`; 0 or less: no limit.
-      overwrite: replace what jmerge wrote before in `folder`.
+        files are copied; config.json gets the dtype of most bytes of the tree.
+      shard_size: maximum bytes of data in one weight file: a number, or text such as `5GB`; 0 or less: no limit.
+      overwrite: replace what jmerge wrote to `folder` before.
 
     Returns:
       The folder.
 
     Raises:
-      PlanError: names or shapes are not those of `like`, one line for all of a kind; or the folder is taken.
-      CheckpointError: a leaf is no array, or of a dtype that safetensors does not have; `like` cannot be read.
-      RunError: the disk is full, or another process writes the folder.
-      TypeError: an argument is of the wrong type.
+      PlanError: names or shapes differ from those of `like`, or the folder is taken.
+      CheckpointError: a leaf is not an array, safetensors does not have its dtype, or `like` cannot be read.
+      RunError: the disk is full, or another process is writing the folder.
+      TypeError: an argument has the wrong type.
     """
     check_path("folder", folder)
     if not isinstance(like, str | os.PathLike | Checkpoint):
@@ -185,7 +185,7 @@ def _arrays(tree: Any) -> dict[str, Any]:
     for path, leaf in leaves:
         name = name_of(path)
         if name in found:
-            faults.append(Fault("is the name of two leaves", name))
+            faults.append(Fault("is the name of two leaves", name, code="JM125"))
         found[name] = leaf
     raise_all(PlanError, faults)
     if list(found) == [""]:
@@ -209,14 +209,14 @@ def _specs(arrays: Mapping[str, Any]) -> dict[str, TensorSpec]:
         if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array | np.ndarray):
             found = type(array).__name__
             hint = "; save outside of jit and grad" if isinstance(array, jax.core.Tracer) else ""
-            message = f"expected an array of JAX or NumPy, found one of type {found}{hint}"
-            faults.append(Fault(message, name))
+            message = f"expected a NumPy or JAX array, found a value of type {found}{hint}"
+            faults.append(Fault(message, name, code="JM125"))
         elif (spec := spec_of(array)) is None:
-            faults.append(Fault(f"dtype {array.dtype} has no name in safetensors", name))
+            faults.append(Fault(f"safetensors has no dtype {array.dtype}", name, code="JM125"))
         elif isinstance(array, jax.Array) and not array.is_fully_addressable:
-            message = "lies on devices of other processes too; gather it first, such as with "
+            message = "is also on devices of other processes; gather it first, for example with "
             message += "jax.experimental.multihost_utils.process_allgather"
-            faults.append(Fault(message, name))
+            faults.append(Fault(message, name, code="JM125"))
         else:
             specs[name] = spec
     raise_all(CheckpointError, faults)
@@ -233,7 +233,7 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
         faults.append(f"lacks {len(missing)} tensors of {like.path}: {_all(missing, kept)}")
     if extra:
         best = nearest(extra[0], missing)
-        hint = f"; is '{extra[0]}' to be '{best}'?" if best else ""
+        hint = f"; did you mean '{best}' instead of '{extra[0]}'?" if best else ""
         others = [name for name in specs if name in like.index]
         found = _all(extra, others)
         faults.append(f"has {len(extra)} tensors that {like.path} does not have: {found}{hint}")
@@ -243,7 +243,7 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
             odd.append(f"{name} is {list(spec.shape)}, not {list(like.index[name].spec.shape)}")
     if odd:
         faults.append(f"has shapes that {like.path} does not have: {'; '.join(odd)}")
-    raise_all(PlanError, [Fault(message, "tree") for message in faults])
+    raise_all(PlanError, [Fault(message, "tree", code="JM412") for message in faults])
 
 
 def _all(names: Sequence[str], others: Sequence[str]) -> str:
@@ -258,4 +258,4 @@ def _check_place(place: Path, like: Checkpoint) -> None:
         with environment_errors(place):
             if found := overlap(place, [str(like.path)]):
                 message = f"{place} {found} the checkpoint `like`; choose another folder"
-                raise PlanError(Fault(message, where="folder"))
+                raise PlanError(Fault(message, where="folder", code="JM606"))

@@ -26,21 +26,21 @@ VOCABS = ("union", "first")
 
 @dataclass(frozen=True, eq=False)
 class Vocabularies:
-    """Several vocabularies on a common one.
+    """The rows of several models in a common vocabulary.
 
     Attributes:
-      tokens: the common vocabulary by id; None where an id is of no token.
-      rows: int32 [models, tokens]: the row of each token in a model's table; -1 where the model lacks it.
+      tokens: the common vocabulary by id; None for an id without a token.
+      rows: int32 [models, tokens]: the row of each token in each model's table; -1 where the model does not have it.
     """
 
     tokens: tuple[str | None, ...] = field(repr=False)
     rows: np.ndarray = field(repr=False)
 
     def align(self, tables: Sequence[Any]) -> list[jax.Array]:
-        """The models' tables with a row for each token of the common vocabulary, as a recipe with `tokenizer` aligns them.
+        """Rearrange the models' tables so that row i is token i of the common vocabulary, as a recipe with `tokenizer` does.
 
-        A model that lacks a token gets the first model's row for it, else the mean of the rows of those that have it;
-        ids of no token get the mean of all other rows. Works under `jit` and `grad`.
+        A model without a token gets the first model's row for it, or else the mean of the rows of the models that have it.
+        Ids without a token get the mean of all other rows. Works under `jit` and `grad`.
 
         Args:
           tables: arrays [rows of the model, width], one for each model in the order given; embeddings or heads.
@@ -49,7 +49,7 @@ class Vocabularies:
           Arrays [len(tokens), width] in the dtypes of the tables.
 
         Raises:
-          ValueError: there are more or fewer tables than models, or a table has too few rows.
+          ValueError: the number of tables is not the number of models, or a table has too few rows.
         """
         if len(tables) != len(self.rows):
             raise ValueError(
@@ -98,15 +98,15 @@ def align_vocabularies(models: Sequence[Any], *, vocabulary: Vocab = "union") ->
     Args:
       models: at least one; each a checkpoint or its place, a tokenizer of `tokenizers` or `transformers`, or a mapping
         from token to id.
-      vocabulary: `first`: the tokens of the first model, with its ids; `union`: those too that only others have, with
-        the ids that follow, in the order of a recipe's `tokenizer: {source: union}`.
+      vocabulary: `first` for the tokens of the first model, with its ids; `union` to append the tokens that only other
+        models have, in the order of a recipe's `tokenizer: {source: union}`.
 
     Returns:
       The common vocabulary and the rows in each model.
 
     Raises:
-      CheckpointError: a model has no tokenizer, or none that can be read.
-      TypeError, ValueError: an argument is none of these.
+      CheckpointError: a model has no tokenizer, or its tokenizer cannot be read.
+      TypeError, ValueError: an argument has another type or value.
     """
     if isinstance(models, str | Mapping) or not isinstance(models, Sequence) or not models:
         raise wrong_type("models", "a list of at least one model or tokenizer", models)
@@ -127,7 +127,7 @@ def _vocabulary(name: str, model: Any) -> Vocabulary:
         tokens = read_tokens(checkpoint.main_source)
         if tokens is None:
             message = "has no tokenizer; add its tokenizer.json to the folder"
-            raise CheckpointError(Fault(message, name, str(checkpoint.path)))
+            raise CheckpointError(Fault(message, name, str(checkpoint.path), code="JM301"))
         return tokens.vocabulary
     if isinstance(model, Mapping):
         for token, i in model.items():

@@ -50,7 +50,7 @@ def without_ahead(
         new = type(told)(0)
         get_path(edited, path[:-1])[path[-1]] = new
         name = ".".join(path)
-        changes.append(Change(name, told, new, "no tensor of the output is of such a layer"))
+        changes.append(Change(name, told, new, "the output has no such layer"))
     return edited, changes
 
 

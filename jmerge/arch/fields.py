@@ -110,10 +110,10 @@ def _plain_scaling(value: Any) -> dict[str, Any]:
     return {key: each for key, each in part.items() if not key.startswith("mrope_")}
 
 
-HEADS = "rows of the attention's weights belong to heads, which would be cut otherwise"
-TURN = "queries and keys are turned by angles that the weights were trained for"
+HEADS = "attention weights are divided into heads, and would be divided differently"
+TURN = "queries and keys are rotated by angles that the weights were trained for"
 SCALE = "the weights were trained for values of this scale"
-ORDER = "the weights stand at another place of the computation"
+ORDER = "the weights are used at another point of the computation"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")  # tokens
 PICTURE = "the projector was trained for other parts of the picture"
 
@@ -121,9 +121,9 @@ FIELDS = (
     Field(
         ("hidden_act", "hidden_activation", "activation_function", "activation", "ffn_hidden_act"),
         _activation,
-        "the weights behind the activation were trained for its values",
+        "the weights after the activation were trained for its output",
     ),
-    Field(("feed_forward_proj", "dense_act_fn"), _refused, "the activation is another"),
+    Field(("feed_forward_proj", "dense_act_fn"), _refused, "the activation function differs"),
     Field(("num_attention_heads", "n_head", "n_heads", "num_heads"), _refused, HEADS),
     Field(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), _refused, HEADS),
     Field(("head_dim", "kv_channels", "d_kv"), _refused, HEADS),
@@ -142,7 +142,7 @@ FIELDS = (
     Field(
         ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps"),
         _eps,
-        "norms of small values give others",
+        "norms of small values differ",
     ),
     Field(("parallel_attn", "use_parallel_residual"), _refused, ORDER),
     Field(("do_layer_norm_before",), _refused, ORDER),
@@ -162,7 +162,7 @@ FIELDS = (
     Field(("vision_feature_layer",), _refused, PICTURE),
     Field(("vision_feature_select_strategy",), _refused, PICTURE),
     Field(
-        ("pooling_mode",), _refused, "the weights were trained for another summary of the tokens"
+        ("pooling_mode",), _refused, "the weights were trained for another pooling of the tokens"
     ),
     # Told: where a model was trained, what its tokens are, how it is used
     Field(("model_type",), _told),

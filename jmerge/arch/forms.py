@@ -309,12 +309,12 @@ def _pair(
     for side, its, known in sides if not agree else ():
         if not known:
             kinds = ", ".join(sorted(kind_of(its))) or "no model_type"
-            why = f"how {_first(side)} is laid out is not known for {kinds}"
+            why = f"the layout of {_first(side)} is unknown for {kinds}"
             return Refused(_first(ours), _first(theirs), why)
     if agree:
         words = [each.form.words for each in agree[0]]
-        why = "names and shapes agree, but config.json makes it "
-        why += f"{words[0]} in the one and {words[1]} in the other"
+        why = "names and shapes agree, but according to config.json it is "
+        why += f"{words[0]} in one model and {words[1]} in the other"
     elif len(pairs) == 1:
         module = pairs[0].donor
         lacking = module.template(*next(missing(module.form, module.templates, module.experts)))
@@ -322,7 +322,7 @@ def _pair(
     elif pairs:
         why = "shapes and config.json allow several layouts"
     else:
-        why = "their rows are in two orders"
+        why = "their rows are in different orders"
     return Refused(_first(ours), _first(theirs), why)
 
 

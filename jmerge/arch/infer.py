@@ -319,7 +319,7 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     pairs = sum(len(by_depth[value]) for _, _, value in counts)
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
-        raise CheckpointError(Fault(f"{message}; no model has so many"))
+        raise CheckpointError(Fault(f"{message}; no model has that many", code="JM124"))
     lists: dict[str, list[tuple[str, int]]] = {}
     for stack in stacks:
         home = stack.prefix.rpartition(".")[0]

@@ -109,7 +109,7 @@ def follow(
     made = _follow(key.lower(), value, moved, own, named)
     as_many = value == moved.depth or (isinstance(value, list) and len(value) == moved.depth)
     if made != value and not (certain or (moved.unique and as_many)):
-        raise Stuck("may speak of these layers or of others")
+        raise Stuck("may refer to these layers or to others")
     return made
 
 
@@ -130,7 +130,7 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
         )
     if isinstance(value, float):
         if SHARE.fullmatch(key) and not moved.alike:
-            raise Stuck("tells kinds of layers by their share")
+            raise Stuck("describes layer types by their share")
         return value
     if isinstance(value, int):
         return _int(key, value, moved)
@@ -149,15 +149,13 @@ def _follow(key: str, value: Any, moved: Moved, own: Own, named: bool) -> Any:
 def _int(key: str, value: int, moved: Moved) -> Any:
     depth, new = moved.depth, len(moved.layers)
     if ADDED.fullmatch(key) and value > 0 and not moved.alike:
-        raise Stuck(
-            "spreads what it counts over the layers, and nothing tells in which it would be now"
-        )
+        raise Stuck("spreads what it counts over the layers, and its new places are unknown")
     if COUNT.fullmatch(key) and not NOT_COUNT.fullmatch(key):
         if value == depth and new != depth and not moved.counts:
             if OF_ANOTHER.fullmatch(key):
                 return value
             raise Stuck(
-                f"is {depth}, as many as there were layers, and nothing tells whether it counts these"
+                f"is {depth}, the old number of layers, and it is unclear whether it counts these"
             )
         if value == depth:
             return new
@@ -180,7 +178,7 @@ def _of_the_ends(key: str, value: int, moved: Moved) -> int:
     count = sum(ons)
     if ons != sorted(ons, reverse=first):
         raise Stuck(
-            f"tells the {'first' if first else 'last'} {value} layers apart, which are others now"
+            f"treats the {'first' if first else 'last'} {value} layers specially, and other layers are there now"
         )
     return count
 
@@ -192,7 +190,7 @@ def _check_period(period: int, moved: Moved) -> None:
     for i, layer in enumerate(moved.layers):
         if i % period != layer % period and (i % period in wanted or layer % period in wanted):
             every = "second layer" if period == 2 else f"{period} layers"
-            raise Stuck(f"tells every {every} apart, and here they are in another order")
+            raise Stuck(f"treats every {every} specially, and the order is different now")
 
 
 def _tap(key: str, value: int, moved: Moved) -> int:
@@ -212,7 +210,7 @@ def _tap(key: str, value: int, moved: Moved) -> int:
         return new  # the end
     after = moved.place(value - 1) + 1
     if moved.place(value) != after:
-        raise Stuck(f"names layer {value}, and what comes before it is not what came before")
+        raise Stuck(f"names layer {value}, and different layers precede it now")
     return after
 
 
@@ -246,7 +244,7 @@ def _list(key: str, value: list[Any], moved: Moved, own: Own, named: bool) -> An
             raise Stuck("names layers by their first and last")
     if numbers and len(value) > 1 and sum(value) == depth and min(value) > 0 and not moved.alike:
         if re.search(rf"{LAYER}|depths?|repeats|stages?", key):
-            raise Stuck(f"shares out the {depth} layers")
+            raise Stuck(f"divides the {depth} layers")
     return value
 
 
@@ -268,11 +266,11 @@ def _numbers(key: str, value: list[int], moved: Moved, own: Own) -> list[int]:
     if taps or min(value, default=0) < 0 or not (key in LAYER_NUMBERS or MEMBERS.fullmatch(key)):
         made = [moved.place(each) if key in ORDERED else _tap(key, each, moved) for each in value]
         if sorted(made) != made and sorted(value) == value:
-            raise Stuck("names layers that are in another order now")
+            raise Stuck("names layers, and their order is different now")
         return made
     first = 0 if key in LAYER_NUMBERS else moved.first
     if first == UNKNOWN and not moved.alike:
-        raise Stuck("names layers by numbers that may begin with 0 or with 1")
+        raise Stuck("names layers by numbers that may start at 0 or 1")
     found = []
     for i, layer in enumerate(moved.layers):
         numbers = own(i)
@@ -291,7 +289,7 @@ def _entries(key: str, value: list[Any], moved: Moved, own: Own, named: bool) ->
     plain = PER_LAYER.fullmatch(key) or all(isinstance(each, ENTRY_KINDS) for each in value)
     if made != value and not plain and not named:
         raise Stuck(
-            f"has {depth} entries, as many as there were layers, and nothing tells whose they are"
+            f"has {depth} entries, the old number of layers, and it is unclear which layers they describe"
         )
     return made
 
@@ -314,7 +312,7 @@ def _words(key: str, value: list[str], moved: Moved, own: Own) -> list[Any]:
         if len(value) > depth:
             return _entries(key, value, moved, own, True)
         if any(value[i % len(value)] != value[n % len(value)] for i, n in enumerate(moved.layers)):
-            raise Stuck(f"repeats {len(value)} kinds of layers, and here they are in another order")
+            raise Stuck(f"repeats {len(value)} layer types, and the order is different now")
     return value
 
 
@@ -325,7 +323,7 @@ def _check_name(value: str, moved: Moved) -> None:
     if found and (moved.prefix.endswith(head) or head.endswith(moved.prefix)) and head:
         layer = int(found[2])
         if layer < moved.depth and [i for i, n in enumerate(moved.layers) if n == layer] != [layer]:
-            raise Stuck(f"names '{value}', a layer that is elsewhere now")
+            raise Stuck(f"names '{value}', a layer that moved")
 
 
 def _named(key: str, value: list[str], moved: Moved) -> list[str]:
@@ -369,7 +367,7 @@ def _text(key: str, value: str, moved: Moved, own: Own) -> Any:
         return made + value[depth:]
     if 1 < len(value) < depth and re.search("pattern|layout|schedule", key):
         if any(value[i % len(value)] != value[n % len(value)] for i, n in enumerate(moved.layers)):
-            raise Stuck(f"repeats {len(value)} kinds of layers, and here they are in another order")
+            raise Stuck(f"repeats {len(value)} layer types, and the order is different now")
     return value
 
 

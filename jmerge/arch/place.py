@@ -23,16 +23,16 @@ def no_place(template: str, own: Config, donor: Config, *, behind: bool = False)
     behind: it is of a layer numbered like those of a stack and after them.
     """
     if ADAPTER.search(template):
-        return "it is an adapter's, which is to be merged into its model first"
+        return "it belongs to an adapter; merge that into its model first"
     mine, other = (next(iter(class_names(config)), "") for config in (own, donor))
     if mine and other and mine.casefold() != other.casefold():
-        return f"it is of {mine} and not of {other}"
+        return f"it belongs to {mine}, not to {other}"
     if OF_TOKENS.fullmatch(other) and OTHER_HEAD.match(template):
-        return f"{other} has a head for tokens and no other"
+        return f"{other} has only a head for tokens"
     if not (mine and other):
         kinds = own.get("model_type"), donor.get("model_type")
         if all(kinds) and kinds[0] != kinds[1]:
-            return f"it is of {kinds[0]} and not of {kinds[1]}"
+            return f"it belongs to {kinds[0]}, not to {kinds[1]}"
     said = _switches(donor)
     words = {word for part in template.lower().split(".") for word in part.split("_")}
     for key, on in _switches(own).items():

@@ -166,7 +166,7 @@ class Quantised:
         message = (
             f"{self.keys} in config.json says that its weights are quantised ({self._method()})"
         )
-        return f"{message}, but they are plain numbers and merged as such"
+        return f"{message}, but they are plain numbers and are merged as such"
 
     def _codes(self) -> Iterator[tuple[str, list[str]]]:
         """Tensors of codes, each with what lies beside it."""

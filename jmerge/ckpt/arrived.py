@@ -22,12 +22,12 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
             what = (
                 f"{len(pointers)} of {len(files)} weight files are git-LFS pointers ({pointers[0]})"
             )
-        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label))
+        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label, code="JM113"))
     if not isinstance(source, LocalSource):
         return
     for name in there:
         if source.size(name + HELD_BACK) is not None:
             message = (
-                f"its download was interrupted ({name}{HELD_BACK} lies beside it); run it again"
+                f"its download was interrupted ({name}{HELD_BACK} is beside it); download it again"
             )
-            raise source.broken(name, message)
+            raise source.broken(name, message, code="JM114")

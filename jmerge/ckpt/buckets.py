@@ -35,20 +35,22 @@ class BucketSource(RemoteSource):
         self._scheme, _, place = self.label.partition("://")
         if not place.partition("/")[0] or "?" in place or "#" in place:
             message = f"is not the URL of a folder; write {self._scheme}://bucket/prefix"
-            raise CheckpointError(Fault(message, file=redacted(url)))
+            raise CheckpointError(Fault(message, file=redacted(url), code="JM103"))
         package, module, kind = STORES[self._scheme]
         try:
             store = getattr(importlib.import_module(module), kind)
         except ImportError as error:
             message = f"needs {package}: pip install 'jmerge[{self._scheme}]'"
-            raise CheckpointError(Fault(message, file=self.label)) from error
+            raise CheckpointError(Fault(message, file=self.label, code="JM410")) from error
         self._store = store(use_listings_cache=False)
         self._place = place
         self._listed: list[str] = []
         self._inner: dict[str, set[str]] = {}  # folder -> those in it
         self._list_once("")
         if not self._stats:
-            raise CheckpointError(Fault("is empty, or does not exist", file=self.label))
+            raise CheckpointError(
+                Fault("is empty or does not exist", file=self.label, code="JM101")
+            )
 
     def names(self, folder: str = "") -> list[str]:
         self._list_once(folder)
@@ -75,10 +77,10 @@ class BucketSource(RemoteSource):
         try:
             data = self._wait(lambda: self._store._cat_file(path, start=start, end=end))
         except FileNotFoundError as error:
-            raise self.broken(name, "is no longer there; was it changed?") from error
+            raise self.broken(name, "disappeared while it was being read", code="JM111") from error
         if len(data) > len(view):
-            message = f"the store sent {len(data)} bytes where {len(view)} were asked for"
-            raise self.broken(name, message)
+            message = f"the store sent {len(data)} bytes instead of {len(view)}"
+            raise self.broken(name, message, code="JM110")
         view[: len(data)] = data
         return len(data)
 
@@ -123,11 +125,11 @@ class BucketSource(RemoteSource):
             raise
         except PermissionError as error:
             raise CheckpointError(
-                Fault(f"refused access; {HINTS[self._scheme]}", file=self.label)
+                Fault(f"refused access; {HINTS[self._scheme]}", file=self.label, code="JM109")
             ) from error
         except Exception as error:
             # the clients below these packages have no common class for lost connections and busy servers
             if "Credentials" in type(error).__name__:
                 message = f"needs credentials; {HINTS[self._scheme]}"
-                raise CheckpointError(Fault(message, file=self.label)) from error
+                raise CheckpointError(Fault(message, file=self.label, code="JM109")) from error
             raise PassingError(redacted(f"{type(error).__name__}: {error}")) from error

@@ -65,9 +65,9 @@ def place_tensors(
     for part in parts:
         for own, file in part.where.items():
             if file not in (each.file for each in found.get(part.prefix + own, ())):
-                message = f"the index says it is in {file}, but it is not; download both again, or "
+                message = f"is not in {file}, where the index places it; download both again, or "
                 message += "remove it from the index if the model does not need it"
-                raise CheckpointError(Fault(message, part.prefix + own, source.label))
+                raise CheckpointError(Fault(message, part.prefix + own, source.label, code="JM121"))
     order = {file: i for i, file in enumerate(headers)}
     placed = sorted(chosen.items(), key=lambda item: (order[item[1].file], item[1].start))
     notes = tuple(_note(names, *key) for key, names in copies.items())
@@ -85,18 +85,18 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
         if isinstance(source, LocalSource) and equal(source, entry, last):
             return entry, "they are equal"
         return entry, (
-            "the index names that one; transformers, which reads files in name order, takes the "
+            "the index names it; transformers, which reads files in name order, uses the "
             "other if they differ"
         )
     if part.indexed:
-        return last, "the index names neither, and transformers takes the last"
+        return last, "the index names neither, and transformers uses the last"
     for other in entries[:-1]:
         if not equal(source, other, last):
             message = (
-                f"is in {other.file} and {last.file} with other values, and no index says which "
-                "is the model's; write model.safetensors.index.json, which names the right file"
+                f"has different values in {other.file} and {last.file}, and no index says which "
+                "one is right; write model.safetensors.index.json, which names the right file"
             )
-            raise CheckpointError(Fault(message, name, source.label))
+            raise CheckpointError(Fault(message, name, source.label, code="JM122"))
     return entries[0], "they are equal"
 
 

@@ -24,7 +24,8 @@ def environment_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = REASONS.get(error.errno or 0) or error.strerror or str(error)
         raise RunError(
-            f"{path}: {reason}; free the cause and run the same command again"
+            f"{path}: {reason}; free space or fix the cause, then run the same command again",
+            code="JM501",
         ) from error
 
 

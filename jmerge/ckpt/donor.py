@@ -48,8 +48,8 @@ PICKLE_SHARE = 8  # and it has at most this part of the bytes of the weights
 MAX_DEPTH = 4  # folders below a model's own that are looked into; real ones have up to 3
 MAX_FILES = 10_000  # of which each is looked at; real models have up to 300
 MAX_CONFIG = 10_000_000  # bytes of a file that is searched for names of others
-BESIDE_WEIGHTS = "lies beside other weights"
-TOO_DEEP = "lies too deep in folders, or behind too many files"
+BESIDE_WEIGHTS = "is beside other weights"
+TOO_DEEP = "is too deep in folders, or after too many files"
 
 
 class Companions(NamedTuple):

@@ -12,9 +12,9 @@ STATE = "state or log of a training run"
 PEOPLE = "a picture or document for people"
 HIDDEN = "a cache, or of version control"
 CARD = "the result has a model card of its own"
-MADE = "tells of the merge that made this model"
-QUANTISED = "says how weights are quantised"
-LARGE = "too large for a file beside weights, and no config names it"
+MADE = "describes the merge that made this model"
+QUANTISED = "describes how weights are quantised"
+LARGE = "too large for a companion file, and no config names it"
 PICKLE = "a pickle that may be weights, and no config names it"
 
 # Files of a training run, some of which end like pickled weights.

@@ -69,31 +69,29 @@ def _find(text: str, revision: str | None) -> Source:
     if scheme is None:
         if not HUB_ID.fullmatch(text):
             _refuse_file(text)
-            raise CheckpointError(Fault("is not a folder", file=text))
+            raise CheckpointError(Fault("is not a folder", file=text, code="JM101"))
         _refuse_neighbours(text)
         return open_hub(text, revision)
     name = scheme[1].lower()
     if name == "hf":
         return open_hub(text, revision)
     if text.startswith(IN_MEMORY):
-        message = (
-            "was in the memory of the program that wrote the recipe; write the path of a folder"
-        )
-        raise CheckpointError(Fault(message, file=text))
+        message = "existed only in the program that wrote the recipe; write the path of a folder"
+        raise CheckpointError(Fault(message, file=text, code="JM105"))
     if name not in STORES:
         places = ", ".join(f"{each}://" for each in OFFERED)
         message = (
-            f"cannot be read: {name}:// is not offered; write the path of a folder, or {places}"
+            f"cannot be read: {name}:// is not supported; write the path of a folder, or {places}"
         )
-        raise CheckpointError(Fault(message, file=redacted(text)))
+        raise CheckpointError(Fault(message, file=redacted(text), code="JM103"))
     _refuse_revision(text, revision)
     return STORES[name](text)
 
 
 def _refuse_revision(text: str, revision: str | None) -> None:
     if revision is not None:
-        message = f"has no revision '{revision}': only models of the Hub have; write the path alone"
-        raise CheckpointError(Fault(message, file=redacted(text)))
+        message = f"has no revision '{revision}': only models on the Hub have revisions; write the path alone"
+        raise CheckpointError(Fault(message, file=redacted(text), code="JM104"))
 
 
 def _refuse_file(text: str) -> None:
@@ -101,14 +99,15 @@ def _refuse_file(text: str) -> None:
     path = Path(os.path.expanduser(text))
     if not os.path.isfile(path):
         return
-    folder, what = str(path.parent), "is not a folder but a file"
+    folder, what, code = str(path.parent), "is a file, not a folder", "JM102"
     if path.suffix == ".gguf":
-        message = gguf_advice(f"{what}, and of GGUF, not safetensors", folder, path.name)
+        message = gguf_advice(f"{what}, and holds GGUF, not safetensors", folder, path.name)
+        code = "JM118"
     elif path.name.endswith((*INDEX_ENDS, *PICKLES)):
-        message = f"{what}; name the folder it lies in: {folder}"
+        message = f"{what}; name the folder that holds it: {folder}"
     else:
         message = f"{what}; name the folder of a model"
-    raise CheckpointError(Fault(message, file=text))
+    raise CheckpointError(Fault(message, file=text, code=code))
 
 
 def _refuse_neighbours(text: str) -> None:
@@ -116,7 +115,7 @@ def _refuse_neighbours(text: str) -> None:
     path = Path(text.partition("@")[0])
     _refuse_file(text)
     if os.path.lexists(path):
-        raise CheckpointError(Fault("is not a folder", file=text))
+        raise CheckpointError(Fault("is not a folder", file=text, code="JM101"))
     if os.path.isdir(path.parent):
         try:
             best = nearest(
@@ -125,7 +124,5 @@ def _refuse_neighbours(text: str) -> None:
         except OSError:  # a folder that may not be listed says nothing
             best = None
         if best:
-            message = (
-                f"is not a folder; did you mean '{path.parent / best}'? (hf://{text} is the Hub's)"
-            )
-            raise CheckpointError(Fault(message, file=text))
+            message = f"is not a folder; did you mean '{path.parent / best}'? (for the model on the Hub write hf://{text})"
+            raise CheckpointError(Fault(message, file=text, code="JM101"))

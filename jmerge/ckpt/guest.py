@@ -45,7 +45,8 @@ class GuestFolder(WritesWeights):
             journal = Journal.join(self.work / journal_of(self._host), {"plan": plan, "word": word})
             if journal is None:
                 raise RunError(
-                    f"{self.work} is not here what host 0 made; --out has to be on a file system that all hosts share"
+                    f"{self.work} is not the folder that host 0 made; --out must be on a file system that all hosts share",
+                    code="JM512",
                 )
             self._written = Written(self.work, journal, self._tracer)
             for file in files:

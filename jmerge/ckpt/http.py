@@ -63,7 +63,7 @@ class Connections:
         except http.client.HTTPException as error:
             raise PassingError(f"{type(error).__name__} {error}".strip()) from error
         except TimeoutError as error:
-            raise PassingError(f"nothing came for {PATIENCE.silence:g} seconds") from error
+            raise PassingError(f"no data for {PATIENCE.silence:g} seconds") from error
         except OSError as error:
             raise PassingError(error.strerror or str(error)) from error
         finally:
@@ -86,7 +86,8 @@ class Connections:
                 connection.close()
                 raise RunError(
                     f"{redacted(url)}: its certificate is not trusted ({error.verify_message}); "
-                    "SSL_CERT_FILE names a file of trusted ones"
+                    "set SSL_CERT_FILE to a file of trusted certificates",
+                    code="JM506",
                 ) from error
             except TimeoutError as error:
                 connection.close()
@@ -128,7 +129,7 @@ class HttpSource(RemoteSource):
             message = (
                 "is not the URL of a folder; write https://host/path without password, '?' and '#'"
             )
-            raise CheckpointError(Fault(message, file=redacted(url)))
+            raise CheckpointError(Fault(message, file=redacted(url), code="JM103"))
         path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=")
         super().__init__(parts._replace(path=path).geturl())
         self._connections = Connections()
@@ -160,7 +161,7 @@ class HttpSource(RemoteSource):
 
     def refused(self, name: str, status: int) -> CheckpointError:
         """The error for a file that may not be read."""
-        return self.broken(name, f"the server refused access ({status})")
+        return self.broken(name, f"the server refused access ({status})", code="JM109")
 
     def ask(self, name: str) -> Stat | None:
         with self._request(name, 0, 1) as response:
@@ -173,9 +174,11 @@ class HttpSource(RemoteSource):
                 size = response.headers.get("Content-Range", "").rpartition("/")[2]
                 response.read()
             elif response.status != 200:
-                raise self.broken(name, f"the server answered {response.status} {response.reason}")
+                raise self.broken(
+                    name, f"the server answered {response.status} {response.reason}", code="JM110"
+                )
             if size is None or not size.isdecimal():
-                raise self.broken(name, "the server does not say how long it is")
+                raise self.broken(name, "the server does not send its length", code="JM110")
             return Stat(int(size), self.tag(response))
 
     def fetch(self, name: str, start: int, view: memoryview, stat: Stat) -> int:
@@ -199,23 +202,33 @@ class HttpSource(RemoteSource):
         if status in REFUSED:
             raise self.refused(name, status)
         if status in GONE or status == 416:
-            raise self.broken(name, f"is no longer as it was: the server answered {status}")
+            raise self.broken(
+                name, f"changed while it was being read: the server answered {status}", code="JM111"
+            )
         if status not in (200, 206):
-            raise self.broken(name, f"the server answered {status} {response.reason}")
+            raise self.broken(name, f"the server answered {status} {response.reason}", code="JM110")
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise self.broken(name, "the server sends it compressed, so ranges have no meaning")
+            raise self.broken(
+                name, "the server compresses it, so byte ranges cannot be read", code="JM110"
+            )
         if self.tag(response) != stat.tag:
-            raise self.broken(name, "was changed while it was read; run the same command again")
+            raise self.broken(
+                name, "changed while it was being read; run the same command again", code="JM111"
+            )
         if status == 206:
             place = f"bytes {start}-{stop - 1}/{stat.size}"
             if headers.get("Content-Range", "").strip() != place:
                 found = headers.get("Content-Range", "no range")
                 raise self.broken(
-                    name, f"the server sent {found!r}, not {place!r}; was it changed?"
+                    name,
+                    f"the server sent {found!r}, not {place!r}; the file changed while it was being read",
+                    code="JM111",
                 )
         elif (start, stop) != (0, stat.size):
-            message = "the server sends whole files where a range is asked for; "
-            raise self.broken(name, message + "download the model and name its folder")
+            message = "the server ignores byte ranges; "
+            raise self.broken(
+                name, message + "download the model and name its folder", code="JM110"
+            )
 
     @contextmanager
     def _request(self, name: str, start: int, stop: int) -> Iterator[http.client.HTTPResponse]:
@@ -230,7 +243,7 @@ class HttpSource(RemoteSource):
                 if response.status in (301, 302, 303, 307, 308):
                     url = urljoin(url, response.headers.get("Location", ""))
                     if urlsplit(url).scheme not in ("http", "https"):
-                        raise self.broken(name, f"is redirected to {redacted(url)}")
+                        raise self.broken(name, f"is redirected to {redacted(url)}", code="JM110")
                     response.read()
                 elif url != first and response.status in REFUSED | GONE and name in self._targets:
                     self._targets.pop(name, None)  # a signed URL that ran out
@@ -245,7 +258,7 @@ class HttpSource(RemoteSource):
                         self._targets[name] = url
                     yield response
                     return
-        raise self.broken(name, f"is redirected more than {REDIRECTS} times")
+        raise self.broken(name, f"is redirected more than {REDIRECTS} times", code="JM110")
 
 
 def _host(url: str) -> Host:

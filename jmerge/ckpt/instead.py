@@ -24,7 +24,7 @@ from jmerge.ckpt.unjoined import (
     verl,
     zero,
 )
-from jmerge.errors import CheckpointError
+from jmerge.errors import CheckpointError, Fault
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
@@ -35,29 +35,41 @@ PARTS = re.compile(r"mm_projector.*|non_lora_trainables.*")
 SAVE = "save_pretrained(OUT)"
 
 
-def found_instead(source: Source, variants: Sequence[str] = ()) -> str:
+# Codes of what is found.
+NOTHING, INSIDE, ADAPTER, OTHER, SHARDS, WHICH = (
+    "JM115", "JM116", "JM117", "JM118", "JM119", "JM120",
+)  # fmt: skip
+
+
+def found_instead(source: Source, variants: Sequence[str] = ()) -> Fault:
     """What a folder without weights holds, and the next step.
 
     variants: names of variants of the weights that it has.
     """
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
+    message, code = _found(place, variants)
+    return Fault(message, file=source.label, code=code)
+
+
+def _found(place: Place, variants: Sequence[str]) -> tuple[str, str]:
+    """The message on what is found, and its code."""
     listed = ", ".join(variants)
     pickled = _pickled(place)
     if any(re.fullmatch(r"(tp|mp|pp|ep|rank)[_-]?\d+", each) for each in variants):
-        return of_processes(f"model.{variants[0]}.safetensors")
+        return of_processes(f"model.{variants[0]}.safetensors"), SHARDS
     if variants and pickled is not None:
-        return (
-            f"{pickled}; or copy the variant {listed} to a folder of its own as model.safetensors"
-        )
+        message = f"{pickled}; or copy the variant {listed} to its own folder as model.safetensors"
+        return message, OTHER
     if variants:
-        message = f"has its weights as several variants ({listed}) and none without; "
-        return message + "copy one of them to a folder of its own with config.json, and name that"
-    for kind in KINDS:
-        line = kind(place)
-        if line:
-            return line
-    line = None if unfinished(source) else _nested(place, 1)
-    return line or _nothing(place)
+        message = f"has several variants of its weights ({listed}) and no plain ones; "
+        message += "copy one of them to its own folder, with config.json, and name that folder"
+        return message, WHICH
+    for kind, code in KINDS.items():
+        if line := kind(place):
+            return line, code
+    if not unfinished(place.source) and (line := _nested(place, 1)):
+        return line, INSIDE
+    return _nothing(place), NOTHING
 
 
 def unfinished(source: Source) -> str:
@@ -67,7 +79,7 @@ def unfinished(source: Source) -> str:
     for folder in ("", ".cache/huggingface/download", "../../blobs"):
         left = [name for name in source.names(folder) if name.endswith(UNFINISHED)]
         if left:
-            return f"; a download was interrupted ({left[0]}): run it again"
+            return f"; a download was interrupted ({left[0]}): download it again"
     return ""
 
 
@@ -93,7 +105,7 @@ def _mlx_adapter(place: Place) -> str | None:
         return None
     base = said(place, "adapter_config.json", "model") or "BASE"
     return (
-        f"holds an adapter of MLX ({files[0]}), not a whole model; make one with "
+        f"holds an MLX adapter ({files[0]}), not a whole model; make one with "
         f"mlx_lm.fuse --model {base} --adapter-path {place.label} --save-path OUT, and name OUT"
     )
 
@@ -134,12 +146,12 @@ def _cache(place: Place) -> str | None:
     models = [name for name in place.folders if name.startswith("models--")]
     if models:
         name = models[0].removeprefix("models--").replace("--", "/")
-        return f"is the Hub's cache; name a model in it as the Hub does, such as {name}"
+        return f"is the cache of the Hub; name a model in it by its name on the Hub, such as {name}"
     if "snapshots" not in place.folders and not {"blobs", "refs"} <= set(place.folders):
         return None
     found = place.source.folders("snapshots") if "snapshots" in place.folders else []
     if not found:
-        return "is a folder of the Hub's cache in which no snapshot is; download the model first"
+        return "is a folder of the Hub's cache without a snapshot; download the model first"
     try:
         named = place.source.read("refs/main").decode().strip()
     except (CheckpointError, ValueError):
@@ -159,7 +171,7 @@ def _archive(place: Place) -> str | None:
 def _gguf(place: Place) -> str | None:
     files = place.ending(".gguf")
     if not files and {"manifests", "blobs"} <= set(place.folders):
-        return "is Ollama's store, whose models are GGUF; name the model that they were made from"
+        return "is Ollama's store, whose models are GGUF; name the original model"
     if not files:
         return None
     return gguf_advice(f"holds GGUF ({files[0]}) and no safetensors", place.label, files[0])
@@ -168,7 +180,7 @@ def _gguf(place: Place) -> str | None:
 def gguf_advice(what: str, folder: str, file: str) -> str:
     """The line on a GGUF file that begins with `what`."""
     return (
-        f"{what}; name the model that it was made from, or write it as safetensors: "
+        f"{what}; name the original model, or convert it to safetensors: "
         f"transformers' from_pretrained('{folder}', gguf_file='{file}').{SAVE}"
     )
 
@@ -178,8 +190,8 @@ def _mlx(place: Place) -> str | None:
     if not files:
         return None
     return (
-        f"holds weights in an old form of MLX ({files[0]}); name the model that they were made "
-        "from, or write them anew with mlx_lm.convert (--dequantize if they are quantised)"
+        f"holds weights in an old MLX format ({files[0]}); name the original model, "
+        "or convert them again with mlx_lm.convert (--dequantize if they are quantised)"
     )
 
 
@@ -190,8 +202,8 @@ def _pickled(place: Place) -> str | None:
         return None
     if all(PARTS.fullmatch(name) for name in files):
         return (
-            f"holds only a part of a model ({files[0]}) that was trained beside a base; put it into "
-            f"that with the program that trained it, then {SAVE}, and name that folder"
+            f"holds only a part of a model ({files[0]}) that was trained with a base; apply it to "
+            f"the base with the program that trained it, then {SAVE}, and name that folder"
         )
     whole = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
     first = next((name for name in files if whole.fullmatch(name)), files[0])
@@ -199,9 +211,9 @@ def _pickled(place: Place) -> str | None:
     if whole.fullmatch(first) and said(place, "config.json", "model_type"):
         how = f"transformers' from_pretrained('{place.label}').{SAVE}"
     if any(re.fullmatch(r"consolidated.*\.pth", name) for name in files):
-        how = "transformers' convert_llama_weights_to_hf, as they are in Meta's form"
+        how = "transformers' convert_llama_weights_to_hf, because they are in Meta's format"
     if first == "lit_model.pth":
-        how = f"litgpt convert_from_litgpt {place.label} OUT, as they are in LitGPT's form, then torch and safetensors"
+        how = f"litgpt convert_from_litgpt {place.label} OUT, because they are in LitGPT's format, then torch and safetensors"
     return f"has only pickled weights ({first}); convert them to safetensors first: {how}"
 
 
@@ -212,12 +224,12 @@ def _other_framework(place: Place) -> str | None:
         if files:
             flag = "from_flax" if kind == "Flax" else "from_tf"
             return (
-                f"has only weights of {kind} ({files[0]}); convert them first, with a transformers "
-                f"below 5: from_pretrained('{place.label}', {flag}=True).{SAVE}"
+                f"has only {kind} weights ({files[0]}); convert them first, with transformers 4: "
+                f"from_pretrained('{place.label}', {flag}=True).{SAVE}"
             )
     if files := place.ending(".pdparams"):
         return (
-            f"has only weights of PaddlePaddle ({files[0]}); load them with paddle, and write them with "
+            f"has only PaddlePaddle weights ({files[0]}); load them with paddle, and write them with "
             "safetensors under their names in transformers"
         )
     for end in (".onnx", ".tflite", ".mlmodel", ".engine", ".xml", ".pb", ".keras"):
@@ -225,7 +237,7 @@ def _other_framework(place: Place) -> str | None:
         if files:
             return (
                 f"holds an exported program ({files[0]}) and no weights of its own; "
-                "name the model that it was made from"
+                "name the original model"
             )
     return None
 
@@ -241,8 +253,8 @@ def _other_names(place: Place) -> str | None:
         )
     return (
         f"holds {len(files)} safetensors files ({files[0]}, ...) and no "
-        "model.safetensors.index.json, so nothing says which of them are the model; write the "
-        "index, or put the model in a folder of its own"
+        "model.safetensors.index.json, so it is unclear which of them are the model; write the "
+        "index, or put the model in its own folder"
     )
 
 
@@ -257,26 +269,27 @@ def _inner(place: Place) -> str | None:
     return message + f"name one, such as {below(place, inner[-1])}"
 
 
-KINDS: tuple[Callable[[Place], str | None], ...] = (
-    _mlx_adapter,
-    _adapter,
-    _pipeline,
-    _cache,
-    trainer,
-    zero,
-    verl,
-    megatron,
-    distributed,
-    ranks,
-    orbax,
-    _gguf,
-    _mlx,
-    _pickled,
-    _other_framework,
-    _other_names,
-    _inner,
-    _archive,
-)
+# In this order: the first that finds something.
+KINDS: dict[Callable[[Place], str | None], str] = {
+    _mlx_adapter: ADAPTER,
+    _adapter: ADAPTER,
+    _pipeline: INSIDE,
+    _cache: INSIDE,
+    trainer: INSIDE,
+    zero: SHARDS,
+    verl: SHARDS,
+    megatron: OTHER,
+    distributed: SHARDS,
+    ranks: SHARDS,
+    orbax: OTHER,
+    _gguf: OTHER,
+    _mlx: OTHER,
+    _pickled: OTHER,
+    _other_framework: OTHER,
+    _other_names: WHICH,
+    _inner: INSIDE,
+    _archive: OTHER,
+}
 
 
 def _nothing(place: Place) -> str:
@@ -288,5 +301,5 @@ def _nothing(place: Place) -> str:
     tail = unfinished(place.source) + place.source.why_empty()
     if not tail and place.names:
         shown = ", ".join(place.names[:3]) + (", ..." if len(place.names) > 3 else "")
-        tail = f" (but {shown}); was the model downloaded whole?"
+        tail = f" (only {shown}); check that the download is complete"
     return message + tail

@@ -47,7 +47,7 @@ def parse_json(data: bytes, *, repeats: bool = False, constants: bool = False) -
     def constant(word: str) -> float:
         if constants:
             return NAN if word == "NaN" else float(word)
-        raise ValueError(f"{word} is not a number of JSON")
+        raise ValueError(f"{word} is not a JSON number")
 
     try:
         return json.loads(
@@ -71,7 +71,7 @@ def check_values(value: Any) -> None:
             if isinstance(item, dict):
                 for key in item:
                     if len(key) > MAX_NAME:
-                        raise ValueError(f"has a key of {len(key):,} letters: {key[:40]}...")
+                        raise ValueError(f"has a key of {len(key):,} characters: {key[:40]}...")
                 below += item
                 below += item.values()
             elif isinstance(item, list):

@@ -25,18 +25,18 @@ def refusal(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         flags = [key for key in (SEED, SHARD_SIZE) if differs(key)]
         if flags:
             there, here = (" ".join(f"{k}={of[k]}" for k in flags) for of in (found, wanted))
-            return f"was left by an interrupted run with {there}, this is with {here}"
+            return f"was left by an interrupted run with {there}; this run has {here}"
         if differs(INPUTS):
             changed = _changed(found[INPUTS], wanted[INPUTS])
             return f"was left by an interrupted run, and its inputs have changed since ({changed})"
         for key in wanted:
             if key not in ("plan", RECIPE) and differs(key):
                 return (
-                    f"was left by an interrupted run under {key} {found[key]}, this is {wanted[key]}, which may round "
-                    "otherwise; finish it there"
+                    f"was left by an interrupted run with {key} {found[key]}; this run has {wanted[key]}, where the last bits "
+                    "may differ; finish it there"
                 )
     if differs(RECIPE) or differs("plan"):
-        return "was left by an interrupted run of another recipe or other settings"
+        return "was left by an interrupted run with another recipe or other settings"
     return ""
 
 

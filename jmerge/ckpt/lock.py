@@ -43,7 +43,8 @@ class Lock:
             if not free:
                 os.close(descriptor)
                 raise RunError(
-                    f"another jmerge is writing {self._out}; wait for it, or choose another folder"
+                    f"another jmerge is writing {self._out}; wait for it, or choose another folder",
+                    code="JM604",
                 )
             # the holder before us may have deleted the file between our open and our lock
             if self._path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(self._path)):

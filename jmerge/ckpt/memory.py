@@ -100,7 +100,7 @@ class MemorySource(Source):
             for at, piece in self._pieces(self._files[name], start, start + buffer.size):
                 buffer[at - start : at - start + piece.size] = piece
         elif self._beside is None:
-            raise self.broken(name, "cannot be read: there is no such file")
+            raise self.broken(name, "cannot be read: no such file", code="JM112")
         else:
             self._beside.read_into(name, start, buffer)
 
@@ -161,10 +161,10 @@ def named_arrays(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in _walk(tree, prefix):
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-            message = f"expected an array of NumPy or JAX, found one of type {type(value).__name__}"
-            faults.append(Fault(message, name))
+            message = f"expected a NumPy or JAX array, found a value of type {type(value).__name__}"
+            faults.append(Fault(message, name, code="JM125"))
         elif name in found:
-            faults.append(Fault("is the name of two arrays", name))
+            faults.append(Fault("is the name of two arrays", name, code="JM125"))
         else:
             found[name] = value
     raise_all(CheckpointError, faults)
@@ -204,7 +204,7 @@ def _specs(tensors: Mapping[str, Any], label: str) -> dict[str, TensorSpec]:
     raise_all(
         CheckpointError,
         [
-            Fault(f"dtype {tensors[name].dtype} has no name in safetensors", name, label)
+            Fault(f"safetensors has no dtype {tensors[name].dtype}", name, label, code="JM125")
             for name, spec in specs.items()
             if spec is None
         ],

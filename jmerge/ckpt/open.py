@@ -37,17 +37,17 @@ class TensorFile(NamedTuple):
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """A folder of safetensors weights with its `config.json`; iterates over tensor names in file order.
+    """A model of safetensors files with its `config.json`: a lazy mapping from tensor name to NumPy array, in file order.
 
     Attributes:
-      source: the files of the folder.
-      path: the folder; of a remote one its URL, with the commit where there are commits.
-      files: its weight files in the order they are read.
-      index: name -> `Entry`, in file order.
-      config: the parsed config.json; empty when there is none.
-      generation: the parsed generation_config.json; empty when there is none.
-      modules: of a Sentence Transformers model, whose config is the transformer's; else empty.
-      notes: what the choice of files and tensors passed over, for a user to know.
+      source: the files of the model.
+      path: the folder, or the URL of a remote model, with its commit if it has one.
+      files: the weight files, in the order they are read.
+      index: tensor name -> `Entry`, in file order.
+      config: the parsed config.json; empty if the file does not exist.
+      generation: the parsed generation_config.json; empty if the file does not exist.
+      modules: the modules of a Sentence Transformers model; empty for any other model.
+      notes: messages on files and copies of tensors that were ignored.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     @property
     def home(self) -> str:
-        """The folder inside its own in which config.json and the tensors without a folder lie; mostly empty."""
+        """The folder, inside the model's, that contains config.json; usually empty, which means the model's own."""
         main = main_module(self.modules)
         return "" if main is None else main.folder
 
@@ -85,7 +85,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders inside its own that names of tensors begin with."""
+        """The folders, inside the model's, whose names tensor names start with."""
         main = main_module(self.modules)
         return tuple(m.folder for m in self.modules if m.files and m is not main)
 
@@ -100,7 +100,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return view(self.raw(name, 0, spec.nbytes), spec)
 
     def raw(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Bytes [start, stop) of a tensor, as `checkpoint[name]` gives them."""
+        """The bytes [start, stop) of a tensor, in the layout of `checkpoint[name]`."""
         entry = self.index[name]
         path = self.source.path(entry.file)
         if path is not None:
@@ -136,25 +136,28 @@ def open_checkpoint(
     config: Mapping[str, Any] | None = None,
     like: Checkpoint | None = None,
 ) -> Checkpoint:
-    """A lazy mapping from tensor name to NumPy array, of a model folder or of arrays; no tensor data is read, unless two
-    files hold one tensor and no index says which counts.
+    """Open a model as a lazy mapping from tensor name to NumPy array.
 
-    Of a Sentence Transformers model all modules with weights are read, see `ckpt.sentence`. Which files of a folder
-    are its weights, `ckpt.weights.find_weights` says.
+    Reads headers and small files only. Weights are read when a tensor is asked for, or when two files contain the same
+    tensor and no index says which of them is right. For a Sentence Transformers model, all modules with weights are
+    opened.
 
     Args:
-      place: a local folder, `org/name` or `hf://org/name` on the Hub, either with `@revision`, the URL of a folder
-        (`https://`, `s3://`, `gs://`), a reference of a recipe, or files that were found already. Or arrays by name, of
-        NumPy or JAX on any device; names of nested mappings are joined with dots. They are not copied: leave them as
-        they are while the checkpoint is in use.
-      config: of arrays: what config.json says.
-      like: of arrays: the checkpoint whose config and other files (tokenizer, generation config) they go with.
+      place: a local folder, `org/name` or `hf://org/name` on the Hub (both with an optional `@revision`), the URL of a
+        folder (`https://`, `s3://`, `gs://`), or a model reference of a recipe. Or a mapping from name to NumPy or JAX
+        array, which may be nested: keys are joined with dots. Arrays are not copied: do not change them while the
+        checkpoint is in use.
+      config: for arrays: the content of config.json.
+      like: for arrays: a checkpoint whose config and other files (tokenizer, generation config) belong to the arrays.
+
+    Returns:
+      The checkpoint.
 
     Raises:
-      CheckpointError: no folder, no safetensors weights, or damaged headers, index or config; something that is no
-        array, or of a dtype that safetensors does not have.
-      RunError: a remote folder cannot be reached.
-      TypeError: `place` is none of these, or `config` or `like` are given for a folder.
+      CheckpointError: there is no such folder, it has no safetensors weights, a header, index or config is damaged, or a
+        value is not an array of a dtype that safetensors supports.
+      RunError: a remote model cannot be reached.
+      TypeError: `place` has another type, or `config` or `like` is given for a folder.
     """
     if isinstance(place, Checkpoint):
         return place
@@ -162,7 +165,7 @@ def open_checkpoint(
         return open_checkpoint(_source_of_arrays(place, config, like))
     if config is not None or like is not None:
         name = "config" if like is None else "like"
-        raise TypeError(f"{name} goes with a mapping of arrays; a folder has its own")
+        raise TypeError(f"{name} is only for a mapping of arrays; a folder has its own")
     if isinstance(place, ModelRef):
         source = find_source(place.path, place.revision)
     elif isinstance(place, Source):

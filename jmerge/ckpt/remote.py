@@ -66,7 +66,8 @@ def patiently(action: Callable[[], T], what: str) -> T:
         except PassingError as error:
             if attempt == PATIENCE.attempts:
                 raise RunError(
-                    f"{what}: {redacted(str(error))}, {attempt} times; run the same command again"
+                    f"{what}: {redacted(str(error))} ({attempt} attempts); run the same command again",
+                    code="JM505",
                 ) from error
             pause = PATIENCE.pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             time.sleep(min(max(pause, error.pause), PATIENCE.longest_pause))
@@ -125,7 +126,7 @@ class RemoteSource(Source):
         assert stat is not None
         stop = start + buffer.nbytes
         if stop > stat.size:
-            raise self.broken(name, f"ends at byte {stat.size}, before byte {stop}")
+            raise self.broken(name, f"ends at byte {stat.size}, before byte {stop}", code="JM111")
         view, done = buffer.data, 0
 
         def attempt() -> None:
@@ -133,6 +134,6 @@ class RemoteSource(Source):
             if done < len(view):
                 done += self.fetch(name, start + done, view[done:], stat)
             if done < len(view):
-                raise PassingError(f"only {done} of {len(view)} bytes came")
+                raise PassingError(f"received only {done} of {len(view)} bytes")
 
         patiently(attempt, f"{self.shown(name)}, bytes {start} to {stop}")

@@ -64,7 +64,7 @@ def header_of(source: Source, name: str) -> Header:
     head = first[:8].tobytes()
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
     if first[: len(POINTER)].tobytes() == POINTER:
-        raise _broken(path, NOT_FETCHED)
+        raise _broken(path, NOT_FETCHED, code="JM113")
     if not size:
         raise _broken(path, "is empty; download it again")
     if (begin := first[:64].tobytes().lstrip().lower()).startswith(
@@ -73,13 +73,13 @@ def header_of(source: Source, name: str) -> Header:
         shown = begin[:15].decode("ascii", "replace")
         raise _broken(
             path,
-            f"is a web page ({shown}...) and no safetensors file; download it again, logged in "
-            "where the model asks for that",
+            f"is a web page ({shown}...), not a safetensors file; download it again, with a "
+            "login if the model needs one",
         )
     if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
         raise _broken(
             path,
-            f"its header claims {length} bytes in a file of {size}; truncated download?",
+            f"its header claims {length} bytes, but the file has {size}; download it again",
         )
     rest = np.empty(max(8 + length - first.size, 0), np.uint8)
     source.read_into(name, first.size, rest)
@@ -96,7 +96,7 @@ def parse_header(path: str, text: bytes, data_start: int, file_size: int) -> dic
         raise _broken(path, f"its header {error}") from error
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _broken(path, "its header's __metadata__ is not a map from words to words")
+        raise _broken(path, "its header's __metadata__ is not a map from strings to strings")
     for name in entries:
         _check_name(path, name)
     extents = {name: _parse_entry(path, name, entry, data_start) for name, entry in entries.items()}
@@ -110,7 +110,11 @@ def parse_header(path: str, text: bytes, data_start: int, file_size: int) -> dic
         raise _broken(
             path,
             f"its header describes {position} bytes, the file has {file_size}; "
-            + ("truncated download?" if file_size < position else "save or download it again"),
+            + (
+                "the download is incomplete; download it again"
+                if file_size < position
+                else "save or download it again"
+            ),
         )
     return extents
 
@@ -134,8 +138,8 @@ def encode_header(specs: dict[str, TensorSpec]) -> bytes:
 def _check_name(path: str, name: str) -> None:
     """Refuse what is no name: nothing, no text, what a terminal would obey, more than any name has."""
     if not name or len(name) > MAX_NAME:
-        found = f"one of {len(name):,} letters" if name else "an empty one"
-        raise _broken(path, f"a tensor's name has 1 to {MAX_NAME} letters, found {found}")
+        found = f"one of {len(name):,} characters" if name else "an empty one"
+        raise _broken(path, f"a tensor's name has 1 to {MAX_NAME} characters, found {found}")
     if CONTROL.search(name):
         raise _broken(path, f"a tensor's name is not printable Unicode text: {name!r}")
 
@@ -178,5 +182,5 @@ def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
     return Extent(spec, data_start + start)
 
 
-def _broken(path: str, message: str, tensor: str = "") -> CheckpointError:
-    return CheckpointError(Fault(message, where=tensor, file=path))
+def _broken(path: str, message: str, tensor: str = "", *, code: str = "JM123") -> CheckpointError:
+    return CheckpointError(Fault(message, where=tensor, file=path, code=code))

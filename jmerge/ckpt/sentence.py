@@ -56,15 +56,17 @@ def read_modules(source: Source) -> tuple[Module, ...]:
         return ()
     entries = read_json(source, MODULES)
     if not isinstance(entries, list) or not entries:
-        raise source.broken(MODULES, "is not a list of modules")
+        raise source.broken(MODULES, "is not a list of modules", code="JM124")
     if len(entries) > MAX_MODULES:
-        raise source.broken(MODULES, f"lists {len(entries):,} modules, more than {MAX_MODULES}")
+        raise source.broken(
+            MODULES, f"lists {len(entries):,} modules, more than {MAX_MODULES}", code="JM124"
+        )
     modules = tuple(_read_module(source, entry) for entry in entries)
     weighted = [module.folder for module in modules if module.files]
     for folder in weighted:
         if weighted.count(folder) > 1:
             message = f"lists two modules with the weights of one folder: {folder!r}"
-            raise source.broken(MODULES, message)
+            raise source.broken(MODULES, message, code="JM124")
     return modules
 
 
@@ -78,14 +80,20 @@ def _read_module(source: Source, entry: Any) -> Module:
         case {"path": str(folder), "type": str(kind)}:
             kind = kind.rpartition(".")[2]
         case _:
-            raise source.broken(MODULES, f"lists a module without path or type: {entry!r}")
+            raise source.broken(
+                MODULES, f"lists a module without path or type: {entry!r}", code="JM124"
+            )
     parts = Path(folder).parts
     outside = len(parts) > 1 or parts[:1] in (("..",), ("/",)) or "\\" in folder
     if outside or CONTROL.search(folder):
-        raise source.broken(MODULES, f"names a folder that is not in the model's: {folder!r}")
+        raise source.broken(
+            MODULES, f"names a folder that is not in the model's: {folder!r}", code="JM124"
+        )
     folder = parts[0] if parts else ""
     if kind in BRANCHED:
-        raise source.broken(MODULES, f"lists a {kind}, whose branches cannot be merged")
+        raise source.broken(
+            MODULES, f"lists a {kind}, whose branches cannot be merged", code="JM124"
+        )
     place = inside(source, folder)
     weights = Weights(())
     if kind in WEIGHTED or _has_weights(place):

@@ -73,13 +73,15 @@ class Source(ABC):
         """A whole small file; CheckpointError when it is larger than any that goes with weights."""
         if self.size_of(name) > MAX_WHOLE_BYTES:
             raise self.broken(
-                name, f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
+                name,
+                f"is larger than {MAX_WHOLE_BYTES:,} bytes; it is probably a weight file",
+                code="JM124",
             )
         buffer = np.empty(self.size_of(name), np.uint8)
         self.read_into(name, 0, buffer)
         data = buffer.tobytes()
         if data.startswith(POINTER):
-            raise self.broken(name, NOT_FETCHED)
+            raise self.broken(name, NOT_FETCHED, code="JM113")
         return data
 
     def is_pointer(self, name: str) -> bool:
@@ -94,26 +96,26 @@ class Source(ABC):
         """Bytes of a file that will be read at once; CheckpointError when it cannot be or is too large for that."""
         size = self.size_of(name)
         if size > MAX_WHOLE_BYTES:
-            message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; is it a weight file?"
-            raise self.broken(name, message)
+            message = f"is larger than {MAX_WHOLE_BYTES:,} bytes; it is probably a weight file"
+            raise self.broken(name, message, code="JM124")
         if self.is_pointer(name):
-            raise self.broken(name, NOT_FETCHED)
+            raise self.broken(name, NOT_FETCHED, code="JM113")
         return size
 
     def size_of(self, name: str) -> int:
         """Bytes of a file that has to be there."""
         size = self.size(name)
         if size is None:
-            raise self.broken(name, "cannot be read: there is no such file")
+            raise self.broken(name, "cannot be read: no such file", code="JM112")
         return size
 
     def shown(self, name: str) -> str:
         """A file as errors name it."""
         return f"{self.label.rstrip('/')}/{name}"
 
-    def broken(self, name: str, message: str, tensor: str = "") -> CheckpointError:
-        """The error that says `message` of a file."""
-        return CheckpointError(Fault(message, tensor, self.shown(name)))
+    def broken(self, name: str, message: str, tensor: str = "", *, code: str) -> CheckpointError:
+        """The error that says `message` of a file; `code` is that of the kind of mistake."""
+        return CheckpointError(Fault(message, tensor, self.shown(name), code=code))
 
 
 class LocalSource(Source):
@@ -137,7 +139,7 @@ class LocalSource(Source):
             )
         except OSError as error:
             message = f"cannot be listed: {error.strerror or error}"
-            raise CheckpointError(Fault(message, file=str(place))) from error
+            raise CheckpointError(Fault(message, file=str(place), code="JM112")) from error
 
     def folders(self, folder: str = "") -> list[str]:
         try:
@@ -159,9 +161,11 @@ class LocalSource(Source):
                 return self.size_of(name)
             target = os.readlink(path) if path.is_symlink() and not path.is_dir() else None
         except OSError as error:  # such as a name that is too long for any file
-            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+            raise self.broken(
+                name, f"cannot be read: {error.strerror or error}", code="JM112"
+            ) from error
         if target is not None:
-            raise self.broken(name, f"is a link to {target}, where no file can be read")
+            raise self.broken(name, f"is a link to {target}, which cannot be read", code="JM112")
         return None
 
     def path(self, name: str) -> Path | None:
@@ -174,9 +178,11 @@ class LocalSource(Source):
         try:
             found = (self.folder / name).stat()
         except OSError as error:
-            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+            raise self.broken(
+                name, f"cannot be read: {error.strerror or error}", code="JM112"
+            ) from error
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise self.broken(name, "cannot be read: it is not a file")
+            raise self.broken(name, "cannot be read: it is not a file", code="JM112")
         return found.st_size
 
     def read_into(self, name: str, start: int, buffer: np.ndarray) -> None:
@@ -187,9 +193,15 @@ class LocalSource(Source):
                 while done < len(view) and (count := file.readinto(view[done:])):
                     done += count
         except OSError as error:
-            raise self.broken(name, f"cannot be read: {error.strerror or error}") from error
+            raise self.broken(
+                name, f"cannot be read: {error.strerror or error}", code="JM112"
+            ) from error
         if done < buffer.nbytes:
-            raise self.broken(name, f"ends at byte {start + done}; was it changed?")
+            raise self.broken(
+                name,
+                f"ends at byte {start + done}; it changed while it was being read",
+                code="JM111",
+            )
 
 
 def local_folder(text: str | Path) -> Path | None:

@@ -20,8 +20,8 @@ def trainer(place: Place) -> str | None:
     whole = [each for each in steps if holds_model(place.source, each[1])]
     last = (whole or steps)[-1][1]
     what = "a checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
-    message = f"holds {what} of a training run and no weights beside; "
-    return message + f"name one, the last is {below(place, last)}"
+    message = f"holds {what} of a training run and no weights of its own; "
+    return message + f"name one; the last is {below(place, last)}"
 
 
 def zero(place: Place) -> str | None:
@@ -64,7 +64,7 @@ def verl(place: Place) -> str | None:
         return None
     folder = place.label if files else f"{below(place, max(steps, key=number))}/actor"
     return (
-        "holds the shards of a training run of verl, one for each process; put them together with "
+        "holds the shards of a training run of verl, one for each process; consolidate them with "
         f"python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT, "
         "and name OUT"
     )
@@ -82,8 +82,8 @@ def megatron(place: Place) -> str | None:
         return None
     what = "NeMo" if nemo else "Megatron"
     return (
-        f"holds a checkpoint of {what}; convert it to the format of transformers with "
-        "Megatron's own converter or that of NeMo, and name what that makes"
+        f"holds a checkpoint of {what}; convert it to the transformers format with "
+        "the converter of Megatron or NeMo, and name the result"
     )
 
 
@@ -97,8 +97,8 @@ def ranks(place: Place) -> str | None:
 def of_processes(file: str) -> str:
     """The line on files of processes, the first of which is `file`."""
     return (
-        f"holds the shards of a run, one for each process ({file}); put them together with the "
-        "tool of the program that wrote them, and name what that makes"
+        f"holds the shards of a run, one for each process ({file}); consolidate them with the "
+        "tool of the program that wrote them, and name the result"
     )
 
 

@@ -32,21 +32,21 @@ def read_json_file(
         return missing
     value = read_json(source, name)
     if not isinstance(value, dict):
-        raise source.broken(name, "is not a JSON object")
+        raise source.broken(name, "is not a JSON object", code="JM124")
     return value
 
 
 def read_json(source: Source, name: str) -> Any:
     """What a JSON file says; CheckpointError when it is none, or has what no file beside weights needs."""
     if source.size_of(name) > MAX_JSON_BYTES:
-        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
+        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes", code="JM124")
     index = name.endswith(INDEX_SUFFIX)
     try:
         value = parse_json(source.read(name), repeats=not index, constants=not index)
         if not index:  # whose values are looked at one by one
             check_values(value)
     except ValueError as error:
-        raise source.broken(name, str(error)) from error
+        raise source.broken(name, str(error), code="JM124") from error
     return value
 
 
@@ -81,7 +81,7 @@ def find_weights(source: Source) -> Weights:
         found = _of_stem(source, stem, "")
         if found is not None:
             pickled = _pickled(source) if stem != STEMS[0] else None
-            note = f"has {pickled} too, which transformers loads, and not {found.files[0]}"
+            note = f"also has {pickled}, which transformers loads instead of {found.files[0]}"
             return found._replace(notes=(*found.notes, note)) if pickled else found
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?\.({VARIANT})\.safetensors")
     named = (pattern.fullmatch(name) for name in source.names())
@@ -92,7 +92,7 @@ def find_weights(source: Source) -> Weights:
             if found is not None:
                 note = f"has its weights only as the variant '{variants[0]}' ({found.files[0]})"
                 return found._replace(notes=(note,))
-    raise CheckpointError(Fault(found_instead(source, variants), file=source.label))
+    raise CheckpointError(found_instead(source, variants))
 
 
 def _pickled(source: Source) -> str | None:
@@ -110,17 +110,21 @@ def _explicit(source: Source) -> Weights | None:
         return None
     if not isinstance(name, str) or not name.endswith((WEIGHTS, INDEX_SUFFIX)):
         message = f"{EXPLICIT} is not the name of a {WEIGHTS} file or its index: {name!r}"
-        raise source.broken("config.json", message)
+        raise source.broken("config.json", message, code="JM124")
     file = path_inside(name)
     if file is None:
-        raise source.broken("config.json", f"{EXPLICIT} names a file outside the folder: {name!r}")
+        raise source.broken(
+            "config.json", f"{EXPLICIT} names a file outside the folder: {name!r}", code="JM124"
+        )
     if source.size(file) is None:
-        raise source.broken("config.json", f"{EXPLICIT} names {name}, which is not there")
+        raise source.broken(
+            "config.json", f"{EXPLICIT} names {name}, which does not exist", code="JM124"
+        )
     if not file.endswith(INDEX_SUFFIX):
         return Weights((file,))
     found = _indexed(source, file)
     if found is None:
-        raise source.broken(file, "names no tensor")
+        raise source.broken(file, "names no tensor", code="JM121")
     return found
 
 
@@ -158,7 +162,7 @@ def _beside(source: Source, single: str, index: str) -> tuple[str, ...]:
         return ()
     message = f"has {single} and {len(found.files)} files that {index} names; "
     message += f"transformers loads {single}"
-    return (f"{message}, so that is merged",)
+    return (f"{message}, so jmerge merges that",)
 
 
 def _indexed(source: Source, index: str) -> Weights | None:
@@ -181,7 +185,7 @@ def _indexed(source: Source, index: str) -> Weights | None:
 def _missing(source: Source, what: list[str]) -> CheckpointError:
     shown = ", ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
     message = f"weight files are missing: {shown}{unfinished(source)}{source.why_empty()}"
-    return CheckpointError(Fault(message, file=source.label))
+    return CheckpointError(Fault(message, file=source.label, code="JM114"))
 
 
 def read_index(source: Source, index: str) -> dict[str, str]:
@@ -192,17 +196,19 @@ def read_index(source: Source, index: str) -> dict[str, str]:
     """
     entries = read_json_file(source, index).get("weight_map")
     if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
-        raise source.broken(index, "has no valid 'weight_map'")
+        raise source.broken(index, "has no valid 'weight_map'", code="JM121")
     paths = {file: path_inside(file) for file in set(entries.values())}
     where = {}
     for tensor, file in entries.items():
         path = paths[file]
         if path is None:
-            message = f"names a file outside the folder: {file!r}; write the name that it has in the folder"
-            raise source.broken(index, message, tensor)
+            message = f"names a file outside the folder: {file!r}; write its name in the folder"
+            raise source.broken(index, message, tensor, code="JM121")
         where[tensor] = path
     if len(paths) > MAX_FILES:
-        raise source.broken(index, f"names {len(paths):,} weight files, more than {MAX_FILES:,}")
+        raise source.broken(
+            index, f"names {len(paths):,} weight files, more than {MAX_FILES:,}", code="JM121"
+        )
     return where
 
 

@@ -64,7 +64,9 @@ class OutputFolder(WritesWeights):
         """
         self.out = Path(os.path.realpath(out))
         if not self.out.name:
-            raise PlanError(f"{out} cannot be made anew; choose a folder in it")
+            raise PlanError(
+                f"{out} is the root of a file system; choose a folder in it", code="JM606"
+            )
         self.work = self.out.with_name(self.out.name + ".jmerge-work")
         self.old = self.out.with_name(self.out.name + ".jmerge-old")
         self.identity = identity
@@ -93,7 +95,8 @@ class OutputFolder(WritesWeights):
         ledger = read_ledger(self.out)
         if ledger is None:
             raise PlanError(
-                f"{self.out} exists and was not written by jmerge; choose another folder"
+                f"{self.out} exists and was not written by jmerge; choose another folder",
+                code="JM601",
             )
         intact = all(
             (self.out / name).is_file() and (self.out / name).stat().st_size == size
@@ -103,19 +106,22 @@ class OutputFolder(WritesWeights):
             return True
         if not self.overwrite:
             state = self._other(ledger) if intact else "a damaged result of jmerge"
-            raise PlanError(f"{self.out} holds {state}; overwrite=True replaces it")
+            raise PlanError(f"{self.out} holds {state}; overwrite=True replaces it", code="JM602")
         foreign = sorted(set(_files(self.out)) - {*ledger["files"], LEDGER})
         if foreign:
             names = ", ".join(foreign[:3])
             raise PlanError(
-                f"{self.out} holds files that jmerge did not write ({names}); move them"
+                f"{self.out} holds files that jmerge did not write ({names}); move them",
+                code="JM603",
             )
         return False
 
     def _recover(self) -> None:
         """Finish or undo a swap that was cut off between its two renames."""
         if read_ledger(self.old) is None:
-            raise PlanError(f"{self.old} is in the way and was not left by jmerge; move it")
+            raise PlanError(
+                f"{self.old} is in the way and does not belong to jmerge; move it", code="JM603"
+            )
         if self.out.exists():
             shutil.rmtree(self.old)
         else:
@@ -151,13 +157,17 @@ class OutputFolder(WritesWeights):
         """
         found, blocks = self._left_over()
         if found is None:
-            raise PlanError(f"{self.work} is in the way and was not left by jmerge; move it")
+            raise PlanError(
+                f"{self.work} is in the way and does not belong to jmerge; move it", code="JM603"
+            )
         if found.get(BEGUN_ANEW):
             return False
         if found:
             message = refusal(found, self._header)
             if message and not self.overwrite:
-                raise PlanError(f"{self.work} {message}; overwrite=True begins anew, or delete it")
+                raise PlanError(
+                    f"{self.work} {message}; overwrite=True starts over, or delete it", code="JM605"
+                )
             if message:
                 return False
         self.resumed = True
@@ -196,8 +206,9 @@ class OutputFolder(WritesWeights):
             free = shutil.disk_usage(self.work).free
         if needed > free:
             raise RunError(
-                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free some, or choose "
-                "another --out"
+                f"{self.work.parent} has {free:,} bytes free; the merge needs {needed:,}; free space, or choose "
+                "another --out",
+                code="JM502",
             )
         assert self._written is not None
         with environment_errors(self.work):
@@ -293,7 +304,9 @@ class OutputFolder(WritesWeights):
         try:
             self.finished()
         except PlanError as error:
-            raise RunError(f"{error}; the merge was not published") from error
+            raise RunError(
+                f"{error.faults[0].text}; the result was not published", code="JM603"
+            ) from error
         if not _is_vacant(self.out):
             self.out.rename(self.old)
         elif self.out.exists():

@@ -98,7 +98,9 @@ def compare(
 def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iterator[Fault]:
     if not tensors:
         names = " and ".join(next(iter(each), "no tensor") for each in (a, b))
-        yield Fault(f"no tensor of A can be compared with one of B (first ones: {names})")
+        yield Fault(
+            f"A and B have no tensor in common to compare (first ones: {names})", code="JM129"
+        )
     for pair, sums in tensors:
         if pair.place.buffer:  # masks are made of infinity
             continue
@@ -108,7 +110,7 @@ def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iter
         ):
             if count:
                 message = f"{count:,} of {sums.elements:,} elements are NaN or infinite"
-                yield Fault(message, name, str(model.path))
+                yield Fault(message, name, str(model.path), code="JM126")
 
 
 class _Piece(NamedTuple):

@@ -48,7 +48,7 @@ def run_within_memory(
     """
     written = list(blocks)
     found: int | None = None
-    failure: DeviceMemoryError | None = None
+    failure = ""
     for longest in reversed(LENGTHS):
         with jax.default_device(devices[0]):
             schedule = fit(plan, budget, len(devices), longest)
@@ -81,16 +81,17 @@ def run_within_memory(
                 stop=alarm(),
             )
         except DeviceMemoryError as error:
-            failure = error
+            failure = error.faults[0].message
         except MemoryError as error:
-            raise RunError("out of memory; a smaller memory= makes smaller pieces") from error
+            raise RunError("out of memory; set a smaller memory=", code="JM503") from error
         else:
             return written, found
     with jax.default_device(devices[0]):
         needed = need_of(schedule).total // 10**6
     here = devices[0].platform
-    other = "" if here == "cpu" else f", or let another platform go on: devices='{here},cpu'"
+    other = "" if here == "cpu" else f", or continue on another platform: devices='{here},cpu'"
     raise DeviceMemoryError(
-        f"the memory of {here} runs out even with the shortest pieces, which need {needed} MB: {failure}; "
-        f"free some{other}"
+        f"{here} is out of memory: even the smallest pieces need {needed} MB ({failure}); "
+        f"free some of it{other}",
+        code="JM504",
     )

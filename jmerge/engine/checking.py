@@ -88,9 +88,11 @@ class Checker:
         for position, item in enumerate(others, 1):
             if not np.array_equal(loaded.raw(position), loaded.raw(0)):
                 message = f"differs between {self._owner(first)} and {self._owner(item)}"
-                message += "; it is not floating point, so it cannot be merged; leave it as one model has it"
+                message += (
+                    "; it is not floating point, so it cannot be merged; take it from one model"
+                )
                 message += f" with 'except: [{step.tensor}]'"
-                raise NonFiniteError(Fault(message, where=step.name))
+                raise NonFiniteError(Fault(message, where=step.name, code="JM128"))
 
     def _judge(self, step: Step) -> None:
         """Stop when a tensor that is complete holds NaN or infinity, unless that is allowed or a mask is made of it."""
@@ -102,16 +104,18 @@ class Checker:
             models = {item.model for item in items if not isinstance(item, Result)}
             self._tell(Nonfinite(step.name, tuple(sorted(models))))
             return
+        code = "JM127"
         message = (
             f"{result} elements of the result do not fit {step.spec.dtype}; set a wider out_dtype"
         )
         if inputs:
+            code = "JM126"
             position, count = next(iter(inputs.items()))
             message = (
                 f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
             )
         raise NonFiniteError(
-            Fault(f"{message}; allow_nonfinite=True goes on all the same", where=step.name)
+            Fault(f"{message}; allow_nonfinite=True merges anyway", where=step.name, code=code)
         )
 
     def _owner(self, item: Item) -> str:

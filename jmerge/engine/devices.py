@@ -27,7 +27,7 @@ def device_memory_errors() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DeviceMemoryError(str(error).partition("\n")[0]) from error
+        raise DeviceMemoryError(str(error).partition("\n")[0], code="JM504") from error
 
 
 def choose_devices(
@@ -51,7 +51,9 @@ def choose_devices(
     for word in words:
         if word not in PLATFORMS:
             message = f"expected a number or platforms such as gpu or gpu,cpu, found '{text}'"
-            raise PlanError(Fault(message + did_you_mean(word, PLATFORMS), where="devices"))
+            raise PlanError(
+                Fault(message + did_you_mean(word, PLATFORMS), where="devices", code="JM407")
+            )
     found, missing = [], []
     for word in dict.fromkeys(words):
         try:
@@ -60,8 +62,8 @@ def choose_devices(
             missing.append(word)
     if not found:
         here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
-        message = f"there is no {' and no '.join(missing)} that JAX can use here; there is {here}"
-        raise PlanError(Fault(message, where="devices"))
+        message = f"JAX finds no {' and no '.join(missing)} here; it finds {here}"
+        raise PlanError(Fault(message, where="devices", code="JM407"))
     if missing:
         tell(Without(tuple(missing), found[0][0].platform))
     return found
@@ -76,13 +78,11 @@ def make_cpu_devices(text: str | None) -> None:
 
 def _so_many(count: int) -> list[jax.Device]:
     if count < 1:
-        raise PlanError(Fault(f"expected at least 1, found {count}", where="devices"))
+        raise PlanError(Fault(f"expected at least 1, found {count}", where="devices", code="JM407"))
     found = list(jax.local_devices())
     if len(found) < count:
-        message = (
-            f"expected at most {len(found)}, the {found[0].platform} devices here, found {count}"
-        )
+        message = f"expected at most {len(found)}, the number of {found[0].platform} devices here, found {count}"
         if found[0].platform == "cpu":
             message += f"; JAX makes more with jax_num_cpu_devices={count}, set before it is used"
-        raise PlanError(Fault(message, where="devices"))
+        raise PlanError(Fault(message, where="devices", code="JM407"))
     return found[:count]

@@ -115,7 +115,9 @@ class Hosts:
                 if not link.inbox:
                     self.check()
                     if link.over:
-                        raise PeerError(f"host {number} (of 0-{self.count - 1}) ended too early")
+                        raise PeerError(
+                            f"host {number} (of 0-{self.count - 1}) stopped too early", code="JM510"
+                        )
                     self._news.wait(0.2)
                 if link.inbox:
                     return link.inbox.popleft()
@@ -136,7 +138,7 @@ class Hosts:
     def check(self) -> None:
         """Raise PeerError when another host failed."""
         if self._failure:
-            raise PeerError(self._failure)
+            raise PeerError(self._failure, code="JM510")
 
     def alarm(self) -> threading.Event:
         """An event that is set when another host fails."""
@@ -195,14 +197,14 @@ class Hosts:
 
     def _read(self, number: int) -> None:
         link = self._links[number]
-        again = "; start all hosts again with the same command to go on"
+        again = "; run the same command on all hosts again to continue"
         why = f"died or lost its connection{again}"
         try:
             with link.stream as lines:
                 for line in lines:
                     self._receive(number, json.loads(line))
         except TimeoutError:
-            why = f"gave no sign of life for {SILENCE_SECONDS:.0f} seconds{again}"
+            why = f"sent no heartbeat for {SILENCE_SECONDS:.0f} seconds{again}"
         except (OSError, ValueError):  # ended in the middle of a line
             pass
         if not link.parted:
@@ -288,7 +290,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "was interrupted"
     if isinstance(error, JmergeError):
-        return f"failed: {error.faults[0]}" if error.faults else "failed"
+        return f"failed: {error.faults[0].text}" if error.faults else "failed"
     return f"failed: {str(error) or type(error).__name__}"
 
 
@@ -307,7 +309,7 @@ def agree(hosts: Hosts, facts: Mapping[str, Any]) -> None:
                 difference = _difference(what, value, number, found.get(what))
     difference = hosts.hear(difference)
     if difference:
-        raise PlanError(difference)
+        raise PlanError(difference, code="JM511")
 
 
 def _difference(what: str, expected: Any, number: int, found: Any) -> str:
@@ -318,6 +320,6 @@ def _difference(what: str, expected: Any, number: int, found: Any) -> str:
     shown = (
         f"{what} {found}, host 0 has {expected}"
         if len(str(expected)) < 40
-        else f"another {what} than host 0"
+        else f"a different {what} from host 0"
     )
     return f"host {number} has {shown}; start all hosts with the same versions, recipe and flags"

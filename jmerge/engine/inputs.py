@@ -116,7 +116,9 @@ class Inputs:
             name = source.changed()
             if name is not None:
                 raise source.broken(
-                    name, "was changed while it was read; run the same command again"
+                    name,
+                    "changed while it was being read; run the same command again",
+                    code="JM111",
                 )
 
     def close(self) -> None:

@@ -62,23 +62,26 @@ def meet(
         return Hosts(number, count, {0: join(address, token, number, until)}, give_up)
     except OSError as error:
         raise RunError(
-            f"the hosts met, but host {number} could not be connected with host 0 ({error.strerror or error}); "
-            "open the ports between them"
+            f"host {number} found the group but could not connect to host 0 ({error.strerror or error}); "
+            "open the ports between them",
+            code="JM509",
         ) from error
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     if num_processes is not None and num_processes < 1:
-        raise PlanError(Fault(f"expected 1 or more, found {num_processes}", "--num_processes"))
+        raise PlanError(
+            Fault(f"expected 1 or more, found {num_processes}", "--num_processes", code="JM405")
+        )
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
         most = "" if num_processes is None else f" to {num_processes - 1}"
         message = f"expected 0{most or ' or more'}, found {process_id}"
-        raise PlanError(Fault(message, "--process_id"))
+        raise PlanError(Fault(message, "--process_id", code="JM405"))
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdigit() and 0 < int(port) < 1 << 16):
             message = f"expected HOST:PORT of process 0, found '{coordinator}'"
-            raise PlanError(Fault(message, "--coordinator"))
+            raise PlanError(Fault(message, "--coordinator", code="JM405"))
 
 
 Met = tuple[int, int, tuple[str, int], str, socket.socket | None]
@@ -110,16 +113,18 @@ def _meet(
         hosts = "the hosts" if num_processes is None else f"{num_processes} hosts"
         where = "" if coordinator is None else f" at {coordinator}"
         raise RunError(
-            f"{hosts} did not meet{where} within {MEETING_SECONDS:.0f} seconds; start jmerge on every one, each with its "
-            "own --process_id, and open that port"
+            f"{hosts} did not connect{where} within {MEETING_SECONDS:.0f} seconds; start jmerge on every host, each with its "
+            "own --process_id, and open that port",
+            code="JM509",
         )
     (error,) = errors
     if isinstance(error, ValueError):  # something is neither given nor found
         message = "JAX finds no cluster here; give --coordinator HOST:PORT, --num_processes and --process_id"
-        raise PlanError(Fault(message, "--distributed")) from error
+        raise PlanError(Fault(message, "--distributed", code="JM408")) from error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise RunError(
-        f"--distributed: the hosts could not meet ({reason}); is the coordinator's port free on process 0?"
+        f"--distributed: the hosts could not connect ({reason}); check that the coordinator's port is free on process 0",
+        code="JM509",
     ) from error
 
 

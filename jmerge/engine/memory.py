@@ -113,7 +113,7 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
         return make_schedule(plan, longest, devices=devices)
     if budget < LEAST_BUDGET:
         message = f"expected at least {_size(LEAST_BUDGET)}, found {_size(budget)}"
-        raise PlanError(Fault(message, where="memory"))
+        raise PlanError(Fault(message, where="memory", code="JM406"))
     found: list[tuple[float, Schedule]] = []
     for piece in reversed(LENGTHS[: LENGTHS.index(longest) + 1]):
         least = make_schedule(plan, piece, LEAST_CANDIDATES, devices)
@@ -133,12 +133,13 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
     if found:
         return max(found, key=lambda each: each[0])[1]
     worst = max(least.work, key=lambda work: _own_bytes(work, least))
-    unit = "" if not worst.row else ", whose elements have to stay together"
+    unit = "" if not worst.row else " on whole rows"
     raise PlanError(
         Fault(
-            f"{_size(budget)} do not do: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
-            f"{_size(_own_bytes(worst, least))}; with everything else at least {_size(need_of(least).total)}",
+            f"{_size(budget)} is too small: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
+            f"{_size(_own_bytes(worst, least))}; the smallest limit that works is {_size(need_of(least).total)}",
             where="memory",
+            code="JM406",
         )
     )
 

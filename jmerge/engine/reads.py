@@ -47,14 +47,21 @@ class Files:
             except OSError as error:
                 if error.errno not in GONE:
                     raise RunError(
-                        f"{path}: {error.strerror or error}; free the cause and run the same command again"
+                        f"{path}: {error.strerror or error}; fix the cause and run the same command again",
+                        code="JM501",
                     ) from error
                 raise CheckpointError(
-                    Fault(f"cannot be read: {error.strerror or error}", file=str(path))
+                    Fault(
+                        f"cannot be read: {error.strerror or error}", file=str(path), code="JM112"
+                    )
                 ) from error
             if count == 0:
                 raise CheckpointError(
-                    Fault(f"ends at byte {start + done}; was it changed?", file=str(path))
+                    Fault(
+                        f"ends at byte {start + done}; it changed while it was being read",
+                        file=str(path),
+                        code="JM111",
+                    )
                 )
             done += count
 

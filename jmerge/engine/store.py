@@ -87,7 +87,10 @@ class FileStore:
             while view and (count := self._file.readinto(view)):
                 view = view[count:]
             if view:
-                raise RunError(f"{self._folder}: a temporary file ends too early; run it again")
+                raise RunError(
+                    f"{self._folder}: a temporary file is incomplete; run the same command again",
+                    code="JM501",
+                )
 
     def free(self, number: int) -> None:
         with self._lock:
@@ -111,6 +114,7 @@ def make_store(most: int, frame: int, folder: Path | None) -> PartStore:
     if most > free:
         raise RunError(
             f"{place} has {free:,} bytes free; the method reads remote tensors more than once, and keeping "
-            f"them meanwhile needs {most:,}; free some, or write to a larger disk"
+            f"them meanwhile needs {most:,}; free space, or write to a larger disk",
+            code="JM502",
         )
     return FileStore(frame, place)

@@ -69,8 +69,9 @@ def _softmax(tensor: jax.Array) -> jax.Array:
     unit=lambda numbers: "last",
     title="Arcee Fusion",
     summary=(
-        "Takes from the other model only the elements whose change stands out, and leaves the rest of the base alone. "
-        "What stands out is decided for each tensor by the spread of the scores in it."
+        "Takes from the other model only the elements whose change stands out, and leaves the "
+        "rest of the base alone. What stands out is decided for each tensor by how its scores "
+        "are spread."
     ),
     formula="x where score >= median + 1.5 (q3 - q1), else base,   score = |x - base| KL(softmax x, softmax base) by row",
     when="One fine-tune of a base, to keep what it learned without its noise.",

@@ -61,14 +61,14 @@ _declare = partial(
     rescale=False,
     paper="https://arxiv.org/abs/2312.06795",
     density=PerModel(
-        1.0, low=0.0, high=1.0, given=False, doc="share of the model's changes that is kept"
+        1.0, low=0.0, high=1.0, given=False, doc="share of the model's changes to keep"
     ),
     gamma=PerModel(
         0.01,
         low=0.0,
         high=1.0,
         given=False,
-        doc="share of the model's changes, the largest, that is dropped as outliers",
+        doc="share of the model's largest changes to drop as outliers",
     ),
 )
 
@@ -77,8 +77,9 @@ _declare = partial(
     "breadcrumbs",
     title="Model Breadcrumbs",
     summary=(
-        "Drops of each model's changes the smallest and the few largest, and adds the rest to the base. "
-        "The largest are outliers that harm other tasks, the smallest are noise."
+        "Drops the smallest and the few largest changes of each model, and adds the rest to "
+        "the base. The largest changes are outliers that harm other tasks, the smallest are "
+        "noise."
     ),
     formula="base + lambda sum_i w_i mask_i * (x_i - base),   mask_i: neither small nor outlier",
     when="Task arithmetic with many models; density around 0.9, gamma around 0.01.",
@@ -113,8 +114,8 @@ def breadcrumbs(
     "breadcrumbs_ties",
     title="Model Breadcrumbs with TIES",
     summary=(
-        "Drops of each model's changes the smallest and the few largest, and adds of the rest what agrees with the "
-        "sign of the weighted sum. It is TIES without the outliers."
+        "Drops the smallest and the few largest changes of each model, and adds those of the "
+        "rest that agree with the sign of the weighted sum. It is TIES without the outliers."
     ),
     formula="base + lambda sum_agreeing(w_i mask_i * (x_i - base))",
     when="As breadcrumbs, where models disagree in sign.",

@@ -50,14 +50,15 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     check=_check,
     title="CABS",
     summary=(
-        "Each model in turn keeps the n largest of every m neighbouring changes, where no model before it has kept "
-        "one. No two models touch the same weight, and every part of a tensor keeps equally many."
+        "The models take turns: each keeps the n largest of every m neighbouring changes, "
+        "where no earlier model has kept one. No two models touch the same weight, and every "
+        "part of a tensor keeps the same number of changes."
     ),
     formula="base + lambda sum_i w_i top_n_of_m((x_i - base) where none of x_1 .. x_(i-1) has kept)",
     when="Two to four specialists; the one that matters most comes first.",
     paper="https://arxiv.org/abs/2503.01874",
     weight=PerModel(1.0, doc="factor of the model's change"),
-    n=Shared(64.0, low=0.0, high=BLOCK, doc="changes that a model keeps of each block"),
+    n=Shared(64.0, low=0.0, high=BLOCK, doc="changes that a model keeps in each block"),
     m=Whole(256, low=1, high=BLOCK, doc="length of a block, a power of two"),
     scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
 )

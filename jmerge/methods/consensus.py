@@ -20,8 +20,8 @@ from jmerge.methods.spec import PerModel, Shared, merge_method
     models=(0, None),
     title="Consensus Task Arithmetic",
     summary=(
-        "Adds up all changes and keeps the elements that at least k models need, by their TALL masks. "
-        "What serves one task alone, or none, is left out."
+        "Adds up all changes and keeps the elements that at least k models need, according to "
+        "their TALL masks. Changes that serve only one task, or no task, are left out."
     ),
     formula="base + lambda [at least k of |d_i| > mask_i |s - d_i|] s,   d_i = x_i - base,   s = sum_i d_i",
     when="Many specialists of one base, to keep what is common; lambda 0.2 to 0.5.",

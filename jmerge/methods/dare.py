@@ -41,7 +41,7 @@ _declare = partial(
     rescale=True,
     draws=draw,
     paper="https://arxiv.org/abs/2311.03099",
-    density=PerModel(1.0, low=0.0, high=1.0, doc="chance of each change to be kept"),
+    density=PerModel(1.0, low=0.0, high=1.0, doc="probability that a change is kept"),
 )
 
 

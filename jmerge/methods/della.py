@@ -142,11 +142,11 @@ _declare = partial(
     rescale=True,
     draws=draw,
     paper="https://arxiv.org/abs/2406.11617",
-    density=PerModel(1.0, low=0.0, high=1.0, doc="mean chance of a change to be kept"),
+    density=PerModel(1.0, low=0.0, high=1.0, doc="mean probability that a change is kept"),
     epsilon=PerModel(
         0.15,
         low=0.0,
-        doc="how far the chances of the largest and smallest of a row lie from density",
+        doc="how far the probabilities of a row's largest and smallest change are from density",
     ),
 )
 
@@ -155,8 +155,9 @@ _declare = partial(
     "della",
     title="DELLA",
     summary=(
-        "Drops changes at random, the smaller ones of each row more often, enlarges the rest to make up for it, and "
-        "adds up those that agree on a sign. It is dare_ties with magnitude as a guide to what matters."
+        "Drops changes at random, the smaller ones of each row more often, scales up the rest "
+        "to compensate, and adds up those that agree on a sign. It is dare_ties guided by "
+        "magnitude."
     ),
     formula="base + lambda sum_agreeing w_i drop(x_i - base),   chance of rank r of n: density - epsilon + 2 epsilon r / (n - 1)",
     when="Specialists of one base that conflict, at densities that keep much less than all.",
@@ -199,8 +200,8 @@ def della(
     "della_linear",
     title="Linear DELLA",
     summary=(
-        "Drops changes at random, the smaller ones of each row more often, enlarges the rest to make up for it, and "
-        "adds them up. It is dare_linear with magnitude as a guide to what matters."
+        "Drops changes at random, the smaller ones of each row more often, scales up the rest "
+        "to compensate, and adds them up. It is dare_linear guided by magnitude."
     ),
     formula="base + lambda sum_i w_i drop(x_i - base),   chance of rank r of n: density - epsilon + 2 epsilon r / (n - 1)",
     when="As dare_linear, when the large changes are those to keep.",

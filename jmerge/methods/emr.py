@@ -44,8 +44,9 @@ def emr_sums(delta: jax.Array, **_: Any) -> list[jax.Array]:
     per_model_output=True,
     title="EMR-Merging",
     summary=(
-        "Elects one change for all models and gives each model back what has the signs of its own, at its own length. "
-        "It makes a checkpoint for each model, in a folder of its name."
+        "Elects one change for all models, and gives each model back the part that has the "
+        "signs of its own change, at the length of its own change. It makes a checkpoint for "
+        "each model, in a folder of its name."
     ),
     formula="for each i: base + s_i [sign e = sign d_i] e,   e elected of all d_i = x_i - base,   s_i = |d_i|_1 / |masked e|_1",
     when="Keeping every task's skill when the task is known at inference; what the models share can be stored once.",

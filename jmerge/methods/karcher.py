@@ -23,14 +23,15 @@ LEAST_SINE = 1e-3  # a direction nearly opposite to the mean pulls it nowhere in
     bundled=False,
     title="Karcher Mean",
     summary=(
-        "The mean of the models' directions measured along the sphere, found by iteration, at their mean length. "
-        "It is what slerp at 0.5 is for two, for any number of models."
+        "The mean of the models' directions, measured along the sphere and found by "
+        "iteration, at their mean length. It does for any number of models what slerp at 0.5 "
+        "does for two."
     ),
     formula="u sum_i |x_i| / N,   u = argmin sum_i angle(u, x_i)^2",
     when="Several models of equal standing, when averaging makes the weights too small.",
     paper="https://arxiv.org/abs/2603.04972",
-    max_iter=Whole(10, low=1, doc="most steps of the iteration"),
-    tol=Shared(1e-5, low=0.0, doc="a step, angle or length below this is none"),
+    max_iter=Whole(10, low=1, doc="maximum number of iterations"),
+    tol=Shared(1e-5, low=0.0, doc="steps, angles and lengths below this count as zero"),
 )
 def karcher(models: jax.Array, *, max_iter: int, tol: jax.Array, sums: jax.Array) -> jax.Array:
     """models [models, *shape], tol scalar -> their mean on the sphere at their mean length [*shape].

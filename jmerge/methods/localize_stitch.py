@@ -23,8 +23,8 @@ from jmerge.methods.ties import density_counts
     statistics=(TopK(keyword="keep", terms=change_keys, counts=density_counts, scope="model"),),
     title="Localize-and-Stitch",
     summary=(
-        "Keeps of each model the few changes that are largest in the whole model, and puts them side by side. "
-        "Where several models claim a weight, it gets the mean of their changes."
+        "For each model, keeps the few largest changes of the whole model, and combines them. "
+        "A weight that several models changed gets the mean of their changes."
     ),
     formula="base + sum_i m_i d_i / max(1, sum_i m_i),   m_i = [d_i among the density largest of the whole model]",
     when="Specialists whose skills sit in few weights; density 0.01 to 0.1.",
@@ -35,7 +35,7 @@ from jmerge.methods.ties import density_counts
         high=1.0,
         even=True,
         given=False,
-        doc="share of the whole model's changes, the largest, that is kept",
+        doc="share of the whole model's largest changes to keep",
     ),
 )
 def localize_stitch(

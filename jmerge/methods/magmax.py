@@ -18,8 +18,8 @@ from jmerge.methods.spec import Shared, merge_method
     models=(1, None),
     title="MagMax",
     summary=(
-        "Takes of every weight the change of the model that changed it most. "
-        "Of equally large changes the last model's is taken."
+        "For each weight, keeps the largest change among the models. If changes are equally "
+        "large, the last model's is kept."
     ),
     formula="base + lambda (x_m - base),   m = argmax_i |x_i - base| for each element",
     when="Models fine-tuned one after the other, each from the one before, on different tasks.",

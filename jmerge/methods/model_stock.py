@@ -37,14 +37,15 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
     title="Model Stock",
     summary=(
-        "Goes from the base towards the mean of the models, the farther the more their changes point the same way. "
-        "It needs no weights: the angle between the changes says how much of them is noise."
+        "Moves from the base towards the mean of the models, the further the more their "
+        "changes point the same way. It needs no weights: the angle between the changes shows "
+        "how much of them is noise."
     ),
     formula="base + t mean_i(x_i - base),   t = N c / (1 + (N - 1) c),   c = mean cosine of two changes",
     when="Two or more fine-tunes of one base on the same task, such as runs with different seeds.",
     paper="https://arxiv.org/abs/2403.19522",
     filter_wise=Switch(
-        False, doc="an angle for every row (last axis) instead of one for the tensor"
+        False, doc="one angle for every row (last axis) instead of one for the tensor"
     ),
 )
 def model_stock(delta: jax.Array, *, filter_wise: bool, sums: jax.Array | None = None) -> jax.Array:

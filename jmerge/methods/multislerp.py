@@ -38,15 +38,17 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     unnormalised=lambda numbers, models: models > 1 and not numbers["normalize_weights"],
     title="Multi-SLERP",
     summary=(
-        "Averages the directions of any number of models, and separately their lengths. "
-        "With a base it does so with the changes from it."
+        "Averages the directions of any number of models, and their lengths separately. With "
+        "a base, it averages the changes from the base in this way."
     ),
     formula="cos(eps) d / |d| sum_i w_i |x_i|,   d = sum_i w_i x_i / (|x_i| + eps)   (of x_i - base, plus base, with a base)",
     when="Slerp for more than two models, when averaging makes the weights too small.",
     paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea/",
     weight=PerModel(doc="share of the model"),
     normalize_weights=Switch(True, doc="divide the weights by their sum"),
-    eps=Shared(1e-8, low=0.0, doc="added to lengths; a mean direction shorter than this is none"),
+    eps=Shared(
+        1e-8, low=0.0, doc="added to lengths; a mean direction shorter than this counts as zero"
+    ),
 )
 def multislerp(
     vectors: jax.Array,

@@ -20,14 +20,17 @@ LEAST_DISTANCE = 1e-6  # what divides t is at least this: MergeKit's bound
     models=(1, 1),
     title="NearSwap",
     summary=(
-        "Takes each weight of the other model where it is within t of the base's, and ever less of it the "
-        "farther apart the two are. Where they differ much the base stays."
+        "Takes each weight of the other model where it is within t of the base's, and less of "
+        "it the further apart the two are. Where they differ a lot, the base stays."
     ),
     formula="g x + (1 - g) base,   g = min(t / |x - base|, 1)",
     when="A base that should take on the fine detail of another model without its large changes.",
     paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
     t=Shared(
-        doc="distance up to which the other model's weight is taken whole; negative gives the base"
+        doc=(
+            "distance up to which the other model's weight is taken in full; a negative value "
+            "gives the base"
+        )
     ),
 )
 def nearswap(base: jax.Array, models: jax.Array, *, t: jax.Array) -> jax.Array:

@@ -19,8 +19,9 @@ from jmerge.methods.spec import Shared, merge_method
     models=(1, None),
     title="NegMerge",
     summary=(
-        "Subtracts from the base the mean change of the models, where all of them agree on its sign. "
-        "What they changed in different directions has little to do with the task and stays."
+        "Subtracts the mean change of the models from the base, where all models agree on its "
+        "sign. Changes in different directions have little to do with the task, so those "
+        "weights stay."
     ),
     formula="base - lambda mean_i(x_i - base) where all signs agree, else base",
     when=(
@@ -28,7 +29,7 @@ from jmerge.methods.spec import Shared, merge_method
         "instead."
     ),
     paper="https://arxiv.org/abs/2410.05583",
-    scale=Shared(1.0, yaml="lambda", doc="factor of what is subtracted"),
+    scale=Shared(1.0, yaml="lambda", doc="factor of the subtracted change"),
 )
 def negmerge(delta: jax.Array, *, scale: jax.Array) -> jax.Array:
     """delta [models, *shape], scale scalar -> the change to make to the base [*shape]."""

@@ -43,8 +43,9 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     divides=lambda numbers: True,
     title="NuSLERP",
     summary=(
-        "Goes along the arc from the first model to the second, as far as the second's share of the weights. "
-        "With a base it turns their changes from it; without flattening, every row or column by itself."
+        "Moves along the arc from the first model to the second, by the second's share of the "
+        "weights. With a base, it turns the models' changes from it; without "
+        "flattening, every row or column separately."
     ),
     formula="sin((1-t) a)/sin(a) x_1 + sin(t a)/sin(a) x_2,   t = w_2 / (w_1 + w_2)",
     when="Slerp with weights; two fine-tunes of one base, when their changes should keep their size.",

@@ -15,8 +15,8 @@ from jmerge.methods.spec import PerModel, merge_method
     carries_nan=True,
     title="Passthrough",
     summary=(
-        "Takes the tensors of one model as they are, or times a number. With slices it "
-        "stacks layers of one or several models into a deeper one."
+        "Copies the tensors of one model, optionally scaled. With slices, it stacks layers of "
+        "one or several models into a deeper one."
     ),
     formula="x, or scale x",
     when=(

@@ -94,8 +94,8 @@ def level_counts(
     ),
     title="PCB-Merging",
     summary=(
-        "Lets changes compete over whole models: each counts by its size in its own model and by the others' agreement. "
-        "All but the share rho of each model drop out."
+        "Changes compete over whole models: each is scored by its size in its own model and "
+        "by the agreement of the others. Each model keeps only the share rho."
     ),
     formula="base + lambda sum_i s_i w_i d_i / sum_i s_i,   s_i: e^(N size_i^2) tanh(d_i sum_j d_j), its top rho share on [0, 1]",
     when="Specialists of one base; rho 0.05 to 0.2, lambda 1 to 1.5.",

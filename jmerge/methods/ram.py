@@ -14,7 +14,7 @@ from jmerge.methods.combine import sum_models
 from jmerge.methods.spec import Shared, merge_method
 from jmerge.methods.statistics.sums import BlockSum
 
-EPSILON = Shared(1e-5, low=0.0, doc="a change up to this size does not count as one")
+EPSILON = Shared(1e-5, low=0.0, doc="changes up to this size do not count")
 
 
 def split(delta: jax.Array, epsilon: jax.Array) -> tuple[list[jax.Array], jax.Array]:
@@ -30,8 +30,9 @@ def split(delta: jax.Array, epsilon: jax.Array) -> tuple[list[jax.Array], jax.Ar
     models=(0, None),
     title="Reinforced Agent Merging",
     summary=(
-        "Keeps a change that one model alone made as it is, and averages those that several made. "
-        "Skills learned by one model are not watered down by models that left those weights alone."
+        "Keeps a change that only one model made, and averages changes that several models "
+        "made. Models that left a weight alone do not dilute what another model learned "
+        "there."
     ),
     formula="base + sum_i active_i (x_i - base) / max(1, sum_j active_j),   active_i = [|x_i - base| > epsilon]",
     when="Models trained by reinforcement learning, whose changes are sparse and seldom meet.",
@@ -61,14 +62,14 @@ def ramplus_sums(delta: jax.Array, *, epsilon: jax.Array, **_: Any) -> tuple[jax
     statistics=(BlockSum(keyword="sums", terms=ramplus_sums),),
     title="Reinforced Agent Merging Plus",
     summary=(
-        "As ram, but what a model changed alone is enlarged the more of its other changes it shares. "
-        "That makes up for what averaging took from them."
+        "Like ram, but scales up a model's own changes, the more of its other changes are "
+        "shared. That compensates for what averaging took from the model."
     ),
     formula="as ram, with the changes of model i alone times 1 + r min(alpha, shared_i / alone_i)",
     when="As ram, when the averaged changes make the merged model weaker than its parts.",
     paper="https://arxiv.org/abs/2601.13572",
-    r=Shared(0.1, doc="how much the changes of one model alone are enlarged"),
-    alpha=Shared(0.2, low=0.0, doc="the most that shared over alone counts for"),
+    r=Shared(0.1, doc="how much a model's own changes are scaled up"),
+    alpha=Shared(0.2, low=0.0, doc="limit on the ratio of shared to own changes"),
     epsilon=EPSILON,
 )
 def ramplus_tl(

@@ -97,8 +97,9 @@ def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
     advice=_advice,
     title="SCE",
     summary=(
-        "Keeps the elements that differ most between the models, weighs each model by the size of its changes there, "
-        "and leaves out changes against the majority's sign. No weights have to be set."
+        "Keeps the elements that differ most between the models, weighs each model by the "
+        "size of its changes there, and leaves out changes against the majority's sign. It "
+        "needs no weights."
     ),
     formula="base + sum_i w_i agree_i d_i / sum_i w_i agree_i,   w_i = mean d_i^2,   d_i = x_i - base where the models vary most",
     when="Fusing several chat models of one base, tensor by tensor, without tuning weights.",
@@ -108,7 +109,7 @@ def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
         low=0.0,
         high=1.0,
         given=False,
-        doc="share of the varying elements that is kept; 1: all elements",
+        doc="share of the varying elements to keep; 1: all elements",
     ),
 )
 def sce(

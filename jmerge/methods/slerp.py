@@ -32,9 +32,9 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
     carries_nan=True,
     title="SLERP",
     summary=(
-        "Goes from the base to one other model along the arc between them, so that the "
-        "length of the weights is kept where a straight line would shrink it. Nearly "
-        "parallel and nearly opposite tensors are interpolated linearly."
+        "Moves from the base to one other model along the arc between them, which keeps the "
+        "length of the weights where a straight line would shrink it. Nearly parallel and "
+        "nearly opposite tensors are interpolated linearly."
     ),
     formula="sin((1-t) a)/sin(a) base + sin(t a)/sin(a) other,   a = angle between the two",
     when=(
@@ -42,7 +42,9 @@ def slerp_sums(base: jax.Array, models: jax.Array, **_: Any) -> tuple[jax.Array,
         "late layers lean to different sides."
     ),
     paper="https://en.wikipedia.org/wiki/Slerp",
-    t=Shared(doc="0 gives the base, 1 the other model; outside [0, 1] it goes on along the arc"),
+    t=Shared(
+        doc="0 gives the base, 1 the other model; values outside [0, 1] continue along the arc"
+    ),
 )
 def slerp(base: jax.Array, models: jax.Array, *, t: jax.Array, sums: jax.Array) -> jax.Array:
     """base [*shape], models [1, *shape], t scalar -> the tensor at the share t of the way [*shape].

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from jmerge.errors import PluginWarning
+from jmerge.errors import Fault, PluginWarning
 from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.topk import TopK
 from jmerge.names import did_you_mean
@@ -284,7 +284,7 @@ def register_installed() -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             message = f"the merge method '{point.name}' of {point.value} cannot be loaded: {reason}"
             BROKEN[point.name] = message
-            warnings.warn(message, PluginWarning, stacklevel=2)
+            warnings.warn(str(Fault(message, code="JM414")), PluginWarning, stacklevel=2)
         else:
             BROKEN.pop(point.name, None)
 

@@ -24,8 +24,8 @@ NO_WEIGHT = 1e-8  # a sum of weights nearer to zero than this does not normalise
     carries_nan=True,
     title="Task Arithmetic",
     summary=(
-        "Adds to the base what the models changed, each change times its weight. A "
-        "negative weight takes an ability away."
+        "Adds the models' changes to the base, each multiplied by its weight. A negative "
+        "weight removes an ability."
     ),
     formula=(
         "base + lambda sum_i w_i (x_i - base)   (divided by sum_i w_i when normalize is true)"

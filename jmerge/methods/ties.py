@@ -55,13 +55,13 @@ def ties_sums(
         "arithmetic; density 0.2 to 0.6."
     ),
     paper="https://arxiv.org/abs/2306.01708",
-    weight=PerModel(doc="factor of the model's change; a negative one turns its vote"),
+    weight=PerModel(doc="factor of the model's change; a negative one reverses its vote"),
     density=PerModel(
         1.0,
         low=0.0,
         high=1.0,
         given=False,
-        doc="share of the model's largest changes that is kept",
+        doc="share of the model's largest changes to keep",
     ),
     normalize=Switch(True, doc="divide by the weights of the models that agree"),
 )

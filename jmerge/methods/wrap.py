@@ -39,7 +39,7 @@ LINES_PARAMETERS: Mapping[str, Parameter] = {
         None, doc="factor of the first block; auto: |sum of changes| / (models |merged change|)"
     ),
     "lines.beta": Shared(None, doc="what the factor of the last block has more; auto: 1 - alpha"),
-    "lines.depth": Shared(0.0, planned=True, doc="where the tensor lies, from 0 to 1"),
+    "lines.depth": Shared(0.0, planned=True, doc="relative depth of the tensor, from 0 to 1"),
 }
 
 

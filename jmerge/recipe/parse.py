@@ -56,14 +56,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(
-            Fault(f"cannot be read: {error.strerror or error}", file=str(path))
+            Fault(f"cannot be read: {error.strerror or error}", file=str(path), code="JM001")
         ) from error
     if len(raw) > MAX_BYTES:
-        raise RecipeError(Fault("is larger than any recipe; is it a weight file?", file=str(path)))
+        raise RecipeError(
+            Fault(
+                "is too large for a recipe; name the recipe, not a weight file",
+                file=str(path),
+                code="JM001",
+            )
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(Fault("is not text in UTF-8", file=str(path))) from error
+        raise RecipeError(Fault("is not text in UTF-8", file=str(path), code="JM001")) from error
 
 
 def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list[Fault]]:
@@ -90,45 +96,46 @@ def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list
 def _explain(error: ValidationError, document: Document, file: str) -> tuple[list[Fault], bool]:
     faults, fatal = [], False
     for each in error.errors():
-        path = tuple(each["loc"])
+        path, code = tuple(each["loc"]), "JM011"
         match each["type"]:
             case "extra_forbidden":
-                message = _unknown_key(path, each["input"])
+                message, code = _unknown_key(path, each["input"])
             case "missing":
                 if len(path) == 1 and OTHER_KINDS.keys() & document.value.keys():
                     fatal = True
                     continue  # it is another kind of recipe, which is said
                 message = f"the key '{path[-1]}' is missing"
-                path = path[:-1]
+                path, code = path[:-1], "JM008"
             case "too_short":
-                message = "needs at least one source"
+                message, code = "needs at least one source", "JM008"
             case "value_error":
-                message = each["msg"].removeprefix("Value error, ")
+                mistake = each["ctx"]["error"]
+                message, code = str(mistake), mistake.code
             case "model_type" | "dict_type":
                 message = f"expected a map, found {_show(each['input'])}"
             case "list_type":
                 message = f"expected a list, found {_show(each['input'])}"
             case "string_type":
-                message = f"expected a word, found {_show(each['input'])}"
+                message = f"expected a string, found {_show(each['input'])}"
             case _:
                 message = f"expected a number, found {_show(each['input'])}"
-        faults.append(Fault(message, show_path(path), file, document.line(path)))
+        faults.append(Fault(message, show_path(path), file, document.line(path), code))
     return faults, fatal
 
 
-def _unknown_key(path: Path, value: Any) -> str:
-    """What to say of a key that its map does not have."""
+def _unknown_key(path: Path, value: Any) -> tuple[str, str]:
+    """What to say of a key that its map does not have, and its code."""
     key, fields = str(path[-1]), _node_class(path[:-1]).keys()
     if len(path) == 1 and key in OTHER_KINDS:
-        return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe"
-    message = "not a key that a recipe has here"
+        return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe", "JM010"
+    message = "unknown key"
     homes = [place for node, place in HOMES.items() if key in node.keys()]
     if homes and nearest(key, fields, likeness=0.9) is None:
-        return f"{message}; it belongs {homes[0]}"
+        return f"{message}; it belongs {homes[0]}", "JM009"
     hint = did_you_mean(key, fields, show=20)
     if "known:" in hint and "parameters" in fields and isinstance(value, int | float | list):
-        hint += "; if it is a number of the method, indent it under 'parameters:'"
-    return message + hint
+        hint += "; parameters of the method belong under 'parameters:'"
+    return message + hint, "JM009"
 
 
 def _unknown_source() -> dict[str, Any]:

@@ -64,10 +64,10 @@ class Module:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
-    """What to merge and how; `from_file`, `from_text` and `from_dict` make one. Recipes that ask for the same are equal.
+    """A recipe: what to merge and how. Made by `from_file`, `from_text` or `from_dict`; equal recipes ask for the same.
 
     Attributes:
-      text: it as YAML; models in memory are `memory://1` and so on.
+      text: the recipe as YAML, where models in memory are called `memory://1` and so on.
       method: the name of the merge method.
     """
 
@@ -98,10 +98,10 @@ class Recipe:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a YAML file.
+        """Read a recipe from a YAML file.
 
         Raises:
-          RecipeError: the file cannot be read, or its grammar is wrong; holds every fault found, each with its line.
+          RecipeError: the file cannot be read, or the recipe is wrong; holds every mistake, each with its line.
         """
         if not isinstance(path, str | os.PathLike):
             raise wrong_type("path", "the path of a recipe", path)
@@ -109,10 +109,10 @@ class Recipe:
 
     @classmethod
     def from_text(cls, text: str, file: str = "recipe") -> Recipe:
-        """The recipe in a YAML text, which errors call `file`.
+        """Read a recipe from YAML text, which error messages call `file`.
 
         Raises:
-          RecipeError: its grammar is wrong; holds every fault found, each with its line.
+          RecipeError: the recipe is wrong; holds every mistake, each with its line.
         """
         if not isinstance(text, str):
             raise wrong_type("text", "the YAML text of a recipe", text)
@@ -120,14 +120,14 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, recipe: Mapping[str, Any]) -> Recipe:
-        """The recipe in a map of the keys that YAML recipes have.
+        """Make a recipe from a dict with the keys of YAML recipes.
 
-        Where YAML has the path of a model, an opened checkpoint or a mapping of arrays by name (NumPy's, JAX's; nested
-        maps are joined with dots) may stand too; such a recipe holds on to them. Numbers and lists may be NumPy's or
-        JAX's.
+        Wherever YAML has the path of a model, the dict may hold an opened checkpoint or a mapping from name to NumPy or JAX
+        array (nested keys are joined with dots). The recipe keeps a reference to them. Numbers and lists may be NumPy or JAX
+        values.
 
         Raises:
-          RecipeError: its grammar is wrong; holds every fault found, each with its key path.
+          RecipeError: the recipe is wrong; holds every mistake, each with its key path.
         """
         if not isinstance(recipe, Mapping):
             raise wrong_type("recipe", "a map of keys", recipe)
@@ -137,13 +137,13 @@ class Recipe:
         count = len(self.models())
         return f"<Recipe: {self.method} of {count} model{'s' if count != 1 else ''}>"
 
-    def fault(self, message: str, path: Path) -> Fault:
+    def fault(self, message: str, path: Path, *, code: str = "") -> Fault:
         """A `Fault` about the part of the recipe at `path`."""
-        return Fault(message, show_path(path), self.file, self.document.line(path))
+        return Fault(message, show_path(path), self.file, self.document.line(path), code)
 
     @property
     def wrapped_method(self) -> str:
-        """The name of the method in its wrappers."""
+        """The name of the method with its wrappers, such as `equalize(ties)`."""
         name = f"lines({self.method})" if self.lines is not None else self.method
         return f"{self.condition}({name})" if self.condition else name
 
@@ -159,18 +159,18 @@ class Recipe:
                 yield module, out_slice
 
     def models(self) -> tuple[ModelRef, ...]:
-        """Every model the recipe names, the donor first (the base, else the first listed), then as written."""
+        """Every model of the recipe, each once: the base first (or the first listed), then in order."""
         refs = [source.ref for _, out_slice in self.slices() for source in out_slice.sources]
         bases = [out_slice.base for _, out_slice in self.slices() if out_slice.base]
         return tuple(dict.fromkeys(([self.base] if self.base else []) + refs + bases))
 
     def prefixes(self, ref: ModelRef) -> Mapping[str, str]:
-        """How names of the model `ref` begin -> how the output's do instead."""
+        """The `map` of the model `ref`: prefix of its tensor names -> prefix in the output."""
         found = (s.prefixes for _, out in self.slices() for s in out.sources if s.ref == ref)
         return next((prefixes for prefixes in found if prefixes), {})
 
     def first_path(self, ref: ModelRef) -> Path:
-        """Where the recipe names `ref` first, as a model of the merge or else as one whose row fills a token."""
+        """Where the recipe first names `ref`, as a merged model or as the source of a token."""
         for _, out_slice in self.slices():
             for source in out_slice.sources:
                 if source.ref == ref and source.listed:
@@ -229,18 +229,19 @@ def _canonical(
     given: Mapping[ModelRef, Any],
     faults: list[Fault],
 ) -> Recipe | None:
-    def fault(message: str, path: Path) -> None:
-        faults.append(Fault(message, show_path(path), file, document.line(path)))
+    def fault(message: str, path: Path, *, code: str) -> None:
+        faults.append(Fault(message, show_path(path), file, document.line(path), code))
 
     if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
-        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",))
+        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",), code="JM016")
     chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
     if len(chosen) != 1:
         if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
-            found = " and ".join(chosen) or "none of them"
+            found = " and ".join(chosen) or "none"
             fault(
-                f"exactly one of models, slices and modules is needed, found {found}",
+                f"expected exactly one of models, slices and modules, found {found}",
                 tuple(chosen[1:2]),
+                code="JM015",
             )
         return None
     base = parsed.base_model
@@ -249,7 +250,7 @@ def _canonical(
         for name, entry in parsed.modules.items():
             path = ("modules", name)
             if bool(entry.models) == bool(entry.slices):
-                fault("exactly one of models and slices is needed here", path)
+                fault("expected exactly one of models and slices", path, code="JM015")
             else:
                 modules.append(
                     _module(name, entry.models, entry.slices, entry.parameters, base, path)
@@ -372,11 +373,11 @@ def _check_tokenizer(recipe: Recipe) -> list[Fault]:
             message = f"'{ref}' is not a model of this merge"
             words = (UNION, BASE) if path == part.source_path else ()
             hint = did_you_mean(str(ref), [*words, *map(str, models)])
-            faults.append(recipe.fault(message + hint, path))
+            faults.append(recipe.fault(message + hint, path, code="JM018"))
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
-        message = "has an effect with source: union only; remove it"
-        faults.append(recipe.fault(message, (*part.path, "union_mode")))
+        message = "works only with 'source: union'; remove it"
+        faults.append(recipe.fault(message, (*part.path, "union_mode"), code="JM019"))
     for entry in part.tokens:
         if not entry.token:
-            faults.append(recipe.fault("a token needs a text", entry.path))
+            faults.append(recipe.fault("a token must not be empty", entry.path, code="JM017"))
     return faults

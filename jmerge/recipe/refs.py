@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from jmerge.errors import CONTROL
+from jmerge.errors import CONTROL, InvalidValueError
 from jmerge.names import did_you_mean
 
 # For those who write a path of Windows.
-ESCAPES = "a backslash in double quotes begins an escape: write a path in single quotes, or with forward slashes"
+ESCAPES = "a backslash in double quotes starts an escape: write paths in single quotes or with forward slashes"
 IN_MEMORY = "memory://"  # how the reference of a model begins that lies in no file
 KEYS = ("model", "lora", "override_architecture")
 
@@ -33,7 +33,7 @@ UNKNOWN = ModelRef("")  # stands where a recipe names no model, which is told
 
 
 def parse_ref(value: Any) -> ModelRef:
-    """The reference that a string or map means; ValueError with a line for the user when it means none.
+    """The reference that a string or map means; InvalidValueError when it means none.
 
     A string that is the path of an existing folder is that folder, even with `+` or `@` in it.
     """
@@ -42,13 +42,15 @@ def parse_ref(value: Any) -> ModelRef:
     if isinstance(value, dict):
         return _parse_map(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"expected a model path, found {_show(value)}")
+        raise InvalidValueError(f"expected a model path, found {_show(value)}", "JM012")
     text = _path(str(value))
     if text and os.path.isdir(os.path.expanduser(text)):
         return ModelRef(text)
     model, plus, lora = text.partition("+")
     if "+" in lora:
-        raise ValueError(f"'{text}' has more than one '+'; write one adapter at most")
+        raise InvalidValueError(
+            f"'{text}' has more than one '+'; write one adapter at most", "JM012"
+        )
     path, revision = _parse_half(model)
     if plus:
         _parse_half(lora)
@@ -58,25 +60,29 @@ def parse_ref(value: Any) -> ModelRef:
 def _parse_half(text: str) -> tuple[str, str | None]:
     path, at, revision = text.partition("@")
     if "@" in revision:
-        raise ValueError(f"'{text}' has more than one '@'; write path@revision")
+        raise InvalidValueError(f"'{text}' has more than one '@'; write path@revision", "JM012")
     if not path or (at and not revision):
-        raise ValueError(f"'{text}' lacks a path or a revision; write path or path@revision")
+        raise InvalidValueError(f"'{text}' is incomplete; write path or path@revision", "JM012")
     return path, revision or None
 
 
 def _parse_map(value: dict[str, Any]) -> ModelRef:
     for key in value:
         if key not in KEYS:
-            raise ValueError(f"'{key}' is not a key of a model reference{did_you_mean(key, KEYS)}")
+            raise InvalidValueError(
+                f"'{key}' is not a key of a model reference{did_you_mean(key, KEYS)}", "JM012"
+            )
     if value.get("model") is None:
-        raise ValueError("a model reference needs the key 'model'")
+        raise InvalidValueError("a model reference needs the key 'model'", "JM012")
     path, revision = _parse_part(value["model"])
     lora = None
     if value.get("lora") is not None:
         lora = "@".join(filter(None, _parse_part(value["lora"])))
     override = value.get("override_architecture")
     if override is not None and not isinstance(override, str):
-        raise ValueError(f"override_architecture: expected a class name, found {_show(override)}")
+        raise InvalidValueError(
+            f"override_architecture: expected a class name, found {_show(override)}", "JM012"
+        )
     return ModelRef(path, revision, lora, override)
 
 
@@ -94,13 +100,15 @@ def _parse_part(value: Any) -> tuple[str, str | None]:
         return _path(value["path"]), None if value.get("revision") is None else str(
             value["revision"]
         )
-    raise ValueError(f"expected a path or {{path, revision}}, found {_show(value)}")
+    raise InvalidValueError(f"expected a path or {{path, revision}}, found {_show(value)}", "JM012")
 
 
 def _path(text: str) -> str:
-    """A text that may be a path; ValueError when it cannot be one."""
+    """A text that may be a path; InvalidValueError when it cannot be one."""
     if CONTROL.search(text):
-        raise ValueError(f"{text!r} is no path: it holds a control character; {ESCAPES}")
+        raise InvalidValueError(
+            f"{text!r} is not a path: it contains a control character; {ESCAPES}", "JM012"
+        )
     return text
 
 

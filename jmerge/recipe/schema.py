@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from jmerge.dtypes import parse_dtype
+from jmerge.errors import InvalidValueError
 from jmerge.names import did_you_mean
 from jmerge.recipe.refs import KEYS, ModelRef, parse_ref
 from jmerge.recipe.settings import CONDITIONS, Setting, convert, parse_setting
@@ -37,7 +38,9 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
     if value is UNKNOWN_RANGE:
         return None
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+        raise InvalidValueError(
+            f"expected two layer numbers [first, end], found {value!r}", "JM013"
+        )
     ends = []
     for item in value:
         try:
@@ -45,7 +48,9 @@ def _parse_range(value: Any) -> tuple[int, int] | None:
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not number.is_integer():
-            raise ValueError(f"expected [first, end], two layer numbers, found {value!r}")
+            raise InvalidValueError(
+                f"expected two layer numbers [first, end], found {value!r}", "JM013"
+            )
         ends.append(int(number))
     return ends[0], ends[1]
 
@@ -54,7 +59,7 @@ def _parse_dtype(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"expected the name of a dtype, found {value!r}")
+        raise InvalidValueError(f"expected the name of a dtype, found {value!r}", "JM011")
     return parse_dtype(value)
 
 
@@ -90,11 +95,13 @@ Dtype = Annotated[str | None, PlainValidator(_parse_dtype), WithJsonSchema({"typ
 
 def _parse_prefixes(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}")
+        raise InvalidValueError(
+            f"expected {{prefix: prefix of the output's names, ...}}, found {value!r}", "JM011"
+        )
     for prefix, instead in value.items():
         if not isinstance(instead, str):
-            raise ValueError(
-                f"'{prefix}': expected the beginning of a tensor's name, found {instead!r}"
+            raise InvalidValueError(
+                f"'{prefix}': expected the start of tensor names, found {instead!r}", "JM011"
             )
     return dict(value)
 
@@ -102,10 +109,10 @@ def _parse_prefixes(value: Any) -> dict[str, str]:
 def _parse_words(value: Any) -> tuple[str, ...]:
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not words:
-        raise ValueError(f"expected a list of words, found {value!r}")
+        raise InvalidValueError(f"expected a list of strings, found {value!r}", "JM011")
     for word in words:
         if not isinstance(word, str) or not word:
-            raise ValueError(f"expected a list of words, found {word!r} in it")
+            raise InvalidValueError(f"expected a list of strings, found {word!r} in it", "JM011")
     return tuple(words)
 
 
@@ -113,19 +120,19 @@ def _parse_otherwise(value: Any) -> str:
     if value not in OTHERWISE:
         expected = ", ".join(OTHERWISE)
         hint = did_you_mean(str(value), OTHERWISE)
-        raise ValueError(f"expected one of {expected}; found {value!r}{hint}")
+        raise InvalidValueError(f"expected one of {expected}; found {value!r}{hint}", "JM011")
     return str(value)
 
 
 OTHERWISE = ("base", "first", "error")
 PREFIXES_SCHEMA = {
-    "description": "how the model's tensors are called in the output: beginnings of names, the longest that fits",
+    "description": "new prefixes for the model's tensor names in the output; the longest match wins",
     "type": "object",
     "minProperties": 1,
     "additionalProperties": {"type": "string"},
 }
 OTHERWISE_SCHEMA = {
-    "description": "what becomes of tensors that are not merged: the base's or the first model's bytes, or an error",
+    "description": "where tensors that are not merged come from: the base, the first model, or an error",
     "enum": list(OTHERWISE),
 }
 
@@ -154,7 +161,7 @@ Cast = Annotated[
     PlainValidator(_parse_words),
     WithJsonSchema(
         _words_schema(
-            "patterns (*, ?, [ab]) of names: these tensors get the dtype though the donor keeps them wider"
+            "patterns (*, ?, [ab]) of names: these tensors get the dtype even where the donor keeps them wider"
         )
     ),
 ]
@@ -162,7 +169,9 @@ Fields = Annotated[
     tuple[str, ...],
     PlainValidator(_parse_words),
     WithJsonSchema(
-        _words_schema("fields of config.json in which models may differ, as the donor has them")
+        _words_schema(
+            "fields of config.json that may differ between models; the donor's value is kept"
+        )
     ),
 ]
 
@@ -211,8 +220,9 @@ def _parse_condition(value: Any) -> str | None:
         return None
     if value not in CONDITIONS:
         expected = ", ".join(["none", *CONDITIONS])
-        raise ValueError(
-            f"expected one of {expected}; found {value!r}{did_you_mean(str(value), CONDITIONS)}"
+        raise InvalidValueError(
+            f"expected one of {expected}; found {value!r}{did_you_mean(str(value), CONDITIONS)}",
+            "JM011",
         )
     return str(value)
 
@@ -221,7 +231,7 @@ def _parse_factor(value: Any) -> float | None:
     if value in (None, "auto"):
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"expected a number or auto, found {value!r}")
+        raise InvalidValueError(f"expected a number or auto, found {value!r}", "JM011")
     return float(convert(value, "float"))
 
 
@@ -251,7 +261,7 @@ class WrapEntry(Node):
 
 
 VOCABULARY_SCHEMA = {
-    "description": "union of the vocabularies, the base model's, or that of a model of the merge",
+    "description": "the union of the vocabularies, or the vocabulary of the base or another model of the merge",
     "anyOf": [{"enum": [None, UNION, BASE]}, *REF_SCHEMA["anyOf"]],
 }
 FILL_SCHEMA = {
@@ -290,7 +300,7 @@ MULTIPLE_SCHEMA = {
     "maximum": MOST_PADDED,
 }
 UNION_MODE_SCHEMA = {
-    "description": "what ordinary tokens that the base lacks become: added tokens, or tokens with merges (bpe)",
+    "description": "what the base's missing ordinary tokens become: added tokens, or tokens with merges (bpe)",
     "enum": list(UNION_MODES),
     "default": UNION_MODES[0],
 }

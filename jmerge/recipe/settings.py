@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jmerge.errors import InvalidValueError
 from jmerge.names import did_you_mean
 
 # How the changes of models may be scaled before a method sees them, see `methods.wrap`.
@@ -57,7 +58,7 @@ class Setting:
     cases: tuple[Conditional, ...]
 
     def resolve(self, kind: Kind, t: float, name: str) -> float | int | bool | Undefined:
-        """The value for the tensor `name` at relative depth `t` in [0, 1]; ValueError when it has not that kind."""
+        """The value for the tensor `name` at relative depth `t` in [0, 1]; InvalidValueError when it has not that kind."""
         for case in self.cases:
             if case.matches(name):
                 if not isinstance(case.value, tuple):
@@ -74,40 +75,44 @@ class Setting:
 
 
 def parse_setting(value: Any) -> Setting:
-    """The setting that a YAML value means; ValueError with a line for the user when it means none."""
+    """The setting that a YAML value means; InvalidValueError when it means none."""
     if isinstance(value, Setting):
         return value
     if isinstance(value, dict):
         return Setting((_parse_case(value),))
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         if not all(isinstance(item, dict) for item in value):
-            raise ValueError("a list of {value, filter} maps cannot also hold plain numbers")
+            raise InvalidValueError(
+                "a list of {value, filter} maps cannot also hold plain numbers", "JM014"
+            )
         return Setting(tuple(_parse_case(item) for item in value))
     return Setting((Conditional(_parse_value(value)),))
 
 
 def convert(value: Scalar, kind: Kind) -> float | int | bool:
-    """A scalar as the kind a method declares; ValueError when it is not one."""
+    """A scalar as the kind a method declares; InvalidValueError when it is not one."""
     if kind == "bool":
         word = str(value).lower()
         if isinstance(value, int | float) and value in (0, 1):
             word = str(int(value))
         if word not in BOOL_WORDS:
-            raise ValueError(f"expected true or false, found {value!r}")
+            raise InvalidValueError(f"expected true or false, found {value!r}", "JM011")
         return BOOL_WORDS[word]
     try:
         number = float(value)
     except ValueError:
-        raise ValueError(f"expected a number, found {value!r}") from None
+        raise InvalidValueError(f"expected a number, found {value!r}", "JM011") from None
     except OverflowError:  # an integer beyond every float
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, found {value!r}")
+        raise InvalidValueError(f"expected a finite number, found {value!r}", "JM011")
     if number and not FLOAT32_LEAST <= abs(number) <= FLOAT32_MOST:
-        raise ValueError(f"expected a number that float32 can hold, found {value!r}")
+        raise InvalidValueError(
+            f"expected a number that float32 can hold, found {value!r}", "JM011"
+        )
     if kind == "int":
         if number != int(number):
-            raise ValueError(f"expected a whole number, found {value!r}")
+            raise InvalidValueError(f"expected a whole number, found {value!r}", "JM011")
         return int(number)
     return number
 
@@ -127,16 +132,19 @@ def gradient(values: tuple[Scalar, ...], kind: Kind, t: float) -> float | int | 
 def _parse_case(value: dict[str, Any]) -> Conditional:
     for key in value:
         if key not in ("value", "filter"):
-            raise ValueError(
-                f"'{key}' is not a key of a conditional value{did_you_mean(key, ('value', 'filter'))}"
+            raise InvalidValueError(
+                f"'{key}' is not a key of a conditional value{did_you_mean(key, ('value', 'filter'))}",
+                "JM014",
             )
     if "value" not in value:
-        raise ValueError("a conditional value needs the key 'value'")
+        raise InvalidValueError("a conditional value needs the key 'value'", "JM014")
     wanted = value.get("filter")
     if wanted is not None and (
         isinstance(wanted, bool) or not isinstance(wanted, str | int | float)
     ):
-        raise ValueError(f"filter: expected a part of a tensor's name, found {wanted!r}")
+        raise InvalidValueError(
+            f"filter: expected a part of a tensor's name, found {wanted!r}", "JM014"
+        )
     return Conditional(_parse_value(value["value"]), None if wanted is None else str(wanted))
 
 
@@ -144,7 +152,7 @@ def _parse_value(value: Any) -> Scalar | tuple[Scalar, ...]:
     items = value if isinstance(value, list) else [value]
     for item in items:
         if item is None:
-            raise ValueError("expected a number, found nothing (null)")
+            raise InvalidValueError("expected a number, found nothing (null)", "JM011")
         if not isinstance(item, int | float | bool | str):
-            raise ValueError(f"expected a number, found {item!r}")
+            raise InvalidValueError(f"expected a number, found {item!r}", "JM011")
     return tuple(value) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jmerge.errors import InvalidValueError
 from jmerge.names import did_you_mean
 from jmerge.recipe.refs import ModelRef, parse_ref
 from jmerge.recipe.settings import convert
@@ -86,7 +87,7 @@ class TokenizerPart:
 
 
 def parse_vocabulary_source(value: Any) -> VocabularySource:
-    """`union`, `base` or a model, in this order; ValueError with a line for the user when it is neither."""
+    """`union`, `base` or a model, in this order; InvalidValueError when it is neither."""
     if value == UNION:
         return "union"
     if value == BASE:
@@ -103,83 +104,99 @@ def _parse_model(value: Any) -> ModelRef:
 
 
 def parse_fill_source(value: Any) -> FillSource:
-    """The source of a row that a string or map means; ValueError with a line for the user when it means none."""
+    """The source of a row that a string or map means; InvalidValueError when it means none."""
     if isinstance(value, FillSource):
         return value
     if not isinstance(value, dict) or "kind" not in value:
         if isinstance(value, dict) and "model" not in value:
-            raise ValueError(
+            raise InvalidValueError(
                 "expected a model, {kind: zero} or {kind: model_token, model, token or token_id}; "
-                "found a map without 'kind'"
+                "found a map without 'kind'",
+                "JM017",
             )
         return _parse_model(value)
     kind = value["kind"]
     if kind not in KINDS:
-        raise ValueError(
-            f"kind: expected {' or '.join(KINDS)}, found {kind!r}{did_you_mean(str(kind), KINDS)}"
+        raise InvalidValueError(
+            f"kind: expected {' or '.join(KINDS)}, found {kind!r}{did_you_mean(str(kind), KINDS)}",
+            "JM017",
         )
     keys = ("kind",) if kind == "zero" else ("kind", "model", "token", "token_id")
     for key in value:
         if key not in keys:
-            raise ValueError(f"'{key}' is not a key of {kind}{did_you_mean(key, keys)}")
+            raise InvalidValueError(
+                f"'{key}' is not a key of {kind}{did_you_mean(key, keys)}", "JM017"
+            )
     return Zero() if kind == "zero" else _parse_model_token(value)
 
 
 def _parse_model_token(value: dict[str, Any]) -> ModelToken:
     if value.get("model") is None:
-        raise ValueError("model_token needs the key 'model'")
+        raise InvalidValueError("model_token needs the key 'model'", "JM017")
     token, number = value.get("token"), value.get("token_id")
     if (token is None) == (number is None):
         found = "neither" if token is None else "both"
-        raise ValueError(f"model_token needs exactly one of token and token_id, found {found}")
+        raise InvalidValueError(
+            f"model_token needs exactly one of token and token_id, found {found}", "JM017"
+        )
     if number is not None:
         number = convert(number, "int")
         if number < 0:
-            raise ValueError(f"token_id: expected a number of at least 0, found {number}")
+            raise InvalidValueError(
+                f"token_id: expected a number of at least 0, found {number}", "JM011"
+            )
         return ModelToken(_parse_model(value["model"]), None, int(number))
     if isinstance(token, bool) or not isinstance(token, str | int | float):
-        raise ValueError(f"token: expected a text, found {token!r}; put it in quotes")
+        raise InvalidValueError(
+            f"token: expected a string, found {token!r}; put it in quotes", "JM017"
+        )
     return ModelToken(_parse_model(value["model"]), str(token), None)
 
 
 def parse_force(value: Any) -> bool:
-    """A switch; ValueError with a line for the user when it is none."""
+    """A switch; InvalidValueError when it is none."""
     if not isinstance(value, bool | int | float | str):
-        raise ValueError(f"expected true or false, found {value!r}")
+        raise InvalidValueError(f"expected true or false, found {value!r}", "JM011")
     return bool(convert(value, "bool"))
 
 
 def parse_multiple(value: Any) -> int | None:
-    """What rows are rounded up to a multiple of; ValueError with a line for the user when it is no such number."""
+    """What rows are rounded up to a multiple of; InvalidValueError when it is no such number."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected a number of rows, found {value!r}")
+        raise InvalidValueError(f"expected a number of rows, found {value!r}", "JM011")
     number = int(convert(value, "int"))
     if not 1 <= number <= MOST_PADDED:
-        raise ValueError(f"expected a number from 1 to {MOST_PADDED:,}, found {number}")
+        raise InvalidValueError(
+            f"expected a number from 1 to {MOST_PADDED:,}, found {number}", "JM011"
+        )
     return number
 
 
 def parse_union_mode(value: Any) -> str:
-    """One of UNION_MODES; ValueError with a line for the user when it is none."""
+    """One of UNION_MODES; InvalidValueError when it is none."""
     if value not in UNION_MODES:
-        raise ValueError(
-            f"expected {' or '.join(UNION_MODES)}, found {value!r}{did_you_mean(str(value), UNION_MODES)}"
+        raise InvalidValueError(
+            f"expected {' or '.join(UNION_MODES)}, found {value!r}{did_you_mean(str(value), UNION_MODES)}",
+            "JM011",
         )
     return str(value)
 
 
 def parse_template(value: Any) -> str | None:
-    """`auto`, the name of a built-in template, or the text of one; ValueError when it can be none of them."""
+    """`auto`, the name of a built-in template, or the text of one; InvalidValueError when it can be none of them."""
     if value in (None, ""):
         return None
     if not isinstance(value, str):
-        raise ValueError(f"expected auto, the name of a template or its text, found {value!r}")
+        raise InvalidValueError(
+            f"expected auto, the name of a template or its text, found {value!r}", "JM021"
+        )
     if value not in ("auto", *TEMPLATES) and "{" not in value:
         shown = value if len(value) <= 40 else value[:37] + "..."
-        raise ValueError(
-            f"'{shown}' is not a chat template, whose text has a '{{'"
-            f"{did_you_mean(value, ('auto', *TEMPLATES))}"
+        raise InvalidValueError(
+            f"'{shown}' is not a chat template: a template contains '{{'"
+            f"{did_you_mean(value, ('auto', *TEMPLATES))}",
+            "JM021",
         )
     return value

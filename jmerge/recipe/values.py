@@ -57,17 +57,17 @@ class _Reader:
         if hasattr(value, "tolist") and len(getattr(value, "shape", "xx")) < 2:
             return value.tolist()  # a number of NumPy or JAX, or an array of them: a gradient
         found = type(value).__name__
-        message = f"expected a number, a word, a list or a map, found one of type {found}"
+        message = f"expected a number, a string, a list or a map, found a value of type {found}"
         if key in REFERENCES:
             message = "expected a path, an opened checkpoint or a mapping of arrays by name, found "
-            message += f"one of type {found}"
-        self.faults.append(Fault(message, show_path(path)))
+            message += f"a value of type {found}"
+        self.faults.append(Fault(message, show_path(path), code="JM020"))
         return None  # of which the grammar says no more
 
     def inner(self, value: Any, path: Path) -> Any:
         """A map or a list."""
         if id(value) in self._open:
-            self.faults.append(Fault("contains itself", show_path(path)))
+            self.faults.append(Fault("contains itself", show_path(path), code="JM020"))
             return None
         self._open.append(id(value))
         try:
@@ -78,8 +78,8 @@ class _Reader:
                 if isinstance(key, str):
                     found[str(key)] = self.value(item, (*path, str(key)))
                 else:
-                    message = f"a key must be a word, found {key!r}"
-                    self.faults.append(Fault(message, show_path(path)))
+                    message = f"a key must be a string, found {key!r}"
+                    self.faults.append(Fault(message, show_path(path), code="JM006"))
             return found
         finally:
             self._open.pop()

@@ -75,27 +75,43 @@ def parse_yaml(text: str, file: str) -> Document:
             )
         problem += _hint(text, mark.line) if mark else ""
         raise RecipeError(
-            Fault(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else 0)
+            Fault(
+                f"not valid YAML: {problem}",
+                file=file,
+                line=mark.line + 1 if mark else 0,
+                code="JM002",
+            )
         ) from error
     except RecursionError as error:
-        raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+        raise RecipeError(
+            Fault("not valid YAML: nested too deeply", file=file, code="JM002")
+        ) from error
     except (ValueError, OverflowError) as error:  # of `chr`
-        message = f"not valid YAML: an escape stands for no letter; {ESCAPES}"
-        raise RecipeError(Fault(message, file=file)) from error
+        message = f"not valid YAML: an escape is not a character; {ESCAPES}"
+        raise RecipeError(Fault(message, file=file, code="JM003")) from error
     nodes = [node for node in nodes if not _is_empty(node)]  # as between two lines of dashes
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         raise RecipeError(
-            Fault("a second document begins here; a recipe is one document", file=file, line=line)
+            Fault(
+                "a second document starts here; a recipe is a single document",
+                file=file,
+                line=line,
+                code="JM004",
+            )
         )
     if not nodes or not isinstance(nodes[0], yaml.MappingNode):
-        found = "nothing" if not nodes else "a list or a word"
-        raise RecipeError(Fault(f"a recipe is a map of keys; found {found}", file=file, line=1))
+        found = "nothing" if not nodes else "a list or a string"
+        raise RecipeError(
+            Fault(f"expected a map of keys, found {found}", file=file, line=1, code="JM004")
+        )
     reader = _Reader(file)
     try:
         return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
     except RecursionError as error:  # by way of aliases
-        raise RecipeError(Fault("not valid YAML: nested too deeply", file=file)) from error
+        raise RecipeError(
+            Fault("not valid YAML: nested too deeply", file=file, code="JM002")
+        ) from error
 
 
 def _is_empty(node: yaml.Node) -> bool:
@@ -106,11 +122,11 @@ def _hint(text: str, line: int) -> str:
     """What to do about letters that come along when a recipe is copied from a page or a chat; empty without any."""
     lines = text.split("\n")[max(line - 1, 0) : line + 1]
     if any(each.lstrip().startswith("```") for each in lines):
-        return "; take out the lines of ``` around the recipe"
+        return "; remove the ``` lines around the recipe"
     if any("\t" in each[: len(each) - len(each.lstrip())] for each in lines):
         return "; indent with spaces, not tabs"
     if any(blank in each for each in lines for blank in BLANKS):
-        return "; a space here is none of the keyboard's (U+00A0 or the like): type it anew"
+        return "; a space here is not a plain space (U+00A0 or similar): retype it"
     return ""
 
 
@@ -124,13 +140,15 @@ def _bad_escape(error: yaml.YAMLError, file: str) -> Fault | None:
     if text[start.pointer] != '"' or place < 0:
         return None
     if "escape" in str(getattr(error, "problem", "")):
-        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is no escape", problem
+        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is not a valid escape", problem
         column = mark.column - (problem.pointer - place) + 1
     elif '\\"' in text[start.pointer : problem.pointer]:
-        said, mark, column = "these quotes do not end", start, start.column + 1
+        said, mark, column = "the closing quote is missing", start, start.column + 1
     else:
         return None
-    return Fault(f"not valid YAML: {said}; {ESCAPES}", f"column {column}", file, mark.line + 1)
+    return Fault(
+        f"not valid YAML: {said}; {ESCAPES}", f"column {column}", file, mark.line + 1, code="JM003"
+    )
 
 
 def read_scalar(text: str) -> Any:
@@ -187,11 +205,11 @@ class _Reader:
                     if isinstance(source, yaml.MappingNode):
                         merged = {**self.merged_entries(source, path), **merged}
                     else:
-                        self.fault("'<<' needs a map or a list of maps", path, key)
+                        self.fault("'<<' takes a map or a list of maps", path, key, code="JM006")
             elif key.value in own:
                 first = own[key.value][0].start_mark.line + 1
-                message = f"this key stands twice; the first is on line {first}"
-                self.fault(message, (*path, key.value), key)
+                message = f"duplicate key; the first is on line {first}"
+                self.fault(message, (*path, key.value), key, code="JM005")
             else:
                 own[key.value] = (key, item)
         return {**merged, **own}
@@ -211,10 +229,10 @@ class _Reader:
         line = node.start_mark.line + 1
         if self.count > MAX_NODES:
             message = f"aliases expand to more than {MAX_NODES:,} values"
-            raise RecipeError(Fault(message, file=self.file, line=line))
+            raise RecipeError(Fault(message, file=self.file, line=line, code="JM007"))
         if any(node is outer for outer in self.open):
             message = "an anchor contains itself"
-            raise RecipeError(Fault(message, show_path(path), self.file, line))
+            raise RecipeError(Fault(message, show_path(path), self.file, line, code="JM007"))
         self.open.append(node)
 
     def pairs(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -223,8 +241,9 @@ class _Reader:
             if isinstance(key, yaml.ScalarNode):
                 pairs.append((key, item))
             else:
-                self.fault("a key must be a word", path, key)
+                self.fault("a key must be a string", path, key, code="JM006")
         return pairs
 
-    def fault(self, message: str, path: Path, node: yaml.Node) -> None:
-        self.faults.append(Fault(message, show_path(path), self.file, node.start_mark.line + 1))
+    def fault(self, message: str, path: Path, node: yaml.Node, *, code: str) -> None:
+        line = node.start_mark.line + 1
+        self.faults.append(Fault(message, show_path(path), self.file, line, code))

@@ -39,11 +39,17 @@ def check_page(path: str | Path) -> None:
     """PlanError when a page cannot be made at `path`, before anything is compared."""
     place = Path(path)
     if place.is_dir():
-        raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE))
+        raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE, code="JM409"))
     if not place.parent.is_dir():
-        raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE))
+        raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE, code="JM409"))
     if place.is_file() and not _replaceable(place):
-        raise PlanError(Fault(f"{place} is there and is no page; name another file", where=WHERE))
+        raise PlanError(
+            Fault(
+                f"{place} exists and is not a page of jmerge; name another file",
+                where=WHERE,
+                code="JM409",
+            )
+        )
 
 
 def _replaceable(place: Path) -> bool:

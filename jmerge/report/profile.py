@@ -69,8 +69,12 @@ class Profile:
             return
         reason = REASONS.get(self._error.errno or 0) or self._error.strerror
         if error is None:
-            raise RunError(f"{self.path}: {reason}; the merge is done, but its trace is not whole")
-        print(f"warning: {self.path}: {reason}; the trace is not whole", file=sys.stderr)
+            raise RunError(
+                f"{self.path}: {reason}; the merge is done, but its trace is incomplete",
+                code="JM501",
+            )
+        warning = Fault(f"{reason}; the trace is incomplete", file=str(self.path), code="JM501")
+        print(f"warning: {warning}", file=sys.stderr)
 
     def _write_all(self) -> None:
         try:
@@ -136,7 +140,7 @@ def _check(path: Path, out: Path) -> None:
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         reason = f"{path}: {os.strerror(errno.EACCES)}; choose another file"
     elif path.is_file() and not _is_trace(path):
-        reason = f"{path} exists and is no trace of jmerge; choose another file"
+        reason = f"{path} exists and is not a trace of jmerge; choose another file"
     else:
         real = Path(os.path.realpath(path))
         made = Path(os.path.realpath(out))
@@ -144,7 +148,7 @@ def _check(path: Path, out: Path) -> None:
         if any(made.with_name(name) in (real, *real.parents) for name in names):
             reason = f"{path} is in the folder to be made; choose a file outside of it"
     if reason:
-        raise PlanError(Fault(reason, where=WHERE))
+        raise PlanError(Fault(reason, where=WHERE, code="JM409"))
 
 
 def _is_trace(path: Path) -> bool:

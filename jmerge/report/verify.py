@@ -51,7 +51,10 @@ def verify_json(found: Sequence[Verified]) -> str:
                         "skipped": check.skipped or None,
                         "findings": [
                             {"level": "warning" if finding.warning else "fault"}
-                            | {key: getattr(finding, key) for key in ("file", "tensor", "message")}
+                            | {
+                                key: getattr(finding, key)
+                                for key in ("file", "tensor", "message", "code")
+                            }
                             for finding in check.findings
                         ],
                     }
@@ -76,7 +79,7 @@ def _lines(found: Verified, stream: TextIO | None) -> Iterator[str]:
             yield name + _painted("FAULT" if check.faults else "note", stream)
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
-            yield f"    {Fault(finding.message, finding.tensor, finding.file)}"
+            yield f"    {Fault(finding.message, finding.tensor, finding.file, code=finding.code)}"
         if len(findings) > SHOWN:
             yield f"    and {len(findings) - SHOWN} more; --json lists them"
     for why in dict.fromkeys(check.skipped for check in found.checks if check.skipped):

@@ -94,14 +94,14 @@ class _Aligner:
         self.faults: list[Fault] = []
         self.notes: list[Fault] = []
 
-    def fault(self, message: str, path: tuple[str | int, ...] | None = None) -> None:
+    def fault(self, message: str, path: tuple[str | int, ...] | None = None, *, code: str) -> None:
         """Note what makes the alignment impossible; at the source of the vocabulary unless `path` says where."""
         where = self.part.source_path if path is None else path
-        self.faults.append(self.recipe.fault(message, where))
+        self.faults.append(self.recipe.fault(message, where, code=code))
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, *, code: str) -> None:
         """Note what the user may not expect."""
-        self.notes.append(self.recipe.fault(message, self.part.source_path))
+        self.notes.append(self.recipe.fault(message, self.part.source_path, code=code))
 
     def align(self) -> Alignment:
         """The whole."""
@@ -130,12 +130,15 @@ class _Aligner:
         try:
             edits = vocabulary_edits(tokens[donor], wanted, ordinary, merges)
         except ValueError as error:
-            self.fault(f"the tokenizer of '{self.models[donor]}' cannot be edited: {error}")
+            self.fault(
+                f"the tokenizer of '{self.models[donor]}' cannot be edited: {error}", code="JM305"
+            )
             raise_all(RecipeError, self.faults)
             raise
         if edits.written and tokens[donor].file != TOKENIZER:
             self.note(
-                f"'{self.models[donor]}' has no {TOKENIZER}; one is made from its {tokens[donor].file}"
+                f"'{self.models[donor]}' has no {TOKENIZER}; one is made from its {tokens[donor].file}",
+                code="JM312",
             )
         return Alignment(
             models=self.models,
@@ -159,9 +162,14 @@ class _Aligner:
             if one.tokens is not None:
                 found.append(one.tokens)
             elif ref in (self.refs[0], self.part.source):
-                self.fault(f"'{ref}' has no tokenizer; add its tokenizer.json to its folder")
+                self.fault(
+                    f"'{ref}' has no tokenizer; add its tokenizer.json to its folder", code="JM301"
+                )
             elif base is not None:
-                self.note(f"'{ref}' has no tokenizer; its rows are taken to be those of the base's")
+                self.note(
+                    f"'{ref}' has no tokenizer; its rows are assumed to be in the base's order",
+                    code="JM311",
+                )
                 found.append(base)
         return found
 
@@ -173,7 +181,8 @@ class _Aligner:
                 ids = each.vocabulary.ids
                 names = sorted(ghosts, key=lambda token: (ids[token], token))
                 self.note(
-                    f"'{ref}' has {one.limit} usable rows; left out: {_several(names)} with ids beyond"
+                    f"'{ref}' has {one.limit} usable rows; left out for higher ids: {_several(names)}",
+                    code="JM306",
                 )
 
     def check_pipeline(self, tokens: ModelTokens, usable: Vocabulary, donor: int) -> None:
@@ -184,7 +193,8 @@ class _Aligner:
             if token in tokens.vocabulary.ids and token not in usable.ids:
                 self.fault(
                     f"'{self.refs[donor]}': the tokenizer needs '{token}' with id "
-                    f"{tokens.vocabulary.ids[token]}, but only {self.inputs[donor].limit} rows can be used"
+                    f"{tokens.vocabulary.ids[token]}, but the model has only {self.inputs[donor].limit} usable rows",
+                    code="JM305",
                 )
 
     def unite(
@@ -199,26 +209,26 @@ class _Aligner:
         united = unite(usable, None if bpe else PLAIN)
         for number in dict.fromkeys(number for number, _ in united.differing):
             names = [token for n, token in united.differing if n == number]
-            message = f"'{self.refs[number]}' has other flags for {_several(names)}; those of an earlier model are kept"
-            self.note(message)
+            message = f"'{self.refs[number]}' has different flags for {_several(names)}; those of the earlier model are kept"
+            self.note(message, code="JM307")
         if united.ordinary and not bpe:
-            message = f"{_several(list(united.ordinary))} that the base lacks become added tokens, which are found in a "
-            message += "text before the base's own"
+            message = f"not in the base, so added tokens, which are found before the base's own: {_several(list(united.ordinary))}"
             if not self.why_not_bpe(tokens):
                 message += "; 'union_mode: bpe' keeps them ordinary"
-            self.note(message)
+            self.note(message, code="JM308")
         own = tokens[0].vocabulary
         promoted = [t for t in united.vocabulary.added if t in own.ids and t not in own.added]
         if promoted:
             self.note(
-                f"of the base's ordinary tokens some become added ones, as another model has them: {_several(promoted)}"
+                f"ordinary tokens of the base that become added tokens, as in another model: {_several(promoted)}",
+                code="JM308",
             )
         return united
 
     def check_bpe(self, tokens: Sequence[ModelTokens]) -> None:
         """Refuse to unite merges that mean different things."""
         for message in self.why_not_bpe(tokens):
-            self.fault(message, (*self.part.path, "union_mode"))
+            self.fault(message, (*self.part.path, "union_mode"), code="JM309")
 
     def why_not_bpe(self, tokens: Sequence[ModelTokens]) -> list[str]:
         """Whose merges cannot be united, and why."""
@@ -227,7 +237,7 @@ class _Aligner:
         for ref, each, kind in zip(self.refs, tokens, kinds, strict=True):
             if kind is None or kind != kinds[0]:
                 shown = f"{kind} {each.kind}" if kind else each.kind
-                message = f"bpe needs a byte-level or sentencepiece BPE of one kind in all models; '{ref}' has {shown}"
+                message = f"bpe needs the same kind of byte-level or sentencepiece BPE in all models; '{ref}' has {shown}"
                 found.append(message if kinds[0] is None else f"{message}, the base {kinds[0]}")
             elif reason := why_not(tokens[0].document, each.document):
                 found.append(f"bpe cannot unite the merges of '{ref}': {reason}")
@@ -254,7 +264,8 @@ class _Aligner:
         if dropped > 0 and not self.part.pad_to_multiple_of:
             self.note(
                 f"the output has {count} rows, {dropped} fewer than '{self.refs[0]}'; "
-                "pad_to_multiple_of adds rows that belong to no token"
+                "pad_to_multiple_of adds padding rows",
+                code="JM310",
             )
         return TokenRows(
             own=own,
@@ -269,7 +280,7 @@ class _Aligner:
         if not has:
             hint = _hint(entry.token, [t for t in wanted.ids if t != entry.token])
             message = f"no model has the token '{entry.token}'; give it a source"
-            self.fault(f"{message}{hint}", entry.path)
+            self.fault(f"{message}{hint}", entry.path, code="JM304")
 
     def filler(
         self, entry: TokenEntry, i: int, own: np.ndarray, usable: Sequence[Vocabulary]
@@ -283,7 +294,7 @@ class _Aligner:
             if own[number, i] == ABSENT:
                 hint = _hint(entry.token, usable[number].ids)
                 message = f"'{source}' has no row for the token '{entry.token}'{hint}"
-                self.fault(message, entry.source_path)
+                self.fault(message, entry.source_path, code="JM304")
                 return None
             return Filler(number, int(own[number, i]))
         assert isinstance(source, ModelToken)  # the only other kind
@@ -296,13 +307,13 @@ class _Aligner:
             if source.token not in ids:
                 what = f"has no token '{source.token}'" if one.tokens else "has no tokenizer"
                 message = f"'{source.model}' {what}{_hint(source.token, ids)}"
-                self.fault(message, (*entry.source_path, "token"))
+                self.fault(message, (*entry.source_path, "token"), code="JM304")
                 return None
             row = ids[source.token]
         if row >= one.rows:
             key = "token" if source.token_id is None else "token_id"
-            message = f"'{source.model}' has {one.rows} rows, so none with number {row}"
-            self.fault(message, (*entry.source_path, key))
+            message = f"'{source.model}' has {one.rows} rows, so there is no row {row}"
+            self.fault(message, (*entry.source_path, key), code="JM304")
             return None
         return Filler(number, row)
 

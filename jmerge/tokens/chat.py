@@ -51,7 +51,9 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
     if asked == "auto":
         found, reason = most_frequent(templates)
         if found is None:
-            note = recipe.fault("no model has a chat template, so the output has none", PATH)
+            note = recipe.fault(
+                "no model has a chat template, so the output has none", PATH, code="JM313"
+            )
             return Chosen(None, "auto: no model has one", (note,))
     else:
         found = BUILT_IN.get(asked, asked)
@@ -59,11 +61,13 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
     try:
         text = try_template(found)
     except ValueError as error:
-        raise RecipeError(recipe.fault(f"the chat template ({reason}) {error}", PATH)) from error
+        raise RecipeError(
+            recipe.fault(f"the chat template ({reason}) {error}", PATH, code="JM314")
+        ) from error
     notes = []
     if len(found) < SHORT:
         message = f"'{found}' is very short for a chat template; MergeKit refuses it"
-        notes.append(recipe.fault(" ".join(message.split()), PATH))
+        notes.append(recipe.fault(" ".join(message.split()), PATH, code="JM314"))
     _, answered, after = text.rpartition(ANSWER)
     return Chosen(
         found,
@@ -137,13 +141,11 @@ def try_template(template: str, patience: float = PATIENCE) -> str:
             env={**os.environ, **places},
         )
     except subprocess.TimeoutExpired:
-        message = (
-            f"does not end: a dialogue of a few words was not rendered in {patience:g} seconds"
-        )
+        message = f"does not end: rendering a short dialogue took more than {patience:g} seconds"
         raise ValueError(message) from None
     except OSError as error:
-        message = f"no process can be started to try the chat template: {error.strerror or error}"
-        raise RunError(message) from error
+        message = f"cannot start a process to try the chat template: {error.strerror or error}"
+        raise RunError(message, code="JM501") from error
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -45,6 +45,6 @@ def never_ends(token: str, known: Vocabulary, ids: list[int]) -> str:
     )
     number = known.ids[token]
     return (
-        f"ends a turn with {token}, but what ends a text is {ends or 'no token'}, so an answer would not stop: "
+        f"ends a turn with {token}, but generation ends at {ends or 'no token'}, so answers would not stop: "
         f"add {number} to {ID} in the output's generation_config.json ({ID}: {[*ids, number]})"
     )

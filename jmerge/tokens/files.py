@@ -130,9 +130,7 @@ def _check(text: str, wanted: Vocabulary) -> None:
             for t in found.added.keys() | wanted.added.keys()
             if found.added.get(t) != wanted.added.get(t)
         )
-        raise ValueError(
-            f"the edited tokenizer.json gives '{token}' other flags than it is to have"
-        )
+        raise ValueError(f"the edited tokenizer.json gives '{token}' the wrong flags")
 
 
 def _decoder(config: Mapping[str, Any], wanted: Vocabulary) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def table_rows(checkpoint: Checkpoint, layout: Layout) -> int:
     """The rows that each of a model's embeddings and heads has; CheckpointError when it has no input embedding."""
     if not layout.embeddings:
         message = "has no tensor that looks like a token embedding, so its tokens have no rows"
-        raise CheckpointError(Fault(message, file=str(checkpoint.path)))
+        raise CheckpointError(Fault(message, file=str(checkpoint.path), code="JM303"))
     tables = [n for n in token_tables(checkpoint, layout) if n not in layout.vocab_biases]
     return min(checkpoint.index[name].spec.shape[0] for name in tables)
 

@@ -23,7 +23,7 @@ def load(text: str) -> Tokenizer:
     except BaseException as error:  # a panic of the library is no Exception
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"the tokenizers library gave up: {error}") from error
+        raise ValueError(f"the tokenizers library failed: {error}") from error
 
 
 def kind_of(tokenizer: Tokenizer) -> str:

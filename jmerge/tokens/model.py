@@ -95,16 +95,14 @@ def read_tokens(source: Source) -> ModelTokens | None:
     if found is None:
         unreadable = sorted(name for name in names if UNREADABLE.fullmatch(name))
         if unreadable:
-            message = (
-                "has no fast form: save the tokenizer as tokenizer.json with transformers first"
-            )
-            raise source.broken(unreadable[0], message)
+            message = "cannot be converted here: save the tokenizer as tokenizer.json with transformers first"
+            raise source.broken(unreadable[0], message, code="JM302")
         return None
     file, text, pieces = found
     try:
         tokenizer = library.load(text)
     except ValueError as error:
-        raise source.broken(file, f"is not a tokenizer: {error}") from error
+        raise source.broken(file, f"is not a tokenizer: {error}", code="JM302") from error
     special_map = _optional(source, SPECIAL_MAP, names)
     added_map = _optional(source, ADDED, names)
     before = library.read_vocabulary(tokenizer)
@@ -204,7 +202,7 @@ def _find_text(
         if file == "merges.txt":
             vocab = read_json_file(source, "vocab.json")
             if not all(type(i) is int and i >= 0 for i in vocab.values()):
-                raise source.broken("vocab.json", "is not a map from tokens to ids")
+                raise source.broken("vocab.json", "is not a map from tokens to ids", code="JM302")
             lines = _read_text(source, file).split("\n")
             document = byte_level_document(
                 vocab, [line.removesuffix("\r") for line in lines], config
@@ -215,7 +213,7 @@ def _find_text(
     except CheckpointError:
         raise
     except ValueError as error:
-        raise source.broken(file, str(error)) from error
+        raise source.broken(file, str(error), code="JM302") from error
     return file, json.dumps(document, ensure_ascii=False), None
 
 
@@ -237,7 +235,7 @@ def _missing(
             numbered.append((key, content_of(value), _flags(value, PLAIN)))
     for token, number in added_map.items():
         if type(number) is not int:
-            raise source.broken(ADDED, f"'{token}': expected an id, found {number!r}")
+            raise source.broken(ADDED, f"'{token}': expected an id, found {number!r}", code="JM302")
         numbered.append((number, token, special.get(token, PLAIN)))
     found: dict[str, Added] = {}
     for _, token, flags in sorted(numbered, key=lambda each: each[0]):
@@ -253,7 +251,9 @@ def _decoder(source: Source, config: Mapping[str, Any]) -> dict[int, Any]:
     """`added_tokens_decoder` with numbers for keys."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(k.isdecimal() and len(k) < 10 for k in decoder):
-        raise source.broken(CONFIG, "added_tokens_decoder is not a map from ids to tokens")
+        raise source.broken(
+            CONFIG, "added_tokens_decoder is not a map from ids to tokens", code="JM302"
+        )
     return {int(key): value for key, value in decoder.items()}
 
 
@@ -271,8 +271,8 @@ def _optional(source: Source, name: str, names: frozenset[str]) -> dict[str, Any
 
 def _read_text(source: Source, name: str) -> str:
     if source.size_of(name) > MAX_JSON_BYTES:
-        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes")
+        raise source.broken(name, f"is larger than {MAX_JSON_BYTES:,} bytes", code="JM124")
     try:
         return source.read(name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise source.broken(name, "is not text in UTF-8") from error
+        raise source.broken(name, "is not text in UTF-8", code="JM302") from error

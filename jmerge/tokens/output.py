@@ -174,8 +174,8 @@ class _Planner:
         strange = [mark for mark in chosen.marks if mark not in known.ids]
         if strange:
             message = f"writes {', '.join(strange)}, for which the output has no token"
-            hint = "name them under 'tokenizer: tokens:', or take another template"
-            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH),)
+            hint = "name them under 'tokenizer: tokens:', or choose another template"
+            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH, code="JM315"),)
         token = ending_token(chosen.after, known)
         base = self.checkpoints[self.refs[0]]
         generation = base.generation
@@ -190,9 +190,9 @@ class _Planner:
                 tokens = self.tokens.get(ref) or read_tokens(self.checkpoints[ref].main_source)
                 if tokens and tokens.specials.get("eos_token") == token:
                     hint = f"'tokenizer_source: {ref}'"
-                    message += f", or take the tokenizer of a model that ends so ({hint})"
+                    message += f", or take the tokenizer of a model that ends like this ({hint})"
                     break
-        return (self.recipe.fault(message, TEMPLATE_PATH),)
+        return (self.recipe.fault(message, TEMPLATE_PATH, code="JM316"),)
 
     def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
         """generation_config.json with the ids of the tokenizer's special tokens."""
@@ -207,4 +207,6 @@ class _Planner:
     def blame(self, ref: ModelRef, error: CheckpointError) -> None:
         """Note what is wrong with a model at its line of the recipe."""
         where = self.recipe.first_path(ref)
-        self.faults += [self.recipe.fault(str(fault), where) for fault in error.faults]
+        self.faults += [
+            self.recipe.fault(fault.text, where, code=fault.code) for fault in error.faults
+        ]

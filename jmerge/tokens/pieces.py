@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models
-MAX_PIECE = 1000  # letters: all ways to cut a piece in two are looked at; real ones have up to 128
+MAX_PIECE = (
+    1000  # characters: all ways to cut a piece in two are looked at; real ones have up to 128
+)
 SPACE = "▁"  # what stands for one in pieces
 
 # Number, name, type and default of the fields that we read, by message.
@@ -113,12 +115,12 @@ def parse_pieces(data: bytes) -> Pieces:
         )
     longest = max(len(piece.text) for piece in pieces)
     if longest > MAX_PIECE:
-        raise ValueError(f"is a sentencepiece model with a piece of {longest:,} letters")
+        raise ValueError(f"is a sentencepiece model with a piece of {longest:,} characters")
     texts = {piece.text for piece in pieces}
     if len(texts) != len(pieces):
-        raise ValueError("is a sentencepiece model in which a piece stands twice")
+        raise ValueError("is a sentencepiece model with a duplicate piece")
     if not 0 <= trainer.unk_id < len(pieces):
-        raise ValueError(f"is a sentencepiece model whose unk_id {trainer.unk_id} is no piece")
+        raise ValueError(f"is a sentencepiece model whose unk_id {trainer.unk_id} is not a piece")
     return Pieces(
         pieces,
         trainer.model_type,

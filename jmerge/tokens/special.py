@@ -12,7 +12,7 @@ from jmerge.arch.infer import VISION, KeyPath, config_dicts
 from jmerge.tokens.model import NAMED, ModelTokens
 from jmerge.tokens.vocabulary import Vocabulary
 
-REASON = "the tokenizer is that of another model"
+REASON = "the tokenizer comes from another model"
 
 
 def special_ids(tokens: ModelTokens, output: Vocabulary) -> dict[str, int]:

@@ -66,7 +66,7 @@ def render(template: str, dialogues: list[dict[str, Any]], most: int) -> dict[st
             for part in compiled.generate(**values):
                 text += part
                 if len(text) > most:
-                    return {"error": f"makes more than {most:,} characters", "compiled": True}
+                    return {"error": f"writes more than {most:,} characters", "compiled": True}
         except Exception as error:  # whatever a template can do wrong
             problem = problem or str(error) or type(error).__name__
         else:

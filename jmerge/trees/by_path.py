@@ -67,13 +67,13 @@ class ByLeaf(NamedTuple):
 
 
 def over_layers(first: Any, *others: Any) -> OverLayers:
-    """A number that goes evenly from `first` in the first layer, over any others, to the last in the last layer.
+    """A number that changes evenly with depth: from `first` in the first layer, through any others, to the last in the last.
 
-    Leaves outside of layers get the first, as in recipes; a single layer gets the last. A layer is the first number
-    in the name of a leaf (`layers.3.mlp` or Flax' `layers_3.mlp`), or an index along the axis that `layers=` names.
+    Leaves outside layers get the first number, as in recipes; a single layer gets the last. The layer is the first number
+    in the name of a leaf (`layers.3.mlp`, or `layers_3.mlp` in Flax), or the index along the axis that `layers=` names.
 
     Raises:
-      TypeError: a value is no number.
+      TypeError: a value is not a number.
     """
     for value in (first, *others):
         _check(value, "over_layers")
@@ -81,19 +81,19 @@ def over_layers(first: Any, *others: Any) -> OverLayers:
 
 
 def by_path(values: Mapping[str, Any], *, default: Any = None) -> ByPath:
-    """A number for each leaf: that of the first pattern which matches its name, else `default`.
+    """A number for each leaf: that of the first pattern that matches its name, or else `default`.
 
     >>> import jmerge
     >>> jmerge.by_path({"*self_attn*": 0.3, "*mlp*": jmerge.over_layers(0.0, 1.0)}, default=0.5)
     by_path({'*self_attn*': 0.3, '*mlp*': over_layers(0.0, 1.0)}, default=0.5)
 
     Args:
-      values: by pattern, in which `*` stands for anything, numbers, arrays, `over_layers`, or lists of one for each
-        model. The name of a leaf is its keys joined by dots, as `layers.3.mlp.kernel`.
-      default: for leaves that no pattern matches; without it they are an error.
+      values: pattern -> a number, an array, `over_layers`, or a list with one of these for each model. `*` matches any
+        text. The name of a leaf is its keys joined with dots, such as `layers.3.mlp.kernel`.
+      default: for leaves that no pattern matches; without it, such a leaf is an error.
 
     Raises:
-      TypeError: the patterns are not in a mapping, or a value is no number.
+      TypeError: the patterns are not a mapping, or a value is not a number.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"by_path takes a mapping of patterns to numbers; found {values!r}")

@@ -44,7 +44,7 @@ def merge_trees(
     key: Any = None,
     **numbers: Any,
 ) -> Any:
-    """Merge pytrees of one structure, leaf by leaf, by a registered method.
+    """Merge pytrees of the same structure, leaf by leaf, with a merge method.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -65,51 +65,51 @@ def merge_trees(
     >>> jax.vmap(distance)(jnp.array([[1.0, 0.0], [0.5, 0.5]]))
     Array([4., 1.], dtype=float32)
 
-    Inside of `jax.shard_map` statistics are of all shards of a leaf, and shards draw different numbers; only rows and blocks
-    of neighbours that some methods look at (`della`, `cabs`, `arcee_fusion`) are those of each shard. A `lax.scan` over
-    layers draws the same for all unless it takes a key along.
+    Inside `jax.shard_map`, statistics cover all shards of a leaf, and each shard draws different random numbers. Only the
+    rows and blocks that some methods look at (`della`, `cabs`, `arcee_fusion`) are those of each shard. A `lax.scan` over
+    layers draws the same numbers for every layer unless it carries a key.
 
-    Called outside of a transformation it works leaf by leaf, by programs that leaves of one shape share and no new number
-    compiles again; so memory is that of one leaf, and the result has the recipe's bytes. Inside of one, leaves of one
-    shape are stacked and mapped over.
+    Outside transformations, leaves are merged one by one with compiled programs that leaves of the same shape share; new
+    numbers do not compile again. Memory is that of one leaf, and the result has the same bytes as a merge by recipe.
+    Inside transformations, leaves of the same shape are stacked and mapped over.
 
     Args:
-      models: dicts, Flax params, `nnx.State`, opened checkpoints or any other pytrees, all of one structure and of equal
-        shapes. Arrays of floats are merged in float32 (float64 if any is, where JAX has 64 bits enabled) and come back in
-        the dtype to which those of the models (and the base) promote.
-      method: a name of `jmerge methods`, one in wrappers, as `equalize(ties)` (see `jmerge.methods.wrap`), or a function
-        of your own: called with models [models, *shape], after the base [*shape] if there is one, and the numbers as
-        keywords, it gives the result [*shape]. Programs are kept for it, so pass the same
-        object each time, not a new `lambda`.
-      base: a tree like the others, for methods that have a base.
-      layers: where a leaf holds many layers, as a scan makes them: the axis that counts them, by patterns of leaves' names
-        (`{"*layers*": 0}`), as a tree of axes, a function of the name, or one for all leaves. Statistics and random
-        numbers are then those of each layer, as if it were a leaf of its own.
-      where: which leaves are merged: patterns of names, a function of name and leaf, or a tree of bools.
-      otherwise: whose leaf the others are, which no method merges or `where` leaves out: of the "base", of the "first"
-        model, or by default an "error" where the models differ.
-      nonfinite: "propagate" makes elements NaN that are NaN or infinite in any model; "ignore" leaves it to the method,
-        and most drop what is not finite.
-      exact: whether sums are the same bits however arrays lie on devices; False adds up where they lie, and moves less.
+      models: dicts, Flax params, `nnx.State`, opened checkpoints or other pytrees, all with the same structure and shapes.
+        Float arrays are merged in float32 (in float64 if one of them is float64 and JAX has 64 bits enabled) and
+        returned in the dtype that those of the models (and the base) promote to.
+      method: a name from `jmerge methods`; such a name in wrappers, as in `equalize(ties)` (see `jmerge.methods.wrap`); or
+        your own function. It is called with the base [*shape] if there is one, models [models, *shape] and the numbers
+        as keywords, and returns the result [*shape]. Compiled programs are cached by function, so pass the same object
+        each time, not a new `lambda`.
+      base: a tree like the others, for methods with a base.
+      layers: for leaves that hold many layers, as a scan makes them: the layer axis, given by name patterns
+        (`{"*layers*": 0}`), as a tree of axes, as a function of the name, or as one axis for all leaves. Statistics and
+        random numbers are then those of each layer, as if it were a separate leaf.
+      where: which leaves to merge: name patterns, a function of name and leaf, or a tree of bools.
+      otherwise: where leaves that are not merged come from: the "base", the "first" model, or (the default) an "error" if
+        the models differ.
+      nonfinite: "propagate" makes an element NaN if it is NaN or infinite in any model; "ignore" leaves it to the method,
+        and most methods drop such elements.
+      exact: whether sums have the same bits however arrays are sharded; False sums on each device first, and moves less.
       donate: free the models' arrays as soon as they are merged.
-      seed: of random methods, an integer, which may be traced. A leaf draws by its name, which is its keys joined by dots,
-        and draws what a recipe draws for the tensor of that name.
-      key: in place of a seed, a typed key of `jax.random.key`, which may be traced.
-      numbers: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). Those of each model
-        are a number for all, a sequence or an array [models]. Each number may be traced, `jmerge.by_path`, or a tree
-        that goes as far as it has to; flags and whole numbers have to be plain. `lines` takes `depth`, a tree like the
-        models that says where each leaf lies, from 0 to 1.
+      seed: the seed of random methods, an integer, which may be traced. A leaf draws the numbers that a recipe draws for
+        the tensor of that name, which is its keys joined with dots.
+      key: instead of a seed, a typed key from `jax.random.key`, which may be traced.
+      numbers: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). A parameter of each
+        model is one number for all, a sequence, or an array [models]. A number may be traced, a `jmerge.by_path`, or a
+        tree that is a prefix of the models' tree; flags and whole numbers must be Python values. `lines` takes `depth`,
+        a tree like the models with the relative depth of each leaf, from 0 to 1.
 
     Returns:
-      A tree like the models, in which leaves that are not arrays of floats are as they were; for a method that makes a
-      checkpoint for each model (`emr`), a list of trees. Arrays that are sharded stay so: each device merges what it
-      holds, and exchanges no more than the tensor's own size.
+      A tree like the models, in which leaves that are not float arrays are unchanged; for a method that makes a
+      checkpoint for each model (`emr`), a list of trees. Sharded arrays stay sharded: each device merges its part, and
+      exchanges at most the size of the tensor.
 
     Raises:
-      KeyError: there is no such method; ValueError: its wrappers do not go around it.
-      TypeError: an argument is unknown, missing or of another kind, or a base has no place in the method.
-      ValueError: structures, shapes, or leaves that cannot be merged differ, or a number is out of its range; the message
-        names the leaf or the argument.
+      KeyError: there is no such method.
+      TypeError: an argument is unknown, missing or has the wrong type, or the method does not take a base.
+      ValueError: the structures, the shapes or leaves that cannot be merged differ, a number is out of range, or the
+        method cannot be wrapped; the message names the leaf or the argument.
     """
     trees = _list_of(models)
     if callable(method):

@@ -24,7 +24,7 @@ DEPTH = "lines.depth"
 DECLARED_DEPTH = Shared(
     low=0.0,
     high=1.0,
-    doc="where each leaf lies, from 0 to 1, as a tree like the models or depth=jmerge.over_layers(0.0, 1.0)",
+    doc="the relative depth of each leaf, from 0 to 1, as a tree like the models or depth=jmerge.over_layers(0.0, 1.0)",
 )
 
 

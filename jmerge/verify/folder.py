@@ -34,6 +34,7 @@ class Finding(NamedTuple):
     file: str = ""  # inside the folder
     tensor: str = ""
     warning: bool = False  # strange, but the model works
+    code: str = ""  # of a file that cannot be read, as errors have it
 
 
 class Folder:
@@ -227,10 +228,14 @@ class Folder:
             file = fault.file.removeprefix(self.source.shown("")).lstrip("/")
             file = file if file in self.names else ""
             if file not in noted:
-                self.unreadable.append(Finding(fault.message, file, fault.where, warning))
+                self.unreadable.append(
+                    Finding(fault.message, file, fault.where, warning, fault.code)
+                )
 
     def _unreadable(self, name: str, error: CheckpointError) -> None:
-        self.unreadable += [Finding(fault.message, name, fault.where) for fault in error.faults]
+        self.unreadable += [
+            Finding(fault.message, name, fault.where, code=fault.code) for fault in error.faults
+        ]
 
 
 def place_of(file: str) -> str:

@@ -132,7 +132,7 @@ def failing(**rest: Any) -> Any:
             jmerge.PlanError,
             "^shardings: 'a.z' matches no tensor; did you mean 'a.x'?",
         ),
-        (lambda name, struct: failing(), jmerge.PlanError, r"^a.x: \[2\] cannot be cut by P"),
+        (lambda name, struct: failing(), jmerge.PlanError, r"^a.x: \[2\] cannot be split by P"),
     ],
 )
 def test_wrong_shardings_are_told(shardings: Any, kind: Any, words: str) -> None:

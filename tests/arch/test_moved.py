@@ -189,7 +189,7 @@ def test_a_switch_of_every_second_layer_tells_layers_apart() -> None:
 
 
 def test_numbers_that_begin_with_one() -> None:
-    """Kimi Linear's lists share out the numbers from 1; of others it is not known when they may be such numbers."""
+    """Kimi Linear's lists share out the numbers from 1; to others it is not known when they may be such numbers."""
     part = {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 4}
     assert first_number(part, 4) == 1
     assert first_number({"full_attn_layers": [3], "kda_layers": [0, 1, 2]}, 4) == 0
@@ -240,7 +240,7 @@ def test_a_field_that_may_speak_of_others() -> None:
     """It is only rewritten where no other stack has as many layers; what would not change stays."""
     order = moved(AGAIN)
     for value, key in ((["a", "b", "c", "d"], "layer_types"), ([1], "global_attn_indexes")):
-        with pytest.raises(Stuck, match="of others"):
+        with pytest.raises(Stuck, match="to others"):
             follow(key, value, order, lambda _, value=value: value, certain=False)
     unique = order._replace(unique=True)
     kinds = ["a", "b", "c", "d"]

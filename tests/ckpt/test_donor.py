@@ -188,7 +188,7 @@ def test_another_state_of_the_model_is_no_part(kind: str, layers: int, tmp_path:
     component(tmp_path / "before", kind, layers)
     taken, left = sorted_files(tmp_path)
     assert not taken and left["before/model.safetensors"] == WEIGHTS
-    assert left["before/config.json"] == "lies beside other weights"
+    assert left["before/config.json"] == "is beside other weights"
 
 
 def test_a_link_to_the_folder_itself(tmp_path: Path) -> None:
@@ -203,9 +203,7 @@ def test_folders_without_end(tmp_path: Path) -> None:
     write_llama(tmp_path, 0)
     fill(tmp_path, {"/".join("abcdefgh") + "/x.json": "{}"})
     taken, left = sorted_files(tmp_path)
-    assert not taken and left == {
-        "a/b/c/d/e/": "lies too deep in folders, or behind too many files"
-    }
+    assert not taken and left == {"a/b/c/d/e/": "is too deep in folders, or after too many files"}
 
 
 def test_the_index_of_the_merged_shards_is_neither(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_only_the_folder_of_host_0_will_do(host0: OutputFolder, tmp_path: Path) 
     host0.create(FILES)
     before = host0.admit(2, ())
     word = host0.admit(2, ())
-    line = "is not here what host 0 made; --out has to be on a file system that all hosts share"
+    line = "is not the folder that host 0 made; --out must be on a file system that all hosts share"
     for folder, number, said in (
         (tmp_path / "other", 1, word),
         (host0.work, 1, before),

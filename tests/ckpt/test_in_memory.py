@@ -81,10 +81,10 @@ def test_digests_tell_arrays_apart() -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"a": 1.0, "b": np.ones(1)}, "^a: expected an array of NumPy or JAX, found one of type f"),
+        ({"a": 1.0, "b": np.ones(1)}, "^a: expected a NumPy or JAX array, found a value of type f"),
         ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, "^a.b: is the name of two arrays"),
-        ({"k": jax.random.key(0)}, "k: dtype key<fry> has no name in safetensors"),
-        ({"x": np.array(["text"])}, "x: dtype <U4 has no name in safetensors"),
+        ({"k": jax.random.key(0)}, "k: safetensors has no dtype key<fry>"),
+        ({"x": np.array(["text"])}, "x: safetensors has no dtype <U4"),
     ],
 )
 def test_what_is_no_array_is_refused(arrays: Any, words: str) -> None:
@@ -99,5 +99,5 @@ def test_other_places_are_type_errors(place: Any) -> None:
 
 
 def test_a_folder_has_its_own_config(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="^config goes with a mapping of arrays"):
+    with pytest.raises(TypeError, match="^config is only for a mapping of arrays"):
         jmerge.open_checkpoint(write_llama(tmp_path / "a", 0), config={})

@@ -112,7 +112,7 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
         ["default in it holds a PEFT adapter of 'org/base'"],
     ),
     "cache of all": ({"hub/models--a--b/refs/main": "", "token": ""}, ["hub in it", "such as a/b"]),
-    "cache, nothing fetched": ({"blobs/x": "", "refs/main": "aa"}, ["no snapshot", "download"]),
+    "cache, nothing fetched": ({"blobs/x": "", "refs/main": "aa"}, ["without a snapshot", "download"]),
     "step inside": (
         {"_actor/global_step10/mp_rank_00_model_states.pt": "", "_actor/zero_to_fp32.py": ""},
         ["_actor in it holds the shards of a DeepSpeed ZeRO", "zero_to_fp32.py {}/_actor OUT"],
@@ -123,18 +123,18 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
     ),
     "openvino": (
         {"openvino_model.bin": "", "openvino_model.xml": "", "config.json": '{"model_type": "bert"}'},
-        ["exported program (openvino_model.xml)", "made from"],
+        ["exported program (openvino_model.xml)", "name the original model"],
     ),
-    "onnx in a folder": ({"onnx/model.onnx": "", "config.json": "{}"}, ["exported program", "made from"]),
+    "onnx in a folder": ({"onnx/model.onnx": "", "config.json": "{}"}, ["exported program", "name the original model"]),
     "paddle": ({"model_state.pdparams": ""}, ["PaddlePaddle"]),
     "litgpt": ({"lit_model.pth": ""}, ["litgpt convert_from_litgpt {} OUT"]),
     "archive": ({"model.tar.gz": ""}, ["archive (model.tar.gz)", "unpack"]),
-    "ollama": ({"blobs/sha256-a": "", "manifests/x": ""}, ["Ollama", "made from"]),
+    "ollama": ({"blobs/sha256-a": "", "manifests/x": ""}, ["Ollama", "name the original model"]),
     "megatron": ({"latest_checkpointed_iteration.txt": "9", "iter_9/x": ""}, ["Megatron"]),
     "mlx": ({"weights.npz": "", "config.json": "{}"}, ["MLX", "mlx_lm.convert"]),
     "flax": ({"flax_model.msgpack": ""}, ["Flax", "from_flax=True"]),
     "tensorflow": ({"tf_model.h5": ""}, ["TensorFlow", "from_tf=True"]),
-    "onnx": ({"model.onnx": "", "config.json": "{}"}, ["exported program", "made from"]),
+    "onnx": ({"model.onnx": "", "config.json": "{}"}, ["exported program", "name the original model"]),
     "diffusers": (
         {"model_index.json": "{}", "vae/diffusion_pytorch_model.safetensors": "",
          "unet/diffusion_pytorch_model.safetensors": "", "scheduler/x.json": ""},
@@ -148,7 +148,7 @@ KINDS: dict[str, tuple[dict[str, str], list[str]]] = {
     ),
     "interrupted": (
         {"config.json": "{}", ".cache/huggingface/download/model.incomplete": ""},
-        ["no model.safetensors", "interrupted", "run it again"],
+        ["no model.safetensors", "interrupted", "download it again"],
     ),
     "config alone": ({"config.json": "{}"}, ["no model.safetensors", "config.json"]),
     "empty": ({}, ["is empty", "model.safetensors"]),
@@ -192,8 +192,8 @@ def test_weights_beside_what_else_may_lie_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.safetensors", ["name the folder it lies in: {}"]),
-        ("pytorch_model.bin", ["name the folder it lies in: {}"]),
+        ("model.safetensors", ["name the folder that holds it: {}"]),
+        ("pytorch_model.bin", ["name the folder that holds it: {}"]),
         ("x.gguf", ["GGUF", "from_pretrained('{}', gguf_file='x.gguf')"]),
         ("notes.txt", ["name the folder of a model"]),
     ],
@@ -201,7 +201,7 @@ def test_weights_beside_what_else_may_lie_there(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_folder(name: str, words: list[str], tmp_path: Path) -> None:
     folder = make(tmp_path / "m", {name: ""})
     line = refusal(folder / name)
-    assert "is not a folder but a file" in line
+    assert "is a file, not a folder" in line
     for word in words:
         assert word.replace("{}", str(folder)) in line
 

@@ -168,17 +168,17 @@ FULL = {
         ({"plan": "q", "inputs": {"m/x": [1, "h", 9]}}, "m/y"),
         ({"plan": "q", "inputs": {}, "recipe": "s"}, "another recipe"),
         ({"plan": "q"}, "another recipe"),
-        ({"plan": "q", "seed": 3}, "with seed=3, this is with seed=0"),
+        ({"plan": "q", "seed": 3}, "with seed=3; this run has seed=0"),
         (
             {"plan": "q", "seed": 3, "shard_size": 7, "inputs": {}},
-            "with seed=3 shard_size=7, this is with seed=0 shard_size=5",
+            "with seed=3 shard_size=7; this run has seed=0 shard_size=5",
         ),
         ({"plan": "q", "seed": 3, "recipe": "s"}, "another recipe"),
-        ({"jmerge": "0"}, "under jmerge 0, this is 1"),
-        ({"plan": "q", "jmerge": "0"}, "under jmerge 0"),
+        ({"jmerge": "0"}, "with jmerge 0; this run has 1"),
+        ({"plan": "q", "jmerge": "0"}, "with jmerge 0"),
         ({"plan": "q", "recipe": "s", "jmerge": "0", "platform": "x"}, "another recipe"),
-        ({"jaxlib": "3"}, "under jaxlib 3, this is 2"),
-        ({"platform": "Darwin"}, "under platform Darwin, this is Linux cpu"),
+        ({"jaxlib": "3"}, "with jaxlib 3; this run has 2"),
+        ({"platform": "Darwin"}, "with platform Darwin; this run has Linux cpu"),
     ],
 )
 def test_whose_work_can_be_gone_on_with(change: dict[str, object], words: str) -> None:

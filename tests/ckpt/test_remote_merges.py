@@ -292,7 +292,7 @@ def test_an_interrupted_merge_ends_at_once(web: FileServer, tmp_path: Path) -> N
     sent = time.monotonic()
     said = process.communicate(timeout=60)
     assert (process.returncode, *said) == (
-        130, "", "interrupted; the same command goes on from here\n",
+        130, "", "interrupted; the same command continues from here\n",
     )  # fmt: skip
     assert time.monotonic() - sent < 4
     assert not list(tmp_path.rglob("jmerge-fetched-*"))
@@ -335,7 +335,7 @@ def test_a_file_that_changes_meanwhile(
     recipe(tmp_path, web.url)
     web.faults = [Fault("etag", "/model.safetensors", skip=4)]
     assert program(tmp_path) == 2
-    assert "model.safetensors: was changed while it was read" in capsys.readouterr().err
+    assert "model.safetensors: changed while it was being read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -351,7 +351,7 @@ def test_a_bucket_that_changes_meanwhile(
         "jmerge.engine.attempts.fit",
         lambda plan, *_: path.write_bytes(data) and jmerge.advanced.make_schedule(plan),
     )
-    with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: was changed"):
+    with pytest.raises(CheckpointError, match="gs://bucket/org/b/model.safetensors: changed"):
         merged(tmp_path, "gs://bucket/org", "linear", "out")
 
 

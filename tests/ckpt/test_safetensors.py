@@ -328,7 +328,9 @@ def test_what_is_no_such_file(data: bytes, words: str, tmp_path: Path) -> None:
     assert words in str(fault) and "download it again" in str(fault)
 
 
-@pytest.mark.parametrize(("change", "words"), [(-4, "truncated"), (4, "save or download it again")])
+@pytest.mark.parametrize(
+    ("change", "words"), [(-4, "incomplete; download"), (4, "save or download it again")]
+)
 def test_a_file_of_another_length(change: int, words: str, tmp_path: Path) -> None:
     """A file that is too long is not called truncated."""
     folder = write_checkpoint(tmp_path / "a", {"x": np.ones(8, np.float32)})

@@ -61,7 +61,7 @@ def test_the_index_names_the_copy_that_transformers_would_not_take(tmp_path: Pat
     model = open_checkpoint(shards(tmp_path, files, {"a": "a-new.safetensors", "b": FIRST}))
     assert model["a"][0] == 3
     (note,) = model.notes
-    assert "transformers, which reads files in name order, takes the other" in note
+    assert "transformers, which reads files in name order, uses the other" in note
 
 
 def test_equal_copies_without_index(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_copies_that_differ_without_index(tmp_path: Path) -> None:
 def test_copies_that_the_index_does_not_name(tmp_path: Path) -> None:
     files = {FIRST: {"a": value(1), "b": value(2)}, SECOND: {"a": value(2), "c": value(3)}}
     model = open_checkpoint(shards(tmp_path, files, {"b": FIRST, "c": SECOND}))
-    assert model["a"][0] == 2 and "takes the last" in model.notes[0]
+    assert model["a"][0] == 2 and "uses the last" in model.notes[0]
 
 
 def test_notes_are_warnings_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_pickle_goes_before_a_variant(tmp_path: Path) -> None:
     shards(tmp_path, {"model.fp16.safetensors": {"a": value(1)}}, None)
     (tmp_path / "pytorch_model.bin").touch()
     line = refusal(tmp_path)
-    assert "pytorch_model.bin" in line and "copy the variant fp16 to a folder" in line
+    assert "pytorch_model.bin" in line and "copy the variant fp16 to its own folder" in line
 
 
 def test_a_pickle_beside_weights_of_another_stem(tmp_path: Path) -> None:
@@ -155,12 +155,12 @@ def test_a_pickle_beside_weights_of_another_stem(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).notes == ()
     (tmp_path / "pytorch_model.bin").touch()
     (note,) = open_checkpoint(tmp_path).notes
-    assert note.startswith("has pytorch_model.bin too, which transformers loads")
+    assert note.startswith("also has pytorch_model.bin, which transformers loads instead")
 
 
 def test_several_variants(tmp_path: Path) -> None:
     files = {f"model.{kind}.safetensors": {"a": value(1)} for kind in ("fp16", "bf16")}
-    assert "several variants (bf16, fp16)" in refusal(shards(tmp_path, files, None))
+    assert "several variants of its weights (bf16, fp16)" in refusal(shards(tmp_path, files, None))
 
 
 def test_config_names_the_file(

@@ -95,10 +95,10 @@ def test_faults(tmp_path: Path) -> None:
     mask = np.full((1, 1, 4, 4), -np.inf, np.float32)
     a["model.layers.0.attn.bias"] = b["model.layers.0.attn.bias"] = mask
     (fault,) = compared(tmp_path / "1", a, b).faults
-    assert str(fault).endswith("b: model.norm.weight: 2 of 8 elements are NaN or infinite")
+    assert fault.text.endswith("b: model.norm.weight: 2 of 8 elements are NaN or infinite")
     found = compared(tmp_path / "2", {"x.weight": np.ones(2, "f4")}, {"y.weight": np.ones(2, "f4")})
     (fault,) = found.faults
-    assert "no tensor of A can be compared" in str(fault) and not found.same_weights
+    assert "A and B have no tensor in common" in str(fault) and not found.same_weights
     found = compared(tmp_path / "3", {"x": np.ones(2, "f4")}, {"x": np.ones(3, "f4")})
     assert len(found.faults) == 1 and len(found.unlike) == 1
 
@@ -150,7 +150,7 @@ def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
     a, b = models(tmp_path, llama_tensors(0), llama_tensors(1))
     path = tmp_path / "a" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="was it changed"):
+    with pytest.raises(CheckpointError, match="it changed while"):
         compare(a, b)
 
 

@@ -147,12 +147,12 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, c = (str(tmp_path / name) for name in "abc")
     code, out, _ = run(["diff", a, b], capsys)
     assert code == 1
-    assert f"FAULT: {b}: model.norm.weight: 1 of 8 elements are NaN or infinite\n" in out
+    assert f"FAULT: {b}: model.norm.weight: 1 of 8 elements are NaN or infinite [JM126]\n" in out
     code, out, _ = run(["diff", b, a, "--json"], capsys)
     found = json.loads(out)
     assert code == 1 and len(found["faults"]) == 1 and found["total"]["nonfinite_a"] == 1
     code, out, _ = run(["diff", a, c], capsys)
-    assert code == 1 and "FAULT: no tensor of A can be compared with one of B" in out
+    assert code == 1 and "FAULT: A and B have no tensor in common" in out
     code, out, _ = run(["diff", a, c, "--json"], capsys)
     assert code == 1 and json.loads(out)["tensors"] == []
 

@@ -279,5 +279,5 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = write_llama(tmp_path / "a", 0) / "model.safetensors"
     data = weights.read_bytes()
     assert main(["diff", "nothing", "here", "--html", str(weights)]) == 2
-    assert "is no page" in capsys.readouterr().err
+    assert "is not a page" in capsys.readouterr().err
     assert weights.read_bytes() == data

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from said import uncoded
+
 from jmerge.testing.tiny import write_llama
 
 SIZES = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
@@ -113,7 +115,8 @@ class Ended(NamedTuple):
     def lines(self) -> list[str]:
         """Its error lines; nothing else may be on standard error but warnings and progress."""
         assert "Traceback" not in self.errors and "***" not in self.errors, self.errors
-        return [line for line in self.errors.splitlines() if line.startswith("error: ")]
+        lines = uncoded(self.errors).splitlines()
+        return [line for line in lines if line.startswith("error: ")]
 
 
 class Running:

@@ -119,9 +119,7 @@ def test_platforms_in_order() -> None:
     assert choose_devices("1") == choose_devices(1) == [jax.local_devices()[:1]]
     assert choose_devices("cpu,cpu") == choose_devices("cpu") == [jax.local_devices(backend="cpu")]
     missing = next(name for name in ("tpu", "gpu") if name != jax.default_backend())
-    with pytest.raises(
-        PlanError, match=f"there is no {missing} that JAX can use here; there is .*cpu"
-    ):
+    with pytest.raises(PlanError, match=f"JAX finds no {missing} here; it finds .*cpu"):
         choose_devices(missing)
     told: list[Without] = []
     cpus = [jax.local_devices(backend="cpu")]
@@ -220,7 +218,7 @@ def test_memory_that_never_does_ends_the_run(
     small_device(0)
     assert cli.main([str(recipe), str(tmp_path / "out")]) == 3
     said = capsys.readouterr().err
-    assert "error: the memory of cpu runs out even with the shortest pieces, which need" in said
+    assert "error: cpu is out of memory: even the smallest pieces need" in said
     assert "Out of memory allocating 123 bytes" in said and "--devices cpu,cpu" not in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()
 

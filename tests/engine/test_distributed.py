@@ -108,7 +108,7 @@ def test_a_peer_dies_and_another_group_goes_on(place: Place) -> None:
     ended = group.end()
     assert ended.pop(1).code == -signal.SIGKILL
     assert_stopped(
-        ended, "error: host 1 (of 0-1) died or lost its connection; start all hosts again"
+        ended, "error: host 1 (of 0-1) died or lost its connection; run the same command on all"
     )
     assert not place.out.exists()
     journal = (place.work / "journal-001.jsonl").read_bytes()
@@ -145,7 +145,7 @@ def test_deaths_at_any_time(what: signal.Signals, dead: int, when: Any, place: P
     group = place.start("emr", "one", 3, waits={dead: when}, patience=4.0)
     group.signal(dead, what)
     others = [n for n in range(3) if n != dead]
-    assert_stopped(group.end(*others), f"error: host {dead} (of 0-2) ", "start all hosts again")
+    assert_stopped(group.end(*others), f"error: host {dead} (of 0-2) ", "on all hosts again")
     group.processes[dead].kill()
     group.processes[dead].communicate()
     assert not place.out.exists()
@@ -177,7 +177,7 @@ def test_ctrl_c_while_waiting_for_the_others(place: Place) -> None:
 def test_a_peer_that_never_comes(place: Place) -> None:
     group = place.start("linear", "one", 2, absent=[1], meeting=3.0)
     assert_stopped(
-        group.end(), "2 hosts did not meet at 127.0.0.1:", "within 3 seconds", "--process_id"
+        group.end(), "2 hosts did not connect at 127.0.0.1:", "within 3 seconds", "--process_id"
     )
     assert [p.name for p in place.folder.iterdir()] == []
 
@@ -222,7 +222,7 @@ def test_another_recipe_is_refused_by_all(place: Place) -> None:
     words = [f"--config={place.models / 'linear.yml'}", f"--out={place.out}"]
     ended = Running(words, 2, more={1: [other]}, folder=place.folder).end()
     for each in ended.values():
-        assert each.code == 2 and "host 1 has another recipe than host 0" in each.lines[0]
+        assert each.code == 2 and "host 1 has a different recipe from host 0" in each.lines[0]
     assert not place.out.exists() and not place.work.exists()
 
 
@@ -231,7 +231,7 @@ def test_a_folder_that_is_not_shared(place: Place) -> None:
     words = [f"--config={place.models / 'linear.yml'}", f"--out={place.out}"]
     other = {1: [f"--out={place.folder / 'elsewhere'}"]}
     ended = Running(words, 2, more=other, folder=place.folder).end()
-    line = "is not here what host 0 made; --out has to be on a file system that all hosts share"
+    line = "is not the folder that host 0 made; --out must be on a file system that all hosts share"
     assert_stopped(ended, line)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from enginekit import within
+from said import uncoded
 
 from jmerge.engine import hosts as module
 from jmerge.engine.hosts import Hosts, PeerError, agree
@@ -116,7 +117,7 @@ def test_a_dead_host_stops_all_others(dead: int, groups: Any) -> None:
     for number, error in enumerate(together(group, wait)):
         if number != dead:
             assert isinstance(error, PeerError) and isinstance(error, RunError)
-            assert f"host {dead} (of 0-2) died or lost its connection; start all" in str(error)
+            assert f"host {dead} (of 0-2) died or lost its connection; run the same" in str(error)
             assert alarms[number].is_set() and group.hosts[number].alarm().is_set()
     assert time.monotonic() - began < 5
 
@@ -152,14 +153,14 @@ def test_who_parts_too_early_is_not_waited_for(groups: Any) -> None:
 
     errors = together(groups(3), work)
     assert errors[0] is None
-    assert {str(error) for error in errors[1:]} == {"host 0 (of 0-2) ended too early"}
+    assert {uncoded(str(error)) for error in errors[1:]} == {"host 0 (of 0-2) stopped too early"}
 
 
 def test_silence_is_death(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(module, "PULSE_SECONDS", 60)
     errors = together(groups(2), lambda host: host.hear() if host.number else host.gather(0))
-    assert all("gave no sign of life for" in str(error) for error in errors)
+    assert all("sent no heartbeat for" in str(error) for error in errors)
 
 
 def test_signs_of_life_are_enough(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def test_a_failure_is_told(number: int, error: BaseException, why: str, groups: 
     found = dict(said)
     assert found.pop(number) is error
     assert {type(each) for each in found.values()} == {PeerError}
-    assert {str(each) for each in found.values()} == {f"host {number} (of 0-2) {why}"}
+    assert {uncoded(str(each)) for each in found.values()} == {f"host {number} (of 0-2) {why}"}
     assert time.monotonic() - began < 2.5, "they part as soon as all have read it"
 
 
@@ -245,7 +246,7 @@ FACTS = {"jax": "1", "--seed": 0, "recipe": "ab" * 32, "inputs": {"m/x": [1, "h"
         ({}, ""),
         ({"--seed": 4}, "host 2 has --seed 4, host 0 has 0; start all"),
         ({"jax": "2", "--seed": 4}, "host 2 has jax 2, host 0 has 1"),
-        ({"recipe": "cd" * 32}, "host 2 has another recipe than host 0"),
+        ({"recipe": "cd" * 32}, "host 2 has a different recipe from host 0"),
         (
             {"inputs": {"m/x": [1, "h"], "m/y": [3, "h"]}},
             "m/y is not the same file on hosts 0 and 2",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from headers import linear, pair, plan_of, result, source
+from said import uncoded
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -132,10 +133,11 @@ def test_what_cannot_be_cut_is_refused_with_what_would_do() -> None:
     )
     plan = plan_of(pair("t", 100), step)
     with pytest.raises(
-        jmerge.PlanError, match="^memory: 100 MB do not do: wide .* at least"
+        jmerge.PlanError,
+        match="^memory: 100 MB is too small: wide .* the smallest limit that works is",
     ) as error:
         fit(plan, 100 * MB)
-    least = int(str(error.value).rsplit("at least ")[-1].removesuffix(" MB")) * MB
+    least = int(uncoded(str(error.value)).rsplit("works is ")[-1].removesuffix(" MB")) * MB
     assert need_of(fit(plan, least)).total <= least
     with pytest.raises(jmerge.PlanError):
         fit(plan, least - 2 * MB)

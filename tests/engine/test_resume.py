@@ -374,7 +374,7 @@ def test_a_work_folder_without_a_journal_is_not_touched(
     before = contents(work(place))
     for flags in ((), ("--overwrite",)):
         assert program(place, *flags) == 2
-        assert "not left by jmerge; move it" in capsys.readouterr().err
+        assert "does not belong to jmerge; move it" in capsys.readouterr().err
     assert contents(work(place)) == before
 
 
@@ -425,7 +425,7 @@ def test_inputs_that_changed_since(
     change(place)
     assert program(place) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
-    assert "inputs have changed" in line and "--overwrite begins anew" in line
+    assert "inputs have changed" in line and "--overwrite starts over" in line
     assert str(place / "b" / "model.safetensors") in line
     assert contents(work(place)) == before
     assert program(place, "--overwrite") == 0
@@ -445,7 +445,7 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
         if sum(isinstance(each, Wrote) for each in seen) == last and isinstance(event, Wrote):
             touch(place)
 
-    with pytest.raises(CheckpointError, match="was changed while") as caught:
+    with pytest.raises(CheckpointError, match="changed while") as caught:
         jmerge.merge(place / "x.yml", place / "out", shard_size=100_000, listeners=(disturb,))
     assert str(place / "b" / "model.safetensors") in str(caught.value)
     assert left(place) == set()
@@ -454,10 +454,10 @@ def test_inputs_that_change_meanwhile(place: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("jmerge.api.publish.platform_of", lambda _: "Plan9 mips", "under platform"),
-        ("jmerge.api.publish.VERSION", "9.9", "under jmerge"),
-        ("jax.__version__", "9.9", "under jax "),
-        ("jaxlib.version.__version__", "9.9", "under jaxlib"),
+        ("jmerge.api.publish.platform_of", lambda _: "Plan9 mips", "with platform"),
+        ("jmerge.api.publish.VERSION", "9.9", "with jmerge"),
+        ("jax.__version__", "9.9", "with jax "),
+        ("jaxlib.version.__version__", "9.9", "with jaxlib"),
     ],
 )
 def test_another_version_or_platform_may_round_otherwise(
@@ -477,8 +477,8 @@ def test_another_version_or_platform_may_round_otherwise(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, "with seed=0, this is with seed=1"),
-        ({"shard_size": 50_000}, "with shard_size=100000, this is with shard_size=50000"),
+        ({"seed": 1}, "with seed=0; this run has seed=1"),
+        ({"shard_size": 50_000}, "with shard_size=100000; this run has shard_size=50000"),
         ("recipe", "another recipe or other settings"),
     ],
 )
@@ -636,5 +636,5 @@ def test_ctrl_c_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "__call__", press)
         assert program(place) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command continues from here\n"
     assert left(place) == {"out.jmerge-work"}

@@ -235,9 +235,9 @@ def test_slices_are_of_the_same_models(place: Path) -> None:
             {"lines": {"alpha": "high"}},
             ["wrap.lines.alpha: expected a number or auto, found 'high'"],
         ),
-        ({"lines": {"gamma": 1}}, ["wrap.lines.gamma: not a key", "alpha, beta"]),
+        ({"lines": {"gamma": 1}}, ["wrap.lines.gamma: unknown key", "alpha, beta"]),
         ({"lines": 3}, ["wrap.lines: expected a map"]),
-        ({"line": {}}, ["wrap.line: not a key", "did you mean 'lines'"]),
+        ({"line": {}}, ["wrap.line: unknown key", "did you mean 'lines'"]),
     ],
 )
 def test_mistakes_in_wrappers(wrap: Any, parts: list[str], place: Path) -> None:

@@ -54,13 +54,13 @@ def test_refused_and_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     recipe = SOUP + "  - {model: {c}, parameters: {weight: 0}}\n"
     allow = "allow_conflicts: [hidden_act, rope_theta, rope_scaling]"
     assert refused(tmp_path, recipe, capsys) == [
-        "error: x.yml:5: models[1].model: hidden_act is gelu in b and silu in a; the weights behind "
-        f"the activation were trained for its values. To merge nevertheless, with a's: '{allow}'",
+        "error: x.yml:5: models[1].model: hidden_act is gelu in b and silu in a; the weights after "
+        f"the activation were trained for its output. To merge nevertheless, with a's: '{allow}'",
         "error: x.yml:5: models[1].model: rope_theta is 1000000.0 in b and 10000.0 in a; queries "
-        "and keys are turned by angles that the weights were trained for. To merge nevertheless, "
+        "and keys are rotated by angles that the weights were trained for. To merge nevertheless, "
         f"with a's: '{allow}'",
         "error: x.yml:7: models[2].model: rope_parameters is {'rope_type': 'linear', 'factor': 4.0} "
-        "in c and rope_scaling None in a; queries and keys are turned by angles that the weights "
+        "in c and rope_scaling None in a; queries and keys are rotated by angles that the weights "
         f"were trained for. To merge nevertheless, with a's: '{allow}'",
     ]
     made = run(tmp_path, recipe + allow + "\n")

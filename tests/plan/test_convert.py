@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from layoutkit import ROWS, Row, Stored
+from said import uncoded
 
 import jmerge
 from jmerge.ckpt.open import open_checkpoint
@@ -100,7 +101,7 @@ def faults(folder: Path, donor: str, other: str, text: str = LINEAR) -> str:
     """What is wrong, in one line; folders by their names."""
     with pytest.raises(PlanError) as error:
         plan_of(folder, donor, other, text)
-    lines = str(error.value).replace(f"{folder}/", "").splitlines()
+    lines = uncoded(str(error.value)).replace(f"{folder}/", "").splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -182,8 +183,8 @@ def test_fused_rows_of_a_class_that_is_not_known(tmp_path: Path) -> None:
     written(row, tmp_path)
     for donor, other in SIDES:
         told = faults(tmp_path, donor, other)
-        assert "query_key_value.bias is laid out is not known for unheard_of" in told or (
-            "query_key_value.weight is laid out is not known for unheard_of" in told
+        assert "query_key_value.bias is unknown for unheard_of" in told or (
+            "query_key_value.weight is unknown for unheard_of" in told
         )
 
 
@@ -196,7 +197,7 @@ def test_two_orders_of_fused_rows(tmp_path: Path) -> None:
         other.together.tensors[moved] = other.together.tensors.pop(name)
     written(other, tmp_path / "y")
     told = faults(tmp_path, "x/together", "y/together")
-    assert "their rows are in two orders" in told
+    assert "their rows are in different orders" in told
 
 
 def test_packed_experts_of_one_shape_and_two_orders(tmp_path: Path) -> None:
@@ -205,7 +206,9 @@ def test_packed_experts_of_one_shape_and_two_orders(tmp_path: Path) -> None:
     del other.together.config["model_type"]
     written(Row(row.together, other.together), tmp_path)
     for donor, model in SIDES:
-        assert "names and shapes agree, but config.json" in faults(tmp_path, donor, model)
+        assert "names and shapes agree, but according to config.json" in faults(
+            tmp_path, donor, model
+        )
 
 
 def test_columns_of_a_class_that_is_not_known(tmp_path: Path) -> None:
@@ -215,7 +218,7 @@ def test_columns_of_a_class_that_is_not_known(tmp_path: Path) -> None:
     written(row, tmp_path)
     for donor, other in SIDES:
         told = faults(tmp_path, donor, other)
-        assert "experts.gate_up_proj is laid out is not known for unheard_of" in told
+        assert "experts.gate_up_proj is unknown for unheard_of" in told
 
 
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:

@@ -280,8 +280,7 @@ def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
             "did you mean 'model.'?",
         ],
         "map: {model.: 5}": [
-            "error: x.yml:6: models[1].map: 'model.': expected the beginning of a tensor's name, "
-            "found 5"
+            "error: x.yml:6: models[1].map: 'model.': expected the start of tensor names, found 5"
         ],
         "map: model.": [
             "error: x.yml:6: models[1].map: expected {prefix: prefix of the output's names, ...}, "
@@ -291,9 +290,7 @@ def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
             "error: x.yml:6: models[1].map: gives two tensors of text one name: lm_head.weight "
             "and model.norm.weight become lm_head.weight"
         ],
-        "mpa: {model.: x.}": [
-            "error: x.yml:6: models[1].mpa: not a key that a recipe has here; did you mean 'map'?"
-        ],
+        "mpa: {model.: x.}": ["error: x.yml:6: models[1].mpa: unknown key; did you mean 'map'?"],
     }.items(),
 )
 def test_faults(

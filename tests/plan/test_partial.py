@@ -274,8 +274,8 @@ FAULTS = {
         "did you mean 'base'?"
     ],
     "only: []\nexcept: 5\n": [
-        "error: x.yml:8: only: expected a list of words, found []",
-        "error: x.yml:9: except: expected a list of words, found 5",
+        "error: x.yml:8: only: expected a list of strings, found []",
+        "error: x.yml:9: except: expected a list of strings, found 5",
     ],
     "only: ['*.mlp.*']\notherwise: error\n": [
         "error: x.yml:9: otherwise: model.embed_tokens.weight and 14 more: not in 'only', "

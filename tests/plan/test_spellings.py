@@ -370,7 +370,7 @@ def test_an_adapter_that_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFix
     tuned["model.layers.0.self_attn.q_proj.lora_A.default.weight"] = np.ones((2, 8), np.float32)
     write_checkpoint(tmp_path / "b", tuned, TEXT)
     (error,) = refused(tmp_path, SOUP, capsys)
-    assert "it is an adapter's, which is to be merged into its model first" in error
+    assert "it belongs to an adapter; merge that into its model first" in error
 
 
 @pytest.mark.parametrize("name", ["v_head.summary", "score", "classifier"])
@@ -382,7 +382,7 @@ def test_a_head_that_a_trainer_left(
     more = {f"{name}.weight": np.ones((1, 8), np.float32)}
     write_checkpoint(tmp_path / "b", text(1) | more, TEXT)
     (error,) = refused(tmp_path, SOUP, capsys)
-    assert "LlamaForCausalLM has a head for tokens and no other" in error
+    assert "LlamaForCausalLM has only a head for tokens" in error
     line = re.search(r"with '(except: \[.*\])'", error)
     assert line is not None
     check_names(planned(tmp_path, f"{SOUP}{line[1]}\n"), text(0))

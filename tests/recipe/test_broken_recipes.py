@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from said import uncoded
 
 import jmerge
 from jmerge.cli import main
@@ -95,29 +96,28 @@ def slices(method: str, *ranges: str, tail: str = "") -> str:
 
 
 NO_WEIGHT = "'linear' needs 'weight'; set it under parameters here, or of the recipe"
-TWO_NUMBERS = "expected [first, end], two layer numbers, found"
+TWO_NUMBERS = "expected two layer numbers [first, end], found"
 TOP_KEYS = (
     "known: merge_method, models, slices, modules, base_model, parameters, wrap, only, except, "
     "otherwise, allow_conflicts, dtype, out_dtype, cast, "
     "tokenizer_source, tokenizer, chat_template, name"
 )
-INDENT = "; if it is a number of the method, indent it under 'parameters:'"
+INDENT = "; parameters of the method belong under 'parameters:'"
 DTYPES = "known: float64, float32, float16, bfloat16"
-CANNOT = "is not a dtype that a merge can have"
+CANNOT = "is not a supported dtype"
 
 CASES = {
     # Keys
     "key_at_the_top": Case(
         linear("tokenzer_source: base\nbasemodel: {a}\n"),
         (
-            "x.yml:7: tokenzer_source: not a key that a recipe has here; "
-            "did you mean 'tokenizer_source'?",
-            "x.yml:8: basemodel: not a key that a recipe has here; did you mean 'base_model'?",
+            "x.yml:7: tokenzer_source: unknown key; did you mean 'tokenizer_source'?",
+            "x.yml:8: basemodel: unknown key; did you mean 'base_model'?",
         ),
     ),
     "number_at_the_top": Case(
         linear("t: 0.5\n"),
-        (f"x.yml:7: t: not a key that a recipe has here; {TOP_KEYS}{INDENT}",),
+        (f"x.yml:7: t: unknown key; {TOP_KEYS}{INDENT}",),
     ),
     "number_beside_its_model": Case(
         """\
@@ -130,10 +130,8 @@ models:
     weight: [0.5, 1]
 """,
         (
-            "x.yml:4: models[0].weight: not a key that a recipe has here; "
-            f"known: model, parameters, map{INDENT}",
-            "x.yml:7: models[1].weight: not a key that a recipe has here; "
-            f"known: model, parameters, map{INDENT}",
+            f"x.yml:4: models[0].weight: unknown key; known: model, parameters, map{INDENT}",
+            f"x.yml:7: models[1].weight: unknown key; known: model, parameters, map{INDENT}",
         ),
     ),
     "keys_in_slices_and_sources": Case(
@@ -149,12 +147,10 @@ slices:
     base: {a}
 """,
         (
-            "x.yml:3: slices[0].source: not a key that a recipe has here; did you mean 'sources'?",
-            "x.yml:7: slices[0].sources[0].layers_range: not a key that a recipe has here; "
-            "did you mean 'layer_range'?",
-            "x.yml:8: slices[0].sources[0].parameter: not a key that a recipe has here; "
-            "did you mean 'parameters'?",
-            "x.yml:9: slices[0].base: not a key that a recipe has here; "
+            "x.yml:3: slices[0].source: unknown key; did you mean 'sources'?",
+            "x.yml:7: slices[0].sources[0].layers_range: unknown key; did you mean 'layer_range'?",
+            "x.yml:8: slices[0].sources[0].parameter: unknown key; did you mean 'parameters'?",
+            "x.yml:9: slices[0].base: unknown key; "
             "known: sources, base_model, parameters, residual_weight",
         ),
     ),
@@ -170,10 +166,8 @@ modules:
     base_model: {a}
 """,
         (
-            "x.yml:4: modules.default.model: not a key that a recipe has here; "
-            "did you mean 'models'?",
-            "x.yml:8: modules.default.base_model: not a key that a recipe has here; "
-            "it belongs at the top of the recipe",
+            "x.yml:4: modules.default.model: unknown key; did you mean 'models'?",
+            "x.yml:8: modules.default.base_model: unknown key; it belongs at the top of the recipe",
         ),
     ),
     "keys_that_belong_elsewhere": Case(
@@ -189,11 +183,9 @@ models:
 residual_weight: 0.5
 """,
         (
-            "x.yml:4: models[0].layer_range: not a key that a recipe has here; "
-            "it belongs under slices[].sources[]",
-            "x.yml:5: models[0].dtype: not a key that a recipe has here; "
-            "it belongs at the top of the recipe",
-            "x.yml:9: residual_weight: not a key that a recipe has here; it belongs under slices[]",
+            "x.yml:4: models[0].layer_range: unknown key; it belongs under slices[].sources[]",
+            "x.yml:5: models[0].dtype: unknown key; it belongs at the top of the recipe",
+            "x.yml:9: residual_weight: unknown key; it belongs under slices[]",
         ),
     ),
     "keys_in_settings_and_references": Case(
@@ -236,7 +228,7 @@ parameters:
     ),
     "repeated_key": Case(
         linear("dtype: float16\nmerge_method: slerp\n"),
-        ("x.yml:8: merge_method: this key stands twice; the first is on line 1",),
+        ("x.yml:8: merge_method: duplicate key; the first is on line 1",),
     ),
     "nothing_but_faults_of_keys": Case(
         "models:\n  - model: {a}\n",
@@ -258,7 +250,7 @@ experts:
     # The text
     "several_documents": Case(
         linear("---\n" + linear()),
-        ("x.yml:8: a second document begins here; a recipe is one document",),
+        ("x.yml:8: a second document starts here; a recipe is a single document",),
     ),
     "not_yaml": Case(
         "merge_method: linear\nmodels: [{model: {a}\n",
@@ -266,7 +258,7 @@ experts:
     ),
     "a_list_of_models": Case(
         "- model: {a}\n- model: {b}\n",
-        ("x.yml:1: a recipe is a map of keys; found a list or a word",),
+        ("x.yml:1: expected a map of keys, found a list or a string",),
     ),
     # Types
     "wrong_kinds_of_values": Case(
@@ -278,7 +270,7 @@ dtype: 16
 base_model: [x]
 """,
         (
-            "x.yml:1: merge_method: expected a word, found 5",
+            "x.yml:1: merge_method: expected a string, found 5",
             "x.yml:2: models: expected a list, found {'model': 'x'}",
             "x.yml:3: parameters: expected a map, found [1]",
             "x.yml:4: dtype: expected the name of a dtype, found 16",
@@ -389,13 +381,13 @@ parameters:
     "models_and_slices": Case(
         linear("slices: [{sources: [{model: {a}, layer_range: [0, 2]}]}]\n"),
         (
-            "x.yml:7: slices: exactly one of models, slices and modules is needed, "
+            "x.yml:7: slices: expected exactly one of models, slices and modules, "
             "found models and slices",
         ),
     ),
     "none_of_them": Case(
         "# empty\nmerge_method: linear\nmodels: []\nslices:\n",
-        ("x.yml:2: exactly one of models, slices and modules is needed, found none of them",),
+        ("x.yml:2: expected exactly one of models, slices and modules, found none",),
     ),
     "a_module_of_both": Case(
         """\
@@ -407,8 +399,8 @@ modules:
   other: {}
 """,
         (
-            "x.yml:3: modules.default: exactly one of models and slices is needed here",
-            "x.yml:6: modules.other: exactly one of models and slices is needed here",
+            "x.yml:3: modules.default: expected exactly one of models and slices",
+            "x.yml:6: modules.other: expected exactly one of models and slices",
         ),
     ),
     "unknown_module": Case(
@@ -697,7 +689,7 @@ models:
 dtype: float17
 """,
         (
-            "x.yml:2: base_modell: not a key that a recipe has here; did you mean 'base_model'?",
+            "x.yml:2: base_modell: unknown key; did you mean 'base_model'?",
             "x.yml:5: models[0]: 'ties' needs 'weight'; set it under parameters here, or of the recipe",
             "x.yml:6: models[0].parameters.density: expected a number from 0 to 1, found 50",
             "x.yml:7: models[1]: the key 'model' is missing",
@@ -707,8 +699,7 @@ dtype: float17
             "x.yml:9: models[3]: 'ties' needs 'weight'; set it under parameters here, or of the recipe",
             "x.yml:11: models[4].parameters.wieght: not a parameter of 'ties'; "
             "did you mean 'weight'?",
-            "x.yml:13: models[5].parameter: not a key that a recipe has here; "
-            "did you mean 'parameters'?",
+            "x.yml:13: models[5].parameter: unknown key; did you mean 'parameters'?",
             f"x.yml:14: dtype: 'float17' {CANNOT}; did you mean 'float16'?",
         ),
     ),
@@ -764,7 +755,7 @@ models:
 """,
         (
             "x.yml:3: models[0].model: 'mistralai/Mistral-7B-v0.1' is neither a folder nor in the cache "
-            f"{os.environ['HF_HUB_CACHE']}; HF_HUB_OFFLINE forbids to ask the Hub",
+            f"{os.environ['HF_HUB_CACHE']}; HF_HUB_OFFLINE is set, so the Hub was not asked",
             "x.yml:5: models[1].model: '~no-such-user-here/model' is not a folder",
             "x.yml:7: models[2].model: 'gpt2' is not a folder",
         ),
@@ -778,22 +769,22 @@ models:
   - model: {"x" * 300}
 """,
         (
-            "x.yml:4: models[0].model: 'a/config.json' is not a folder but a file; name the folder it "
-            "lies in: a",
+            "x.yml:4: models[0].model: 'a/config.json' is a file, not a folder; name the folder that "
+            "holds it: a",
             f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder",
         ),
     ),
     "revisions_of_folders": Case(
         linear().replace("{b}", "{b}@main"),
         (
-            "x.yml:5: models[1].model: 'b' has no revision 'main': only models of the Hub have; "
+            "x.yml:5: models[1].model: 'b' has no revision 'main': only models on the Hub have revisions; "
             "write the path alone",
         ),
     ),
     "places_that_are_not_offered": Case(
         linear().replace("{b}", "ftp://host/b"),
         (
-            "x.yml:5: models[1].model: 'ftp://host/b' cannot be read: ftp:// is not offered; write the path "
+            "x.yml:5: models[1].model: 'ftp://host/b' cannot be read: ftp:// is not supported; write the path "
             "of a folder, or hf://, https://, http://, s3://, gs://",
         ),
     ),
@@ -814,7 +805,7 @@ models:
   - model:
 """,
         (
-            "x.yml:2: base_model: '' lacks a path or a revision; write path or path@revision",
+            "x.yml:2: base_model: '' is incomplete; write path or path@revision",
             "x.yml:4: models[0].model: 'x+y+z' has more than one '+'; write one adapter at most",
             "x.yml:5: models[1].model: 'x@y@z' has more than one '@'; write path@revision",
             "x.yml:6: models[2].model: expected a model path, found None",
@@ -836,7 +827,7 @@ models:
             "them to safetensors first: load it with torch and write it with "
             "safetensors.torch.save_file",
             "x.yml:6: models[2].model: cut/model.safetensors: its header describes 7072 bytes, "
-            "the file has 6972; truncated download?",
+            "the file has 6972; the download is incomplete; download it again",
         ),
     ),
     "depths_that_differ": Case(
@@ -998,16 +989,15 @@ toknizer: {}
         (
             "x.yml:1: merge_method: 'slerpp' is not a merge method; did you mean 'slerp'?",
             f"x.yml:3: dtype: 'bf17' {CANNOT}; {DTYPES}",
-            "x.yml:8: models[0].parameters.weight: this key stands twice; the first is on line 7",
+            "x.yml:8: models[0].parameters.weight: duplicate key; the first is on line 7",
             "x.yml:9: models[1].model: 'bb' is not a folder; did you mean 'b'?",
-            "x.yml:10: models[1].paramters: not a key that a recipe has here; "
-            "did you mean 'parameters'?",
+            "x.yml:10: models[1].paramters: unknown key; did you mean 'parameters'?",
             "x.yml:11: models[2].model: 'c+x': adapters cannot be applied yet; "
             "merge 'x' into it first",
             "x.yml:13: models[2].parameters.weight: expected a number, found nothing (null)",
-            "x.yml:14: chat_template: 'zephyr' is not a chat template, whose text has a '{'; "
+            "x.yml:14: chat_template: 'zephyr' is not a chat template: a template contains '{'; "
             "known: auto, alpaca, chatml, exaone, llama3, mistral",
-            "x.yml:15: toknizer: not a key that a recipe has here; did you mean 'tokenizer'?",
+            "x.yml:15: toknizer: unknown key; did you mean 'tokenizer'?",
         ),
     ),
     "faults_of_models_and_of_numbers": Case(
@@ -1053,7 +1043,7 @@ def test_messages(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.M
     path = write_recipe(case.recipe, models, tmp_path)
     with pytest.raises(JmergeError) as caught:
         jmerge.plan(path)
-    found = tuple(shorten(str(fault), models, tmp_path) for fault in caught.value.faults)
+    found = tuple(shorten(fault.text, models, tmp_path) for fault in caught.value.faults)
     assert found == case.errors
     lines = [fault.line for fault in caught.value.faults]
     assert lines == sorted(lines)
@@ -1067,7 +1057,7 @@ def test_warnings(name: str, models: Path, tmp_path: Path) -> None:
     recipe = Recipe.from_file(write_recipe(case.recipe, models, tmp_path))
     notes = Notes(recipe)
     check_recipe(recipe, notes)
-    found = tuple(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
+    found = tuple(shorten(warning.text, models, tmp_path) for warning in notes.warnings)
     assert (found, notes.faults) == (case.warnings, [])
 
 
@@ -1083,7 +1073,7 @@ parameters: {density: 0}
 """
     notes = Notes(Recipe.from_file(write_recipe(text, models, tmp_path)))
     check_recipe(notes.recipe, notes)
-    found = sorted(shorten(str(warning), models, tmp_path) for warning in notes.warnings)
+    found = sorted(shorten(warning.text, models, tmp_path) for warning in notes.warnings)
     assert [line.split("; ")[0] for line in found] == [
         "x.yml:4: models[0].parameters.density: 0 keeps no change of this model",
         "x.yml:6: parameters.density: 0 keeps no change of any model",
@@ -1144,7 +1134,7 @@ def test_command_line(
     wanted = [f"warning: {warning}" for warning in case.warnings]
     wanted += [f"error: {error}" for error in case.errors]
     wanted += [f"{count} errors; nothing was written"] if count > 1 else []
-    lines = shorten(err, models, tmp_path).splitlines()
+    lines = uncoded(shorten(err, models, tmp_path)).splitlines()
     assert sorted(lines) == sorted(wanted)
     assert [line for line in lines if line.startswith("error: ")] == [
         f"error: {error}" for error in case.errors
@@ -1180,7 +1170,7 @@ def test_every_command_says_the_same(
     assert listing(tmp_path, models) == before
     out, err = capsys.readouterr()
     wanted = [*(f"error: {error}" for error in case.errors), "9 errors; nothing was written"]
-    assert shorten(err, models, tmp_path).splitlines() == wanted
+    assert uncoded(shorten(err, models, tmp_path)).splitlines() == wanted
     assert out == ""
 
 

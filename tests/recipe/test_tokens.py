@@ -100,13 +100,13 @@ REFUSED = {
     "tokenizer_source: [base]": ("5: tokenizer_source: expected a model path, found ['base']",),
     "tokenizer: base": ("5: tokenizer: expected a map, found 'base'",),
     "tokenizer: {sorce: base}": (
-        "5: tokenizer.sorce: not a key that a recipe has here; did you mean 'source'?",
+        "5: tokenizer.sorce: unknown key; did you mean 'source'?",
     ),
     "tokenizer: {source: base}\ntokenizer_source: base": (
         "5: tokenizer: write either tokenizer or tokenizer_source, not both",
     ),
     "tokenizer: {source: base, union_mode: bpe}": (
-        "5: tokenizer.union_mode: has an effect with source: union only; remove it",
+        "5: tokenizer.union_mode: works only with 'source: union'; remove it",
     ),
     """\
 tokenizer:
@@ -142,14 +142,14 @@ tokenizer:
         "17: tokenizer.tokens.i.source: expected a model, {kind: zero} or {kind: model_token, model, "
         "token or token_id}; found a map without 'kind'",
         "18: tokenizer.tokens.j.force: expected true or false, found 'maybe'",
-        "19: tokenizer.tokens.k.forced: not a key that a recipe has here; did you mean 'force'?",
+        "19: tokenizer.tokens.k.forced: unknown key; did you mean 'force'?",
         "20: tokenizer.tokens.l: expected a map, found 'org/a'",
-        "21: tokenizer.tokens.m.source: token: expected a text, found True; put it in quotes",
+        "21: tokenizer.tokens.m.source: token: expected a string, found True; put it in quotes",
         "22: tokenizer.tokens.n.source: expected a whole number, found 1.5",
-        "23: tokenizer.tokens.: a token needs a text",
+        "23: tokenizer.tokens.: a token must not be empty",
     ),
     "chat_template: chatlm": (
-        "5: chat_template: 'chatlm' is not a chat template, whose text has a '{'; did you mean 'chatml'?",
+        "5: chat_template: 'chatlm' is not a chat template: a template contains '{'; did you mean 'chatml'?",
     ),
     "chat_template: {a: b}": (
         "5: chat_template: expected auto, the name of a template or its text, found {'a': 'b'}",
@@ -161,7 +161,7 @@ tokenizer:
 def test_refused(text: str) -> None:
     """All faults at once, each at its line."""
     _, faults = examine_text(HEAD + text, "x.yml")
-    assert [str(f).removeprefix("x.yml:") for f in sorted(faults, key=lambda f: f.line)] == list(
+    assert [f.text.removeprefix("x.yml:") for f in sorted(faults, key=lambda f: f.line)] == list(
         REFUSED[text]
     )
 

@@ -101,12 +101,12 @@ def test_a_reference_in_parts_is_no_model() -> None:
 BROKEN = {
     "unknown": (
         given(parameters={"weight": 1}, merge_metod=1),
-        "merge_metod: not a key that a recipe has here",
+        "merge_metod: unknown key",
     ),
     "object": (given(parameters={"weight": object()}), "parameters.weight: expected a number, a"),
-    "matrix": (given(parameters={"weight": np.ones((2, 2))}), "found one of type ndarray"),
+    "matrix": (given(parameters={"weight": np.ones((2, 2))}), "found a value of type ndarray"),
     "model": (given(models=[{"model": 1j}]), "models[0].model: expected a path, an opened"),
-    "key": (given(parameters={1: 2}), "parameters: a key must be a word, found 1"),
+    "key": (given(parameters={1: 2}), "parameters: a key must be a string, found 1"),
     "nan": (given(parameters={"weight": {"filter": "x"}}), "parameters.weight: a conditional"),
     "missing": ({"models": [{"model": "a"}]}, "the key 'merge_method' is missing"),
 }

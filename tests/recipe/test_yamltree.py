@@ -23,9 +23,9 @@ def parse(text: str) -> Document:
 def faults(text: str) -> list[str]:
     """Every message about `text`, whether it was refused at once or read to its end."""
     try:
-        return [str(fault) for fault in parse(text).faults]
+        return [fault.text for fault in parse(text).faults]
     except RecipeError as error:
-        return [str(fault) for fault in error.faults]
+        return [fault.text for fault in error.faults]
 
 
 # Scalars
@@ -244,39 +244,39 @@ def test_show_path(path: tuple[str | int, ...], text: str) -> None:
 
 SELF = "an anchor contains itself"
 REFUSED = {
-    "empty": ("", ["x.yml:1: a recipe is a map of keys; found nothing"]),
-    "only_comments": ("# soon\n", ["x.yml:1: a recipe is a map of keys; found nothing"]),
-    "null": ("~\n", ["x.yml:1: a recipe is a map of keys; found a list or a word"]),
-    "a_list": ("- model: a\n", ["x.yml:1: a recipe is a map of keys; found a list or a word"]),
-    "a_word": ("linear\n", ["x.yml:1: a recipe is a map of keys; found a list or a word"]),
+    "empty": ("", ["x.yml:1: expected a map of keys, found nothing"]),
+    "only_comments": ("# soon\n", ["x.yml:1: expected a map of keys, found nothing"]),
+    "null": ("~\n", ["x.yml:1: expected a map of keys, found a list or a string"]),
+    "a_list": ("- model: a\n", ["x.yml:1: expected a map of keys, found a list or a string"]),
+    "a_word": ("linear\n", ["x.yml:1: expected a map of keys, found a list or a string"]),
     "two_documents": (
         "a: 1\n---\nb: 2\n",
-        ["x.yml:3: a second document begins here; a recipe is one document"],
+        ["x.yml:3: a second document starts here; a recipe is a single document"],
     ),
     "repeated_key": (
         "a: 1\nb: 2\na: 3\n",
-        ["x.yml:3: a: this key stands twice; the first is on line 1"],
+        ["x.yml:3: a: duplicate key; the first is on line 1"],
     ),
     "repeated_key_deep_down": (
         "models:\n- model: x\n  parameters:\n    weight: 1\n    density: 1\n    weight: 2\n",
-        ["x.yml:6: models[0].parameters.weight: this key stands twice; the first is on line 4"],
+        ["x.yml:6: models[0].parameters.weight: duplicate key; the first is on line 4"],
     ),
     "repeated_keys_are_all_told": (
         "a: 1\na: 2\na: 3\nb: {c: 1, c: 2}\n",
         [
-            "x.yml:2: a: this key stands twice; the first is on line 1",
-            "x.yml:3: a: this key stands twice; the first is on line 1",
-            "x.yml:4: b.c: this key stands twice; the first is on line 4",
+            "x.yml:2: a: duplicate key; the first is on line 1",
+            "x.yml:3: a: duplicate key; the first is on line 1",
+            "x.yml:4: b.c: duplicate key; the first is on line 4",
         ],
     ),
-    "key_is_a_list": ("a: 1\n? [b]\n: 2\n", ["x.yml:2: a key must be a word"]),
+    "key_is_a_list": ("a: 1\n? [b]\n: 2\n", ["x.yml:2: a key must be a string"]),
     "merge_of_a_word": (
         "a: 1\nb:\n  <<: word\n",
-        ["x.yml:3: b: '<<' needs a map or a list of maps"],
+        ["x.yml:3: b: '<<' takes a map or a list of maps"],
     ),
     "merge_of_a_list_of_words": (
         "b:\n  <<: [word, {x: 1}]\n",
-        ["x.yml:2: b: '<<' needs a map or a list of maps"],
+        ["x.yml:2: b: '<<' takes a map or a list of maps"],
     ),
     "self_in_list": ("a: &a\n  - 1\n  - *a\n", [f"x.yml:1: a[1]: {SELF}"]),
     "self_in_map": ("a: &a\n  b: *a\n", [f"x.yml:1: a.b: {SELF}"]),
@@ -284,27 +284,27 @@ REFUSED = {
     "self_in_merge": ("a: &a\n  <<: *a\n  k: 1\n", None),
     "windows_users": (
         'a: 1\nmodels:\n  - model: "C:\\Users\\x"\n',
-        [f"x.yml:3: column 15: not valid YAML: '\\U' is no escape; {ESCAPES}"],
+        [f"x.yml:3: column 15: not valid YAML: '\\U' is not a valid escape; {ESCAPES}"],
     ),
     "windows_models": (
         'a: "D:\\models\\a"\n',
-        [f"x.yml:1: column 7: not valid YAML: '\\m' is no escape; {ESCAPES}"],
+        [f"x.yml:1: column 7: not valid YAML: '\\m' is not a valid escape; {ESCAPES}"],
     ),
     "windows_hexadecimal": (
         'a: "D:\\xmod"\n',
-        [f"x.yml:1: column 7: not valid YAML: '\\x' is no escape; {ESCAPES}"],
+        [f"x.yml:1: column 7: not valid YAML: '\\x' is not a valid escape; {ESCAPES}"],
     ),
     "windows_escape_on_another_line": (
         'a: "D:/one\n  two\\user"\n',
-        [f"x.yml:2: column 6: not valid YAML: '\\u' is no escape; {ESCAPES}"],
+        [f"x.yml:2: column 6: not valid YAML: '\\u' is not a valid escape; {ESCAPES}"],
     ),
     "windows_folder_at_the_end": (
         'a: "D:\\\\models\\"\nb: 1\n',
-        [f"x.yml:1: column 4: not valid YAML: these quotes do not end; {ESCAPES}"],
+        [f"x.yml:1: column 4: not valid YAML: the closing quote is missing; {ESCAPES}"],
     ),
     "escape_of_no_letter": (
         'a: "\\UFFFFFFFF"\n',
-        [f"x.yml: not valid YAML: an escape stands for no letter; {ESCAPES}"],
+        [f"x.yml: not valid YAML: an escape is not a character; {ESCAPES}"],
     ),
     "quotes_that_do_not_end": (
         'a: "b\n',
@@ -413,7 +413,7 @@ def test_byte_order_mark(tmp_path: Path) -> None:
         (b"merge_method: line\xe4r\n", "is not text in UTF-8"),
         ("merge_method: linear\n".encode("utf-16"), "is not text in UTF-8"),
         (b"\x80\x02}q\x00.", "is not text in UTF-8"),
-        (b"# " + b"x" * MAX_BYTES, "is larger than any recipe; is it a weight file?"),
+        (b"# " + b"x" * MAX_BYTES, "is too large for a recipe; name the recipe, not a weight file"),
     ],
     ids=["latin_1", "utf_16", "pickle", "too_large"],
 )
@@ -423,7 +423,7 @@ def test_not_a_text_file(tmp_path: Path, raw: bytes, message: str) -> None:
     path.write_bytes(raw)
     with pytest.raises(RecipeError) as caught:
         Recipe.from_file(path)
-    assert [str(fault) for fault in caught.value.faults] == [f"{path}: {message}"]
+    assert [fault.text for fault in caught.value.faults] == [f"{path}: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_no_such_file(tmp_path: Path, name: str, message: str) -> None:
     path = tmp_path / name
     with pytest.raises(RecipeError) as caught:
         read_text(path)
-    assert [str(fault) for fault in caught.value.faults] == [f"{path}: {message}"]
+    assert [fault.text for fault in caught.value.faults] == [f"{path}: {message}"]
 
 
 def test_control_characters() -> None:
@@ -456,10 +456,10 @@ def test_an_empty_document_beside_is_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("```yaml\na: 1\n```\n", "take out the lines of ```"),
-        ("a: 1\n```\n", "take out the lines of ```"),
+        ("```yaml\na: 1\n```\n", "remove the ``` lines"),
+        ("a: 1\n```\n", "remove the ``` lines"),
         ("a:\n\t- 1\n", "indent with spaces"),
-        ("a:\n  - b: x\n \u00a0- c: y\n", "type it anew"),
+        ("a:\n  - b: x\n \u00a0- c: y\n", "retype it"),
     ],
 )
 def test_what_comes_along_from_a_page_is_explained(text: str, hint: str) -> None:

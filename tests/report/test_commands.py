@@ -96,7 +96,7 @@ def test_inspect_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["inspect", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == inspect_checkpoint(open_checkpoint(folder))
     assert main(["inspect", str(tmp_path / "b")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'b'}: is not a folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'b'}: is not a folder [JM101]\n"
     assert main(["inspect"]) == 2
 
 

@@ -218,7 +218,7 @@ def test_a_trace_that_cannot_be_written(place: Path, capsys: pytest.CaptureFixtu
     write_checkpoint(place / "b", tensors, llama_config(**SIZES))
     assert cli.main(["x.yml", "other", "--profile", "/dev/full"]) == 2
     *_, warning, error = capsys.readouterr().err.splitlines()
-    assert warning == "warning: /dev/full: the disk is full; the trace is not whole"
+    assert warning == "warning: /dev/full: the disk is full; the trace is incomplete [JM501]"
     assert error.startswith("error: model.norm.weight: ")
 
 
@@ -231,8 +231,8 @@ def test_a_trace_that_cannot_be_written(place: Path, capsys: pytest.CaptureFixtu
         ("a", "a is a folder"),
         ("gone/t.json", "gone is not a folder"),
         ("x.yml/t.json", "x.yml is not a folder"),
-        ("x.yml", "no trace of jmerge"),
-        ("a/model.safetensors", "no trace of jmerge"),
+        ("x.yml", "not a trace of jmerge"),
+        ("a/model.safetensors", "not a trace of jmerge"),
         ("out/t.json", "in the folder to be made"),
         ("out", "in the folder to be made"),
         ("link/t.json", "in the folder to be made"),

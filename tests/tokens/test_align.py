@@ -12,6 +12,7 @@ import tokenkit as kit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from permute import permuted
+from said import uncoded
 from tokenizers import Tokenizer
 
 from jmerge.errors import RecipeError
@@ -70,7 +71,7 @@ def test_union(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen[0][:SIZE], made[0])
     assert output(found).get_vocab() == Tokenizer.from_str(CHAT).get_vocab()
     assert said(found) == [
-        f"'padded' has {SIZE} usable rows; left out: 4 tokens ('<u0>', '<u1>', '<u2>', ...) with ids beyond"
+        f"'padded' has {SIZE} usable rows; left out for higher ids: 4 tokens ('<u0>', '<u1>', '<u2>', ...)"
     ]
 
 
@@ -110,7 +111,7 @@ def test_rows_beyond_the_tokens_are_dropped(tmp_path: Path) -> None:
     found = kit.aligned(tmp_path, recipe, base=(BASE, SIZE + 10), chat=CHAT)
     assert found.rows.rows == SIZE
     assert said(found) == [
-        f"the output has {SIZE} rows, 10 fewer than 'base'; pad_to_multiple_of adds rows that belong to no token"
+        f"the output has {SIZE} rows, 10 fewer than 'base'; pad_to_multiple_of adds padding rows"
     ]
 
 
@@ -272,7 +273,7 @@ def refusal(tmp_path: Path, tail: str, **models: Any) -> str:
     """What is said against a merge of these models."""
     with pytest.raises(RecipeError) as caught:
         kit.aligned(tmp_path, kit.recipe_of(*models, tail=tail), **models)
-    return str(caught.value)
+    return uncoded(str(caught.value))
 
 
 WORDS = kit.words("<unk>", "bonjour", "chat")
@@ -291,19 +292,19 @@ REFUSED = {
     ),
     "no_such_row": (
         entries("new: {source: {kind: model_token, model: b, token_id: 3}}"),
-        "x.yml:9: tokenizer.tokens.new.source.token_id: 'b' has 3 rows, so none with number 3",
+        "x.yml:9: tokenizer.tokens.new.source.token_id: 'b' has 3 rows, so there is no row 3",
     ),
     "all_at_once": (
         entries("n: {}\nm: {source: a}\nchat: {source: {kind: model_token, model: b, token_id: 9}}"),
         "x.yml:9: tokenizer.tokens.n: no model has the token 'n'; give it a source\n"
         "x.yml:10: tokenizer.tokens.m.source: 'a' has no row for the token 'm'\n"
-        "x.yml:11: tokenizer.tokens.chat.source.token_id: 'b' has 3 rows, so none with number 9",
+        "x.yml:11: tokenizer.tokens.chat.source.token_id: 'b' has 3 rows, so there is no row 9",
     ),
     "merges_of_words": (
         "tokenizer: {union_mode: bpe}",
-        "x.yml:6: tokenizer.union_mode: bpe needs a byte-level or sentencepiece BPE of one kind in all models; "
+        "x.yml:6: tokenizer.union_mode: bpe needs the same kind of byte-level or sentencepiece BPE in all models; "
         "'a' has WordLevel\n"
-        "x.yml:6: tokenizer.union_mode: bpe needs a byte-level or sentencepiece BPE of one kind in all models; "
+        "x.yml:6: tokenizer.union_mode: bpe needs the same kind of byte-level or sentencepiece BPE in all models; "
         "'b' has WordLevel",
     ),
 }  # fmt: skip
@@ -320,7 +321,7 @@ def test_a_token_of_a_row_that_is_not_there(tmp_path: Path) -> None:
     """`model_token` by text knows ghosts too, and their rows are refused."""
     tail = entries("new: {source: {kind: model_token, model: b, token: chat}}")
     said = refusal(tmp_path, tail, a=WORDS, b=(WORDS, 2))
-    assert said.endswith(".source.token: 'b' has 2 rows, so none with number 2")
+    assert said.endswith(".source.token: 'b' has 2 rows, so there is no row 2")
 
 
 def test_the_pipeline_needs_its_tokens(tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_the_pipeline_needs_its_tokens(tmp_path: Path) -> None:
     document["post_processor"] = {"type": "BertProcessing", "sep": ["<s>", 3], "cls": ["<s>", 3]}
     said = refusal(tmp_path, "tokenizer_source: base", a=(json.dumps(document), 3), b=WORDS)
     assert said == (
-        "x.yml:6: tokenizer_source: 'a': the tokenizer needs '<s>' with id 3, but only 3 rows can be used"
+        "x.yml:6: tokenizer_source: 'a': the tokenizer needs '<s>' with id 3, but the model has only 3 usable rows"
     )
 
 
@@ -339,8 +340,8 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), a=WORDS, b=(None, 2))
     assert found.rows.own.tolist() == [[0, 1, 2], [0, 1, -1]]
     assert said(found) == [
-        "'b' has no tokenizer; its rows are taken to be those of the base's",
-        "'b' has 2 usable rows; left out: the token 'chat' with ids beyond",
+        "'b' has no tokenizer; its rows are assumed to be in the base's order",
+        "'b' has 2 usable rows; left out for higher ids: the token 'chat'",
     ]
     wanted = (
         "x.yml:6: tokenizer_source: '{}' has no tokenizer; add its tokenizer.json to its folder"
@@ -368,7 +369,7 @@ def test_special_ids_of_another_models_tokenizer(tmp_path: Path) -> None:
     assert found.special_ids == {"eos_token_id": 2}
     own = kit.aligned(tmp_path, kit.recipe_of("b", "a"), a=WORDS, b=(files, 4))
     assert own.special_ids == {}
-    assert said(found) == ["'b' has 3 usable rows; left out: the token '<pad>' with ids beyond"]
+    assert said(found) == ["'b' has 3 usable rows; left out for higher ids: the token '<pad>'"]
 
 
 def test_differing_flags_are_said(tmp_path: Path) -> None:
@@ -380,7 +381,7 @@ def test_differing_flags_are_said(tmp_path: Path) -> None:
     found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), **models)
     assert found.edits == NO_EDITS
     assert said(found) == [
-        "'b' has other flags for the token 'S'; those of an earlier model are kept"
+        "'b' has different flags for the token 'S'; those of the earlier model are kept"
     ]
 
 
@@ -390,7 +391,7 @@ def test_ordinary_tokens_of_the_base_that_become_added_are_said(tmp_path: Path) 
     found = kit.aligned(tmp_path, kit.recipe_of("a", "b"), a=kit.words("w", "S"), b=other)
     assert found.vocabulary.added == {"S": SPECIAL} and found.vocabulary.ids["S"] == 1
     assert said(found) == [
-        "of the base's ordinary tokens some become added ones, as another model has them: the token 'S'"
+        "ordinary tokens of the base that become added tokens, as in another model: the token 'S'"
     ]
     assert output(found).encode("wSw").tokens == ["w", "S", "w"]
 

@@ -47,7 +47,7 @@ def warnings(
 def test_told(template: str, marks: tuple[str, ...], end: str, place: Place) -> None:
     number = 4 + marks.index(end)
     (line,) = warnings(place, template, EOS, *marks)
-    assert f"ends a turn with {end}, but what ends a text is </s> (2), so an answer" in line
+    assert f"ends a turn with {end}, but generation ends at </s> (2), so answers" in line
     assert f"add {number} to eos_token_id in the output's generation_config.json" in line
     assert f"(eos_token_id: [2, {number}])" in line
 

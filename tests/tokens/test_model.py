@@ -170,9 +170,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"vocab__txt": "[UNK]\n[UNK]"}, "vocab.txt: has a token twice"),
     "tiktoken": (
         {"qwen__tiktoken": "YQ== 0"},
-        "qwen.tiktoken: has no fast form: save the tokenizer as tokenizer.json with transformers first",
+        "qwen.tiktoken: cannot be converted here: save the tokenizer as tokenizer.json with transformers first",
     ),
-    "tekken": ({"tekken__json": {}}, "tekken.json: has no fast form"),
+    "tekken": ({"tekken__json": {}}, "tekken.json: cannot be converted here"),
     "bad_config": (
         {"tokenizer__json": kit.words("a"), "tokenizer_config__json": "[]"},
         "tokenizer_config.json: is not a JSON object",

@@ -88,7 +88,7 @@ def test_types_of_pieces(tmp_path: Path) -> None:
     assert mine.encode("A<u>").tokens[:2] == [
         "▁",
         "<0x41>",
-    ]  # a byte that stands for what is no piece
+    ]  # a byte that stands for what is not a piece
     assert mine.decode(mine.encode("A").ids) == "A"
 
 
@@ -143,7 +143,7 @@ def test_pieces_may_hold_spaces() -> None:
 BROKEN = [
     (b"", "is not a sentencepiece model: it has no pieces"),
     (b"\xff" * 20, "is not a sentencepiece model"),
-    (kit.sentencepiece([("a", 0.0, NORMAL), ("a", 0.0, NORMAL)], bpe=True), "in which a piece stands twice"),
+    (kit.sentencepiece([("a", 0.0, NORMAL), ("a", 0.0, NORMAL)], bpe=True), "with a duplicate piece"),
 ]  # fmt: skip
 
 
@@ -165,5 +165,5 @@ def test_other_kinds_of_models() -> None:
         parse_pieces(model.SerializeToString())
     model.trainer_spec.model_type = 2
     model.trainer_spec.unk_id = 4
-    with pytest.raises(ValueError, match="unk_id 4 is no piece"):
+    with pytest.raises(ValueError, match="unk_id 4 is not a piece"):
         parse_pieces(model.SerializeToString())

@@ -165,7 +165,7 @@ def test_help_says_what_parameters_are() -> None:
     assert text is not None
     for part in (
         "DARE TIES",
-        "density: chance of each change to be kept, from 0 to 1",
+        "density: probability that a change is kept, from 0 to 1",
         "arxiv.org",
     ):
         assert part in text

@@ -136,7 +136,7 @@ def test_a_merge_says_what_is_wrong_in_its_inputs(
     assert main([str(path), str(tmp_path / "out")]) == 0
     err = capsys.readouterr().err
     line = f"warning: {tmp_path / 'out' / 'tokenizer.json'}: has token ids up to 16; "
-    assert line + "the embedding has 16 rows\n" in err
+    assert line + "the embedding has 16 rows [JM607]\n" in err
 
 
 @pytest.mark.parametrize("damage", ["header", "index", "more", "less"])
@@ -161,7 +161,7 @@ def test_a_merge_that_was_written_wrong_is_not_published(
             (folder.work / "README.md").unlink()
 
     monkeypatch.setattr(publish, "_write_companions", spoil)
-    with pytest.raises(RunError, match="is the disk sound") as caught:
+    with pytest.raises(RunError, match="read-back does not match") as caught:
         jmerge.merge(path, tmp_path / "out", shard_size=2000)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     monkeypatch.setattr(publish, "_write_companions", write)
