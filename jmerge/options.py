@@ -32,7 +32,7 @@ jmerge merges language model checkpoints by a recipe.
 
 jmerge COMMAND --help says more about a command.
 Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
-After 3, 130 or a kill the same command goes on where it was.
+After 3, 130 or a kill the same command continues where it stopped.
 
 Flags:"""
 
@@ -41,7 +41,7 @@ HELP = {
 jmerge plan RECIPE.yml [--all] [--json] [--seed N]
 
 Prints what the merge would do, without reading a weight: the bytes to read and write, the most memory the run will
-allocate, the models and their letters, what changes in config.json, and what is not taken of the inputs and why; then
+allocate, the short names of the models, what changes in config.json, and what is not taken of the inputs and why; then
 how the tensors are made: method, sources (the base in brackets), parameters, and below these the names, dtypes and
 shapes. Tensors that differ only in the number of their layer or expert share a line; --all gives each its own.
 --json prints the whole plan as one JSON object.""",
@@ -58,11 +58,11 @@ jmerge verify DIR [--deep] [--json]
 
 DIR is a model folder, of jmerge or not; where models are named, a model of the Hub or a URL will do too.
 
-Checks that files can be read and fit their headers, the index names every tensor at its file, no tensor or weight file
-is there twice or left over, layers, shapes, dtypes and ties are as config.json says, and every token has a row; with
-jmerge's ledger, that files and tensors are those of the run. --deep reads every byte: NaN and infinity, the ledger's
-checksums, whether a tied head is the embedding. Exit code 0: no fault; 1: a fault. Every merge ends with the quick
-checks.""",
+Checks that files can be read and fit their headers, that the index names the right file for every tensor, that no tensor
+or weight file is duplicated or left over, that layers, shapes, dtypes and ties match config.json, and that every token
+has a row; with jmerge.lock.json, that files and tensors are those of the run. --deep reads every byte: NaN and infinity,
+checksums, whether a tied head equals the embedding. A check that has nothing to look at is `skipped`. Exit code 0: no
+fault; 1: a fault. Every merge ends with the quick checks.""",
     "diff": """\
 jmerge diff A B [--json] [--html FILE]
 
@@ -74,7 +74,7 @@ tensors that only one has or that have two shapes, fields of config.json, files 
 what they are, whatever prefix their names have. --json prints every tensor's numbers; --html makes a page of charts
 that needs no network.
 
-Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; that values differ is no
+Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; differing values are not a
 fault.""",
     "methods": """\
 jmerge methods [NAME ...]
@@ -197,7 +197,7 @@ def define_flags() -> flags.FlagValues:
         **add,
     )
     flags.DEFINE_bool(
-        "allow_nonfinite", False, "Go on when an input or a result holds NaN or infinity.", **add
+        "allow_nonfinite", False, "Continue when an input or a result holds NaN or infinity.", **add
     )
     flags.DEFINE_string(
         "profile", None, "A file to make: what every thread did when, for ui.perfetto.dev.", **add
@@ -288,7 +288,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         works = words or values.config is not None
         if asked and works and not misspelt and command not in commands:
             message = f"does nothing here; it belongs to {', '.join(commands)}"
-            faults.append(Fault(message, where=f"--{name}", code="JM410"))
+            faults.append(Fault(message, where=f"--{name}", code="JM417"))
     raise_all(PlanError, faults)
     return words, notes
 

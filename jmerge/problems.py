@@ -692,6 +692,16 @@ CATALOGUE: dict[str, Problem] = {
         "Codes are JM and three digits.",
         "`jmerge explain` lists all codes.",
     ),
+    "JM416": Problem(
+        "Unknown help topic",
+        "No guide and no command has this name.",
+        "`jmerge help` lists the topics.",
+    ),
+    "JM417": Problem(
+        "A flag of another command",
+        "The flag would have no effect on this command.",
+        "Leave it out, or give it to the command that the message names.",
+    ),
     "JM501": Problem(
         "The disk or the system failed",
         "Reading, writing or starting a process failed: the disk is full, a quota or limit is used up, or a "

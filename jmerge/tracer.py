@@ -101,7 +101,7 @@ class Tracer:
         self._nbytes: dict[Activity, int] = {"read": 0, "write": 0}
 
     def started(self) -> None:
-        """Note that pieces go on their way: what came before was starting."""
+        """Note that the first piece is read: what came before was starting."""
         self._started = time.perf_counter_ns()
         self._tell("start", None, self._began, self._started, 0)
 

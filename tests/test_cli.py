@@ -513,7 +513,7 @@ def test_only_a_merge_goes_on_after_an_interrupt(
     for command, words in (("_diff", ["diff", "a", "b"]), ("_merge", ["x.yml", "out"])):
         monkeypatch.setattr(commands, command, interrupt)
         assert cli.main(words) == 130
-        assert ("goes on" in capsys.readouterr().err) == (command == "_merge")
+        assert ("continues" in capsys.readouterr().err) == (command == "_merge")
 
 
 def shell(line: str, cwd: Path) -> tuple[int, str]:

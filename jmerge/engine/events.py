@@ -25,7 +25,7 @@ class Started(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """An interrupted run goes on, before it starts: so much of its output was verified and stays."""
+    """An interrupted run continues, before it starts: so much of its output was verified and is kept."""
 
     kept_bytes: int
     left_bytes: int

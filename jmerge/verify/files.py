@@ -109,7 +109,7 @@ def stale(folder: Folder) -> Iterator[Finding]:
                 continue
             found = SHARD.fullmatch(name)
             rival = (found is not None and found[1] in stems) or folder.ledger is not None
-            message = "is no part of the model"
+            message = "is not part of the model"
             message += (
                 "; delete it, as other programs may load it" if rival else ", which does not use it"
             )

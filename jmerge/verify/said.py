@@ -95,7 +95,7 @@ def _fields(config: Config, stack: Stack, beside: Beside) -> Iterator[tuple[str,
                 yield message, False
         elif isinstance(value, str) and key in PER_LAYER_TEXT:
             if len(value) not in (depth, depth + behind):
-                message = f"{path} has {len(value)} letters; there are {depth} layers"
+                message = f"{path} has {len(value)} characters; there are {depth} layers"
                 yield message, False
         elif isinstance(value, dict) and is_numbered(key, value):
             last = max(int(each) for each in value)

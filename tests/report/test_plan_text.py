@@ -88,6 +88,9 @@ def test_other_layers_and_names_are_told(place: Path) -> None:
 
 
 def test_reading_is_told_as_it_will_be(place: Path) -> None:
+    """Passes of statistics too, but over small tensors, which are read once."""
+    for seed, name in enumerate("ab"):
+        write_llama(place / name, seed, hidden=64, vocab=1000)
     for method, passes in (("linear", 1), ("slerp", 2)):
         recipe = f"merge_method: {method}\nbase_model: a\nmodels: [{{model: b}}]\n"
         recipe += "parameters: {t: 0.5}\n" if passes > 1 else "parameters: {weight: 1}\n"

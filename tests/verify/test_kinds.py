@@ -114,7 +114,7 @@ FAULTS: list[tuple[str, str, Change]] = [
                                                                       [move(t, f"layers.{i}.", f"blocks.{i}.") for i in range(4)])),
     ("config", "layer_types has 3 entries", lambda t, c: c.update(layer_types=["full_attention"] * 3)),
     ("config", "layer_types has 5 entries", lambda t, c: c.update(layer_types=["full_attention"] * 5)),
-    ("config", "hybrid_override_pattern has 3 letters", lambda t, c: c.update(hybrid_override_pattern="M*M")),
+    ("config", "hybrid_override_pattern has 3 characters", lambda t, c: c.update(hybrid_override_pattern="M*M")),
     ("config", "names layer 5", lambda t, c: c.update(per_layer_config={"1": {"head_dim": 2}, "5": {"head_dim": 2}})),
     ("config", "neither model_type nor architectures", lambda t, c: (c.clear(), c.update(tie_word_embeddings=False))),
     # weights that are no plain numbers
