@@ -66,6 +66,7 @@ def renewed(readme: str, section: str, text: str) -> str:
 
 
 def main() -> None:
+    """Renew the sections, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

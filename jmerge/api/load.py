@@ -100,8 +100,7 @@ def _matched(
     if left:
         shown = patterns_of(left, found)
         faults.append(f"no pattern matches {', '.join(shown)}; '*' as the last matches the rest")
-    for pattern in idle:
-        faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
+    faults += [f"'{each}' matches no tensor{did_you_mean(each, structs)}" for each in idle]
     raise_all(PlanError, [Fault(fault, "shardings") for fault in faults])
     return found
 

@@ -376,7 +376,5 @@ def _check_tokenizer(recipe: Recipe) -> list[Fault]:
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
         message = "has an effect with source: union only; remove it"
         faults.append(recipe.fault(message, (*part.path, "union_mode")))
-    for entry in part.tokens:
-        if not entry.token:
-            faults.append(recipe.fault("a token needs a text", entry.path))
-    return faults
+    nameless = [entry.path for entry in part.tokens if not entry.token]
+    return faults + [recipe.fault("a token needs a text", path) for path in nameless]
