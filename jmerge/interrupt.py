@@ -140,7 +140,7 @@ def _end_after(seconds: float) -> None:
 def _write(line: str) -> None:
     """Past Python's own file object, of which another thread may hold the lock."""
     clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides the cursor
-    try:
+    try:  # noqa: SIM105  # contextlib takes time to import
         os.write(2, f"{clear}{line}\n".encode())
     except OSError:
         pass

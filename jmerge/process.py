@@ -59,13 +59,13 @@ def compile_cache() -> Path:
 
 
 def resident_bytes() -> int:
-    """The memory that this process takes; its most so far where the system does not say."""
+    """The memory that this process takes; its most so far on macOS; 0 on Windows, which does not say."""
+    if sys.platform == "win32":
+        return 0
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        if sys.platform == "win32":
-            return 0
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024

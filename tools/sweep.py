@@ -39,6 +39,7 @@ Line = dict[str, Any]
 
 
 def main() -> None:
+    """Merge every type, and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

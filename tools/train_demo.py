@@ -330,6 +330,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def main() -> None:
+    """Train the three models, and write them with their record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("configs/quickstart"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=800, help="the base's; specialists take 3/10")

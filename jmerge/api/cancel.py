@@ -17,9 +17,11 @@ class Stop(threading.Event):
         self._cancel = cancel
 
     def is_set(self) -> bool:
+        """Whether either is set."""
         return self._own.is_set() or (self._cancel is not None and self._cancel.is_set())
 
     def set(self) -> None:
+        """Set the run's own event."""
         self._own.set()
 
 

@@ -102,8 +102,7 @@ def _matched(
         faults.append(
             f"no pattern matches {', '.join(shown)}; add '*' as the last pattern for the rest"
         )
-    for pattern in idle:
-        faults.append(f"'{pattern}' matches no tensor{did_you_mean(pattern, structs)}")
+    faults += [f"'{each}' matches no tensor{did_you_mean(each, structs)}" for each in idle]
     raise_all(PlanError, [Fault(fault, "shardings", code="JM411") for fault in faults])
     return found
 

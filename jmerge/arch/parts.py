@@ -19,7 +19,9 @@ PARTS = (
     ),
     (
         "attention",
-        re.compile(r"attn|attention|(^|[._])(sa|qkv|[qkvo]_proj|query|key|value)([._]|$)", re.I),
+        re.compile(
+            r"attn|attention|(^|[._])(sa|qkv|[qkvo]_proj|query|key|value)([._]|$)", re.IGNORECASE
+        ),
     ),
     (
         "mlp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,15 +70,18 @@ def write_at(descriptor: int, data: memoryview, position: int) -> None:
 def read_at(descriptor: int, size: int, position: int) -> bytes:
     """At most `size` bytes from a position of a file; fewer only where it ends, or the system gives fewer."""
     if hasattr(os, "pread"):
-        return os.pread(descriptor, size, position)
+        data: bytes = os.pread(descriptor, size, position)
+        return data
     os.lseek(descriptor, position, os.SEEK_SET)
     return os.read(descriptor, size)
 
 
 def sync_path(path: Path) -> None:
     """Bring a file or folder to the disk; a system that cannot sync folders is let off."""
+    # Windows syncs only what is open for writing
+    flags = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, flags)
     except PermissionError:
         return
     try:

@@ -244,7 +244,7 @@ class OutputFolder(WritesWeights):
     def write_text(self, name: str, text: str) -> None:
         """Write a small file."""
         with environment_errors(self.work):
-            self._place_for(name).write_text(text, encoding="utf-8")
+            self._place_for(name).write_text(text, encoding="utf-8", newline="\n")
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a small file as it is."""

@@ -21,10 +21,12 @@ class Channel:
         self._stop = stop
 
     def put(self, item: Any) -> None:
+        """Add an item; StoppedError when the run stopped."""
         self._check()
         self._queue.put(item)
 
     def get(self) -> Any:
+        """Wait for an item; StoppedError when the run stops."""
         while True:
             self._check()
             try:

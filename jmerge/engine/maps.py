@@ -22,7 +22,9 @@ import numpy as np
 
 from jmerge.ckpt.safetensors import ALIGNMENT
 
-POPULATE_READ = 22  # of madvise, since Linux 5.14; not among the constants of `mmap`
+# Linux's numbers, which `mmap` has only there, or not at all
+PROT_READ, MAP_SHARED = 1, 1
+DONTNEED, POPULATE_READ = 4, 22  # of madvise; the second since Linux 5.14
 LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"))
 
 
@@ -46,7 +48,7 @@ class Maps:
 
     def release(self, window: np.ndarray) -> None:
         """Take the pages of a window out of this process; they stay in the page cache."""
-        _advise(window, 0, window.size, mmap.MADV_DONTNEED)
+        _advise(window, 0, window.size, DONTNEED)
 
     def close(self) -> None:
         """Forget the files; each is let go with the last window into it."""
@@ -59,6 +61,8 @@ class Maps:
             return self._maps[path]
 
     def _try(self, path: Path) -> np.ndarray | None:
+        if sys.platform != "linux":
+            return None
         try:
             with path.open("rb") as file:
                 device = os.fstat(file.fileno()).st_dev
@@ -70,9 +74,7 @@ class Maps:
 
 
 def _filesystems() -> dict[tuple[int, int], str]:
-    """The type of every mounted file system by its device, on Linux."""
-    if sys.platform != "linux":
-        return {}
+    """The type of every mounted file system by its device, on Linux; nothing on other systems."""
     types = {}
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
@@ -91,7 +93,7 @@ def _map_file(descriptor: int) -> np.ndarray | None:
     size = os.fstat(descriptor).st_size
     if size == 0:
         return None
-    address = _libc("mmap")(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    address = _libc("mmap")(None, size, PROT_READ, MAP_SHARED, descriptor, 0)
     if address == ctypes.c_void_p(-1).value:
         return None
     memory = (ctypes.c_uint8 * size).from_address(address)
@@ -111,7 +113,7 @@ def _advise(array: np.ndarray, first: int, last: int, advice: int) -> bool:
 
 @cache
 def _libc(name: str) -> ctypes._NamedFuncPointer:
-    """A function of the C library, which runs without Python's lock."""
+    """A function of the C library, which runs without Python's lock: `mmap.madvise` holds it while the kernel reads."""
     word, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     function = ctypes.CDLL(None)[name]
     function.restype, function.argtypes = {

@@ -13,7 +13,6 @@ from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.ckpt.source import Source
 from jmerge.errors import CheckpointError, Fault, RunError
 
-HAS_PREADV = hasattr(os, "preadv")
 # What opening or reading says of a file that somebody took away; anything else is the machine's fault.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
 
@@ -66,8 +65,9 @@ class Files:
             done += count
 
     def _read_some(self, path: Path, start: int, view: memoryview) -> int:
-        if HAS_PREADV:
-            return os.preadv(self._descriptor(path), [view], start)
+        if hasattr(os, "preadv"):
+            count: int = os.preadv(self._descriptor(path), [view], start)
+            return count
         with self._lock:  # seek and read belong together
             os.lseek(self._descriptor(path), start, os.SEEK_SET)
             data = os.read(self._descriptor(path), len(view))

@@ -63,7 +63,9 @@ class FileStore:
         self._folder = folder
         self._lock = threading.Lock()  # seeking and reading or writing belong together
         with environment_errors(folder):
-            self._file = tempfile.TemporaryFile(dir=folder, prefix="jmerge-fetched-", buffering=0)
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115  # `close` does
+                dir=folder, prefix="jmerge-fetched-", buffering=0
+            )
         self._frames: dict[int, int] = {}
         self._free: list[int] = []
         self._made = 0

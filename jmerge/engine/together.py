@@ -79,6 +79,7 @@ class Note:
         self._elsewhere = 0  # bytes that the listeners know of
 
     def __call__(self, event: Event) -> None:
+        """Note a block that was written."""
         if isinstance(event, Wrote):
             self._folder.note(event.block)
             self._hosts.note_written(event.nbytes)

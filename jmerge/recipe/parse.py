@@ -129,7 +129,7 @@ def _unknown_key(path: Path, value: Any) -> tuple[str, str]:
     if len(path) == 1 and key in OTHER_KINDS:
         return f"belongs to {OTHER_KINDS[key]}, not to a merge recipe", "JM010"
     message = "unknown key"
-    homes = [place for node, place in HOMES.items() if key in node.keys()]
+    homes = [place for node, place in HOMES.items() if key in node.keys()]  # noqa: SIM118  # a class
     if homes and nearest(key, fields, likeness=0.9) is None:
         return f"{message}; it belongs {homes[0]}", "JM009"
     hint = did_you_mean(key, fields, show=20)

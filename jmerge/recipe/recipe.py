@@ -377,7 +377,6 @@ def _check_tokenizer(recipe: Recipe) -> list[Fault]:
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
         message = "works only with 'source: union'; remove it"
         faults.append(recipe.fault(message, (*part.path, "union_mode"), code="JM019"))
-    for entry in part.tokens:
-        if not entry.token:
-            faults.append(recipe.fault("a token must not be empty", entry.path, code="JM017"))
-    return faults
+    nameless = [entry.path for entry in part.tokens if not entry.token]
+    message = "a token must not be empty"
+    return faults + [recipe.fault(message, path, code="JM017") for path in nameless]

@@ -20,9 +20,9 @@ CONDITIONS = ("equalize", "equalize_mean", "metagpt", "inverse_norm")
 Scalar = int | float | bool | str
 Kind = Literal["float", "int", "bool"]
 
-BOOL_WORDS = {w: True for w in ("true", "yes", "on", "t", "y", "1")} | {
-    w: False for w in ("false", "no", "off", "f", "n", "0")
-}
+BOOL_WORDS = dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True) | dict.fromkeys(
+    ("false", "no", "off", "f", "n", "0"), False
+)
 
 
 # Methods compute in float32, where other numbers would be infinity or zero.

@@ -50,6 +50,7 @@ class Profile:
         self._error: OSError | None = None
 
     def __call__(self, span: Span) -> None:
+        """Add a span, from any thread."""
         self._spans.put(span)
 
     def __enter__(self) -> Profile:

@@ -36,6 +36,7 @@ class Progress:
             self.bar.stop()
 
     def __call__(self, event: Event) -> None:
+        """Show what the event changes."""
         if self.quiet:
             return
         if isinstance(event, Without):
@@ -108,6 +109,7 @@ class Reading:
             self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
+        """Show how much of the total is done."""
         if not self._shown:
             return
         if self.bar is None:

@@ -108,6 +108,7 @@ def name_of(shape: Shape) -> str:
 
 
 def plus(inputs: Inputs, shift: np.ndarray) -> Inputs:
+    """The inputs, each with `shift` added."""
     return inputs.map(lambda array: array + shift)
 
 

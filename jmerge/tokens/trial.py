@@ -84,14 +84,14 @@ def end_with(parent: int) -> None:
 def main() -> None:
     """Render what standard input asks for."""
     task = json.load(sys.stdin)
-    threading.Thread(target=end_with, args=(task["parent"],), daemon=True).start()
+    # on Windows, the python of a virtual environment starts another one, which ends with it
+    if sys.platform != "win32":
+        threading.Thread(target=end_with, args=(task["parent"],), daemon=True).start()
     import jinja2.sandbox  # noqa: F401  # before memory is limited
 
-    try:
+    if sys.platform != "win32":
         import resource
-    except ImportError:  # Windows
-        pass
-    else:
+
         with suppress(ValueError, OSError):  # a lower limit is set already, or the system has none
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:

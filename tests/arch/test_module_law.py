@@ -74,7 +74,7 @@ def test_any_names(
     config = {"vocab_size": 7, **top, "text_config": text, "vision_config": vision}
     if architecture:
         config["architectures"] = [architecture]
-    check(infer({name: (7, 7) for name in names}, config))
+    check(infer(dict.fromkeys(names, (7, 7)), config))
 
 
 def test_a_numbered_projector_between_two_towers() -> None:

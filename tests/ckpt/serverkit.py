@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, path: str, query: str) -> None:
         if path.startswith("/api/models/"):
             self.hub_info(path.removeprefix("/api/models/"), parse_qs(query))
-        elif path.startswith("/storage/v1/") or path.startswith("/download/storage/v1/"):
+        elif path.startswith(("/storage/v1/", "/download/storage/v1/")):
             self.google(path, parse_qs(query))
         elif "/resolve/" in path:
             self.hub_file(path)

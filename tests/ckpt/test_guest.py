@@ -66,24 +66,22 @@ def test_two_write_one_folder(host0: OutputFolder, tmp_path: Path) -> None:
 
 
 def test_every_journal_is_read_again(tmp_path: Path) -> None:
-    with pytest.raises(RunError):
-        with OutputFolder(tmp_path / "out", IDENTITY, False) as folder:
-            folder.create(FILES)
-            word = folder.admit(3, ())
-            made = [put(folder, "a")]
-            for number, name in ((1, "d"), (2, "b")):
-                with guest_of(folder, number, word) as guest:
-                    made.append(put(guest, name))
-            torn = folder.work / journal_of(2)
-            torn.write_bytes(torn.read_bytes() + b'["c", 0, 1')
-            raise RunError("a host died")
+    with pytest.raises(RunError), OutputFolder(tmp_path / "out", IDENTITY, False) as folder:
+        folder.create(FILES)
+        word = folder.admit(3, ())
+        made = [put(folder, "a")]
+        for number, name in ((1, "d"), (2, "b")):
+            with guest_of(folder, number, word) as guest:
+                made.append(put(guest, name))
+        torn = folder.work / journal_of(2)
+        torn.write_bytes(torn.read_bytes() + b'["c", 0, 1')
+        raise RunError("a host died")
     for hosts in (1, 2):  # what is left once all is in one journal, too
-        with pytest.raises(RunError):
-            with OutputFolder(tmp_path / "out", IDENTITY, False) as folder:
-                assert folder.resumed and len(journals_of_guests(folder.work)) == 2 * (hosts == 1)
-                assert sorted(folder.create(FILES)) == sorted(made)
-                assert journals_of_guests(folder.work) == []
-                raise RunError("again")
+        with pytest.raises(RunError), OutputFolder(tmp_path / "out", IDENTITY, False) as folder:
+            assert folder.resumed and len(journals_of_guests(folder.work)) == 2 * (hosts == 1)
+            assert sorted(folder.create(FILES)) == sorted(made)
+            assert journals_of_guests(folder.work) == []
+            raise RunError("again")
 
 
 def test_only_the_folder_of_host_0_will_do(host0: OutputFolder, tmp_path: Path) -> None:

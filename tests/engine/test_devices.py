@@ -249,6 +249,6 @@ def test_another_platform_goes_on_where_it_is_listed(
 
 
 def test_other_errors_of_jax_are_not_about_memory() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with devices.device_memory_errors():
-            raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+    wanted = pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL")
+    with wanted, devices.device_memory_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

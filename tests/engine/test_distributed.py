@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,8 @@ class Place:
 
 
 @pytest.fixture
-def place(models: Path, tmp_path: Path) -> Iterator[Place]:
-    yield Place(models, tmp_path)
+def place(models: Path, tmp_path: Path) -> Place:
+    return Place(models, tmp_path)
 
 
 def assert_stopped(ended: dict[int, Ended], *parts: str) -> None:

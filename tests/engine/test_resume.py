@@ -326,10 +326,10 @@ HARMS: dict[Callable[[Path], None], range] = {  # how many of thirty blocks stay
     flip: range(29, 30),
     spoil_a_header: range(30, 31),
     delete_a_shard: range(1, 30),
-    delete_all: range(0, 1),
+    delete_all: range(1),
     tear_the_end: range(29, 30),
     tear_the_middle: range(3, 4),
-    tear_the_header: range(0, 1),
+    tear_the_header: range(1),
     a_guest: range(30, 31),
 }
 

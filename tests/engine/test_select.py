@@ -155,8 +155,11 @@ def test_little_memory_changes_no_byte(
     tensors = [{"x": rng.standard_normal(shape).astype(dtype).round(2)} for _ in range(3)]
     models = checkpoints(tmp_path, *tensors)
     numbers = {
-        **{"weight": (1.0, 0.5), "density": (0.3, 0.6), "lambda": 1.0},
-        **{"normalize": True, "rescale": True},
+        "weight": (1.0, 0.5),
+        "density": (0.3, 0.6),
+        "lambda": 1.0,
+        "normalize": True,
+        "rescale": True,
     }
     inputs = [read(models, i, "x") for i in range(3)]
     ties = dataclasses.replace(step("x", inputs, "ties", numbers=numbers), base=0)

@@ -189,7 +189,7 @@ def stack_recipe(family: Family) -> dict[str, Any]:
             modules[part.module] = {"slices": slices}
         else:
             modules[part.module] = {"models": [entry("a" if part.before else "b")]}
-    return recipe | (modules[None] if None in modules else {"modules": modules})
+    return recipe | modules.get(None, {"modules": modules})
 
 
 def stack_tensors(family: Family, a: Tensors, b: Tensors) -> Tensors:

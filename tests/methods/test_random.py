@@ -60,7 +60,7 @@ def test_every_part_of_a_key_counts() -> None:
     seeds = (0, 1, -1, 1 << 32, (1 << 63) - 1)
     names = ("w", "a.w", "0.w", "a.0.w", "a.1.w", "a.0.1.w", "a.1.0.w", "a.4294967295.w")
     keys = [make_key(s, stream_of(n), m) for s in seeds for n in names for m in (0, 1, 1000)]
-    assert len({key for key in keys}) == len(keys)
+    assert len(set(keys)) == len(keys)
     assert len({word for key in keys for word in key}) == 2 * len(keys)
     bits = np.unpackbits(np.asarray(keys, "<u4").view(np.uint8))
     assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)

@@ -51,8 +51,7 @@ def nested_tensors() -> dict[str, np.ndarray]:
     for i in range(4):
         names.append(f"language_model.model.layers.{i}.input_layernorm.weight")
         names.append(f"language_model.model.layers.{i}.mlp.up_proj.weight")
-    for i in range(2):
-        names.append(f"vision_tower.vision_model.encoder.layers.{i}.norm.weight")
+    names += [f"vision_tower.vision_model.encoder.layers.{i}.norm.weight" for i in range(2)]
     names.append("multi_modal_projector.mm_input_projection_weight")
     rng = np.random.default_rng(90)
     return {name: rng.standard_normal((16, 8)).astype(np.float32) for name in names}

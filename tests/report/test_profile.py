@@ -115,16 +115,29 @@ def test_the_format_by_hand(tmp_path: Path) -> None:
     assert trace(path) == [
         {
             **common,
-            **{"name": "read", "cat": "reading", "ts": 1.5, "dur": 2000.001, "tid": 0},
+            "name": "read",
+            "cat": "reading",
+            "ts": 1.5,
+            "dur": 2000.001,
+            "tid": 0,
             "args": {"bytes": 9, "tensor": "é", "pass": "sums", "piece": 2},
         },
         {
             **common,
-            **{"name": "wait", "cat": "waiting", "ts": 0.0, "dur": 3000.0, "tid": 1, "args": {}},
+            "name": "wait",
+            "cat": "waiting",
+            "ts": 0.0,
+            "dur": 3000.0,
+            "tid": 1,
+            "args": {},
         },
         {
             **common,
-            **{"name": "flush", "cat": "flush", "ts": 3000.0, "dur": 0.0, "tid": 0},
+            "name": "flush",
+            "cat": "flush",
+            "ts": 3000.0,
+            "dur": 0.0,
+            "tid": 0,
             "args": {"bytes": 5},
         },
     ]

@@ -152,7 +152,7 @@ def test_a_template_of_a_broken_tokenizer(place: Place) -> None:
     """Also where only the template is asked for."""
     place.model("torn", rows=3, files={"tokenizer__json": "{"})
     (line,) = union(place, "torn", "base", tail="chat_template: chatml")
-    assert line.startswith("2: base_model: ") or line.startswith("5: models[0].model: ")
+    assert line.startswith(("2: base_model: ", "5: models[0].model: "))
     assert "is not valid JSON" in line
 
 

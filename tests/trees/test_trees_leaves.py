@@ -220,7 +220,7 @@ def test_donated_models_are_freed_and_others_are_not() -> None:
         {"a": tied, "b": tied, "c": shared, "d": base, "n": step.astype(int)},
         {"a": one, "b": tied, "c": shared, "d": one, "n": step.astype(int)},
     ]
-    origin = {name: base for name in "abcd"} | {"n": step.astype(int)}
+    origin = dict.fromkeys("abcd", base) | {"n": step.astype(int)}
     wanted = jmerge.merge_trees(trees, method="task_arithmetic", base=origin, weight=0.5)
     found = jmerge.merge_trees(
         trees, method="task_arithmetic", base=origin, weight=0.5, donate=True

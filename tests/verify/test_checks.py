@@ -122,7 +122,7 @@ def write_tensors(change: Callable[[dict[str, Any]], Any], **config: Any) -> Cal
 
 
 def first(folder: Path) -> Path:
-    return sorted(folder.glob("*.safetensors"))[0]
+    return min(folder.glob("*.safetensors"))
 
 
 def truncate(folder: Path) -> None:
@@ -181,7 +181,7 @@ def same_tensor_in_two_shards(folder: Path) -> None:
 def stale_index(folder: Path) -> None:
     """A single file with an index of shards that are gone."""
     write_tensors(lambda tensors: None)(folder)
-    entries = {name: "model-00001-of-00002.safetensors" for name in llama_tensors(0, **SIZES)}
+    entries = dict.fromkeys(llama_tensors(0, **SIZES), "model-00001-of-00002.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": entries}))
 
 

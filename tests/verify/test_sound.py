@@ -204,7 +204,7 @@ def test_a_fault_in_one_of_them_is_found(fault: str, tmp_path: Path) -> None:
 
 def test_a_chain_reads_and_gives_what_it_likes(tmp_path: Path) -> None:
     """The first of a few plain modules may read another width, the last may give one; one between them may not."""
-    sizes = {i: (24, 24) for i in range(12)} | {0: (24, 2), 11: (3, 24)}
+    sizes = dict.fromkeys(range(12), (24, 24)) | {0: (24, 2), 11: (3, 24)}
 
     def told() -> list[str]:
         tensors = {f"mlp.layers.{i}.weight": np.ones(size, np.float32) for i, size in sizes.items()}

@@ -149,7 +149,7 @@ def test_a_merge_that_was_written_wrong_is_not_published(
 
     def spoil(folder: OutputFolder, *rest: object) -> None:
         write(folder, *rest)  # type: ignore[arg-type]
-        first = sorted(folder.work.glob("*.safetensors"))[0]
+        first = min(folder.work.glob("*.safetensors"))
         if damage == "header":
             first.write_bytes(first.read_bytes().replace(b"F32", b"F3x"))
         elif damage == "index":
