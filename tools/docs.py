@@ -142,6 +142,7 @@ def build_site(out: Path = ROOT / "site") -> subprocess.CompletedProcess[str]:
 
 
 def main() -> None:
+    """Renew the pages, or check that they are current."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
