@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from jmerge.testing.tiny import write_llama
 
-SIZES = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
+SIZES: dict[str, Any] = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
 PIECE = 4096
 
 # Runs the program with small pieces and short patience. `wait`: from that block on, or at that call, say so in a file
