@@ -277,7 +277,7 @@ def per_head(q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: int, size: int) 
 
 
 def phi3(seed: int) -> Row:
-    told = {"num_key_value_heads": 2}
+    told: dict[str, Any] = {"num_key_value_heads": 2}
     return attention(seed, "phi3", "qkv_proj", rows, keys=2, mlp=True, **told)
 
 
@@ -294,7 +294,11 @@ def baichuan(seed: int) -> Row:
 
 
 def chatglm(seed: int) -> Row:
-    told = {"multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": HIDDEN // 4}
+    told: dict[str, Any] = {
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "kv_channels": HIDDEN // 4,
+    }
     return attention(seed, "chatglm", "query_key_value", rows, keys=2, bias=True, **told)
 
 
@@ -311,13 +315,17 @@ def bloom(seed: int) -> Row:
 
 def falcon(seed: int) -> Row:
     """The newer classes, with groups of heads."""
-    told = {"new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": True}
+    told: dict[str, Any] = {
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "multi_query": True,
+    }
     return attention(seed, "falcon", "query_key_value", per_head, keys=2, **told)
 
 
 def old_falcon(seed: int) -> Row:
     """The older ones, with one key and value for all heads."""
-    told = {"new_decoder_architecture": False, "multi_query": True}
+    told: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": True}
     return attention(seed, "falcon", "query_key_value", rows, keys=1, **told)
 
 

@@ -284,7 +284,7 @@ def thinned(
             tossed[i].reshape(rows.shape), below(rows, "right") - 1, below(rows, "left")
         )
         rank = rank.reshape(model.shape)
-        chance = density[i] - epsilon[i] + 2 * epsilon[i] * (rank / last if last > 0 else 0.5)
+        chance: Any = density[i] - epsilon[i] + 2 * epsilon[i] * (rank / last if last > 0 else 0.5)
         chance = chance if 0 < density[i] < 1 else np.full(model.shape, density[i])
         kept[i] = np.where(uniforms[i] < chance, model, 0)
     return kept

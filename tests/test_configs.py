@@ -41,7 +41,7 @@ EXPECTED = {
 }
 # of Llama-2 7B, and of something that fits a test
 REAL = {"hidden": 4096, "inner": 11008, "vocab": 32000}
-TINY = {"hidden": 8, "inner": 12, "vocab": 16}
+TINY: dict[str, Any] = {"hidden": 8, "inner": 12, "vocab": 16}
 
 
 def vision_names(hidden: int) -> dict[str, tuple[int, ...]]:
@@ -59,7 +59,7 @@ def vision_names(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(
-    recipe: str, sizes: dict[str, int], model: str
+    recipe: str, sizes: dict[str, Any], model: str
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
     """Names and shapes of a model that a recipe merges, and its config."""
     small = llama_tensors(0, layers=LAYERS, **TINY)

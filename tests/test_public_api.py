@@ -67,7 +67,7 @@ def test_names_are_listed_once() -> None:
 
 def test_other_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = jmerge.nothing
+        _ = jmerge.nothing  # type: ignore[attr-defined]
     assert not hasattr(jmerge, "_private")
 
 

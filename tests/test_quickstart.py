@@ -26,6 +26,7 @@ FOLDER = ROOT / "configs" / "quickstart"
 DOMAINS = ("prose", "code")
 RECORD = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
 CONTEXT = RECORD["context"]
+Losses = dict[str, dict[str, float]]  # of each model, nats a token in each domain
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,23 +80,27 @@ def heldout_losses(folder: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def losses(merged: Path) -> dict[str, dict[str, float]]:
+def losses(merged: Path) -> Losses:
     """The held-out losses of the three models and of the merged one."""
     folders = {name: FOLDER / name for name in ("base", *DOMAINS)} | {"merged": merged}
     return {name: heldout_losses(folder) for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_each_specialist_is_better_than_the_base_at_its_own_kind(losses, domain) -> None:
+def test_each_specialist_is_better_than_the_base_at_its_own_kind(
+    losses: Losses, domain: str
+) -> None:
     assert losses[domain][domain] < losses["base"][domain]
 
 
 @pytest.mark.parametrize("name", ["base", *DOMAINS])
-def test_the_merged_model_is_better_over_both_kinds_than_each_of_the_three(losses, name) -> None:
+def test_the_merged_model_is_better_over_both_kinds_than_each_of_the_three(
+    losses: Losses, name: str
+) -> None:
     assert losses["merged"]["mean"] < losses[name]["mean"]
 
 
-def test_the_losses_are_those_of_the_training_record(losses) -> None:
+def test_the_losses_are_those_of_the_training_record(losses: Losses) -> None:
     recipe = yaml.safe_load((ROOT / "configs" / "quickstart.yml").read_text(encoding="utf-8"))
     weights = {model["parameters"]["weight"] for model in recipe["models"]}
     assert len(weights) == 1  # the record knows the merges with both weights equal
@@ -105,7 +110,7 @@ def test_the_losses_are_those_of_the_training_record(losses) -> None:
         assert each == pytest.approx(noted[name], abs=0.02), name
 
 
-def test_the_merged_model_writes_text(merged) -> None:
+def test_the_merged_model_writes_text(merged: Path) -> None:
     model, tokenizer = load(merged)
     begun = tokenizer("The statement", return_tensors="pt")
     tokens = model.generate(**begun, max_new_tokens=40, do_sample=False)[0]
@@ -114,7 +119,7 @@ def test_the_merged_model_writes_text(merged) -> None:
     assert tokenizer(text)["input_ids"][:2] == tokens[:2].tolist()
 
 
-def test_the_merged_tokenizer_gives_any_text_back(merged) -> None:
+def test_the_merged_tokenizer_gives_any_text_back(merged: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
     text = "def naïve(x):\n\treturn  x**2  # ≤ 𝛼 \r\n" + tokenizer.eos_token
     tokens = tokenizer(text)["input_ids"]
@@ -122,7 +127,7 @@ def test_the_merged_tokenizer_gives_any_text_back(merged) -> None:
     assert tokens[-1] == tokenizer.eos_token_id == 0
 
 
-def test_the_models_are_small_and_of_one_tokenizer(merged) -> None:
+def test_the_models_are_small_and_of_one_tokenizer(merged: Path) -> None:
     folders = [FOLDER / name for name in ("base", *DOMAINS)]
     for folder in folders:
         assert sum(file.stat().st_size for file in folder.iterdir()) <= 2_000_000
@@ -156,10 +161,11 @@ def test_the_trained_model_is_the_llama_of_transformers() -> None:
 
 
 @pytest.mark.slow
-def test_training_again_gives_the_same_files(tmp_path) -> None:
+def test_training_again_gives_the_same_files(tmp_path: Path) -> None:
     train_demo()
     for name in ("one", "two"):
-        tool = [sys.executable, "tools/train_demo.py", "--steps", "8", "--out", tmp_path / name]
+        out = str(tmp_path / name)
+        tool = [sys.executable, "tools/train_demo.py", "--steps", "8", "--out", out]
         subprocess.run(tool, check=True, cwd=ROOT)
     files = [x.relative_to(tmp_path / "one") for x in (tmp_path / "one").rglob("*") if x.is_file()]
     assert Path("code/model.safetensors") in files

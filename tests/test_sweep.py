@@ -147,7 +147,7 @@ def test_the_table_tells_what_rests_on_rounding(tmp_path: Path) -> None:
     """How many numbers of which types, although all is right."""
     line = {"type": "gpt2", "kind": "ties", "status": "right", "either": 3}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
-    words = [sys.executable, ROOT / "tools" / "sweep.py", tmp_path, "--table"]
+    words = [sys.executable, str(ROOT / "tools" / "sweep.py"), str(tmp_path), "--table"]
     assert subprocess.run(words, capture_output=True).returncode == 0
     assert "as float32 rounds: `gpt2` 3\n" in (tmp_path / "table.md").read_text()
 
@@ -168,6 +168,6 @@ print(child.over(50, 100))
 """
     told = tmp_path / "told"
     told.touch()
-    words = [sys.executable, "-c", program, told]
+    words = [sys.executable, "-c", program, str(told)]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "tools")
     assert ended.stdout.splitlines() == ["more than 50 s", "None", "more than 50 s"], ended.stderr

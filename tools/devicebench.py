@@ -74,7 +74,7 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
     taken = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        jax.block_until_ready(call())  # type: ignore[no-untyped-call]
+        jax.block_until_ready(call())
         taken.append(time.perf_counter() - start)
     return min(taken[1:])
 

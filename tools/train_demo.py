@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="the base's; specialists take 3/10")
     parser.add_argument("--seed", type=int, default=0)
     out, steps, seed = (vars(parser.parse_args())[key] for key in ("out", "steps", "seed"))
-    jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
+    jax.config.update("jax_platforms", "cpu")
     started = time.perf_counter()
 
     held, texts = zip(*map(split, DOMAINS), strict=True)

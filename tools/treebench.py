@@ -104,7 +104,7 @@ def bench_large() -> None:
     model, base = (jnp.full(size, value, eight) for value in (1, 0))
     start = time.perf_counter()
     merged = jmerge.dare_linear([model], base=base, density=0.5, rescale=False, donate=True)
-    jax.block_until_ready(merged)  # type: ignore[no-untyped-call]
+    jax.block_until_ready(merged)
     took = time.perf_counter() - start
     key = jnp.asarray(make_key(0, stream_of(""), 0), jnp.uint32)
     found = np.asarray(merged) != 0
@@ -139,7 +139,7 @@ def _by_hand(trees: list[Any]) -> dict[str, jax.Array]:
 
 def _once(call: Any) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call())  # type: ignore[no-untyped-call]
+    jax.block_until_ready(call())
     return time.perf_counter() - start
 
 

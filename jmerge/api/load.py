@@ -60,8 +60,8 @@ def _open(place: Any) -> Checkpoint:
 def _struct(spec: TensorSpec) -> jax.ShapeDtypeStruct:
     """The array that is made of a tensor."""
     if spec.dtype not in NUMPY:
-        return jax.ShapeDtypeStruct((spec.nbytes,), np.uint8)  # type: ignore[no-untyped-call]
-    return jax.ShapeDtypeStruct(spec.shape, NUMPY[spec.dtype])  # type: ignore[no-untyped-call]
+        return jax.ShapeDtypeStruct((spec.nbytes,), np.uint8)
+    return jax.ShapeDtypeStruct(spec.shape, NUMPY[spec.dtype])
 
 
 def _chosen(

@@ -73,7 +73,7 @@ def make_cpu_devices(text: str | None) -> None:
     """Make as many CPU devices as `text` asks for, if it is a number; for a program that JAX's settings belong to."""
     if text is not None and text.strip().isdigit() and int(text) > 0:
         with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices it has
-            jax.config.update("jax_num_cpu_devices", int(text))  # type: ignore[no-untyped-call]
+            jax.config.update("jax_num_cpu_devices", int(text))
 
 
 def _so_many(count: int) -> list[jax.Device]:

@@ -131,7 +131,7 @@ def _meet(
 def _through_jax(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Met:
     if hasattr(jax.config, "jax_enable_preemption_service"):
         # it would catch SIGTERM, for good
-        jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -148,7 +148,7 @@ def _through_jax(coordinator: str | None, num_processes: int | None, process_id:
             KEY, json.dumps([server.getsockname()[1], secrets.token_hex(16)])
         )
     port, token = json.loads(state.client.blocking_key_value_get(KEY, int(MEETING_SECONDS) * 1000))
-    jax.distributed.shutdown()  # type: ignore[no-untyped-call]  # when all do
+    jax.distributed.shutdown()  # when all do
     state.process_id, state.num_processes = 0, 1  # so that devices are found as without a group
     return number, count, (host, port), token, server
 

@@ -168,6 +168,6 @@ def piece_shapes(work: Work, beside: int = 0) -> list[jax.ShapeDtypeStruct]:
     dtypes = [NUMPY[item.spec.dtype] for item in work.step.inputs]
     lengths = [work.padded(0) + beside // dtype.itemsize for dtype in dtypes]
     return [
-        jax.ShapeDtypeStruct((length,), dtype)  # type: ignore[no-untyped-call]
+        jax.ShapeDtypeStruct((length,), dtype)
         for length, dtype in zip(lengths, dtypes, strict=True)
     ]

@@ -37,8 +37,8 @@ def deal(x: jax.Array, mesh: AbstractMesh, axis: int | None) -> jax.Array:
     if devices_of(mesh) == 1:
         return x
     axes = () if axis is None else (*[None] * axis, _axes(mesh))
-    layout = NamedSharding(mesh, P(*axes))  # type: ignore[no-untyped-call]
-    dealt: jax.Array = jax.lax.with_sharding_constraint(x, layout)  # type: ignore[no-untyped-call]
+    layout = NamedSharding(mesh, P(*axes))
+    dealt: jax.Array = jax.lax.with_sharding_constraint(x, layout)
     return dealt
 
 

@@ -95,5 +95,5 @@ def unknown(number: jax.Array) -> jax.Array:
     Without it XLA multiplies by the inverse of a constant instead of dividing, and contracts other products: the last
     bit of a result would depend on whether a number was given to the program or built into it.
     """
-    hidden: jax.Array = jax.lax.optimization_barrier(number)  # type: ignore[no-untyped-call]
+    hidden: jax.Array = jax.lax.optimization_barrier(number)
     return hidden

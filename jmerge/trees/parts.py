@@ -150,7 +150,7 @@ def merge_traced(rows: Sequence[Row], parts: Sequence[Part], call: Call, draws: 
     mesh = next((each.mesh for each in shardings.values() if each is not None), None)
     if mesh is not None:
         # on a mesh of explicit axes the compiler places what happens within, and results lie as the inputs do
-        anywhere = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+        anywhere = NamedSharding(mesh, PartitionSpec())
         laid = {n: [each or anywhere] * _outputs(call, rows[0]) for n, each in shardings.items()}
         merge = jax.sharding.auto_axes(merge, out_sharding=laid)
     return merge({row.number: row.arrays for row in rows}, keys, numbers)

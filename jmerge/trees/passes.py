@@ -176,7 +176,7 @@ def _extent(
     call: Call, statistic: Statistic, piece: Piece, found: Found, sizes: tuple[int, ...]
 ) -> Extent:
     """What a statistic is taken of."""
-    terms = terms_of.eval_shape(call, statistic, piece, found)  # type: ignore[no-untyped-call]
+    terms = terms_of.eval_shape(call, statistic, piece, found)
     return Extent(sizes, len(terms), call.wide)
 
 

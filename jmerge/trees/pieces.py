@@ -205,7 +205,7 @@ def _shard(axes: Sequence[str]) -> jax.Array:
 
 
 def _over_shards(values: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    total: jax.Array = jax.lax.psum(values, axes)  # type: ignore[no-untyped-call]
+    total: jax.Array = jax.lax.psum(values, axes)
     return total
 
 

@@ -73,7 +73,7 @@ MIXED: dict[str, np.ndarray] = {
     "f8": np.ones((2, 2), ml_dtypes.float8_e4m3fn),
     "flags": np.array([True, False]),
     "i64": np.array([2**40 + 1, -1]),
-    "scalar": np.float32(3.5).reshape(()),
+    "scalar": np.asarray(3.5, np.float32),
 }
 
 

@@ -213,7 +213,7 @@ def test_errors_speak_of_arguments_and_the_command_of_flags(
 
     (place / "x.yml").write_text(yaml.safe_dump(ties(), sort_keys=False))
     jmerge.merge("x.yml", "out")
-    cases = [
+    cases: list[tuple[dict[str, Any], list[str], str, str]] = [
         (
             {"seed": 5},
             ["--seed=5"],

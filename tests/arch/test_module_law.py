@@ -79,6 +79,7 @@ def test_any_names(
 
 def test_a_numbered_projector_between_two_towers() -> None:
     """As in GIT and MiniCPM-V: no config key counts it, and it is a module all the same."""
+    tensors: dict[str, tuple[int, ...]]
     tensors = {"model.text.embed_tokens.weight": (64, 16), "lm_head.weight": (64, 16)}
     tensors |= {f"model.text.layers.{i}.mlp.weight": (16, 16) for i in range(3)}
     tensors |= {f"model.vision.layers.{i}.mlp.weight": (16, 16) for i in range(4)}

@@ -208,7 +208,7 @@ def test_each_model_tells_of_its_own_layers() -> None:
     other = {"per_layer_config": {"1": "b"}, "layer_types": ["x", "y"], "moe_layer_ids": []}
     fields = {"per_layer_config": {"1": "a"}, "layer_types": ["u", "v"], "moe_layer_ids": [1]}
     made = {
-        key: follow(key, value, order, lambda i, key=key: (other if i == 2 else fields)[key])
+        key: follow(key, value, order, [fields[key], fields[key], other[key]].__getitem__)
         for key, value in fields.items()
     }
     assert made == {
@@ -240,8 +240,12 @@ def test_a_field_that_may_speak_of_others() -> None:
     """It is only rewritten where no other stack has as many layers; what would not change stays."""
     order = moved(AGAIN)
     for value, key in ((["a", "b", "c", "d"], "layer_types"), ([1], "global_attn_indexes")):
+
+        def field_of(_: int, value: Any = value) -> Any:
+            return value
+
         with pytest.raises(Stuck, match="to others"):
-            follow(key, value, order, lambda _, value=value: value, certain=False)
+            follow(key, value, order, field_of, certain=False)
     unique = order._replace(unique=True)
     kinds = ["a", "b", "c", "d"]
     made = follow("layer_types", kinds, unique, lambda _: kinds, certain=False)

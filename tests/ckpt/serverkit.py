@@ -256,9 +256,8 @@ class Handler(BaseHTTPRequestHandler):
         elif sha != SHA:
             self.json({"error": "not the commit that was looked up"}, 404)
         elif file.endswith(".safetensors"):
-            host = (
-                f"http://localhost:{self.server.server_port}"  # another name: no token goes there
-            )
+            port = self.owner.server.server_port
+            host = f"http://localhost:{port}"  # another name: no token goes there
             self.answer(302, b"", {"Location": f"{host}/cdn{name}/{file}?Signature=secret"})
         else:
             self.file(f"{name}/{file}")

@@ -249,7 +249,7 @@ def test_no_room_for_the_temporary_file(
     small: None, web: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr("jmerge.engine.store.shutil.disk_usage", lambda place: usage)
     monkeypatch.setattr("jmerge.ckpt.writer.OutputFolder.create", lambda self, files: [])
     with pytest.raises(RunError, match="has 1,000 bytes free; .* more than once"):
         merged(tmp_path, web.url, "ties", "out")

@@ -481,7 +481,7 @@ def test_a_second_run_does_not_disturb_the_swap(
     """Another command looks between the two renames: it is refused, and changes nothing."""
     build(tmp_path / "out", "other")
     real = os.rename
-    looked = []
+    looked: list[Any] = []
 
     def rename(source: Any, target: Any, **rest: Any) -> None:
         if Path(source).name.endswith(".jmerge-work") and not looked:

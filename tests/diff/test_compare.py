@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 class Wire(LocalSource):
     """A folder whose files cannot be opened here, as those of a remote one."""
 
-    def path(self, name: str) -> None:  # type: ignore[override]
+    def path(self, name: str) -> None:
         return None
 
 

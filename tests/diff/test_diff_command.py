@@ -109,7 +109,7 @@ def test_equal_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_undefined_numbers_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = llama_tensors(0), llama_tensors(0)
     a["model.norm.weight"] = np.zeros_like(a["model.norm.weight"])
-    a["scalar"] = b["scalar"] = np.float32(2)[()]
+    a["scalar"] = b["scalar"] = np.asarray(2, np.float32)
     a["empty"] = b["empty"] = np.zeros((0, 3), np.float32)
     write_checkpoint(tmp_path / "a", {k: np.asarray(v) for k, v in a.items()}, llama_config())
     write_checkpoint(tmp_path / "b", {k: np.asarray(v) for k, v in b.items()}, llama_config())

@@ -21,7 +21,7 @@ SIZES = (0, 1, 2, 100, ROW - 1, ROW, ROW + 1, BLOCK, BLOCK + 1, 3 * BLOCK + ROW 
 def draw(dtype: str, size: int, seed: int) -> np.ndarray:
     """Seeded values of a dtype: with zeros, both signs where there are any, and some in common with other seeds."""
     rng = np.random.default_rng([size, 7])
-    values = rng.standard_normal(size) * 20
+    values: np.ndarray = rng.standard_normal(size) * 20
     values += (rng.random(size) < 0.7) * np.random.default_rng(seed).standard_normal(size) * 8
     values[rng.random(size) < 0.1] = 0
     if dtype.startswith("U") or dtype in ("BOOL", "F8_E8M0"):
@@ -76,8 +76,8 @@ def check(found: Sums, a: np.ndarray, b: np.ndarray) -> None:
     if change.any():
         assert found.largest is not None
         where = int(np.argmax(np.abs(change)))
-        assert found.largest == (where, one[where], other[where])
         assert found.largest.change == change[where]
+        assert found.largest == (where, one[where], other[where])
     else:
         assert found.largest is None and found.relative == 0
 

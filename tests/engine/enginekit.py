@@ -102,7 +102,8 @@ def plan_of(models: Sequence[Checkpoint], *steps: Step) -> Plan:
         method=steps[0].method,
         seed=0,
         models=tuple(
-            InputModel(ref=model.path.name, path=str(model.path), files=()) for model in models
+            InputModel(ref=Path(model.path).name, path=str(model.path), files=())
+            for model in models
         ),
         steps=steps,
         unused=(),

@@ -17,7 +17,7 @@ from said import uncoded
 
 from jmerge.testing.tiny import write_llama
 
-SIZES = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
+SIZES: dict[str, Any] = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
 PIECE = 4096
 
 # Runs the program with small pieces and short patience. `wait`: from that block on, or at that call, say so in a file

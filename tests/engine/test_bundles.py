@@ -17,6 +17,7 @@ import jmerge
 from jmerge.engine import compute
 from jmerge.engine.bundles import bundled
 from jmerge.engine.schedule import MOST_ROWS, ROW, Schedule, Turn, make_schedule
+from jmerge.engine.small import make_small
 from jmerge.engine.subset import subset
 from jmerge.errors import NonFiniteError
 from jmerge.plan.steps import Plan
@@ -41,11 +42,10 @@ METHODS: dict[str, tuple[int, bool, dict[str, Any]]] = {
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many tensors each bundle was."""
     found: list[int] = []
-    make = compute.make_small
 
     def counted(tasks: Any, inputs: Any) -> Any:
         found.append(len(tasks))
-        return make(tasks, inputs)
+        return make_small(tasks, inputs)
 
     monkeypatch.setattr(compute, "make_small", counted)
     return found

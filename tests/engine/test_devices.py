@@ -17,8 +17,10 @@ import pytest
 import jmerge
 from jmerge import cli
 from jmerge.engine import compute, devices
+from jmerge.engine.attempts import run_within_memory
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
 from jmerge.engine.events import Resumed, Without
+from jmerge.engine.kernel import combine_kernel
 from jmerge.engine.schedule import LENGTHS
 from jmerge.errors import PlanError
 from jmerge.methods import REGISTRY
@@ -150,7 +152,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     tried: list[int] = []
 
     def limit(most: int) -> list[int]:
-        original = compute.combine_kernel
+        original = combine_kernel
 
         def kernel_of(key: Any) -> Any:
             kernel = original(key)
@@ -233,7 +235,8 @@ def test_another_platform_goes_on_where_it_is_listed(
 
     first, second = jax.local_devices()[:1], list(jax.local_devices()[:1])
     monkeypatch.setattr(api, "choose_devices", lambda text, tell: [first, second])
-    original, failed = api.run_within_memory, []
+    original = run_within_memory
+    failed: list[Any] = []
 
     def failing(plan: Any, folder: Any, chosen: Any, **rest: Any) -> Any:
         if chosen is first:

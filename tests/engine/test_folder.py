@@ -156,20 +156,23 @@ def test_a_failed_overwrite_keeps_the_old_result(place: Path) -> None:
     write_recipe(place, 0.25, "y.yml")
     jmerge.merge(place / "x.yml", place / "out")
     before = contents(place / "out")
+
+    def fail(event: Any) -> None:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        jmerge.merge(
-            place / "y.yml", place / "out", overwrite=True, listeners=(lambda event: 1 // 0,)
-        )
+        jmerge.merge(place / "y.yml", place / "out", overwrite=True, listeners=(fail,))
     assert contents(place / "out") == before and left(place) == {"out"}
 
 
 def test_another_seed_shards_or_inputs_are_another_result(place: Path) -> None:
     jmerge.merge(place / "x.yml", place / "out")
-    for changed, what in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"seed": 1}, "this recipe's result with seed=0, not 1; overwrite=True replaces it"),
         ({"shard_size": 500}, r"this recipe's result in 1 file, not \d+, by another shard_size="),
         ({"seed": 1, "shard_size": 500}, "with seed=0, not 1 and in 1 file, not"),
-    ):
+    ]
+    for changed, what in cases:
         with pytest.raises(PlanError, match=what):
             jmerge.merge(place / "x.yml", place / "out", **changed)
     write_checkpoint(
@@ -362,7 +365,7 @@ def test_a_disk_too_small(
 def test_a_second_run_is_refused_while_the_first_goes_on(
     place: Path, want: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    codes = []
+    codes: list[int] = []
 
     def meanwhile(event: Any) -> None:
         if isinstance(event, Wrote) and not codes:

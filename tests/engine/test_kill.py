@@ -184,7 +184,7 @@ class Merge:
                 tensor, start, stop, crc32, _ = json.loads(line)
             except ValueError:
                 break
-            if zlib.crc32(places[tensor][start:stop]) == crc32 and stop <= places[tensor].size:
+            if zlib.crc32(places[tensor][start:stop].data) == crc32 and stop <= places[tensor].size:
                 found[tensor, start] = stop
         return found
 

@@ -300,11 +300,11 @@ def test_memory_is_flat(method: str, tmp_path: Path) -> None:
         write_models(tmp_path / size, ("base", "a", "b"), tensors, rows)  # half is 537 MB
 
     def grown(size: str, models: int) -> int:
-        recipes = [
+        recipe, first = (
             recipe_of(method, tmp_path / each, ["a", "b"] * (models // 2))
             for each in (size, "small")
-        ]
-        return taken(*recipes, 128 * MB)[0]
+        )
+        return taken(recipe, first, 128 * MB)[0]
 
     found = [grown("half", 2), grown("whole", 2), grown("half", 8)]
     assert max(found) - found[0] < 32 * MB, found

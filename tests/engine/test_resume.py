@@ -23,6 +23,7 @@ from enginekit import checkpoints, contents, plan_of, read, result, step, two_mo
 import jmerge
 from jmerge import cli
 from jmerge.ckpt.journal import Block, read_journal
+from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.writer import JOURNAL, LEDGER
 from jmerge.engine.events import Resumed, Wrote
 from jmerge.engine.resume import left_to_do
@@ -32,7 +33,7 @@ from jmerge.report.progress import Progress
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 PIECE = 4096
-SIZES = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
+SIZES: dict[str, Any] = {"layers": 2, "hidden": 64, "inner": 96, "vocab": 300}
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def flip(place: Path) -> None:
     """One byte of a block that was written."""
     block = read_journal(work(place) / JOURNAL)[1][3]
     for path in shards(place):
-        extents = jmerge.ckpt.safetensors.read_header(path).extents
+        extents = read_header(path).extents
         if block.tensor in extents:
             with path.open("r+b") as file:
                 file.seek(extents[block.tensor].start + block.start)
@@ -486,7 +487,7 @@ def test_another_recipe_or_other_settings(change: Any, words: str, place: Path) 
     interrupt(place, 30)
     if change == "recipe":
         write_recipe(place, 0.25)
-    flags = {"shard_size": 100_000} | (change if isinstance(change, dict) else {})
+    flags: dict[str, Any] = {"shard_size": 100_000} | (change if isinstance(change, dict) else {})
     with pytest.raises(PlanError, match=words):
         jmerge.merge(place / "x.yml", place / "out", **flags)
     jmerge.merge(place / "x.yml", place / "out", overwrite=True, **flags)

@@ -48,7 +48,7 @@ from jmerge.errors import CheckpointError, JmergeError, NonFiniteError, RunError
 from jmerge.methods import apply, find_method
 from jmerge.methods.linear import linear
 from jmerge.methods.task_arithmetic import task_arithmetic
-from jmerge.plan.steps import Plan, Read
+from jmerge.plan.steps import Plan, Read, Result
 from jmerge.testing.close import TO_ROUNDING, assert_close, assert_same_bytes
 
 METHODS = tuple(NUMBERS)
@@ -326,7 +326,7 @@ def test_a_chain_of_results_in_its_own_dtypes(tmp_path: Path) -> None:
     wide = step("wide", [result(narrow), read(models, 2, "x")], dtype="F64", written=False)
     again = step("again", [result(wide), read(models, 3, "x")], dtype="F32", written=False)
     weights = {"weight": (1.0, -0.5, 0.25), "normalize": False}
-    inputs = [result(again), result(narrow), read(models, 4, "x")]
+    inputs: list[Read | Result] = [result(again), result(narrow), read(models, 4, "x")]
     last = step("last", inputs, dtype="F32", numbers=weights)
     arrays = [model["x"] for model in models]
     numbers = NUMBERS["linear"]

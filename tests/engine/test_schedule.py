@@ -123,7 +123,7 @@ def compiled() -> Iterator[list[str]]:
     """The events of JAX that mean compiling, as they come."""
     events: list[str] = []
 
-    def listen(event: str, seconds: float, **rest: object) -> None:
+    def listen(event: str, duration_secs: float, **rest: str | int) -> None:
         if "compile" in event:
             events.append(event)
 

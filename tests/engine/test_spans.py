@@ -27,7 +27,7 @@ from jmerge.testing.tiny import write_llama
 from jmerge.tracer import Span, Timings, Tracer, Where
 
 PIECE = 4096
-SIZES = {"layers": 1, "hidden": 64, "inner": 96, "vocab": 300}
+SIZES: dict[str, Any] = {"layers": 1, "hidden": 64, "inner": 96, "vocab": 300}
 RECIPES: dict[str, dict[str, Any]] = {
     "linear": {"parameters": {"weight": 0.5}},
     "slerp": {"parameters": {"t": 0.3}},
@@ -194,7 +194,7 @@ def make_slow(stage: str, patch: pytest.MonkeyPatch) -> None:
 
         def late(*words: Any) -> Piece:
             piece = kernel(*words)
-            return piece._replace(values=Late(piece.values))
+            return piece._replace(values=Late(piece.values))  # type: ignore[arg-type]
 
         return late
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import transformers
 from familykit import (
@@ -22,7 +23,7 @@ from familykit import (
 from transformers import PretrainedConfig
 
 LINEAR = "linear_attention"
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
 BACKBONE_PART = Part(
     layers="backbone.layers",
     before=("backbone.embeddings.weight",),

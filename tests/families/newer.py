@@ -22,9 +22,9 @@ from familykit import (
 from transformers import PretrainedConfig
 
 LINEAR = "linear_attention"
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
-DEEPSEEK = {
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+DEEPSEEK: dict[str, Any] = {
     "kv_lora_rank": 8,
     "q_lora_rank": 8,
     "qk_rope_head_dim": 4,
@@ -32,13 +32,13 @@ DEEPSEEK = {
     "v_head_dim": 4,
 }
 # linear attention of two heads for keys and four for values, and full attention
-DELTA = {
+DELTA: dict[str, Any] = {
     "linear_key_head_dim": 4,
     "linear_value_head_dim": 4,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
-HYBRID = {"layer_types": (LINEAR, FULL, LINEAR)}
+HYBRID: dict[str, Any] = {"layer_types": (LINEAR, FULL, LINEAR)}
 KEY_BIAS = r".*\.k_proj\.bias"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import transformers
 from familykit import (
@@ -28,10 +30,10 @@ from transformers import PretrainedConfig
 CAUSAL = np.tril(np.ones((32, 32), np.float32))[None, None]
 FREQUENCIES = np.array([1.0, 0.01], np.float32)
 # Heads of a size that does not follow from the number of heads, and fewer of them for keys.
-WIDE = {"num_key_value_heads": 2, "head_dim": 8}
-GROUPED = {"num_key_value_heads": 2}
+WIDE: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 # Alternating attention, so that the stack [S, F] + [F, S] follows no rule.
-ALTERNATING = {"layer_types": (SLIDING, FULL, SLIDING)}
+ALTERNATING: dict[str, Any] = {"layer_types": (SLIDING, FULL, SLIDING)}
 KEY_BIAS = r".*\.k_proj\.bias"  # adds the same to every score of a query, where nothing turns or norms the keys
 
 
@@ -95,7 +97,7 @@ def store_bare(tensors: Tensors) -> Tensors:
 
 def store_pythia(tensors: Tensors) -> Tensors:
     """Pythia's files on the Hub: every layer has a mask of bytes, a number for what is masked, and the frequencies."""
-    buffers = {
+    buffers: Tensors = {
         "attention.bias": CAUSAL.astype(np.uint8),
         "attention.masked_bias": np.array(-1e9, np.float32),
         "attention.rotary_emb.inv_freq": FREQUENCIES,

@@ -100,7 +100,7 @@ def gemma3_config(stacked: bool) -> PretrainedConfig:
     )
 
 
-QWEN_TOKENS = {
+QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": IMAGE_TOKEN - 1,
     "vision_start_token_id": IMAGE_TOKEN - 2,

@@ -337,7 +337,7 @@ def show(damage: Damage, act: Callable[[Bench], None], examples: int) -> None:
         @given(st.data())
         def attempt(data: st.DataObject) -> None:
             bench.reset()
-            damage(data.draw, bench)
+            damage(data.draw, bench)  # type: ignore[arg-type]
             act(bench)
 
         attempt()

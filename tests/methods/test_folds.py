@@ -82,7 +82,7 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 def assert_same(found: Any, wanted: Any) -> None:
     """The same arrays, byte for byte."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)  # type: ignore[operator]
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert_same_bytes(np.asarray(one), np.asarray(other))
 
@@ -169,7 +169,7 @@ def test_passes_are_what_finish_needs(kind: Kind) -> None:
 
 def assert_form(found: Any, wanted: Any) -> None:
     """The same tree of arrays of the same shapes and dtypes."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)  # type: ignore[operator]
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
@@ -219,7 +219,7 @@ def test_nothing_has_statistics_too(kind: str) -> None:
     )
     if kind == "thresholds":
         assert np.asarray(empty.bits).tolist() == [2**32 - 1] * 3
-        nobody = TopK(keyword="keep", terms=look, counts=lambda *_: [])
+        nobody: Statistic = TopK(keyword="keep", terms=look, counts=lambda *_: [])
     else:
         assert np.asarray(empty).tolist() == [0, 0]
         nobody = BlockSum(keyword="sums", terms=look)
@@ -240,7 +240,7 @@ def test_a_tensor_that_is_no_number_spoils_no_other() -> None:
         extent = Extent(tuple(len(each[0]) for each in tensors), 2, F32, 3)
         state = copied(SUMS.init(extent, {}, {}))
         for number, own in enumerate(tensors):
-            words = np.uint32([number, number, 0, len(own[0])])
+            words = np.asarray([number, number, 0, len(own[0])], np.uint32)
             place = Place(words[0], words[1], words[2], np.zeros(2, np.uint32), words[3])
             padded_terms = [jnp.asarray(padded(each, 3 * BLOCK)) for each in own]
             state = SUMS.close(update_of(SUMS, True)(state, padded_terms, place), number)

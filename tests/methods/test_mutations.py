@@ -18,7 +18,7 @@ from jmerge.errors import JmergeError
 from jmerge.methods.linear import linear
 from jmerge.methods.wrap import conditioned, lines
 from jmerge.testing import laws
-from jmerge.testing.examples import Setting
+from jmerge.testing.examples import FEW, Setting
 from jmerge.testing.laws import LAWS, cases
 from jmerge.testing.ways import forget_kernels
 
@@ -30,7 +30,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No compiled program outlives the function it was made of; a few shapes are enough here, and what has to hold
     to rounding is compiled quickly, for no other law needs these programs."""
     monkeypatch.setattr(Setting, "way", lambda self, shape: "quick")
-    monkeypatch.setattr(laws, "SHAPES", (*laws.FEW, (1,)))
+    monkeypatch.setattr(laws, "SHAPES", (*FEW, (1,)))
     monkeypatch.setattr(laws, "SHORT", ())
     monkeypatch.setattr(laws, "LONGEST", ())
     monkeypatch.setattr(laws, "PIECES", laws.PIECES[-1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +45,11 @@ def of_large(
 @pytest.mark.parametrize(("shape", "index"), LARGE)
 def test_large_arrays(shape: tuple[int, ...], index: tuple[int | slice, ...], start: int) -> None:
     words = jnp.asarray(split_position(start), jnp.uint32)
-    high, low = (
-        of_large(shape, index, lambda word=word: flat_positions(shape, words)[word])
-        for word in (0, 1)
-    )
+
+    def flat_word(word: int) -> jax.Array:
+        return flat_positions(shape, words)[word]
+
+    high, low = (of_large(shape, index, partial(flat_word, word)) for word in (0, 1))
     wanted = exact(shape, index, start)
     np.testing.assert_array_equal(high.astype(np.uint64) << np.uint64(32) | low, wanted)
     for last in (int(wanted.flat[0]), int(wanted.flat[-1]) - 1, 0, 2**50):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,9 @@ from jmerge.methods.streams import Stream, stream_of
 
 COUNT = 1 << 20
 VECTOR_KEY = (537678479, 937196275)
-VECTOR = np.float32([0.7119155526161194, 0.5378876328468323, 0.5966533422470093, 0.598101019859314])
+VECTOR = np.asarray(
+    [0.7119155526161194, 0.5378876328468323, 0.5966533422470093, 0.598101019859314], np.float32
+)
 LAYER_STREAM, LAYER_KEY = ((784884616, 3370917629), (3,)), (1777810645, 1094176175)
 
 
@@ -71,7 +75,7 @@ def test_definition(start: int) -> None:
     """The array function is the definition, at any position."""
     key = make_key(7, stream_of("x"), 1)
     wanted = [by_hand(key, start + i) for i in range(8)]
-    np.testing.assert_array_equal(numbers(7, "x", 1, 8, start), np.float32(wanted))
+    np.testing.assert_array_equal(numbers(7, "x", 1, 8, start), np.asarray(wanted, np.float32))
 
 
 def test_pieces_agree_with_the_whole() -> None:
@@ -108,7 +112,7 @@ def test_uniform(seed: int) -> None:
         ((0, "t", 0, COUNT), (0, "t", 0, COUNT, 1 << 32)),  # the same low word
     ],
 )
-def test_independent(first: tuple, second: tuple) -> None:
+def test_independent(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
     """Correlation of the numbers and of their upper halves is noise."""
     a, b = numbers(*first), numbers(*second)
     for x, y in ((a, b), (a > 0.5, b > 0.5), ((a * 4096) % 1, (b * 4096) % 1)):

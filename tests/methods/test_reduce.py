@@ -31,7 +31,7 @@ def hidden(size: int) -> np.ndarray:
     return values
 
 
-HARD = {
+HARD: dict[str, Callable[[int], np.ndarray]] = {
     "positive": lambda size: np.random.default_rng(size).uniform(0, 1, size),
     "squares": lambda size: np.random.default_rng(size).standard_normal(size) ** 2,
     "random signs": lambda size: np.random.default_rng(size).standard_normal(size),
@@ -58,11 +58,11 @@ def exactly(values: np.ndarray) -> float:
 
 @sizes
 @dtypes
-def test_error_is_that_of_adding_the_numbers_of_the_plain_part(size, dtype) -> None:
+def test_error_is_that_of_adding_the_numbers_of_the_plain_part(size: int, dtype: type) -> None:
     """Only the plain part, a tree six levels deep, rounds: half a unit a level of what it adds. The pairs do not."""
     half_unit = float(np.finfo(dtype).eps) / 2
     for name, values in HARD.items():
-        terms = values(size).astype(dtype)
+        terms: np.ndarray = values(size).astype(dtype)
         allowed = math.log2(PLAIN) * exactly(np.abs(terms)) + 3 * abs(exactly(terms))
         assert abs(float(added(terms)) - exactly(terms)) <= 1.01 * half_unit * allowed, name
 
@@ -70,34 +70,38 @@ def test_error_is_that_of_adding_the_numbers_of_the_plain_part(size, dtype) -> N
 @sizes
 @dtypes
 @pytest.mark.parametrize("name", ["positive", "squares", "hidden"])
-def test_to_rounding_where_nothing_cancels_within_a_block(name, size, dtype) -> None:
+def test_to_rounding_where_nothing_cancels_within_a_block(
+    name: str, size: int, dtype: type
+) -> None:
     """Sums of squares, and sums of which most cancels between blocks, are right to rounding."""
-    terms = HARD[name](size).astype(dtype)
-    assert_close(added(terms), np.float64(exactly(terms)), ulp=4)
+    terms: np.ndarray = HARD[name](size).astype(dtype)
+    assert_close(added(terms), np.asarray(exactly(terms)), ulp=4)
 
 
 def test_the_hidden_sum_is_hard() -> None:
     """numpy's float32 sum, itself pairwise, loses what `total` keeps: the test above can fail."""
-    terms = hidden(64 * BLOCK + 1).astype(np.float32)
+    terms: np.ndarray = hidden(64 * BLOCK + 1).astype(np.float32)
     lost = abs(float(terms.sum()) - exactly(terms))
     assert lost > 1000 * abs(float(added(terms)) - exactly(terms))
 
 
 @pytest.mark.parametrize("size", [0, 5, BLOCK + 1, 7 * BLOCK + 11])
 @dtypes
-def test_jit_and_eager_give_the_same_bits(size, dtype) -> None:
+def test_jit_and_eager_give_the_same_bits(size: int, dtype: type) -> None:
     for values in HARD.values():
-        terms = values(size).astype(dtype)
+        terms: np.ndarray = values(size).astype(dtype)
         assert_same_bytes(added(terms, total), added(terms))
 
 
 @dtypes
-def test_cut_anywhere_between_blocks_the_same_bits(dtype) -> None:
+def test_cut_anywhere_between_blocks_the_same_bits(dtype: type) -> None:
     """Pieces of whole blocks, each summed alone, give what the whole gives."""
     blocks = 13
     pairs_of, total_of = jax.jit(block_pairs), jax.jit(add_blocks)
     for values in HARD.values():
-        terms = np.stack([values(blocks * BLOCK), values(blocks * BLOCK)[::-1]]).astype(dtype)
+        terms: np.ndarray = np.stack([values(blocks * BLOCK), values(blocks * BLOCK)[::-1]]).astype(
+            dtype
+        )
         with jax.enable_x64(dtype == np.float64):
             whole = np.asarray(jitted(list(jnp.asarray(terms))))
             for borders in ([], [1], [12], [4, 8], [1, 2, 3, 4, 5], range(1, 13)):
@@ -111,7 +115,7 @@ def test_padding_of_pairs_and_terms_adds_nothing() -> None:
     """The engine pads the last piece to a kernel's length and the blocks to a power of two."""
     pairs_of, total_of = jax.jit(block_pairs), jax.jit(add_blocks)
     for name, values in HARD.items():
-        terms = values(5 * BLOCK + 3).astype(np.float32)
+        terms: np.ndarray = values(5 * BLOCK + 3).astype(np.float32)
         padded = np.zeros(8 * BLOCK, np.float32)
         padded[: terms.size] = terms
         pairs = pairs_of([jnp.asarray(padded)])
@@ -122,9 +126,9 @@ def test_padding_of_pairs_and_terms_adds_nothing() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (3, 5), (2, 64, 129)])
 @dtypes
-def test_any_shape_is_its_flat_order(shape, dtype) -> None:
+def test_any_shape_is_its_flat_order(shape: tuple[int, ...], dtype: type) -> None:
     """Scalars and empty tensors too; the terms of one call are added each on its own."""
-    terms = np.asarray(np.random.default_rng(0).standard_normal(shape)).astype(dtype)
+    terms: np.ndarray = np.asarray(np.random.default_rng(0).standard_normal(shape)).astype(dtype)
     with jax.enable_x64(dtype == np.float64):
         found = np.asarray(jitted([jnp.asarray(terms), jnp.asarray(-2 * terms)]))
     assert found.shape == (2,) and found.dtype == dtype

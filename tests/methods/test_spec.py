@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -168,7 +169,9 @@ def install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     )
 
 
-def test_an_installed_module_registers_itself(monkeypatch, tmp_path) -> None:
+def test_an_installed_module_registers_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "their_methods.py").write_text(
         "from jmerge.methods import PerModel, merge_method\n"
         "@merge_method('theirs', takes='models', weight=PerModel())\n"
@@ -184,7 +187,9 @@ def test_an_installed_module_registers_itself(monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize(
     "body", ["import no_such_module", "1 / 0", "from jmerge.methods import nothing", "x = ("]
 )
-def test_an_installed_module_that_fails_is_named(monkeypatch, tmp_path, body: str) -> None:
+def test_an_installed_module_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str
+) -> None:
     """Their mistake is one line that names the method and where it comes from, whatever the error was."""
     (tmp_path / "their_broken_methods.py").write_text(body + "\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -195,8 +200,8 @@ def test_an_installed_module_that_fails_is_named(monkeypatch, tmp_path, body: st
     assert "\n" not in str(warned[0].message)
     # and a merge by it says so, one by another method nothing
     for method, told in (("theirs", words), ("their", words), ("linear", None)):
-        recipe = {"merge_method": method, "models": [{"model": {"x": np.ones(2)}}] * 2}
-        recipe["parameters"] = {"weight": 1}
+        models = [{"model": {"x": np.ones(2)}}] * 2
+        recipe = {"merge_method": method, "models": models, "parameters": {"weight": 1}}
         if told is None:
             assert set(jmerge.plan(recipe).outputs) == {"x"}
         else:
@@ -275,7 +280,9 @@ CURVES: dict[str, tuple[Callable[[Any], jax.Array], Any]] = {
 
 
 @pytest.mark.parametrize(("curve", "at"), CURVES.values(), ids=CURVES.keys())
-def test_gradient_in_the_numbers_agrees_with_finite_differences(curve, at) -> None:
+def test_gradient_in_the_numbers_agrees_with_finite_differences(
+    curve: Callable[[Any], jax.Array], at: Any
+) -> None:
     with jax.enable_x64(True):
         at = jnp.asarray(at, jnp.float64)
         found = np.asarray(jax.jit(jax.grad(lambda x: loss(curve(x))))(at))
@@ -325,7 +332,9 @@ ARRAYS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
 
 
 @pytest.mark.parametrize(("method", "models"), ARRAYS.values(), ids=ARRAYS.keys())
-def test_gradient_in_the_tensors_agrees_with_finite_differences(method, models) -> None:
+def test_gradient_in_the_tensors_agrees_with_finite_differences(
+    method: Callable[[jax.Array], jax.Array], models: int
+) -> None:
     """Learning through a merge: the sums, and the steps that follow from them, are differentiated too."""
     with jax.enable_x64(True):
         at = tensors(models)
@@ -371,7 +380,9 @@ MAPPED: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @pytest.mark.parametrize("method", MAPPED.values(), ids=MAPPED.keys())
-def test_vmap_over_many_weightings_is_one_after_the_other(method) -> None:
+def test_vmap_over_many_weightings_is_one_after_the_other(
+    method: Callable[[jax.Array], jax.Array],
+) -> None:
     found = np.asarray(jax.jit(jax.vmap(method))(jnp.asarray(WEIGHTINGS)))
     one = jax.jit(method)
     assert found.shape == (len(WEIGHTINGS), *SHAPE)

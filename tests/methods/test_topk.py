@@ -317,8 +317,10 @@ def test_more_than_32_bits_of_elements() -> None:
         assert isinstance(value, Again)
         state = value.state
     # all of the large keys are kept; of the threes one, and all three
+    assert isinstance(value, Again)
     assert np.asarray(value.only).tolist() == [NONE, 1, NONE, NONE]
     found = SEARCH.finish(fed(state, few, 1, last=True))
+    assert isinstance(found, Threshold)
     assert plain(found) == ([7, 3, 3, 2], [times + 5, times, times + 5, times + 5])
 
 

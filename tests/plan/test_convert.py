@@ -60,7 +60,7 @@ def test_inputs_have_the_form_of_the_donor(name: str, tmp_path: Path) -> None:
         assert len(plan.warnings) - ("config.json" in str(plan.warnings)) >= 1
         files = open_checkpoint(tmp_path / other)
 
-        def read(item: Read, first: int, buffer: np.ndarray, own: Row = own) -> None:
+        def read(item: Read, first: int, buffer: np.ndarray, own: Stored = own) -> None:
             raw = np.ascontiguousarray(own.tensors[item.name]).reshape(-1).view(np.uint8)
             assert 0 <= first and first + buffer.size <= raw.size
             buffer[:] = raw[first : first + buffer.size]

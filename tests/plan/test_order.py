@@ -109,7 +109,11 @@ def test_by_config_and_place(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every fault of the order at once, with the layers of the kind."""
-    rules = {"first_k_dense_replace": 1, "attn_layer_period": 2, "attn_layer_offset": 1}
+    rules: dict[str, Any] = {
+        "first_k_dense_replace": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    }
     write(tmp_path / "a", 0, **rules)
     tail = "; pick layers in another order"
     instead = f"{tail}, or write 'mlp_layer_types' into config.json if its class reads that"
@@ -307,7 +311,7 @@ def test_what_the_first_layer_alone_lacks(
 
 def test_fields_that_nothing_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is named, with what to do; config.json without them is merged."""
-    fields = {"cross_layer_interval": 2, "num_linear_layers": 4, "exit_layer": 3}
+    fields: dict[str, Any] = {"cross_layer_interval": 2, "num_linear_layers": 4, "exit_layer": 3}
     write(tmp_path / "a", 0, **fields)
     errors = refused(tmp_path, stack(("a", 0, 4), ("a", 1, 4)), capsys)
     assert [next(key for key in fields if f"'{key}'" in line) for line in errors] == list(fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -40,7 +41,7 @@ def task(name: str) -> np.ndarray:
     return base + 0.5 * (a - base) + 2 * (b - base)
 
 
-PATTERNS = {
+PATTERNS: dict[str, Callable[[str], bool]] = {
     "only: ['*.mlp.*']\n": lambda name: ".mlp." in name,
     "only: '*.layers.1.*'\n": lambda name: ".layers.1." in name,
     "except: ['*norm*', lm_head.weight]\n": lambda name: "norm" not in name and "lm_" not in name,

@@ -224,7 +224,7 @@ def test_unknown_spellings(
 ) -> None:
     """Refused once, with the map that pairs everything, whichever is the donor; or with the line that leaves it out."""
     spell, rules = UNKNOWN[kind]
-    spellings = [str, spell] if donor == "plain" else [spell, str]
+    spellings: list[Spelling] = [str, spell] if donor == "plain" else [spell, str]
     models = {}
     for seed, (name, each) in enumerate(zip("ab", spellings, strict=True)):
         models[name] = {each(key): array for key, array in text(seed).items()}

@@ -73,9 +73,9 @@ def test_other_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("kinds", ["F32 U8", "U8 BOOL", "BOOL F32"])
 def test_masks_of_two_kinds(tmp_path: Path, kinds: str) -> None:
     """A causal mask is the same whether it is stored as numbers, bytes or flags: the first model's is taken."""
-    types = {"F32": np.float32, "U8": np.uint8, "BOOL": np.bool_}
+    types: dict[str, Any] = {"F32": np.float32, "U8": np.uint8, "BOOL": np.bool_}
     for seed, (model, kind) in enumerate(zip("ab", kinds.split(), strict=True)):
-        mask = {"h.0.attn.bias": np.tri(4, dtype=types[kind])[None, None]}
+        mask: dict[str, np.ndarray] = {"h.0.attn.bias": np.tri(4, dtype=types[kind])[None, None]}
         write_checkpoint(tmp_path / model, llama_tensors(seed) | mask, llama_config())
     plan = jmerge.plan(write(tmp_path, SOUP))
     (step,) = (step for step in plan.steps if step.name == "h.0.attn.bias")

@@ -30,7 +30,7 @@ def fp8(seed: int) -> dict[str, np.ndarray]:
     for name, array in llama_tensors(seed, vocab=64).items():
         if "proj" in name:
             tensors[name] = array.astype(ml_dtypes.float8_e4m3fn)
-            tensors[name.replace(".weight", ".scale_weight")] = np.float32([0.5 + seed])
+            tensors[name.replace(".weight", ".scale_weight")] = np.asarray([0.5 + seed], np.float32)
         else:
             tensors[name] = array.astype(ml_dtypes.bfloat16)
     return tensors
@@ -151,7 +151,10 @@ def test_flat_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_told_with_what_else_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A key, a number, a folder that is not there, a part of a model and a quantised one: one round."""
     write_checkpoint(tmp_path / "a", part(0, EMPTY["all matrices"]), llama_config())
-    codes = {"x.weight": np.ones((2, 2), np.int8), "x.weight_scale": np.ones(2, np.float32)}
+    codes: dict[str, np.ndarray] = {
+        "x.weight": np.ones((2, 2), np.int8),
+        "x.weight_scale": np.ones(2, np.float32),
+    }
     write_checkpoint(tmp_path / "b", llama_tensors(1) | codes, llama_config())
     recipe = SOUP.replace("merge_method: linear", "merge_method: ties\nbase_model: {nowhere}")
     lines = refused(tmp_path, recipe + "dtpye: float16\ndtype: int8\n", capsys)

@@ -73,7 +73,7 @@ NESTED_CONFIG = {
 def t5_tensors(seed: int) -> dict[str, np.ndarray]:
     """An encoder of 3 layers and a decoder of 2 around a shared embedding."""
     rng = np.random.default_rng(seed)
-    shapes = {"shared.weight": (16, 8), "lm_head.weight": (16, 8)}
+    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (16, 8), "lm_head.weight": (16, 8)}
     for side, depth in (("encoder", 3), ("decoder", 2)):
         for i in range(depth):
             shapes[f"{side}.block.{i}.layer.0.SelfAttention.q.weight"] = (8, 8)

@@ -111,7 +111,7 @@ UP = "model.layers.11.mlp.up_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
 HEAD = "lm_head.weight"
 
-FILTERS = {
+FILTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "first_match_wins": (
         "[{filter: self_attn, value: 1}, {filter: q_proj, value: 2}, {value: 3}]",
         {Q: 1, UP: 3, NORM: 3, HEAD: 3},

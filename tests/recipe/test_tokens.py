@@ -204,10 +204,9 @@ def test_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "union").mkdir()
     head = HEAD.replace("model: union", "model: ./union")
-    assert Recipe.from_text(head + "tokenizer_source: union").tokenizer.source == "union"
-    assert Recipe.from_text(head + "tokenizer_source: ./union").tokenizer.source == ModelRef(
-        "./union"
-    )
+    for word, source in {"union": "union", "./union": ModelRef("./union")}.items():
+        part = Recipe.from_text(head + f"tokenizer_source: {word}").tokenizer
+        assert part is not None and part.source == source
 
 
 def test_models_that_it_names() -> None:
@@ -230,6 +229,7 @@ tokenizer:
     assert recipe.fault("x", where).line == 9
     assert recipe.first_path(A) == ("models", 0, "model")
     found = recipe.tokenizer
+    assert found is not None
     assert list(found.refs()) == [
         (A, ("tokenizer", "source")),
         (UNION, ("tokenizer", "tokens", "x", "source")),

@@ -22,7 +22,7 @@ models:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A merge of a sound model and one with NaN in a row of five tensors, and a mask with infinity in both."""
-    mask = {"model.masked_bias": np.float32([-np.inf])}
+    mask = {"model.masked_bias": np.asarray([-np.inf], np.float32)}
     tensors = llama_tensors(1) | mask
     for count, name in enumerate([n for n in tensors if "proj" in n][:5], 1):
         tensors[name][0, :count] = np.nan

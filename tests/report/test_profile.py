@@ -18,7 +18,7 @@ from jmerge.report.profile import Profile
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 from jmerge.tracer import Span, Where
 
-SIZES = {"vocab": 2500}  # so that embedding and head are no small tensors
+SIZES: dict[str, Any] = {"vocab": 2500}  # so that embedding and head are no small tensors
 TENSORS = len(llama_tensors(0))
 
 

@@ -20,6 +20,15 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class Place:
     """The folder, and what it says and holds."""
 
+    said: Said  # of the last merge
+    # tensors of models, as fixtures name them
+    base: dict[str, np.ndarray]
+    chat: dict[str, np.ndarray]
+    padded: dict[str, np.ndarray]
+    one: dict[str, np.ndarray]
+    two: dict[str, np.ndarray]
+    three: dict[str, np.ndarray]
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = 0

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenkit as kit
@@ -93,7 +94,7 @@ def test_most_frequent() -> None:
     assert most_frequent(["c", "b", "a", "b", "a"])[0] == "b"
 
 
-def choose(tail: str, *templates: str | None) -> tuple[object, ...]:
+def choose(tail: str, *templates: str | None) -> tuple[Any, ...]:
     """What a recipe with this line makes of two models' templates, and the marks that the one chosen writes."""
     return choose_template(kit.recipe_of("a", "b", tail=tail), templates or (None, None))[:4]
 

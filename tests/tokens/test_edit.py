@@ -27,7 +27,7 @@ def test_new_tokens(kind: str) -> None:
     document = json.loads(kit.trained(kind))
     before = copy.deepcopy(document)
     known = reread(document)
-    ordinary = next(t for t in reversed(known.ids) if t not in known.added)
+    ordinary = next(t for t in reversed(list(known.ids)) if t not in known.added)
     wanted = known.with_added({"<new>": SPECIAL, "Ġmore": PLAIN, ordinary: PLAIN})
     found = edited(document, wanted)
     assert reread(found) == wanted

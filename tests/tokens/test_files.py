@@ -11,6 +11,7 @@ import tokenkit as kit
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from jmerge.tokens.files import NO_EDITS, FileEdits, pretty, template_edits, vocabulary_edits
 from jmerge.tokens.model import ModelTokens
@@ -127,7 +128,7 @@ def test_pieces_become_a_tokenizer_when_they_must(tmp_path: Path) -> None:
     assert vocabulary_edits(donor, donor.vocabulary) == NO_EDITS
     edits = vocabulary_edits(donor, donor.vocabulary.with_added(NEW))
     assert not edits.left_out
-    made = kit.Tokenizer.from_str(edits.written["tokenizer.json"].decode())
+    made = Tokenizer.from_str(edits.written["tokenizer.json"].decode())
     assert made.encode("a b<|new|>").ids == [1, 3, 4, 5]
     assert (
         loaded(edits, "tokenizer_config.json")["added_tokens_decoder"]["5"]["content"] == "<|new|>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def three(place: Place) -> Place:
     """A base of 64 tokens, a chat model with two more, and one with four that have no row."""
     place.base = place.model("base", kit.words(*BASE))
     place.chat = place.model("chat", kit.words(*BASE, added=EXTRA))
-    ghosts = {f"<ghost{i}>": {} for i in range(4)}
+    ghosts: dict[str, Any] = {f"<ghost{i}>": {} for i in range(4)}
     place.padded = place.model("padded", kit.words(*BASE, added=ghosts), rows=64)
     return place
 
@@ -197,9 +198,13 @@ def test_tied_models_stay_tied(place: Place) -> None:
 
 def test_biases_with_an_entry_for_each_token(place: Place) -> None:
     """They are tables of one column: moved, filled and padded; what no other model has is zero."""
-    base = place.model("base", kit.words("a", "b"), tensors={"lm_head.bias": np.float32([6, 12])})
+    base = place.model(
+        "base", kit.words("a", "b"), tensors={"lm_head.bias": np.asarray([6, 12], np.float32)}
+    )
     other = place.model(
-        "other", kit.words("b", "c", "a"), tensors={"lm_head.bias": np.float32([3, 6, 9])}
+        "other",
+        kit.words("b", "c", "a"),
+        tensors={"lm_head.bias": np.asarray([3, 6, 9], np.float32)},
     )
     tail = "tokenizer: {source: union, pad_to_multiple_of: 4}"
     made = place.run(place.linear("base", "other", tail=tail))
@@ -268,7 +273,7 @@ def test_16_bit_tables(place: Place) -> None:
     """Means are float32 until the one cast at the end; the result has the dtype of the tables."""
     import ml_dtypes
 
-    drawn = {}
+    drawn: dict[str, np.ndarray] = {}
     for name, words in {"base": "ab", "one": "acb", "two": "cab"}.items():
         rng = np.random.default_rng(len(drawn))
         table = rng.standard_normal((len(words), 8)).astype(ml_dtypes.bfloat16)

@@ -137,7 +137,7 @@ def test_spec_numbers() -> None:
 
 def test_dtypes() -> None:
     """float32 of anything smaller, with means that are not rounded to it; float64 stays."""
-    half = {
+    half: dict[int, np.ndarray] = {
         0: np.array([[1.0]], np.float16),
         1: np.array([[2049.0]], np.float32),
         2: np.array([[1.0]], np.float16),
@@ -183,8 +183,8 @@ def worlds(draw: st.DrawFn) -> World:
     }
     named = np.asarray(draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
     named[draw(st.integers(0, tokens - 1))] = True
-    own = [[draw(st.integers(-1, sizes[m] - 1)) for _ in range(tokens)] for m in range(models)]
-    own = np.where(named, np.asarray(own, np.int32), -1).astype(np.int32)
+    drawn = [[draw(st.integers(-1, sizes[m] - 1)) for _ in range(tokens)] for m in range(models)]
+    own = np.where(named, np.asarray(drawn, np.int32), -1).astype(np.int32)
     fillers = {}
     for i in np.flatnonzero(named):
         if draw(st.booleans()):
@@ -211,7 +211,7 @@ def said_again(world: World) -> list[np.ndarray]:
             if rows.own[m, i] >= 0 and not rows.forced[i]:
                 row = tables[m][rows.own[m, i]]
             elif i in rows.fillers:
-                model, number = rows.fillers[i]
+                model, number = rows.fillers[int(i)]
                 row = np.zeros(2) if model < 0 else tables[model][number]
             elif 0 in has:
                 row = tables[0][rows.own[0, i]]

@@ -167,6 +167,6 @@ def aligned(place: Path, recipe: Recipe, **inputs: Any) -> Alignment:
         text, *sizes = given if isinstance(given, tuple) else (given,)
         files = text if isinstance(text, dict) else {"tokenizer__json": text}
         tokens = None if text is None else read(place / name, **files)
-        rows = sizes[0] if sizes else tokens.vocabulary.size
+        rows = sizes[0] if sizes or tokens is None else tokens.vocabulary.size
         found[ModelRef(name)] = Input(tokens, rows, *sizes[1:])
     return align(recipe, found)

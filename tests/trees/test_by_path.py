@@ -68,7 +68,7 @@ def test_traced_numbers_in_it() -> None:
     def norm(attn: jax.Array) -> jax.Array:
         weight = by_path({"*attn": attn, "*mlp": over_layers(attn, 1.0)}, default=0.0)
         merged = jmerge.merge_trees([ONES], method="task_arithmetic", base=ZEROS, weight=weight)
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(merged))
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(merged)), jnp.asarray(0.0))
 
     # five of attention, and of the other five 1, 3/4 .. 0 of it
     for slope in (jax.grad(norm), jax.jit(jax.grad(norm))):
@@ -98,8 +98,8 @@ def test_densities_by_path_are_those_of_each_leaf_alone() -> None:
     [
         (lambda: by_path({"*": "0.5"}), TypeError, "by_path: '.': expected a number, found '0.5'"),
         (lambda: by_path({"*": None}), TypeError, "found None"),
-        (lambda: by_path({1: 0.5}), TypeError, "a pattern is a string"),
-        (lambda: by_path([0.5]), TypeError, "takes a mapping"),
+        (lambda: by_path({1: 0.5}), TypeError, "a pattern is a string"),  # type: ignore[dict-item]
+        (lambda: by_path([0.5]), TypeError, "takes a mapping"),  # type: ignore[arg-type]
         (lambda: over_layers(0.1, len), TypeError, "over_layers: expected a number"),
         (lambda: over_layers([0.1, 0.2], 1.0), TypeError, "over_layers: expected a number, found .0.1, 0.2."),
         (lambda: over_layers(object(), 1.0), TypeError, "over_layers: expected a number, found <object"),

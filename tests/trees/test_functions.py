@@ -61,9 +61,9 @@ def test_types_are_those_of_the_declaration(name: str) -> None:
             assert default == declared.default or (default, declared.default) == ("norm", True)
         else:
             assert default is inspect.Parameter.empty or (key, default) == ("weight", 1.0)
-        kind = ast.unparse(
-            next(a for a in stub.kwonlyargs if a.arg == method.keywords[key]).annotation
-        )  # type: ignore[arg-type]
+        note = next(a for a in stub.kwonlyargs if a.arg == method.keywords[key]).annotation
+        assert note is not None
+        kind = ast.unparse(note)
         assert ("Each" in kind) == declared.per_model, key
 
 
@@ -117,16 +117,17 @@ def test_type_checkers_see_them(tmp_path: Path) -> None:
 # What they do
 
 
-BASE = {"w": jnp.arange(12.0).reshape(3, 4), "n": 3}
-MODELS = [{"w": BASE["w"] + jnp.sin(BASE["w"] * k), "n": 3} for k in (1, 2)]
+BASE: dict[str, Any] = {"w": jnp.arange(12.0).reshape(3, 4), "n": 3}
+MODELS: list[dict[str, Any]] = [{"w": BASE["w"] + jnp.sin(BASE["w"] * k), "n": 3} for k in (1, 2)]
 
 
 def test_they_are_merge_trees_by_name() -> None:
-    for name, numbers in {
+    cases: dict[str, dict[str, Any]] = {
         "linear": {"weight": 1.0},
         "task_arithmetic": {"weight": 1.0, "scale": 0.5},
-    }.items():
-        origin = {} if name == "linear" else {"base": BASE}
+    }
+    for name, numbers in cases.items():
+        origin: dict[str, Any] = {} if name == "linear" else {"base": BASE}
         wanted = jmerge.merge_trees(MODELS, method=name, **origin, **numbers)
         own = {key: value for key, value in numbers.items() if key != "weight"}
         found = getattr(jmerge, name)(MODELS, **origin, **own)
@@ -144,15 +145,15 @@ def test_they_are_merge_trees_by_name() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: jmerge.slerp(MODELS[:1], base=BASE), "'slerp' needs 't': 0 gives the base"),
-        (lambda: jmerge.ties(MODELS), "'ties' needs a base; pass base="),
-        (lambda: jmerge.linear(MODELS, base=BASE), "'linear' takes no base"),
-        (lambda: jmerge.slerp(MODELS[:1], base=BASE, tt=1.0), "'tt' is not a parameter of 'slerp'; did you mean 't'"),
-        (lambda: jmerge.ties(MODELS, base=BASE, denisty=0.5), "did you mean 'density'"),
-        (lambda: jmerge.ties(MODELS, base=BASE, rescale="chance"), "'rescale' is True, 'norm' or False; found 'chance'"),
-        (lambda: jmerge.dare_ties(MODELS, base=BASE, rescale="chances"), "is True, 'norm', 'chance' or False"),
+        (lambda: jmerge.slerp(MODELS[:1], base=BASE), "'slerp' needs 't': 0 gives the base"),  # type: ignore[call-arg]
+        (lambda: jmerge.ties(MODELS), "'ties' needs a base; pass base="),  # type: ignore[call-arg]
+        (lambda: jmerge.linear(MODELS, base=BASE), "'linear' takes no base"),  # type: ignore[call-arg]
+        (lambda: jmerge.slerp(MODELS[:1], base=BASE, tt=1.0), "'tt' is not a parameter of 'slerp'; did you mean 't'"),  # type: ignore[call-arg]
+        (lambda: jmerge.ties(MODELS, base=BASE, denisty=0.5), "did you mean 'density'"),  # type: ignore[call-arg]
+        (lambda: jmerge.ties(MODELS, base=BASE, rescale="chance"), "'rescale' is True, 'norm' or False; found 'chance'"),  # type: ignore[arg-type]
+        (lambda: jmerge.dare_ties(MODELS, base=BASE, rescale="chances"), "is True, 'norm', 'chance' or False"),  # type: ignore[arg-type]
         (lambda: jmerge.dare_ties(MODELS, base=BASE, key=jax.random.PRNGKey(0)), "key is a key without a type"),
-        (lambda: jmerge.dare_ties(MODELS, base=BASE, seed=1, key=1), "seed and key say the same"),
+        (lambda: jmerge.dare_ties(MODELS, base=BASE, seed=1, key=1), "seed and key say the same"),  # type: ignore[call-arg]
     ],
 )  # fmt: skip
 def test_mistakes(call: Any, message: str) -> None:
@@ -217,7 +218,7 @@ def test_a_function_of_ones_own() -> None:
     )
     np.testing.assert_array_equal(with_base["w"], BASE["w"])
     ties = REGISTRY["ties"].function
-    numbers = {"base": BASE, "weight": 1.0, "density": 0.5}
+    numbers: dict[str, Any] = {"base": BASE, "weight": 1.0, "density": 0.5}
     np.testing.assert_array_equal(
         jmerge.merge_trees(MODELS, method=ties, **numbers)["w"], jmerge.ties(MODELS, **numbers)["w"]
     )

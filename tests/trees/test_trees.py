@@ -120,9 +120,9 @@ def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
 def test_sixteen_bits_are_merged_in_float32(method: str) -> None:
     """Results are the float32 merge of the widened inputs, rounded once."""
     base, models = inputs_of(method, jnp.bfloat16)
-    wide = jax.tree.map(lambda array: array.astype(jnp.float32), (base, models))
+    wide_base, wide = jax.tree.map(lambda array: array.astype(jnp.float32), (base, models))
     found = jax.tree.leaves(merge(method, base, models, NUMBERS[method]))
-    wanted = jax.tree.leaves(merge(method, *wide, NUMBERS[method]))
+    wanted = jax.tree.leaves(merge(method, wide_base, wide, NUMBERS[method]))
     for ours, exact in zip(found, wanted, strict=True):
         assert ours.dtype == jnp.bfloat16
         assert_same_bytes(np.asarray(ours), np.asarray(exact.astype(jnp.bfloat16)))
@@ -149,7 +149,7 @@ def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
 
     def loss(numbers: dict[str, Any]) -> jax.Array:
         leaves = jax.tree.leaves(merge(method, base, models, {**fixed, **numbers}))
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
+        return sum((jnp.sum(jnp.sin(leaf)) for leaf in leaves), jnp.asarray(0.0))
 
     return loss
 
@@ -203,7 +203,7 @@ def test_many_weightings_at_once(method: str) -> None:
 def test_flax_modules() -> None:
     """The state of an nnx module is a tree like another."""
     models = [nnx.Linear(3, 4, rngs=nnx.Rngs(seed)) for seed in range(2)]
-    states = [nnx.state(model, nnx.Param) for model in models]
+    states: list[Any] = [nnx.state(model, nnx.Param) for model in models]
     mean = (states[0]["kernel"][...] + states[1]["kernel"][...]) / 2
     merged = jmerge.merge_trees(states, method="linear", weight=0.5)
     nnx.update(models[0], merged)
@@ -225,7 +225,7 @@ def test_whole_models_are_the_whole_tree() -> None:
 def test_depth_is_a_tree() -> None:
     base, models = draw(2)
     depth = {"b": 0.0, "layers.0.w": 0.0, "layers.1.w": 1.0}
-    numbers = {"weight": 0.5, "lines_alpha": 0.25, "lines_beta": 0.5}
+    numbers: dict[str, Any] = {"weight": 0.5, "lines_alpha": 0.25, "lines_beta": 0.5}
     plain = jmerge.merge_trees(models, method="task_arithmetic", base=base, weight=0.5)
     found = jmerge.merge_trees(
         models, method="lines(task_arithmetic)", base=base, depth=depth, **numbers
@@ -299,7 +299,7 @@ def test_traced_densities_count_as_float32_says() -> None:
         numbers = {"weight": 1.0, "density": density, **rest}
         return jmerge.merge_trees(models, method="ties", base=base, **numbers)
 
-    densities = np.float32([0.0, 0.3, 1 / 3, 1.0])
+    densities = np.asarray([0.0, 0.3, 1 / 3, 1.0], np.float32)
     found = jax.jit(jax.vmap(sparse))(densities)
     for i, density in enumerate(densities):
         for name, array in sparse(density).items():
@@ -338,7 +338,7 @@ def test_wrappers_go_around_what_they_fit(method: str) -> None:
 @pytest.mark.parametrize("method", ["linear", "emr", "pcb", "localize_stitch", "equalize(ties)"])
 def test_trees_with_nothing_to_merge(method: str) -> None:
     base = None if method == "linear" else {"step": np.array([2**40])}
-    numbers = {"weight": 1.0} if "weight" in find_method(method).settable else {}
+    numbers: dict[str, Any] = {"weight": 1.0} if "weight" in find_method(method).settable else {}
     found = jmerge.merge_trees([{"step": np.array([2**40])}], method=method, base=base, **numbers)
     tree = found[0] if method == "emr" else found
     assert_same_bytes(tree["step"], np.array([2**40]))
@@ -357,7 +357,8 @@ def test_plain_numbers_of_all_kinds_under_jit() -> None:
         )
         assert merge(ONE)["w"].shape == (3,)
     with pytest.raises(TypeError, match="same parameter"):
-        jmerge.merge_trees([ONE], method="magmax", base=TWO, scale=1.0, **{"lambda": 2.0})
+        twice: dict[str, Any] = {"scale": 1.0, "lambda": 2.0}
+        jmerge.merge_trees([ONE], method="magmax", base=TWO, **twice)
     with pytest.raises(TypeError, match="scale: expected a number"):  # as it was called
         jmerge.merge_trees([ONE], method="magmax", base=TWO, scale="x")
     with pytest.raises(TypeError, match="'bsae' is not a parameter of 'ties'; did you mean 'base'"):

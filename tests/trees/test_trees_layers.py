@@ -37,7 +37,7 @@ def unstacked(tree: Any, name: str = "layers") -> dict[str, Any]:
 
 
 def assert_equal(found: Any, wanted: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)  # type: ignore[operator]
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert_same_bytes(np.asarray(one), np.asarray(two))
 
@@ -95,11 +95,12 @@ def test_ways_to_say_it(layers: Any) -> None:
 
 def test_an_axis_without_layers() -> None:
     empty = {"w": jnp.zeros((0, 3))}
-    for merge_empty in (
-        lambda t: jmerge.ties([t], base=t, layers=0),
-        jax.jit(lambda t: jmerge.ties([t], base=t, layers=0)),
-    ):
-        assert merge_empty(empty)["w"].shape == (0, 3)
+
+    def merge_empty(tree: Any) -> Any:
+        return jmerge.ties([tree], base=tree, layers=0)
+
+    for each in (merge_empty, jax.jit(merge_empty)):
+        assert each(empty)["w"].shape == (0, 3)
     several = jmerge.emr([empty, empty], base=empty, layers=0)
     assert [tree["w"].shape for tree in several] == [(0, 3)] * 2
 

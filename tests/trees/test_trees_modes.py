@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def test_what_is_not_finite_stays_so(method: str, bad: float) -> None:
 
 def test_the_rest_of_the_tensor_is_merged() -> None:
     models = [{"w": jnp.array([jnp.nan, 1.0, 2.0, 3.0])}, {"w": jnp.array([1.0, 1.0, 2.0, 3.0])}]
-    numbers = {"base": {"w": jnp.zeros(4)}, "density": 0.5}
+    numbers: dict[str, Any] = {"base": {"w": jnp.zeros(4)}, "density": 0.5}
     for run in (lambda f: f, jax.jit):
         found = run(lambda models: jmerge.ties(models, **numbers))(models)
         np.testing.assert_array_equal(found["w"], [np.nan, 0, 2, 3])
@@ -67,7 +68,7 @@ def test_the_rest_of_the_tensor_is_merged() -> None:
 # Other settings of JAX
 
 
-MODES = {
+MODES: dict[str, Callable[[], Any]] = {
     "64 bits": lambda: jax.enable_x64(True),
     "strict": lambda: jax.numpy_dtype_promotion("strict"),
     "no NaN": lambda: jax.debug_nans(True),

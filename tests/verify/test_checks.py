@@ -163,7 +163,7 @@ def same_tensor_in_two_shards(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     names = list(tensors)
     halves = (names[:20], names[19:])
-    entries = {}
+    entries: dict[str, Any] = {}
     for number, half in enumerate(halves, 1):
         file = f"model-{number:05d}-of-00002.safetensors"
         half_of = {name: tensors[name] for name in half}

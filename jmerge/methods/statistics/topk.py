@@ -134,7 +134,7 @@ class TopK(Statistic):
         if not state.of_term or not terms[0].size:
             return state
         # once for all thresholds, not anew for each
-        terms = jax.lax.optimization_barrier(list(terms))  # type: ignore[no-untyped-call]
+        terms = jax.lax.optimization_barrier(list(terms))
         valid = None
         if place.valid is not None:
             lanes = jnp.arange(terms[0].size, dtype=jnp.uint32)
