@@ -13,7 +13,7 @@ from jmerge.ckpt.hub import HUB_ID, open_hub
 from jmerge.ckpt.instead import PICKLES, gguf_advice
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.source import LocalSource, Source, local_folder
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Fault, RunError
 from jmerge.names import nearest
 from jmerge.recipe.refs import IN_MEMORY
 
@@ -69,9 +69,16 @@ def _find(text: str, revision: str | None) -> Source:
     if scheme is None:
         if not HUB_ID.fullmatch(text):
             _refuse_file(text)
-            raise CheckpointError(Fault("is not a folder", file=text, code="JM101"))
+            raise CheckpointError(Fault(f"is not a folder{_here(text)}", file=text, code="JM101"))
         _refuse_neighbours(text)
-        return open_hub(text, revision)
+        try:
+            return open_hub(text, revision)
+        except (CheckpointError, RunError) as error:
+            note = f"; and there is no folder {text}{_here(text)}"
+            faults = [fault._replace(message=fault.message + note) for fault in error.faults]
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(*faults) from error
+            raise RunError(faults[0].text, code=faults[0].code) from error
     name = scheme[1].lower()
     if name == "hf":
         return open_hub(text, revision)
@@ -86,6 +93,11 @@ def _find(text: str, revision: str | None) -> Source:
         raise CheckpointError(Fault(message, file=redacted(text), code="JM103"))
     _refuse_revision(text, revision)
     return STORES[name](text)
+
+
+def _here(text: str) -> str:
+    """What a path is relative to, as the end of a message; empty for one that is not."""
+    return "" if os.path.isabs(os.path.expanduser(text)) else f" in {os.getcwd()}"
 
 
 def _refuse_revision(text: str, revision: str | None) -> None:
@@ -115,7 +127,7 @@ def _refuse_neighbours(text: str) -> None:
     path = Path(text.partition("@")[0])
     _refuse_file(text)
     if os.path.lexists(path):
-        raise CheckpointError(Fault("is not a folder", file=text, code="JM101"))
+        raise CheckpointError(Fault(f"is not a folder{_here(text)}", file=text, code="JM101"))
     if os.path.isdir(path.parent):
         try:
             best = nearest(
