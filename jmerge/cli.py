@@ -7,7 +7,7 @@ import sys
 from jmerge import interrupt
 
 # Those besides merging; `options.HELP` says more about each.
-COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "help")
+COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "quickstart", "help")
 
 
 def program() -> None:

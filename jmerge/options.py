@@ -27,6 +27,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge diff A B [--json] [--html FILE]     say what differs between two models: by tensor, part and layer
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
+  jmerge quickstart [FOLDER]                 write a first recipe and its three small models into a folder
   jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
@@ -86,6 +87,11 @@ jmerge schema
 Prints the JSON schema of recipes. Editors complete and check a recipe whose first line names it:
 
   # yaml-language-server: $schema=recipe.schema.json""",
+    "quickstart": """\
+jmerge quickstart [FOLDER]
+
+Writes the recipe of a first merge and the three small trained models that it merges into FOLDER (default:
+jmerge-quickstart), and prints the command that merges them. FOLDER must be empty or new.""",
     "help": """\
 jmerge help [TOPIC ...]
 
