@@ -100,14 +100,17 @@ def part(farewell: Callable[[], None]) -> None:
 
 def settle(code: int) -> int:
     """What the process that is about to end with `code` ends with; from now on Ctrl-C only makes the end come soon."""
-    _State.code = CODE if _State.came else code
+    _State.code = code  # first: from here on `came` stays what it is
     if _State.came:
+        _State.code = CODE
         say(_State.line)
     return _State.code
 
 
 def _take_note(number: int, frame: FrameType | None) -> None:
-    """Python's part of Ctrl-C, in the main thread. The system's part has woken `_wait`."""
+    """Python's part of Ctrl-C, in the main thread. The system's part has woken `_wait`, which may come too late."""
+    if _State.code is None:
+        _State.came = True
 
 
 def _wait(ear: int) -> None:

@@ -130,7 +130,7 @@ class Running:
         absent: Sequence[int] = (),
         patience: float = 20.0,
         piece: int = PIECE,
-        meeting: float = 30.0,
+        meeting: float = 90.0,  # JAX's client tries ever less often while host 0 is not there yet
         folder: Path,
     ) -> None:
         with socket.socket() as free:
@@ -172,11 +172,11 @@ class Running:
         self.since = time.monotonic()
 
     def end(self, *numbers: int) -> dict[int, Ended]:
-        """How these processes ended, or all, within a minute."""
+        """How these processes ended, or all, within two minutes."""
         ended = {}
         try:
             for n in numbers or tuple(self.processes):
-                out, errors = self.processes[n].communicate(timeout=60)
+                out, errors = self.processes[n].communicate(timeout=120)
                 seconds = time.monotonic() - self.since
                 ended[n] = Ended(self.processes[n].returncode, out, errors, seconds)
         finally:
