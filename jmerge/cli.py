@@ -7,7 +7,17 @@ import sys
 from jmerge import interrupt
 
 # Those besides merging; `options.HELP` says more about each.
-COMMANDS = ("plan", "inspect", "verify", "diff", "methods", "schema", "explain", "help")
+COMMANDS = (
+    "plan",
+    "inspect",
+    "verify",
+    "diff",
+    "methods",
+    "schema",
+    "explain",
+    "quickstart",
+    "help",
+)
 
 
 def program() -> None:

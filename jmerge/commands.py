@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -112,6 +114,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
         "methods": _methods,
         "schema": _schema,
         "explain": _explain_codes,
+        "quickstart": _quickstart,
         "help": _help,
     }
     if words and words[0] in commands:
@@ -324,6 +327,22 @@ def _schema(words: list[str], values: flags.FlagValues) -> int:
     from jmerge.report.schema import recipe_schema
 
     _tell(json.dumps(recipe_schema(), indent=1), data=True)
+    return 0
+
+
+def _quickstart(words: list[str], values: flags.FlagValues) -> int:
+    if values.out is None and not words:
+        words = ["jmerge-quickstart"]
+    (out,) = _paths(words, values, ("out",), "jmerge quickstart")
+    from jmerge.quickstart import MODELS, RECIPE, write_quickstart
+    from jmerge.report.show import size
+
+    written = write_quickstart(Path(out))
+    if not values.quiet:
+        recipe = RECIPE.as_posix()
+        names = ", ".join(model.name for model in MODELS)
+        _tell(f"wrote {recipe} and its models ({names}; {size(written)}) into {out}")
+        _tell(f"next: cd {shlex.quote(out)} && jmerge {recipe} merged")
     return 0
 
 

@@ -28,6 +28,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge methods [NAME]                      say what the merge methods do and take
   jmerge schema                              print the JSON schema of recipes, for editors
   jmerge explain [CODE]                      explain the code at the end of an error or warning, such as JM017
+  jmerge quickstart [FOLDER]                 write a first recipe and its three small models into a folder
   jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
@@ -93,6 +94,11 @@ jmerge explain [CODE ...]
 
 Errors and warnings end with a code, such as [JM017]. Explains what the code means, why it happens and what to do.
 Lists all codes when none is given. CODE may be written JM017, jm17 or 17.""",
+    "quickstart": """\
+jmerge quickstart [FOLDER]
+
+Writes the recipe of a first merge and the three small trained models that it merges into FOLDER (default:
+jmerge-quickstart), and prints the command that merges them. FOLDER must be empty or new.""",
     "help": """\
 jmerge help [TOPIC ...]
 

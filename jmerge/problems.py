@@ -702,6 +702,11 @@ CATALOGUE: dict[str, Problem] = {
         "The flag would have no effect on this command.",
         "Leave it out, or give it to the command that the message names.",
     ),
+    "JM418": Problem(
+        "The installation lacks a file",
+        "The recipe and the models of `jmerge quickstart` come with the package. Something deleted them.",
+        "Install jmerge again: `pip install --force-reinstall --no-deps jmerge`.",
+    ),
     "JM501": Problem(
         "The disk or the system failed",
         "Reading, writing or starting a process failed: the disk is full, a quota or limit is used up, or a "
@@ -766,7 +771,7 @@ CATALOGUE: dict[str, Problem] = {
     ),
     "JM601": Problem(
         "The output folder exists",
-        "jmerge did not write this folder, so it does not replace it.",
+        "jmerge did not write this folder, or it is not empty, so nothing in it is replaced.",
         "Choose another folder, or move this one.",
     ),
     "JM602": Problem(

@@ -31,7 +31,7 @@ LAYERS = (
     ("diff",),
     ("report",),
     ("api", "advanced"),
-    ("options", "commands", "cli", "__main__"),
+    ("options", "quickstart", "commands", "cli", "__main__"),
     ("testing",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

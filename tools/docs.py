@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import benchchart
+import sweeprecord
 import yaml
 from docsapi import api_markdown
 
@@ -25,8 +26,9 @@ from jmerge.report.methods import methods_markdown
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "jmerge" / "docs"
 SITE = ROOT / "tools" / "zensical.toml"
-# sections; each but one is in the page of its name
-METHODS, FAMILIES, EXAMPLES, API, SPEED = "methods", "families", "examples", "api", "speed"
+METHODS, FAMILIES, EXAMPLES, API = "methods", "families", "examples", "api"
+SPEED, SWEEP = "speed", "sweep"
+ELSEWHERE = {SPEED: "running", SWEEP: "families"}  # the others are in the page of their name
 
 
 def marks(section: str) -> tuple[str, str]:
@@ -82,17 +84,23 @@ def speed() -> str:
     return "\n".join(["", *lines, "", ""])
 
 
+def sweep() -> str:
+    """What the last sweep over all types of transformers found."""
+    return sweeprecord.markdown(sweeprecord.RESULTS.read_text(encoding="utf-8"))
+
+
 def row(cells: list[str]) -> str:
     """A line of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-MADE = {METHODS: methods, EXAMPLES: examples, API: api_markdown, SPEED: speed}  # in a moment
+# in a moment
+MADE = {METHODS: methods, EXAMPLES: examples, API: api_markdown, SPEED: speed, SWEEP: sweep}
 
 
 def page_of(section: str) -> Path:
     """The page that a section is in."""
-    return DOCS / ("running.md" if section == SPEED else f"{section}.md")
+    return DOCS / f"{ELSEWHERE.get(section, section)}.md"
 
 
 def parts(page: str, section: str) -> tuple[str, str, str]:
@@ -115,10 +123,10 @@ def renewed(page: str, section: str, text: str) -> str:
 def stale(with_families: bool = False) -> dict[Path, str]:
     """The pages whose generated section is not current, with the text that they should have."""
     makers = MADE | ({FAMILIES: families} if with_families else {})
-    found = {}
+    found: dict[Path, str] = {}
     for section, make in makers.items():
         page = page_of(section)
-        old = page.read_text(encoding="utf-8")
+        old = found.get(page) or page.read_text(encoding="utf-8")
         if (new := renewed(old, section, make())) != old:
             found[page] = new
     return found

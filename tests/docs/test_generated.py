@@ -26,7 +26,7 @@ def tool() -> ModuleType:
         return importlib.import_module("docs")
 
 
-@pytest.mark.parametrize("section", ["methods", "examples", "api", "speed"])
+@pytest.mark.parametrize("section", ["methods", "examples", "api", "speed", "sweep"])
 def test_the_page_is_current(tool: ModuleType, section: str) -> None:
     text = tool.page_of(section).read_text(encoding="utf-8")
     assert tool.renewed(text, section, tool.MADE[section]()) == text, (
