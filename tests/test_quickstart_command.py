@@ -73,14 +73,14 @@ def test_what_is_there_is_left_alone(taken: str, place: Path, capsys: Capture) -
     (place / taken).parent.mkdir(exist_ok=True)
     (place / taken).write_text("mine")
     assert cli.main(["quickstart", "mine"]) == 2
-    told = "error: mine exists and is not an empty folder; choose another folder\n"
+    told = "error: mine exists and is not an empty folder; choose another folder [JM601]\n"
     assert capsys.readouterr().err == told
     assert content(place) == {taken: b"mine"}
 
 
 def test_a_word_too_many_is_refused(place: Path, capsys: Capture) -> None:
     assert cli.main(["quickstart", "a", "b"]) == 2
-    assert "'b': is one word too many" in capsys.readouterr().err
+    assert "'b': unexpected argument" in capsys.readouterr().err
     assert content(place) == {}
 
 

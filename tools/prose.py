@@ -95,12 +95,17 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """File, line and text of every line of the documents outside code blocks."""
+    """File, line and text of every line of the documents outside code blocks and of what a sweep recorded, in the words
+    of its day.
+    """
     for path in DOCUMENTS:
-        code = False
+        code = recorded = False
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             code ^= line.startswith("```")
-            if not code:
+            recorded = (
+                recorded or line.startswith("<!-- sweep:")
+            ) and line != "<!-- end of sweep -->"
+            if not code and not recorded:
                 yield f"{path.relative_to(ROOT)}:{number}", line
 
 

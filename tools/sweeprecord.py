@@ -111,6 +111,7 @@ def listed(names: list[str]) -> str:
 
 
 def main() -> None:
+    """Keep the results of a sweep."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -36,6 +36,7 @@ SOURCES = (
 
 
 def main() -> None:
+    """Build, check, install and try."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
