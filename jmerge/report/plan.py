@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step
+from jmerge.plan.steps import COPY, Assembled, Gathered, Item, Plan, Result, Step
 from jmerge.process import resident_bytes
 from jmerge.report.show import letter, size, tensors
 
@@ -57,6 +57,8 @@ def plan_text(plan: Plan, schedule: Schedule, need: int, *, every: bool = False)
     lines = [*_head(plan, totals(plan, schedule, need)), ""]
     lines += _cut((f"{letter(i)} = {m.ref}" for i, m in enumerate(plan.models)), "models", most)
     lines += changes_text(plan, most)
+    copies = Counter(step.note for step in plan.steps if step.method == COPY)
+    lines += _cut((f"{tensors(n)}: {note}" for note, n in copies.items()), "copied", most)
     lines += _cut(_left_out(plan), "not taken", most)
     lines += _cut(_marks(plan), "marks", most)
     table = _table(plan) if every else _grouped(plan, LINES - len(lines) - 1)

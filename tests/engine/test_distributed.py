@@ -103,6 +103,7 @@ def test_any_group_gives_the_same_bytes(recipe: str, shards: str, place: Place) 
 def test_a_peer_dies_and_another_group_goes_on(place: Place) -> None:
     want = place.want("linear", "one")
     group = place.start("linear", "one", 2, waits={1: 5})
+    group.wait_for(lambda: (place.work / JOURNAL).read_bytes().count(b"\n") > 1)
     group.signal(1, signal.SIGKILL)
     ended = group.end()
     assert ended.pop(1).code == -signal.SIGKILL

@@ -359,7 +359,7 @@ def test_it_is_said_what_is_kept(place: Path, capsys: pytest.CaptureFixture[str]
     delete_all(place)
     assert program(place) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert "begins anew" in line
+    assert "starts over" in line
     shutil.rmtree(place / "out")
     interrupt(place, 30)
     assert program(place, "--quiet") == 0
@@ -569,7 +569,7 @@ def test_a_fault_of_the_disk(
     assert left(place) == {"out.jmerge-work"}
     assert program(place) == 0
     said = capsys.readouterr().err
-    assert ("resuming" in said) == believed and ("begins anew" in said) != believed
+    assert ("resuming" in said) == believed and ("starts over" in said) != believed
     assert contents(place / "out") == want and left(place) == {"out"}
 
 

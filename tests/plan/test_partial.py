@@ -321,4 +321,4 @@ def test_plan_shows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["plan", str(folder / "x.yml")]) == 0
     out = capsys.readouterr().out
     assert f"(as in {folder / 'base'}: not in 'only')" in out
-    assert f"15  as in {folder / 'base'}: not in 'only'" in out
+    assert f"copied    15 tensors: as in {folder / 'base'}: not in 'only'\n" in out

@@ -80,7 +80,7 @@ class Place:
         """Merge by the command and open what it made."""
         self.made += 1
         out = self.folder / f"out{self.made}"
-        said = Said(str(recipe), str(out), *flags)
+        said = Said(str(recipe), str(out), "--verbose", *flags)
         assert said.code == 0, said.err
         self.said = said
         return open_checkpoint(out)
