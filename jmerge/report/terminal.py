@@ -48,7 +48,7 @@ def _wrapped(line: str, width: int) -> str:
         return line
     indent = len(line) - len(line.lstrip())
     ends = [gap.end() for gap in re.finditer(r"(?<=\S) {2,}", line)]
-    hang = ends[-1] if ends and ends[-1] <= width // 2 else indent + 2
+    hang = ends[-1] if ends and ends[-1] <= width * 5 // 8 else indent + 2
     return textwrap.fill(
         line,
         width,
