@@ -11,7 +11,6 @@ from jmerge.arch.config import Change, forget, set_depth, set_dtype, untie
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.arch.quantised import without_quantisation
 from jmerge.arch.ties import is_tied_unstored
-from jmerge.ckpt.memory import MemorySource
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.weights import EXPLICIT
 from jmerge.dtypes import FLOATS, TensorSpec, most_stored
@@ -28,6 +27,7 @@ from jmerge.plan.findings import Findings
 from jmerge.plan.folders import into_folders, placed_name
 from jmerge.plan.heads import Heads
 from jmerge.plan.holes import hole_beside_others
+from jmerge.plan.inputs import Assembled, Gathered, Stored
 from jmerge.plan.kept import Kept
 from jmerge.plan.models import check_models, input_model, stored_of
 from jmerge.plan.notes import Notes
@@ -38,16 +38,7 @@ from jmerge.plan.presence import WEIGHT, Verdict, judge, made_up
 from jmerge.plan.rename import check_against
 from jmerge.plan.resolve import Input, Resolver
 from jmerge.plan.spellings import see
-from jmerge.plan.steps import (
-    COPY,
-    Assembled,
-    Gathered,
-    Plan,
-    Step,
-    Stored,
-    Unused,
-    reads_of,
-)
+from jmerge.plan.steps import COPY, Plan, Step, Unused
 from jmerge.plan.structure import check_common
 from jmerge.plan.tables import Found, Inputs, Tables
 from jmerge.plan.unmentioned import Unmentioned
@@ -255,10 +246,9 @@ class _Builder:
             modules=tuple(module.kind for module in self.donor.checkpoint.modules),
             maps=tuple(self.tables.maps) if self.tables else (),
             tokens=self.tokens,
-            held={
-                view.checkpoint.source.label: view.checkpoint.source
+            sources={
+                str(view.checkpoint.path): view.checkpoint.source
                 for view in (*self.views.values(), *self.guests)
-                if isinstance(view.checkpoint.source, MemorySource)
             },
         )
 
@@ -404,7 +394,7 @@ class _Builder:
         self.steps[step.name] = step
         views = tuple(self.views.values())
         for item in step.inputs:
-            for read in reads_of(item):
+            for read in item.reads:
                 if read.model < len(views):
                     views[read.model].used[read.name] = None
             if isinstance(item, Assembled):

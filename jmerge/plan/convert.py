@@ -22,9 +22,9 @@ from jmerge.arch.forms import (
 )
 from jmerge.arch.layouts import Tensor
 from jmerge.dtypes import BITS, TensorSpec
+from jmerge.plan.inputs import Assembled, Box, Read
 from jmerge.plan.models import read_of, takes_over
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import Assembled, Box, Read
 from jmerge.plan.views import Template, View, spell
 from jmerge.recipe.refs import ModelRef
 

@@ -9,8 +9,9 @@ from jmerge.arch.place import no_place
 from jmerge.plan.coverage import Coverage
 from jmerge.plan.findings import Findings
 from jmerge.plan.heads import Heads
+from jmerge.plan.inputs import Stored
 from jmerge.plan.places import Target
-from jmerge.plan.steps import COPY, Step, Stored, reads_of
+from jmerge.plan.steps import COPY, Step
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
@@ -49,7 +50,7 @@ class Kept:
         if why is None:
             self._tell_strange(target, found)
             return None
-        for read in (read for _, stored in found for read in reads_of(stored)):
+        for read in (read for _, stored in found for read in stored.reads):
             self.left[read.model, read.name] = f"{target.name} is not merged: {why}"
         if self._recipe.otherwise == "error":
             self.coverage.refuse(target.name, why)
@@ -132,7 +133,7 @@ class Kept:
         for i, read in found:
             if target.template.buffer:
                 why = f"a buffer that {self._donor.ref} does not have"
-                self.left |= {(each.model, each.name): why for each in reads_of(read)}
+                self.left |= {(each.model, each.name): why for each in read.reads}
             else:
                 why = self._why_strange(self._views[sources[i].ref], target) or ""
                 self._findings.strange(sources[i].ref, read.name, target.name, why)

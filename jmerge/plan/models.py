@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jmerge.plan.inputs import Read, Stored
 from jmerge.plan.notes import Notes
 from jmerge.plan.sharded import why_sharded
-from jmerge.plan.steps import InputFile, InputModel, Read, Stored
+from jmerge.plan.steps import InputFile, InputModel
 from jmerge.plan.views import View
 from jmerge.recipe.recipe import Recipe
 

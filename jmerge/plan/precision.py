@@ -8,9 +8,9 @@ from functools import cached_property
 from jmerge.dtypes import BITS, FLOATS, promote
 from jmerge.names import did_you_mean
 from jmerge.plan.coverage import patterns
+from jmerge.plan.inputs import Item
 from jmerge.plan.notes import Notes
 from jmerge.plan.patterns import any_layer
-from jmerge.plan.steps import Item, reads_of
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
@@ -45,7 +45,7 @@ class Precision:
     def of(self, name: str, template: str, inputs: Sequence[Item]) -> tuple[str, str]:
         """The dtype of the output tensor `name` that is made of `inputs`, and a note where it is not as asked."""
         self._names[name] = None
-        stored = [(read.model, read.spec.dtype) for read in (reads_of(i)[0] for i in inputs)]
+        stored = [(read.model, read.spec.dtype) for read in (i.reads[0] for i in inputs)]
         if self._asked is None:
             return promote([dtype for _, dtype in stored]), ""
         cast = [each.path for each in self._cast if each.regex.match(name)]

@@ -11,9 +11,10 @@ import numpy as np
 from jmerge.arch.config import Change, set_vocabulary_size, vocabulary_keys
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.heads import Heads
+from jmerge.plan.inputs import Assembled, Gathered, Read, Stored
 from jmerge.plan.models import read_of
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import Assembled, Gathered, Read, Step, Stored
+from jmerge.plan.steps import Step
 from jmerge.plan.views import Template, View
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.tokens import TokenizerPart

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from jmerge.dtypes import FLOATS, TensorSpec
+from jmerge.plan.inputs import Gathered, Result
 from jmerge.plan.kept import Kept
 from jmerge.plan.models import read_of, stored_of
 from jmerge.plan.notes import Notes
 from jmerge.plan.places import Places
 from jmerge.plan.precision import Precision
-from jmerge.plan.steps import COPY, Gathered, Result, Step
+from jmerge.plan.steps import COPY, Step
 from jmerge.plan.tables import Tables
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef

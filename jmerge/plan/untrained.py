@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from jmerge.arch.infer import is_computed
 from jmerge.dtypes import FLOATS
+from jmerge.plan.inputs import Stored
 from jmerge.plan.notes import Notes, and_more
 from jmerge.plan.patterns import any_layer
 from jmerge.plan.places import Target
-from jmerge.plan.steps import COPY, Step, Stored
+from jmerge.plan.steps import COPY, Step
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
 

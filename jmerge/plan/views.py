@@ -13,8 +13,8 @@ from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.open import Checkpoint
 from jmerge.dtypes import TensorSpec
+from jmerge.plan.inputs import Assembled
 from jmerge.plan.rename import rename
-from jmerge.plan.steps import Assembled
 from jmerge.recipe.refs import ModelRef
 
 Key = tuple[str, int | None]  # template and layer

@@ -8,8 +8,9 @@ from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import read_json_file
 from jmerge.errors import CheckpointError
 from jmerge.plan.findings import OTHER_VOCABULARY
+from jmerge.plan.inputs import Read
 from jmerge.plan.notes import Notes
-from jmerge.plan.steps import Read, Step
+from jmerge.plan.steps import Step
 from jmerge.plan.views import View
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.inputs import table_rows, token_tables
