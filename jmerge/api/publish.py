@@ -26,7 +26,7 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.dtypes import TensorSpec
 from jmerge.engine.run import Outcome
 from jmerge.errors import CONTROL, CheckpointError, Fault, PlanError, RunError
-from jmerge.plan.build import untied
+from jmerge.plan.files import untied
 from jmerge.plan.steps import Plan
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
