@@ -29,17 +29,15 @@ from jmerge.plan.groups import (
 from jmerge.plan.hyperparameters import check_resolved
 from jmerge.plan.layers import arrange
 from jmerge.plan.missing import Lacking, MergedWithout, OtherShape
+from jmerge.plan.outcomes import Draw, Finding, MapKey, Maps, Outcome, SameName, Scene, tell
 from jmerge.plan.pairing import Template, View, config_of, map_problems, strangers
-from jmerge.plan.problems import Finding, Problem, Said, Scene, error, is_error, split, tell
+from jmerge.plan.problems import Problem, Said, error, is_error, split
 from jmerge.plan.resolve import Scheme, Wider
 from jmerge.plan.spellings import pair
 from jmerge.plan.steps import InputFile, InputModel, Plan, Step, Unused, into_folders, placed_name
 from jmerge.plan.storage import unusable
 from jmerge.plan.targets import (
-    Draw,
     Heads,
-    Outcome,
-    SameName,
     Target,
     Unmentioned,
     find_modules,
@@ -49,15 +47,7 @@ from jmerge.plan.targets import (
     unmentioned_problems,
 )
 from jmerge.plan.unmerged import Counter, NotMerged, NotWritten, OtherKind, Strange
-from jmerge.plan.vocabulary import (
-    MapKey,
-    Maps,
-    Tables,
-    Used,
-    other_templates,
-    other_tokens,
-    row_problems,
-)
+from jmerge.plan.vocabulary import Tables, Used, other_templates, other_tokens, row_problems
 from jmerge.recipe.recipe import Module, Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.output import TokenPlan, plan_tokens

@@ -13,10 +13,11 @@ from jmerge.methods.spec import Method
 from jmerge.methods.streams import streams
 from jmerge.plan.check import base_position
 from jmerge.plan.inputs import Assembled
+from jmerge.plan.outcomes import Draw
 from jmerge.plan.pairing import View
 from jmerge.plan.problems import Problem, error
 from jmerge.plan.steps import Step, Unused
-from jmerge.plan.targets import Draw, Heads
+from jmerge.plan.targets import Heads
 from jmerge.recipe.recipe import Module, OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jmerge.errors import InvalidValueError
 from jmerge.methods.spec import Method, Parameter, Required
 from jmerge.plan.check import base_position, is_misspelt, missing_text
-from jmerge.plan.missing import WEIGHT
 from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.targets import Place
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
 from jmerge.recipe.settings import Undefined
 from jmerge.recipe.yamltree import Path
 
-if TYPE_CHECKING:
-    from jmerge.plan.targets import Place
+WEIGHT = "weight"
 
 
 class Input(NamedTuple):

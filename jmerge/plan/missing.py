@@ -15,22 +15,13 @@ from jmerge.arch.config import told_of_layers
 from jmerge.arch.infer import Stack
 from jmerge.arch.kinds import home_of
 from jmerge.methods.spec import Method
+from jmerge.plan.outcomes import Cause, Finding, Scene, names_of
 from jmerge.plan.pairing import View, spell
 from jmerge.plan.patterns import any_layer, excepting, patterns_of
-from jmerge.plan.problems import (
-    Cause,
-    Finding,
-    Problem,
-    Scene,
-    and_more,
-    error,
-    names_of,
-    warning,
-)
+from jmerge.plan.problems import Problem, and_more, error, warning
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
 
-WEIGHT = "weight"
 UNKNOWN_LENGTH = "the weights are not normalised, so nothing says how much the others count"
 ONE = 1e-6  # how far from 1 weights may sum that are meant to make a mean
 FEW = (

@@ -1,22 +1,16 @@
 """What planning says of a recipe: errors, which end it, and warnings.
 
-Passes return problems as values; `build` alone collects them. What many tensors show is a finding each, and the findings
-of one cause are told as one problem.
+Passes return problems as values; `build` alone collects them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from jmerge.errors import Fault
 from jmerge.recipe.recipe import Recipe
-from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
-
-if TYPE_CHECKING:
-    from jmerge.plan.pairing import View
 
 
 class Problem(NamedTuple):
@@ -55,49 +49,6 @@ def split(recipe: Recipe, found: Iterable[Said]) -> tuple[list[Fault], list[Faul
             made = recipe.fault(made.message, made.path, code=made.code)
         sides[not is_error(each)].append(made)
     return sides
-
-
-class Scene(NamedTuple):
-    """What findings are told against."""
-
-    recipe: Recipe
-    views: Mapping[ModelRef, View]  # the donor's first
-    asked: Mapping[str, Any]  # names of all tensors that the output may have
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why something is found of tensors. Each kind of cause is a class, and equal causes are told as one."""
-
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
-        """The problems that these findings of this cause are."""
-        raise NotImplementedError
-
-
-class Finding(NamedTuple):
-    """Something that is found of one tensor."""
-
-    cause: Cause
-    name: str  # of the output
-    detail: Any = None  # of this tensor alone
-
-
-def tell(
-    kinds: Iterable[type[Cause]], findings: Iterable[Finding], scene: Scene
-) -> Iterator[Problem]:
-    """The problems of some kinds of causes, kind by kind, in the order in which they were found."""
-    causes: dict[Cause, list[Finding]] = {}
-    for finding in findings:
-        causes.setdefault(finding.cause, []).append(finding)
-    for kind in kinds:
-        for cause, found in causes.items():
-            if isinstance(cause, kind):
-                yield from cause.tell(found, scene)
-
-
-def names_of(found: Iterable[Finding]) -> list[str]:
-    """The tensors that show something."""
-    return [finding.name for finding in found]
 
 
 def and_more(names: Sequence[str]) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 from jmerge.dtypes import BITS, FLOATS, TensorSpec, promote
 from jmerge.methods.spec import Method
 from jmerge.plan.check import base_position
-from jmerge.plan.hyperparameters import Input, Resolved, Resolver
+from jmerge.plan.hyperparameters import WEIGHT, Input, Resolved, Resolver
 from jmerge.plan.inputs import Gathered, Item, Stored
 from jmerge.plan.missing import (
-    WEIGHT,
     Lacking,
     MergedWithout,
     OtherShape,
@@ -24,13 +23,14 @@ from jmerge.plan.missing import (
     missing_beside_others,
     shapes_text,
 )
+from jmerge.plan.outcomes import Cause, Draw, Finding, Maps, Outcome, Scene, names_of
 from jmerge.plan.pairing import View
 from jmerge.plan.patterns import Pattern, any_layer, patterns, unmatched
-from jmerge.plan.problems import Cause, Finding, Problem, Scene, names_of, warning
+from jmerge.plan.problems import Problem, warning
 from jmerge.plan.steps import COPY, Step
-from jmerge.plan.targets import Draw, Heads, Outcome, Target, Unmentioned, Views
+from jmerge.plan.targets import Heads, Target, Unmentioned, Views
 from jmerge.plan.unmerged import Unmerged, copy_of, copy_untrained, refuse_mixed
-from jmerge.plan.vocabulary import Inputs, Maps, Tables
+from jmerge.plan.vocabulary import Inputs, Tables
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jmerge.arch.families import find_module
 from jmerge.arch.infer import Stack
@@ -14,15 +14,10 @@ from jmerge.arch.ties import is_headless
 from jmerge.names import did_you_mean
 from jmerge.plan.inputs import Stored
 from jmerge.plan.pairing import Template, View, spell
-from jmerge.plan.problems import Cause, Finding, Problem, Scene, error, warning
-from jmerge.plan.steps import Step
+from jmerge.plan.problems import Problem, error, warning
 from jmerge.recipe.recipe import Module, OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
-from jmerge.recipe.yamltree import Path, show_path
-
-if TYPE_CHECKING:
-    from jmerge.plan.hyperparameters import Resolved
-    from jmerge.plan.vocabulary import Maps
+from jmerge.recipe.yamltree import show_path
 
 Views = Mapping[ModelRef, View]  # the donor's first
 Found = Sequence[
@@ -56,39 +51,6 @@ class Unmentioned(NamedTuple):
     template: Template
     layer: int | None
     module: str
-
-
-class Draw(NamedTuple):
-    """The random numbers of a step."""
-
-    tensor: str  # that would draw them alone
-    models: tuple[int, ...]  # as counted without the base
-
-
-class Outcome(NamedTuple):
-    """What becomes of a target: its step, or why there is none."""
-
-    step: Step | None = None
-    findings: Sequence[Finding] = ()  # which are told together with those of other targets
-    problems: Sequence[Problem] = ()
-    left: Mapping[tuple[int, str], str] = {}  # number of model and name -> why no step reads it
-    resolved: Sequence[Resolved] = ()  # hyperparameters, to be checked
-    draw: Draw | None = None  # of random methods
-    maps: Maps = {}  # of gathered inputs, those that are new
-    cast: bool = False  # its dtype is the recipe's to choose
-
-
-@dataclass(frozen=True)
-class SameName(Cause):
-    """Two targets have one name."""
-
-    path: Path  # of the slice
-
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
-        """One error."""
-        more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
-        message = f"two tensors of the output would be called {found[0].name}{more}"
-        yield error("JM234", message, self.path)
 
 
 class OutStack(NamedTuple):

@@ -15,20 +15,12 @@ from jmerge.arch.place import no_place
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.inputs import Stored
 from jmerge.plan.missing import Lacking, OtherShape, excepting_only, shapes_text
+from jmerge.plan.outcomes import Cause, Finding, Outcome, Scene, names_of
 from jmerge.plan.pairing import View, map_path
 from jmerge.plan.patterns import Pattern, any_layer, patterns, unmatched
-from jmerge.plan.problems import (
-    Cause,
-    Finding,
-    Problem,
-    Scene,
-    and_more,
-    error,
-    names_of,
-    warning,
-)
+from jmerge.plan.problems import Problem, and_more, error, warning
 from jmerge.plan.steps import COPY, Step
-from jmerge.plan.targets import Heads, Outcome, Target, Views
+from jmerge.plan.targets import Heads, Target, Views
 from jmerge.recipe.recipe import OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path

@@ -17,10 +17,11 @@ from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.plan.inputs import Gathered, Read, Stored
 from jmerge.plan.missing import OTHER_VOCABULARY, shapes_text
+from jmerge.plan.outcomes import Maps, Outcome
 from jmerge.plan.pairing import Template, View
 from jmerge.plan.problems import Problem, error, warning
 from jmerge.plan.steps import Step
-from jmerge.plan.targets import Found, Heads, Outcome, Views
+from jmerge.plan.targets import Found, Heads, Views
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.tokens import TokenizerPart
@@ -48,12 +49,6 @@ Inputs = Sequence[
     tuple[int, Stored | Gathered]
 ]  # sources as they are merged: position in the slice, input
 Used = Mapping[int, Collection[str]]  # the tensors that steps read, by number of the model
-MapKey = tuple[
-    tuple[int, ...], tuple[int, ...]
-]  # models with a table, and without one that is asked for
-Maps = Mapping[
-    MapKey, TableRows
-]  # what makes the rows of gathered inputs, in the order of their numbers
 
 
 class Gathering(NamedTuple):
