@@ -250,7 +250,7 @@ def _check_all(
     said += tell((NotMerged, NotWritten, Wider), findings, scene)
     said += scheme.precision.problems(cast)
     said += tell((OtherKind, Counter), findings, scene)
-    resolved = (each for outcome in made.outcomes for each in outcome.resolved)
+    resolved = [each for outcome in made.outcomes for each in outcome.resolved]
     said += check_resolved(resolved, scheme.method)
     said += uneven(made.steps.values(), scheme.method)
     whole = whole and not any(map(is_error, said))

@@ -187,7 +187,7 @@ def base_position(method: Method, out_slice: OutSlice) -> int | None:
 def parameter_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
     """Parameters that the method does not have, values that are out of their range or none, and what has no
     effect."""
-    for scope in _scopes(recipe, method):
+    for scope in scopes_of(recipe, method):
         for name, setting in scope.parameters.items():
             path = (*scope.path, "parameters", name)
             declared = method.settable.get(name)
@@ -278,7 +278,8 @@ def missing_text(method: Method, name: str, tensors: str = "") -> str:
     return f"'{method.name}' needs '{name}'{tensors and f' for {tensors}'}; set it under {where}"
 
 
-def _scopes(recipe: Recipe, method: Method) -> Iterator[Scope]:
+def scopes_of(recipe: Recipe, method: Method) -> Iterator[Scope]:
+    """Every `parameters` map of a recipe."""
     yield Scope(recipe.parameters, ())
     for module in recipe.modules:
         if module.path:

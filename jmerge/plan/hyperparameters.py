@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jmerge.errors import InvalidValueError
 from jmerge.methods.spec import Method, Parameter, Required
-from jmerge.plan.check import base_position, is_misspelt, missing_text
+from jmerge.plan.check import base_position, is_misspelt, missing_text, scopes_of
 from jmerge.plan.problems import Problem, error, warning
 from jmerge.plan.targets import Place
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
@@ -64,6 +65,16 @@ class Resolver:
     recipe: Recipe
     method: Method
     given: Mapping[str, Any]
+
+    @cached_property
+    def by_name(self) -> bool:
+        """Whether a hyperparameter depends on names of tensors."""
+        found = (
+            setting
+            for scope in scopes_of(self.recipe, self.method)
+            for setting in scope[0].values()
+        )
+        return any(case.filter is not None for setting in found for case in setting.cases)
 
     def resolve(self, place: Place, depth: float, name: str, models: Sequence[Input]) -> Resolved:
         """The hyperparameters for the output tensor `name` made of `models` (without the base) at its place.
@@ -156,13 +167,13 @@ class _Weights(NamedTuple):
         )
 
 
-def check_resolved(found: Iterable[Resolved], method: Method) -> Iterator[Problem]:
+def check_resolved(found: Sequence[Resolved], method: Method) -> Iterator[Problem]:
     """What is wrong with the hyperparameters of all tensors, each cause once, and what the method advises."""
     wrong: dict[Problem, None] = {}
     advised: dict[Problem, None] = {}
     lacking: dict[tuple[Path, str], tuple[Lack, list[str]]] = {}
     weights: dict[Path, _Weights] = {}
-    answers: dict[Any, tuple[str | None, str | None]] = {}
+    seen: set[int] = set()  # values that many tensors share
     sound = True
     for each in found:
         values, where = each.values, each.out_slice.sources_path
@@ -170,15 +181,13 @@ def check_resolved(found: Iterable[Resolved], method: Method) -> Iterator[Proble
         wrong |= dict.fromkeys(each.wrong)
         for lack in each.lacking:
             lacking.setdefault(lack[:2], (lack, []))[1].append(each.tensor)
+        if id(values) in seen:
+            continue
+        seen.add(id(values))
         told = any(where == problem.path for problem in wrong)
-        key = (*values.items(), each.models, sound and not told)
-        if key not in answers:
-            problem = method.check(values) if sound and not told else None
-            answers[key] = problem, method.advice(values, each.models)
-        problem, advice = answers[key]
-        if problem:
+        if sound and not told and (problem := method.check(values)):
             wrong[error("JM208", problem, where)] = None
-        if advice:
+        if advice := method.advice(values, each.models):
             advised[warning("JM210", advice, where)] = None
         if sound and each.weights_at:
             own = values[WEIGHT]

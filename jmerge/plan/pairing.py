@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import NUMBER, Layout, Stack, class_names
@@ -12,7 +12,7 @@ from jmerge.arch.match import NEVER_A_MODULE, match_templates, plain_name
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.open import Checkpoint
-from jmerge.dtypes import TensorSpec
+from jmerge.dtypes import BITS, FLOATS, TensorSpec
 from jmerge.names import did_you_mean
 from jmerge.plan.inputs import Assembled, Read, Stored
 from jmerge.plan.problems import Problem, error
@@ -90,6 +90,17 @@ class View:
     def spelt(self, template: str, layer: int | None) -> str:
         """What the model would call a template in a layer."""
         return spell(template, self.stacks.get(prefix_of(template)), layer)
+
+    @cached_property
+    def usual_bits(self) -> int:
+        """The width of most bytes of its trained tensors; 0 when it has none."""
+        weight: dict[int, int] = {}
+        for name, role in self.layout.roles.items():
+            spec = self.checkpoint.index[name].spec
+            if spec.dtype in FLOATS and not role.buffer:
+                bits = BITS[spec.dtype]
+                weight[bits] = weight.get(bits, 0) + spec.nbytes
+        return max(weight, key=lambda bits: (weight[bits], bits), default=0)
 
     @cached_property
     def quantised(self) -> Quantised:
@@ -197,13 +208,14 @@ def general_names(
         template = rename(plain[role.template], prefixes)
         if template == plain[role.template] != name:
             template = rename(name, prefixes) if rename(name, prefixes) != name else template
+        if role.stack is not None and role.layer is not None and "{}" in template:
+            stack = layout.stacks[role.stack]
+            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
+            continue
         found[name] = _General(template)
         if "{}" not in template and template != name:
             brought[name] = template
-        if "{}" in template and role.stack is not None and role.layer is not None:
-            stack = layout.stacks[role.stack]
-            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
-        elif number := NUMBER.search(name):
+        if number := NUMBER.search(name):
             around = layout.stacks.get(name[: number.start()].removesuffix("."))
             if around is not None and int(number[0]) in around.indices:
                 general = rename(f"{name[: number.start()]}{{}}{name[number.end() :]}", prefixes)
@@ -258,6 +270,7 @@ def is_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(first and first == second) or (bool(kind) and kind == other.get("model_type"))
 
 
+@cache
 def prefix_of(template: str) -> str:
     """What stands before the number of the layer: the prefix of its stack."""
     return template.partition("{}")[0].removesuffix(".")
@@ -294,6 +307,8 @@ def _layered(view: View) -> dict[str, None]:
 
 def rename(template: str, prefixes: Mapping[str, str]) -> str:
     """The template with the longest prefix that fits replaced; as it is where none does."""
+    if not prefixes:
+        return template
     fitting = [prefix for prefix in prefixes if template.startswith(prefix)]
     if not fitting:
         return template

@@ -84,10 +84,6 @@ class Precision:
     def _cast(self) -> list[Pattern]:
         return patterns(self.recipe, "cast", self.recipe.cast)
 
-    @cached_property
-    def _usual(self) -> list[int]:
-        return [_usual_bits(view) for view in self.views]
-
     def of(
         self, name: str, template: str, inputs: Sequence[Item]
     ) -> tuple[str, str, tuple[Finding, ...]]:
@@ -96,7 +92,7 @@ class Precision:
         if self._asked is None:
             return promote([dtype for _, dtype in stored]), "", ()
         owner, dtype = self._example(template, stored)
-        narrow = max(self._usual[owner.number], BITS[self._asked])
+        narrow = max(owner.usual_bits, BITS[self._asked])
         if dtype not in FLOATS or BITS[dtype] <= narrow:
             return self._asked, "", ()
         if any(each.regex.match(name) for each in self._cast):
@@ -133,17 +129,6 @@ class Precision:
             yield warning("JM019", "has no effect without dtype or out_dtype", each.path)
 
 
-def _usual_bits(view: View) -> int:
-    """The width of most bytes of a model's trained tensors; 0 when it has none."""
-    weight: dict[int, int] = {}
-    for name, role in view.layout.roles.items():
-        spec = view.checkpoint.index[name].spec
-        if spec.dtype in FLOATS and not role.buffer:
-            bits = BITS[spec.dtype]
-            weight[bits] = weight.get(bits, 0) + spec.nbytes
-    return max(weight, key=lambda bits: (weight[bits], bits), default=0)
-
-
 @dataclass(frozen=True)
 class Scheme:
     """All that decides what becomes of a target.
@@ -167,6 +152,11 @@ class Scheme:
     def precision(self) -> Precision:
         """The dtypes of the output."""
         return Precision(self.recipe, self._listed)
+
+    @cached_property
+    def _known(self) -> dict[Any, Resolved]:
+        """Hyperparameters that all tensors of a layer share, as long as they do not depend on names."""
+        return {}
 
     @cached_property
     def _listed(self) -> tuple[View, ...]:
@@ -313,9 +303,22 @@ class Scheme:
 
     def _hyperparameters(self, target: Target, models: Inputs) -> Resolved:
         """Those of a tensor merged from these models (without the base)."""
-        sources = target.place.out_slice.sources
+        place = target.place
+        key = (
+            place.module.path,
+            place.out_slice.path,
+            place.t,
+            target.depth,
+            *(i for i, _ in models),
+        )
+        if (known := self._known.get(key)) is not None:
+            return known._replace(tensor=target.name)
+        sources = place.out_slice.sources
         inputs = [Input(sources[i], self._filtered_name(target, item)) for i, item in models]
-        return self._resolver.resolve(target.place, target.depth, target.name, inputs)
+        made = self._resolver.resolve(place, target.depth, target.name, inputs)
+        if not self._resolver.by_name:
+            self._known[key] = made
+        return made
 
     def _filtered_name(self, target: Target, item: Stored | Gathered) -> str:
         """What filters see: the tensor's own name in that model, a stand-in's as a head."""

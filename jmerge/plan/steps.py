@@ -217,6 +217,8 @@ def folder_of(name: str, home: str, folders: Sequence[str]) -> str:
 
 
 def _placed(step: Step, home: str, folders: Sequence[str]) -> Step:
+    if not (home or folders or step.output):
+        return step
     name = placed_name(step.tensor, home, folders)
     inner = folder_of(name, home, folders)
     return dataclasses.replace(

@@ -249,9 +249,10 @@ def find_targets(
         for name, module in modules.items():
             out_slice = module.slices[number]
             place = Place(module, out_slice, (None,) * len(out_slice.sources), 0.0)
+            sources = [views[source.ref] for source in out_slice.sources]
             for template in templates:
                 if template.stack is None and template.part == part and template.module == name:
-                    if found := _find(views, template, place, heads):
+                    if found := _find(sources, template, place.layers, heads):
                         yield Target(template.name, template, place, 0.0, found)
 
     yield from loose("first", 0)
@@ -259,18 +260,20 @@ def find_targets(
         inside = [each for each in templates if each.stack == prefix and each.module == module]
         for layer, place in enumerate(places):
             depth = layer / (len(places) - 1) if len(places) > 1 else 0.0
+            sources = [views[source.ref] for source in place.out_slice.sources]
             for template in inside:
-                if found := _find(views, template, place, heads):
+                if found := _find(sources, template, place.layers, heads):
                     name = spell(template.name, stack, layer)
                     yield Target(name, template, place, depth, found)
     yield from loose("last", -1)
 
 
-def _find(views: Views, template: Template, place: Place, heads: Heads) -> Found:
+def _find(
+    sources: Iterable[View], template: Template, layers: Sequence[int | None], heads: Heads
+) -> Found:
     """The sources that have a tensor."""
     found = []
-    for i, (source, layer) in enumerate(zip(place.out_slice.sources, place.layers, strict=True)):
-        view = views[source.ref]
+    for i, (view, layer) in enumerate(zip(sources, layers, strict=True)):
         name = view.names.get((template.name, layer))
         if name is None:
             name = heads.stand_in(view, template)
