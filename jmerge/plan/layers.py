@@ -11,7 +11,7 @@ from jmerge.arch.config import Layers, Unsaid, told_of_layers, unsaid
 from jmerge.arch.infer import NUMBER, Config, KeyPath, Stack, config_dicts
 from jmerge.arch.kinds import home_of
 from jmerge.arch.mentions import words_of
-from jmerge.plan.missing import missing_alone
+from jmerge.plan.incomplete import missing_alone
 from jmerge.plan.pairing import Template, View
 from jmerge.plan.problems import Problem, error, warning
 from jmerge.plan.targets import OutStack, Place, Views

@@ -12,6 +12,7 @@ from jmerge.dtypes import BITS, FLOATS, TensorSpec, promote
 from jmerge.methods.spec import Method
 from jmerge.plan.check import base_position
 from jmerge.plan.hyperparameters import WEIGHT, Input, Resolved, Resolver
+from jmerge.plan.incomplete import missing_beside_others
 from jmerge.plan.inputs import Gathered, Item, Stored
 from jmerge.plan.missing import (
     Lacking,
@@ -20,7 +21,6 @@ from jmerge.plan.missing import (
     Verdict,
     judge,
     made_up,
-    missing_beside_others,
     shapes_text,
 )
 from jmerge.plan.outcomes import Cause, Draw, Finding, Maps, Outcome, Scene, names_of

@@ -17,7 +17,7 @@ from jmerge.arch.infer import (
     config_dicts,
     may_count,
 )
-from jmerge.plan.missing import missing_alone
+from jmerge.plan.incomplete import missing_alone
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import quantised
 
