@@ -18,14 +18,13 @@ from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.ckpt.remote import redacted
 from jmerge.errors import CheckpointError, RecipeError, raise_all
 from jmerge.names import nearest
-from jmerge.plan.build import build_plan, infer_layouts
-from jmerge.plan.check import check_recipe
+from jmerge.plan.build import infer_layouts, plan_checked
+from jmerge.plan.check import check_recipe, missing_parameters
 from jmerge.plan.files import carried_files
-from jmerge.plan.models import check_models
-from jmerge.plan.notes import Notes
-from jmerge.plan.parameters import note_missing
+from jmerge.plan.pairing import View
+from jmerge.plan.problems import Said, split
 from jmerge.plan.steps import Plan
-from jmerge.plan.views import View
+from jmerge.plan.storage import unusable
 from jmerge.recipe.recipe import Examined, Recipe, examine_dict, examine_file
 from jmerge.recipe.refs import UNKNOWN, ModelRef
 
@@ -52,9 +51,9 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
     parsed, faults = _examined(recipe)
     if parsed is None:
         raise RecipeError(*dict.fromkeys(faults))
-    notes = Notes(parsed)
-    notes.faults += faults
-    sound = check_recipe(parsed, notes) and not faults
+    problems, sound = check_recipe(parsed)
+    said: list[Said] = [*faults, *problems]
+    sound = sound and not faults
     checkpoints = {}
     fill = parsed.tokenizer.token_models() if parsed.tokenizer else ()
     for ref in dict.fromkeys((*parsed.models(), *fill)):
@@ -62,18 +61,17 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
             if ref != UNKNOWN:
                 checkpoints[ref] = _open(parsed, ref)
         except CheckpointError as error:
-            notes.faults += error.faults
+            said += error.faults
             sound = False
     if not sound:
-        note_missing(parsed, notes)
-        _check_opened(parsed, checkpoints, notes)
-        raise_all(RecipeError, notes.faults, notes.warnings)
+        said += [*missing_parameters(parsed), *_check_opened(parsed, checkpoints)]
+        raise_all(RecipeError, *split(parsed, said))
     try:
         layouts = infer_layouts(checkpoints)
     except CheckpointError as error:
-        raise CheckpointError(*error.faults, *notes.faults) from error
+        raise CheckpointError(*error.faults, *split(parsed, said)[0]) from error
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in parsed.models()})
-    made = build_plan(parsed, checkpoints, layouts=layouts, tied=tied, seed=seed)
+    made = plan_checked(parsed, said, checkpoints, layouts, tied, seed)
     carried = carried_files(made)
     return replace(made, taken=carried.taken, left=carried.left)
 
@@ -85,19 +83,19 @@ def _examined(recipe: AnyRecipe) -> Examined:
     return examine_dict(recipe) if isinstance(recipe, Mapping) else examine_file(recipe)
 
 
-def _check_opened(recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint], notes: Notes) -> None:
-    """Note which models cannot be merged by any recipe, to be told with what else is wrong."""
+def _check_opened(recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint]) -> list[Said]:
+    """Which models cannot be merged by any recipe, to be told with what else is wrong."""
+    said: list[Said] = []
     views = []
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         try:
             layout = infer_layouts({ref: checkpoint})[ref]
         except CheckpointError as error:
-            notes.faults += error.faults
+            said += error.faults
             continue
         names = {(role.template, role.layer): name for name, role in layout.roles.items()}
         views.append(View(ref, number, checkpoint, layout, False, {}, names))
-    if views:
-        check_models(views, (), recipe, notes)
+    return [*said, *unusable(views, (), recipe)] if views else said
 
 
 def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:

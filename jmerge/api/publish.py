@@ -26,7 +26,7 @@ from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.dtypes import TensorSpec
 from jmerge.engine.run import Outcome
 from jmerge.errors import CONTROL, CheckpointError, Fault, PlanError, RunError
-from jmerge.plan.build import untied
+from jmerge.plan.files import untied
 from jmerge.plan.steps import Plan
 from jmerge.report.card import model_card
 from jmerge.report.ledger import TOKENS, ledger
@@ -153,7 +153,7 @@ class Publication:
     def _hash(self) -> str:
         """What makes two outputs the same: the plan, how it is cut into files, and arrays that no file identifies."""
         text = self.plan.sha256() + "".join(file.name + str(file.size) for file in self.files)
-        return sha256(text + "".join(self.stamps[label].sha256 for label in self.plan.held))
+        return sha256(text + "".join(self.stamps[label].sha256 for label in _in_memory(self.plan)))
 
 
 def versions() -> dict[str, str]:
@@ -182,12 +182,18 @@ def platform_of(device: jax.Device) -> str:
     return f"{platform.system()} {platform.machine()} {device.platform} {device.device_kind}"
 
 
+def _in_memory(plan: Plan) -> dict[str, MemorySource]:
+    """The models that are arrays in memory, by their paths in the plan."""
+    found = plan.sources.items()
+    return {path: source for path, source in found if isinstance(source, MemorySource)}
+
+
 def _stamps(plan: Plan) -> dict[str, Stamp]:
     """The stamps of all input files by path, of arrays in memory by the model's name."""
     stamps: dict[str, Stamp] = {}
-    for number, model in enumerate(plan.models):
-        source = plan.source(number) if model.path in plan.held else None
-        if isinstance(source, MemorySource):
+    held = _in_memory(plan)
+    for model in plan.models:
+        if (source := held.get(model.path)) is not None:
             size = sum(file.size for file in model.files)
             stamps[model.path] = Stamp(size, source.digest(), None)
             continue

@@ -32,8 +32,8 @@ from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
 from jmerge.dtypes import TensorSpec, most_stored
 from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
 from jmerge.names import nearest
-from jmerge.plan.folders import folder_of, placed_name
 from jmerge.plan.patterns import patterns_of
+from jmerge.plan.steps import folder_of, placed_name
 from jmerge.sizes import parse_size
 
 LISTED = 12  # names of tensors that a message has one by one

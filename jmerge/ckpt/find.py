@@ -27,40 +27,15 @@ STORES: dict[str, Callable[[str], Source]] = {
 OFFERED = ("hf", *STORES)
 INDEX_ENDS = (".safetensors", ".safetensors.index.json", "config.json")
 
-# What was found, by label: a plan names models by their labels, and whoever carries it out has to see the same files
-# with the same sizes and tags as the planner.
-_found: dict[str, Source] = {}
 
-
-def find_source(text: str | Path, revision: str | None = None) -> Source:
-    """The files of the model `text`: a folder, a URL of an offered scheme, or `org/name` on the Hub.
+def find_source(place: str | Path, revision: str | None = None) -> Source:
+    """The files of a model: those of a folder, of a URL of an offered scheme, or of `org/name` on the Hub.
 
     Raises:
       CheckpointError: there is none, or it may not be read; says what to do.
       RunError: it cannot be reached.
     """
-    source = _find(str(text), revision)
-    if not isinstance(source, LocalSource):
-        _found[source.label] = source
-    return source
-
-
-def source_of(label: str) -> Source:
-    """The source that a plan names, as the planner found it."""
-    return _found.get(label) or find_source(label)
-
-
-def is_local(label: str) -> bool:
-    """Whether a plan's name of a model is that of a folder of this machine."""
-    return SCHEME.match(label) is None
-
-
-def is_remote(label: str) -> bool:
-    """Whether a plan's name of a model is that of one whose files are fetched."""
-    return not is_local(label) and not label.startswith(IN_MEMORY)
-
-
-def _find(text: str, revision: str | None) -> Source:
+    text = str(place)
     folder = local_folder(text)
     if folder is not None:
         _refuse_revision(text, revision)
@@ -98,6 +73,16 @@ def _find(text: str, revision: str | None) -> Source:
 def _here(text: str) -> str:
     """What a path is relative to, as the end of a message; empty for one that is not."""
     return "" if os.path.isabs(os.path.expanduser(text)) else f" in {os.getcwd()}"
+
+
+def is_local(label: str) -> bool:
+    """Whether a plan's name of a model is that of a folder of this machine."""
+    return SCHEME.match(label) is None
+
+
+def is_remote(label: str) -> bool:
+    """Whether a plan's name of a model is that of one whose files are fetched."""
+    return not is_local(label) and not label.startswith(IN_MEMORY)
 
 
 def _refuse_revision(text: str, revision: str | None) -> None:

@@ -10,8 +10,8 @@ from jmerge.arch.ties import is_tied_unstored
 from jmerge.ckpt.copies import Entry
 from jmerge.ckpt.open import Checkpoint
 from jmerge.dtypes import NUMPY, TensorSpec
-from jmerge.plan.heads import Heads
-from jmerge.plan.views import build_views
+from jmerge.plan.pairing import build_views
+from jmerge.plan.targets import Heads
 from jmerge.recipe.refs import ModelRef
 
 A, B = ModelRef("A"), ModelRef("B")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jmerge.dtypes import BITS
-from jmerge.plan.steps import Assembled, Box, Item, Read
+from jmerge.plan.inputs import Assembled, Box, Item, Read
 
 CHUNK = 1 << 18  # bytes of a block, so that it stays in cache
 LOOSE = 3  # times what is wanted is read at once, where that lies apart

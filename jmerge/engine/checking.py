@@ -15,7 +15,8 @@ from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle
 from jmerge.engine.tally import Tally
 from jmerge.errors import Fault, NonFiniteError
-from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step, reads_of
+from jmerge.plan.inputs import Assembled, Gathered, Item, Result
+from jmerge.plan.steps import Plan, Step
 from jmerge.tracer import Tracer
 
 
@@ -126,6 +127,6 @@ class Checker:
             others = ", ".join(self._plan.models[other.model].ref for other in item.others)
             owner += f" (where tokens are filled from {others})"
         if isinstance(item, Assembled):
-            names = [read.name for read in reads_of(item)]
+            names = [read.name for read in item.reads]
             owner += f" (made of {names[0]}" + (" and others)" if len(names) > 1 else ")")
         return owner

@@ -27,7 +27,7 @@ from jmerge.dtypes import BITS
 from jmerge.engine.assemble import spans_of
 from jmerge.engine.schedule import Schedule
 from jmerge.engine.store import MemoryStore, PartStore, make_store
-from jmerge.plan.steps import Assembled, Gathered, Item, Read, reads_of
+from jmerge.plan.inputs import Assembled, Gathered, Item, Read
 
 AHEAD_BYTES = 1 << 27  # fetched beyond what is being used: a second of a fast line
 
@@ -172,7 +172,7 @@ class Fetcher:
         elif isinstance(item, Read):
             found = [(item, first, last)]
         else:
-            found = [(table, 0, table.spec.nbytes) for table in reads_of(item)]
+            found = [(table, 0, table.spec.nbytes) for table in item.reads]
         return [
             Span(read, read.start + first, read.start + last)
             for read, first, last in found

@@ -13,7 +13,7 @@ import numpy as np
 
 from jmerge.dtypes import NUMPY
 from jmerge.engine.channel import StoppedError
-from jmerge.plan.steps import Gathered, Read
+from jmerge.plan.inputs import Gathered, Read
 from jmerge.tokens.rows import BLANK, MEAN, ZEROS, TableRows
 
 CHUNK = 1 << 20  # bytes that are converted at a time

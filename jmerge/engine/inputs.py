@@ -17,7 +17,8 @@ from jmerge.engine.gather import Gatherer
 from jmerge.engine.maps import Maps
 from jmerge.engine.reads import Files
 from jmerge.engine.schedule import Schedule, Turn
-from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Read, Stored, reads_of
+from jmerge.plan.inputs import Assembled, Gathered, Item, Read, Stored
+from jmerge.plan.steps import Plan
 
 
 class Inputs:
@@ -87,7 +88,7 @@ class Inputs:
         """Let go of the tables of gathered inputs, of which any piece may need any row, after the last of a turn."""
         for item in turn.work.step.inputs:
             if isinstance(item, Gathered):
-                self._end((table, 0, table.spec.nbytes) for table in reads_of(item))
+                self._end((table, 0, table.spec.nbytes) for table in item.reads)
 
     def _end(self, spans: Iterable[tuple[Read, int, int]]) -> None:
         """Count one read of an input that needs these bytes of tensors."""

@@ -49,7 +49,8 @@ from jmerge.errors import Fault, PlanError
 from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.rows import Masks, SortedRows
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Gathered, Plan
+from jmerge.plan.inputs import Gathered
+from jmerge.plan.steps import COPY, Plan
 
 LEAST_BUDGET = 64_000_000
 LEAST_CANDIDATES = 1 << 12  # of a search for a cut; with fewer it would hardly end

@@ -28,7 +28,8 @@ from jmerge.engine.maps import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
-from jmerge.plan.steps import Item, Plan, Result
+from jmerge.plan.inputs import Item, Result
+from jmerge.plan.steps import Plan
 from jmerge.tracer import OpenSpan, Tracer
 
 

@@ -18,7 +18,8 @@ from jmerge.engine.select import MOST_COLLECTED, is_searched
 from jmerge.methods.reduce import BLOCK
 from jmerge.methods.statistics.fold import Extent, Scope
 from jmerge.methods.wrap import find_method
-from jmerge.plan.steps import COPY, Plan, Result, Step, reads_of, stored_spec
+from jmerge.plan.inputs import Result
+from jmerge.plan.steps import COPY, Plan, Step
 
 # Elements a kernel works on at a time: small enough for the cache, large enough to hide its dispatch.
 PIECE = 1 << 20
@@ -85,7 +86,7 @@ class Work(NamedTuple):
 
     def read_bytes(self, elements: int) -> int:
         """Bytes of the inputs in files, for so many elements of the result."""
-        specs = (spec for item in self.step.inputs if (spec := stored_spec(item)) is not None)
+        specs = (spec for item in self.step.inputs if (spec := item.stored) is not None)
         return elements * sum(BITS[spec.dtype] for spec in specs) // 8
 
     def padded(self, number: int) -> int:
@@ -344,7 +345,7 @@ def _order(plan: Plan) -> list[Step]:
     by_name = {step.name: step for step in plan.steps}
 
     def place(step: Step) -> tuple[int, str, int]:
-        reads = [read for item in step.inputs for read in reads_of(item)]
+        reads = [read for item in step.inputs for read in item.reads]
         return (
             (reads[0].model, reads[0].file, reads[0].start) if reads else (len(plan.models), "", 0)
         )

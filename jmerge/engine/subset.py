@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from jmerge.engine.schedule import Schedule, Turn, freed_after, last_of_group
-from jmerge.plan.steps import Result
+from jmerge.plan.inputs import Result
 
 
 def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedule:

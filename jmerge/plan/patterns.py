@@ -1,12 +1,44 @@
-"""Names of tensors as a recipe writes them: few patterns for many names, words that YAML does not take for others."""
+"""Names of tensors as recipes write them: patterns, and which of them are needed for some tensors and no others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import translate
+from typing import NamedTuple
+
+from jmerge.names import did_you_mean
+from jmerge.plan.problems import Problem, error
+from jmerge.recipe.recipe import Recipe
+from jmerge.recipe.yamltree import Path
 
 PLAIN = re.compile(r"[A-Za-z_][\w.*/\-]*")
+
+
+class Pattern(NamedTuple):
+    """A pattern of tensor names."""
+
+    text: str
+    regex: re.Pattern[str]
+    path: Path  # its place in the recipe
+
+
+def patterns(recipe: Recipe, key: str, texts: Sequence[str]) -> list[Pattern]:
+    """The patterns `texts` under `key` of the recipe."""
+    listed = isinstance(recipe.document.value.get(key), list)
+    return [
+        Pattern(text, re.compile(translate(text)), (key, i) if listed else (key,))
+        for i, text in enumerate(texts)
+    ]
+
+
+def unmatched(found: Iterable[Pattern], names: Iterable[str], what: str) -> Iterator[Problem]:
+    """The patterns that match none of the names; `what` these are names of, for people."""
+    names = dict.fromkeys(names)
+    for text, regex, path in found:
+        if not any(map(regex.match, names)):
+            hint = did_you_mean(text, names, show=0)
+            yield error("JM219", f"'{text}' matches no tensor {what}{hint}", path)
 
 
 def patterns_of(names: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -40,8 +72,8 @@ def any_layer(name: str) -> str:
     return ".".join("*" if word.isdigit() else word for word in name.split("."))
 
 
-def _wider(name: str) -> Iterable[str]:
-    """Patterns for a name, the widest first: what begins with its first words, the name in any layer, the name."""
+def _wider(name: str) -> Iterator[str]:
+    """Patterns for a name, the widest first: all that starts with its first words, the name in any layer, the name."""
     words = any_layer(name).split(".")
     for end in range(1, len(words)):
         yield ".".join([*words[:end], "*"])

@@ -10,21 +10,21 @@ from jmerge.arch.guess import Known, guess_numbered, guess_pairs, guess_places
 from jmerge.arch.infer import Layout
 from jmerge.arch.match import stack_of
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import Fault
-from jmerge.plan.convert import convert_views
-from jmerge.plan.coverage import Coverage
-from jmerge.plan.notes import Notes
-from jmerge.plan.patterns import excepting, patterns_of, scalar
-from jmerge.plan.rename import map_path, prefixes_of, rename, starred
-from jmerge.plan.views import (
-    Key,
+from jmerge.plan.pairing import (
     Template,
     View,
     build_views,
     general_names,
+    map_path,
     one_spelling,
-    spell,
+    prefixes_of,
+    rename,
+    starred,
 )
+from jmerge.plan.patterns import excepting, patterns_of, scalar
+from jmerge.plan.problems import Problem, error
+from jmerge.plan.storage import Converted, convert_views
+from jmerge.plan.unmerged import Coverage
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 
@@ -38,41 +38,42 @@ class Spelling(NamedTuple):
     prefixes: Mapping[str, str]  # the whole map that pairs them
 
 
-class Seen(NamedTuple):
+class Pairing(NamedTuple):
     """The models of a recipe through the donor's names."""
 
     views: dict[ModelRef, View]
     templates: dict[str, Template]
-    faults: list[
-        Fault
-    ]  # of names that nothing known pairs; the views are as if the maps were there that they tell
+    problems: list[Problem]  # of storage layouts
+    spellings: list[
+        Problem
+    ]  # names that nothing known pairs; views are as if their maps were there
 
 
-def see(
+def pair(
     checkpoints: Mapping[ModelRef, Checkpoint],
     layouts: Mapping[ModelRef, Layout],
     tied: Mapping[ModelRef, bool],
-    notes: Notes,
-) -> Seen:
-    """The models of a recipe, with names, forms and maps as the donor has them; what is wrong with forms is noted."""
-    prefixes: dict[ModelRef, Mapping[str, str]]
-    prefixes = {ref: prefixes_of(notes.recipe, ref) for ref in checkpoints}
+    recipe: Recipe,
+    *,
+    guess: bool,
+) -> Pairing:
+    """The models of a recipe, with names, storage layouts and maps as the donor has them.
 
-    def look() -> tuple[dict[ModelRef, View], dict[str, Template], Notes]:
+    guess: look for names that may be those of one tensor; not where the recipe's maps are wrong.
+    """
+
+    def look(prefixes: Mapping[ModelRef, Mapping[str, str]]) -> Converted:
         views, templates = build_views(checkpoints, layouts, tied, prefixes)
-        said = Notes(notes.recipe)
-        return views, convert_views(views, templates, said), said
+        return convert_views(views, templates, recipe)
 
-    spelled = Notes(notes.recipe)
-    views, templates, said = look()
-    found = [] if notes.faults else other_spellings(views, notes.recipe)  # of a map, say
-    if found:
-        tell_spellings(found, next(iter(views.values())), spelled)
-        prefixes |= {each.view.ref: each.prefixes for each in found}
-        views, templates, said = look()
-    notes.faults += said.faults
-    notes.warnings += said.warnings
-    return Seen(views, templates, spelled.faults)
+    prefixes: dict[ModelRef, Mapping[str, str]]
+    prefixes = {ref: prefixes_of(recipe, ref) for ref in checkpoints}
+    seen, problems = look(prefixes), []
+    if guess and (found := other_spellings(seen.views, recipe)):
+        donor = next(iter(seen.views.values()))
+        problems = list(_spelling_problems(found, donor, recipe))
+        seen = look(prefixes | {each.view.ref: each.prefixes for each in found})
+    return Pairing(seen.views, seen.templates, seen.problems, problems)
 
 
 def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spelling]:
@@ -127,12 +128,14 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
     return found
 
 
-def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> None:
-    """Refuse them: with the map alone where no layer of a model is called like one of the donor's, else with the line
+def _spelling_problems(
+    spellings: Iterable[Spelling], donor: View, recipe: Recipe
+) -> Iterator[Problem]:
+    """The errors: with the map alone where no layer of a model is called like one of the donor's, else with the line
     that leaves both out, too."""
     layers = {template: None for template, layer in donor.names if layer is not None}
     for view, pairs, numbered, prefixes in spellings:
-        path = map_path(view.ref, notes.recipe)
+        path = map_path(view.ref, recipe)
         rules = ", ".join(f"{scalar(old)}: {scalar(new)}" for old, new in starred(prefixes))
         rule = f"write 'map: {{{rules}}}' beside the model"
         own = {template: None for template, layer in view.names if layer is not None}
@@ -141,7 +144,7 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
             message = (
                 f"no layer of {view.ref} is called like one of {donor.ref} ({first}, {wanted})"
             )
-            notes.fault(f"{message}; {rule}", path)
+            yield error("JM216", f"{message}; {rule}", path)
             continue
         both = {_first(view, name): _first(donor, there) for name, there in pairs.items()}
         both |= numbered
@@ -150,13 +153,13 @@ def tell_spellings(spellings: Iterable[Spelling], donor: View, notes: Notes) -> 
         more = f" (and {len(both) - 1} more pairs)" if len(both) > 1 else ""
         alike = "end alike" if name.split(".")[-1] == there.split(".")[-1] else "stand in one place"
         message += f" {alike} and have one shape{more}, and neither model has the other's"
-        out = [_called(view, key) for key in view.names if key[0] in pairs]
-        out += [_called(donor, key) for key in donor.names if key[0] in set(pairs.values())]
+        out = [view.spelt(*key) for key in view.names if key[0] in pairs]
+        out += [donor.spelt(*key) for key in donor.names if key[0] in set(pairs.values())]
         out += [*numbered, *numbered.values()]
-        rest = {_called(each, key) for each in (view, donor) for key in each.names} - {*out}
+        rest = {each.spelt(*key) for each in (view, donor) for key in each.names} - {*out}
         line = excepting(patterns_of(out, rest))
         hint = f"if they are the same tensors, {rule}; if not, leave both out with {line}"
-        notes.fault(f"{message}: {hint}", path)
+        yield error("JM216", f"{message}: {hint}", path)
 
 
 def _sources(recipe: Recipe, modules: Sequence[str]) -> dict[str, set[ModelRef]]:
@@ -257,7 +260,7 @@ def _numbered(
         for key in each.names:
             template, layer = key
             if template in left and template not in pairs and template not in taken:
-                side[layer is not None][_called(each, key)] = left[template]
+                side[layer is not None][each.spelt(*key)] = left[template]
         sides.append(side)
     own, donors = sides
     return {
@@ -271,7 +274,7 @@ def _rules_of_names(
     view: View, pairs: Mapping[str, str], rules: Mapping[str, str]
 ) -> dict[str, str]:
     """Rules for names of tensors, each the shortest that brings along nothing else of the model."""
-    names = {_called(view, key): own for key, own in view.names.items()}
+    names = {view.spelt(*key): own for key, own in view.names.items()}
     wanted: dict[str, str | None] = {own: pairs.get(called) for called, own in names.items()}
     made: dict[str, str] = {}
     for raw, meant in wanted.items():
@@ -286,9 +289,4 @@ def _rules_of_names(
 
 def _first(view: View, template: str) -> str:
     """What a template is called in the first layer that has it."""
-    return _called(view, next(key for key in view.names if key[0] == template))
-
-
-def _called(view: View, key: Key) -> str:
-    template, layer = key
-    return spell(template, view.stacks.get(template.partition("{}")[0].removesuffix(".")), layer)
+    return view.spelt(*next(key for key in view.names if key[0] == template))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jmerge.arch.config import Change
-from jmerge.ckpt.find import source_of
+from jmerge.ckpt.find import find_source
 from jmerge.ckpt.source import Source
 from jmerge.dtypes import TensorSpec
+from jmerge.plan.inputs import Item
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
 
@@ -24,75 +25,9 @@ COPY = (
     "copy"  # the method name of a step that takes its input over; several inputs must then be equal
 )
 
-Item = Union["Read", "Result", "Gathered", "Assembled"]  # an input of a step
-Stored = Union["Read", "Assembled"]  # a tensor of an input model
 Numbers = Mapping[
     str, Any
 ]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Read:
-    """A tensor of an input model."""
-
-    model: int  # position in `Plan.models`
-    name: str
-    file: str  # inside the model's folder
-    start: int  # bytes from the beginning of the file
-    spec: TensorSpec
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """What another step made."""
-
-    step: str  # its name
-    spec: TensorSpec
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """A table of an input model, such as its embedding, with a row for each token of the output."""
-
-    rows: int  # which of `Plan.maps` says what makes its rows
-    own: Read  # the table that the model has
-    others: tuple[Read, ...]  # tables of other models, whose rows it gets where its own has none
-    spec: TensorSpec  # in which its rows are exact, but for means
-
-    @property
-    def model(self) -> int:
-        """Position in `Plan.models` of the model that has the table."""
-        return self.own.model
-
-    @property
-    def name(self) -> str:
-        """Of the model's own table."""
-        return self.own.name
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Box:
-    """A block of an assembled input, and where its elements lie in a tensor of the model."""
-
-    read: Read
-    start: int  # which element of that tensor its first is
-    strides: tuple[int, ...]  # elements of that tensor from one to the next along each axis
-    box: tuple[tuple[int, int], ...]  # first and end on each axis of `Assembled.view`
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Assembled:
-    """A tensor of an input model as the output stores its like, which the model stores as others: fused, apart, packed."""
-
-    model: int  # position in `Plan.models`
-    name: str  # what the output would call it
-    view: tuple[int, ...]  # its shape with axes cut apart where several things lie along one
-    boxes: tuple[Box, ...]  # which make it up
-    spec: TensorSpec
-
-    def __hash__(self) -> int:
-        """By its name: there may be hundreds of boxes."""
-        return hash((self.model, self.name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,13 +141,15 @@ class Plan:
     # files of models that come along, in name order; where they lie is no part of what a plan is
     taken: tuple[TakenFile, ...] = dataclasses.field(default=(), compare=False, repr=False)
     left: tuple[LeftFile, ...] = ()  # those of the donor that stay behind, in name order
-    # files of models that lie in no folder, by their paths in `models`; what they hold is no part of the plan
-    held: Mapping[str, Source] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    # the opened models by their paths in `models`, so that a run sees what planning saw; no part of what a plan is
+    sources: Mapping[str, Source] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def source(self, model: int) -> Source:
         """The files of the model at this position of `models`."""
         label = self.models[model].path
-        return self.held.get(label) or source_of(label)
+        return self.sources.get(label) or find_source(label)
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
@@ -240,8 +177,8 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes of input tensors, each time they are an input."""
-        inputs = (item for step in self.steps for item in step.inputs)
-        return sum(spec.nbytes for item in inputs if (spec := stored_spec(item)) is not None)
+        specs = (item.stored for step in self.steps for item in step.inputs)
+        return sum(spec.nbytes for spec in specs if spec is not None)
 
     @property
     def write_bytes(self) -> int:
@@ -259,24 +196,42 @@ class Plan:
         return hashlib.sha256(silent.to_json().encode()).hexdigest()
 
 
-def reads_of(item: Item) -> tuple[Read, ...]:
-    """The tensors in files that an input is made of, that of its own model first; none of another step's result."""
-    if isinstance(item, Read):
-        return (item,)
-    if isinstance(item, Assembled):
-        return tuple(dict.fromkeys(box.read for box in item.boxes))
-    return (item.own, *item.others) if isinstance(item, Gathered) else ()
+def into_folders(steps: Iterable[Step], home: str, folders: Sequence[str]) -> list[Step]:
+    """The steps with names and folders of the output.
+
+    home: where tensors go that are in none of the `folders`, whose names begin with their folder.
+    """
+    return [_placed(step, home, folders) for step in steps]
 
 
-def stored_spec(item: Item) -> TensorSpec | None:
-    """What an input is in the files of its own model; None for another step's result."""
-    if isinstance(item, Result):
-        return None
-    return item.own.spec if isinstance(item, Gathered) else item.spec
+def placed_name(name: str, home: str, folders: Sequence[str]) -> str:
+    """The name of a tensor of one checkpoint with the folder that it is in, if any."""
+    if not home or any(name.startswith(f"{folder}/") for folder in folders):
+        return name
+    return f"{home}/{name}"
+
+
+def folder_of(name: str, home: str, folders: Sequence[str]) -> str:
+    """The folder that the name of a placed tensor begins with; empty: it lies in none."""
+    return next((each for each in (home, *folders) if each and name.startswith(f"{each}/")), "")
+
+
+def _placed(step: Step, home: str, folders: Sequence[str]) -> Step:
+    if not (home or folders or step.output):
+        return step
+    name = placed_name(step.tensor, home, folders)
+    inner = folder_of(name, home, folders)
+    return dataclasses.replace(
+        step,
+        name="/".join(filter(None, (step.output, name))),
+        folder="/".join(filter(None, (step.output, inner))),
+    )
 
 
 def _plain(value: Any) -> Any:
     """What JSON has for a plan and for parts of it."""
     if isinstance(value, Plan):
-        return {name: part for name, part in vars(value).items() if name not in ("taken", "held")}
+        return {
+            name: part for name, part in vars(value).items() if name not in ("taken", "sources")
+        }
     return value.plain() if isinstance(value, TableRows | TokenPlan) else vars(value)

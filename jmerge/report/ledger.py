@@ -12,7 +12,8 @@ from typing import Any
 from jmerge.arch.config import Change
 from jmerge.ckpt.shards import OutFile
 from jmerge.engine.run import Outcome
-from jmerge.plan.steps import Assembled, Gathered, Item, Plan, Result, Step
+from jmerge.plan.inputs import Assembled, Gathered, Item, Result
+from jmerge.plan.steps import Plan, Step
 from jmerge.report.nonfinite import nonfinite_text
 
 TOKENS = "jmerge.tokens.jsonl"  # which rows made which token, beside the ledger

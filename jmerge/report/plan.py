@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jmerge.plan.steps import COPY, Assembled, Gathered, Item, Plan, Result, Step
+from jmerge.plan.inputs import Assembled, Gathered, Item, Result
+from jmerge.plan.steps import COPY, Plan, Step
 from jmerge.process import resident_bytes
 from jmerge.report.show import letter, size, tensors
 

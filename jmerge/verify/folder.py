@@ -19,8 +19,8 @@ from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_fil
 from jmerge.ckpt.writer import LEDGER
 from jmerge.dtypes import TensorSpec
 from jmerge.errors import CheckpointError
-from jmerge.plan.folders import placed_name
-from jmerge.plan.views import View, build_views
+from jmerge.plan.pairing import View, build_views
+from jmerge.plan.steps import placed_name
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.model import TOKENIZER, ModelTokens, read_tokens, vocabulary_file
 

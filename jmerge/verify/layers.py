@@ -17,7 +17,7 @@ from jmerge.arch.infer import (
     config_dicts,
     may_count,
 )
-from jmerge.plan.holes import holes_of_its_own
+from jmerge.plan.incomplete import missing_alone
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import quantised
 
@@ -199,11 +199,11 @@ def _holes(folder: Folder) -> Iterator[Finding]:
     for prefix, stack in folder.layout.stacks.items():
         if stack.depth < 3:
             continue  # too few to tell what layers have, and there may be many
-        for hole in holes_of_its_own(folder.view, prefix, whole_blocks=True):
-            if quantised(folder.config) and not hole.name.endswith(PLAIN):
+        for lack in missing_alone(folder.view, prefix, whole_blocks=True):
+            if quantised(folder.config) and not lack.name.endswith(PLAIN):
                 continue  # a scale, of weights that this layer has unpacked
-            message = f"is missing; {hole.having} other layers have it"
-            yield Finding(message, tensor=hole.name)
+            message = f"is missing; {lack.having} other layers have it"
+            yield Finding(message, tensor=lack.name)
 
 
 def _final_norm(folder: Folder) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from jmerge.arch.quantised import PLAIN, Quantised
-from jmerge.plan.sharded import why_sharded
+from jmerge.plan.storage import why_sharded
 from jmerge.verify.folder import Finding, Folder
 
 # Names of what codes are multiplied by, and of nothing that a class has beside plain numbers

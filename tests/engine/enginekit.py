@@ -14,7 +14,8 @@ from jmerge.dtypes import NUMPY, TensorSpec
 from jmerge.engine.events import Listener
 from jmerge.engine.run import Outcome, run
 from jmerge.engine.schedule import make_schedule
-from jmerge.plan.steps import InputModel, Plan, Read, Result, Step
+from jmerge.plan.inputs import Read, Result
+from jmerge.plan.steps import InputModel, Plan, Step
 from jmerge.testing.tiny import write_checkpoint, write_llama
 
 T = TypeVar("T")

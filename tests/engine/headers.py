@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jmerge.ckpt.shards import index_json, plan_files
 from jmerge.dtypes import TensorSpec
-from jmerge.plan.steps import InputModel, Plan, Read, Result, Step
+from jmerge.plan.inputs import Read, Result
+from jmerge.plan.steps import InputModel, Plan, Step
 
 
 def source(model: int, name: str, spec: TensorSpec, start: int = 0) -> Read:

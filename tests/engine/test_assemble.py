@@ -14,7 +14,7 @@ import pytest
 from jmerge.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import assemble
 from jmerge.engine.assemble import Assembler, place_of, spans_of
-from jmerge.plan.steps import Assembled, Box, Read
+from jmerge.plan.inputs import Assembled, Box, Read
 
 Reader = Callable[[Read, int, np.ndarray], None]
 Window = Callable[[Read, int, int], AbstractContextManager[np.ndarray | None]]

@@ -14,7 +14,7 @@ from jmerge.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import gather
 from jmerge.engine.channel import StoppedError
 from jmerge.engine.gather import Gatherer
-from jmerge.plan.steps import Gathered, Read
+from jmerge.plan.inputs import Gathered, Read
 from jmerge.tokens.rows import ABSENT, Filler, TableRows, TokenRows
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -48,7 +48,8 @@ from jmerge.errors import CheckpointError, JmergeError, NonFiniteError, RunError
 from jmerge.methods import apply, find_method
 from jmerge.methods.linear import linear
 from jmerge.methods.task_arithmetic import task_arithmetic
-from jmerge.plan.steps import Plan, Read, Result
+from jmerge.plan.inputs import Read, Result
+from jmerge.plan.steps import Plan
 from jmerge.testing.close import TO_ROUNDING, assert_close, assert_same_bytes
 
 METHODS = tuple(NUMBERS)

@@ -16,7 +16,8 @@ from jmerge.dtypes import TensorSpec
 from jmerge.engine.memory import need_of
 from jmerge.engine.schedule import PIECE, Schedule, make_schedule, padded_length
 from jmerge.methods.reduce import BLOCK
-from jmerge.plan.steps import Read, Result, Step
+from jmerge.plan.inputs import Read, Result
+from jmerge.plan.steps import Step
 from jmerge.report.plan import totals
 
 MB = 10**6

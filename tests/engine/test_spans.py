@@ -22,7 +22,8 @@ from jmerge.engine.kernel import Piece, combine_kernel
 from jmerge.engine.maps import Maps
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
-from jmerge.plan.steps import Plan, Read
+from jmerge.plan.inputs import Read
+from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import write_llama
 from jmerge.tracer import Span, Timings, Tracer, Where
 

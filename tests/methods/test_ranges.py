@@ -12,7 +12,7 @@ import jmerge
 from jmerge.methods import REGISTRY
 from jmerge.methods.spec import Method, Required
 from jmerge.plan.check import check_recipe
-from jmerge.plan.notes import Notes
+from jmerge.plan.problems import split
 from jmerge.recipe.recipe import Recipe
 from jmerge.report.methods import method_text
 
@@ -92,7 +92,6 @@ def assert_refused_in_a_recipe(method: Method, key: str, value: float) -> None:
         f"merge_method: {method.name}\n{base}models: [{', '.join(models)}]\n"
         f"parameters: {{{key}: [{word}, {word}]}}\n"
     )
-    notes = Notes(recipe)
-    check_recipe(recipe, notes)
-    (fault,) = {str(each) for each in notes.faults}
-    assert f"parameters.{key}: expected a " in fault and fault.endswith(f"found {value:g}")
+    errors, _ = split(recipe, check_recipe(recipe).problems)
+    (line,) = {each.text for each in errors}
+    assert f"parameters.{key}: expected a " in line and line.endswith(f"found {value:g}")

@@ -17,7 +17,8 @@ from jmerge.ckpt.open import open_checkpoint
 from jmerge.dtypes import NUMPY
 from jmerge.engine.assemble import Assembler
 from jmerge.errors import PlanError
-from jmerge.plan.steps import Assembled, Plan, Read
+from jmerge.plan.inputs import Assembled, Read
+from jmerge.plan.steps import Plan
 
 LINEAR = """\
 merge_method: linear

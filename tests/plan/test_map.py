@@ -10,7 +10,7 @@ import pytest
 from partialkit import Made, account, refused, run
 
 import jmerge
-from jmerge.plan.rename import rename
+from jmerge.plan.pairing import rename
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 Tensors = dict[str, np.ndarray]

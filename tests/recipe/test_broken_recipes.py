@@ -22,7 +22,7 @@ from jmerge.engine.reads import Files
 from jmerge.errors import JmergeError
 from jmerge.methods import REGISTRY
 from jmerge.plan.check import check_recipe
-from jmerge.plan.notes import Notes
+from jmerge.plan.problems import split
 from jmerge.recipe.recipe import Recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
@@ -1055,10 +1055,9 @@ def test_warnings(name: str, models: Path, tmp_path: Path) -> None:
     """What has no effect is known before any model is opened."""
     case = CASES[name]
     recipe = Recipe.from_file(write_recipe(case.recipe, models, tmp_path))
-    notes = Notes(recipe)
-    check_recipe(recipe, notes)
-    found = tuple(shorten(warning.text, models, tmp_path) for warning in notes.warnings)
-    assert (found, notes.faults) == (case.warnings, [])
+    errors, warnings = split(recipe, check_recipe(recipe).problems)
+    found = tuple(shorten(warning.text, models, tmp_path) for warning in warnings)
+    assert (found, errors) == (case.warnings, [])
 
 
 def test_densities_that_keep_nothing(models: Path, tmp_path: Path) -> None:
@@ -1071,14 +1070,14 @@ models:
   - {model: {b}, parameters: {weight: 1, density: [0, 0.5]}}
 parameters: {density: 0}
 """
-    notes = Notes(Recipe.from_file(write_recipe(text, models, tmp_path)))
-    check_recipe(notes.recipe, notes)
-    found = sorted(shorten(warning.text, models, tmp_path) for warning in notes.warnings)
+    recipe = Recipe.from_file(write_recipe(text, models, tmp_path))
+    errors, warnings = split(recipe, check_recipe(recipe).problems)
+    found = sorted(shorten(warning.text, models, tmp_path) for warning in warnings)
     assert [line.split("; ")[0] for line in found] == [
         "x.yml:4: models[0].parameters.density: 0 keeps no change of this model",
         "x.yml:6: parameters.density: 0 keeps no change of any model",
     ]
-    assert not notes.faults
+    assert not errors
 
 
 # The command line

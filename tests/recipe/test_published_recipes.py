@@ -20,7 +20,8 @@ from tokenizers import models as models_of_tokens
 
 import jmerge
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.plan.steps import COPY, Plan, Read, Step
+from jmerge.plan.inputs import Read
+from jmerge.plan.steps import COPY, Plan, Step
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint, write_llama
 
 # The models

@@ -25,7 +25,8 @@ from jmerge.engine.schedule import LENGTHS, make_schedule
 from jmerge.engine.sinks import Arrays
 from jmerge.errors import RunError
 from jmerge.methods import REGISTRY
-from jmerge.plan.steps import Gathered, Plan
+from jmerge.plan.inputs import Gathered
+from jmerge.plan.steps import Plan
 from jmerge.report.methods import minimal_recipe
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 

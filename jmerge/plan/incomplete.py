@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint should have and has not: told from layers that differ by design."""
+"""Tensors that a checkpoint should have and lacks, which layers that differ by design do not."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any, NamedTuple
 from jmerge.arch.config import told_of_layers
 from jmerge.arch.infer import Stack
 from jmerge.arch.kinds import home_of
-from jmerge.plan.views import View, spell
+from jmerge.plan.pairing import View, spell
+from jmerge.plan.problems import Problem, error
+from jmerge.recipe.yamltree import Path
 
 
-class Hole(NamedTuple):
-    """A tensor missing from one layer."""
+class Missing(NamedTuple):
+    """A tensor that one layer of a checkpoint lacks though it should have it."""
 
     name: str  # as the model would spell it
     having: int  # layers of the model that have it
 
-    def message(self, view: View) -> str:
-        """What is wrong, for people."""
-        return (
-            f"{view.ref} lacks {self.name}, which {self.having} of its other layers have; "
-            "the checkpoint is incomplete"
-        )
+    def problem(self, view: View, path: Path) -> Problem:
+        """The error."""
+        message = f"{view.ref} lacks {self.name}, which {self.having} of its other layers have"
+        return error("JM114", f"{message}; the checkpoint is incomplete", path)
 
 
-def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Hole | None:
-    """The hole of a model that lacks `template` in a layer where another source of the same output has it.
+def missing_beside_others(view: View, prefix: str, template: str, layer: int) -> Missing | None:
+    """What a model lacks that does not have `template` in a layer where another source of the same output has it.
 
-    It is none when no layer of the model has the template, or when config.json explains the difference.
+    Nothing is missing when no layer of the model has the template, or when config.json explains the difference.
     """
     stack = view.stacks.get(prefix)
     having = view.layers_with.get(template, [])
@@ -36,13 +36,13 @@ def hole_beside_others(view: View, prefix: str, template: str, layer: int) -> Ho
         return None
     if config_explains(view.checkpoint.config, stack, layer, having):
         return None
-    return Hole(spell(template, stack, layer), len(having))
+    return Missing(spell(template, stack, layer), len(having))
 
 
-def holes_of_its_own(
+def missing_alone(
     view: View, prefix: str, others: Sequence[View] = (), *, whole_blocks: bool = False
-) -> Iterator[Hole]:
-    """Holes that one model shows alone: a layer with a part of a block that most layers have whole.
+) -> Iterator[Missing]:
+    """What is missing as one model shows alone: a layer with a part of a block that most layers have whole.
 
     A layer of another kind has templates of its own in the block (dense instead of experts) or lacks the block. What
     the first layer alone lacks, and that of all others too, is nothing that such models have there.
@@ -73,7 +73,7 @@ def holes_of_its_own(
             inner = 0 < layer < stack.depth - 1 and len(having) == len(layers) - 1 >= 3
             lost = here <= usual if here else whole_blocks and inner and templates <= usual
             if lost and not config_explains(view.checkpoint.config, stack, layer, having):
-                yield Hole(spell(template, stack, layer), len(having))
+                yield Missing(spell(template, stack, layer), len(having))
 
 
 def _lack_it_too(others: Sequence[View], template: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import NUMBER, Layout, Stack, class_names
@@ -12,10 +12,13 @@ from jmerge.arch.match import NEVER_A_MODULE, match_templates, plain_name
 from jmerge.arch.mentions import Beside
 from jmerge.arch.quantised import Quantised
 from jmerge.ckpt.open import Checkpoint
-from jmerge.dtypes import TensorSpec
-from jmerge.plan.rename import rename
-from jmerge.plan.steps import Assembled
+from jmerge.dtypes import BITS, FLOATS, TensorSpec
+from jmerge.names import did_you_mean
+from jmerge.plan.inputs import Assembled, Read, Stored
+from jmerge.plan.problems import Problem, error
+from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
+from jmerge.recipe.yamltree import Path
 
 Key = tuple[str, int | None]  # template and layer
 
@@ -31,7 +34,7 @@ class Template:
     buffer: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class View:
     """One input model."""
 
@@ -41,13 +44,12 @@ class View:
     layout: Layout
     tied: bool  # its output head is its embedding
     prefixes: Mapping[str, str]  # of its names -> of the output's
-    names: dict[Key, str] = field(default_factory=dict)  # (template, layer) -> its own name
-    stacks: dict[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
-    modules: dict[str, str] = field(default_factory=dict)  # name -> module of the output
+    names: Mapping[Key, str] = field(default_factory=dict)  # (template, layer) -> its own name
+    stacks: Mapping[str, Stack] = field(default_factory=dict)  # donor's prefix -> its own stack
+    modules: Mapping[str, str] = field(default_factory=dict)  # name -> module of the output
     heads: tuple[str, ...] = ()  # templates of its output heads
-    used: dict[str, None] = field(default_factory=dict)  # its tensors that a step reads
-    # what it has in another form than the donor, by what `names` calls it
-    converted: dict[str, Assembled] = field(default_factory=dict)
+    # what it stores in another layout than the donor, by what `names` calls it
+    converted: Mapping[str, Assembled] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class View:
 
     @cached_property
     def layers_with(self) -> dict[str, list[int]]:
-        """Template -> the layers that have it; asked for when `names` is complete."""
+        """Template -> the layers that have it."""
         layers: dict[str, list[int]] = {}
         for template, layer in self.names:
             if layer is not None:
@@ -73,6 +75,32 @@ class View:
         """Of a tensor that `names` has."""
         converted = self.converted.get(name)
         return converted.spec if converted else self.checkpoint.index[name].spec
+
+    def read(self, name: str) -> Read:
+        """A tensor of its files, as steps have it."""
+        entry = self.checkpoint.index[name]
+        return Read(
+            model=self.number, name=name, file=entry.file, start=entry.start, spec=entry.spec
+        )
+
+    def stored(self, name: str) -> Stored:
+        """A tensor that `names` has, which the model may store in another layout."""
+        return self.converted.get(name) or self.read(name)
+
+    def spelt(self, template: str, layer: int | None) -> str:
+        """What the model would call a template in a layer."""
+        return spell(template, self.stacks.get(prefix_of(template)), layer)
+
+    @cached_property
+    def usual_bits(self) -> int:
+        """The width of most bytes of its trained tensors; 0 when it has none."""
+        weight: dict[int, int] = {}
+        for name, role in self.layout.roles.items():
+            spec = self.checkpoint.index[name].spec
+            if spec.dtype in FLOATS and not role.buffer:
+                bits = BITS[spec.dtype]
+                weight[bits] = weight.get(bits, 0) + spec.nbytes
+        return max(weight, key=lambda bits: (weight[bits], bits), default=0)
 
     @cached_property
     def quantised(self) -> Quantised:
@@ -101,27 +129,33 @@ def build_views(
     modules = next(iter(layouts.values())).modules
     for number, (ref, checkpoint) in enumerate(checkpoints.items()):
         layout = layouts[ref]
-        view = View(ref, number, checkpoint, layout, tied[ref], prefixes[ref])
-        views[ref] = view
-        generals = general_names(layout, view.prefixes, output.stacks)
+        generals = general_names(layout, prefixes[ref], output.stacks)
         own: dict[str, tuple[int, ...]] = {}
         for name, each in generals.items():
             own.setdefault(each.template, checkpoint.index[name].spec.shape)
-        family = is_family(next(iter(views.values())).config, view.config)
+        config = config_of(ref, checkpoint)
+        donor = next(iter(views.values()), None)
+        family = is_family(donor.config if donor else config, config)
         pairs = match_templates(shapes, own, (shapes, own), family=family)
         keys: dict[str, Key] = {}
+        stacks: dict[str, Stack] = {}
+        called: dict[str, str] = {}
         for name, role in layout.roles.items():
             each = generals[name]
             template, layer = keys[name] = output.place(pairs[each.template], each)
-            view.names[template, layer] = name
             prefix = None
             if layer is not None and each.stack is not None:
-                prefix = template.partition("{}")[0].removesuffix(".")
-                view.stacks.setdefault(prefix, each.stack)
+                prefix = prefix_of(template)
+                stacks.setdefault(prefix, each.stack)
             module = role.module if role.module in modules else modules[0]
             made = Template(template, prefix, role.part, module, role.buffer)
-            view.modules[name] = templates.setdefault(template, made).module
-        view.heads = tuple(keys[name][0] for name in layout.heads)
+            called[name] = templates.setdefault(template, made).module
+        names = {key: name for name, key in keys.items()}
+        heads = tuple(keys[name][0] for name in layout.heads)
+        found = View(
+            ref, number, checkpoint, layout, tied[ref], prefixes[ref], names, stacks, called, heads
+        )
+        views[ref] = found
         for template, shape in own.items():
             shapes.setdefault(pairs[template], shape)
     return views, templates
@@ -152,7 +186,7 @@ class _Output:
         """Template and layer of a tensor of a model whose general template pairs with this one."""
         if own.stack is None or own.number is None:
             return template, None
-        prefix = template.partition("{}")[0].removesuffix(".")
+        prefix = prefix_of(template)
         if own.counted and prefix not in self._loose:
             self._counted.setdefault(prefix, own.stack)
             return template, own.number - own.stack.indices[0]
@@ -174,13 +208,14 @@ def general_names(
         template = rename(plain[role.template], prefixes)
         if template == plain[role.template] != name:
             template = rename(name, prefixes) if rename(name, prefixes) != name else template
+        if role.stack is not None and role.layer is not None and "{}" in template:
+            stack = layout.stacks[role.stack]
+            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
+            continue
         found[name] = _General(template)
         if "{}" not in template and template != name:
             brought[name] = template
-        if "{}" in template and role.stack is not None and role.layer is not None:
-            stack = layout.stacks[role.stack]
-            found[name] = _General(template, stack, stack.indices[0] + role.layer, counted=True)
-        elif number := NUMBER.search(name):
+        if number := NUMBER.search(name):
             around = layout.stacks.get(name[: number.start()].removesuffix("."))
             if around is not None and int(number[0]) in around.indices:
                 general = rename(f"{name[: number.start()]}{{}}{name[number.end() :]}", prefixes)
@@ -235,8 +270,107 @@ def is_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(first and first == second) or (bool(kind) and kind == other.get("model_type"))
 
 
+@cache
+def prefix_of(template: str) -> str:
+    """What stands before the number of the layer: the prefix of its stack."""
+    return template.partition("{}")[0].removesuffix(".")
+
+
 def spell(template: str, stack: Stack | None, layer: int | None) -> str:
     """The output name of a template in the 0-based `layer`, numbered as `stack` is."""
     if stack is None or layer is None:
         return template
     return template.replace("{}", str(stack.indices[0] + layer), 1)
+
+
+def strangers(views: Mapping[ModelRef, View], recipe: Recipe) -> Iterator[Problem]:
+    """Sources that have no tensor in common with the donor, or no layer where both have some."""
+    donor = next(iter(views.values()))
+    known = _layered(donor)
+    sources = {source.ref for _, out_slice in recipe.slices() for source in out_slice.sources}
+    for ref, view in views.items():
+        own = _layered(view)
+        if ref in sources and known and own and not known.keys() & own.keys():
+            first, wanted = (next(iter(names)).replace("{}", "0", 1) for names in (own, known))
+            message = f"no layer of {ref} is called like one of {donor.ref} ({first}, {wanted})"
+            yield error("JM216", f"{message}; their structures differ", recipe.first_path(ref))
+        elif ref in sources and not view.names.keys() & donor.names.keys():
+            first, wanted = (next(iter(each.names.values()), "nothing") for each in (view, donor))
+            message = f"nothing of {ref} is called like anything of {donor.ref} ({first}, {wanted})"
+            hint = "write a 'map' beside the model that gives its names as they are there"
+            yield error("JM216", f"{message}; {hint}", recipe.first_path(ref))
+
+
+def _layered(view: View) -> dict[str, None]:
+    return {template: None for template, layer in view.names if layer is not None}
+
+
+def rename(template: str, prefixes: Mapping[str, str]) -> str:
+    """The template with the longest prefix that fits replaced; as it is where none does."""
+    if not prefixes:
+        return template
+    fitting = [prefix for prefix in prefixes if template.startswith(prefix)]
+    if not fitting:
+        return template
+    longest = max(fitting, key=len)
+    return prefixes[longest] + template[len(longest) :]
+
+
+def prefixes_of(recipe: Recipe, ref: ModelRef) -> dict[str, str]:
+    """The map of a model as templates are renamed by it: `*` is the layer's number."""
+    return {_numbered(old): _numbered(new) for old, new in recipe.prefixes(ref).items()}
+
+
+def starred(prefixes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The rules of a map as recipes write them."""
+    for old, new in prefixes.items():
+        yield old.replace("{}", "*", 1), new.replace("{}", "*", 1)
+
+
+def _numbered(prefix: str) -> str:
+    return ".".join("{}" if word == "*" else word for word in prefix.split("."))
+
+
+def map_path(ref: ModelRef, recipe: Recipe) -> Path:
+    """Where the map of a model stands, or the model that has none."""
+    path = recipe.first_path(ref)
+    return (*path[:-1], "map") if recipe.prefixes(ref) else path
+
+
+def map_problems(layouts: Mapping[ModelRef, Layout], recipe: Recipe) -> Iterator[Problem]:
+    """Every rule fits tensors of its model, and no two of its tensors get one name."""
+    for ref, layout in layouts.items():
+        prefixes = prefixes_of(recipe, ref)
+        if not prefixes:
+            continue
+        path = next(
+            (*source.path, "map")
+            for _, out_slice in recipe.slices()
+            for source in out_slice.sources
+            if source.ref == ref and source.prefixes
+        )
+        templates = dict.fromkeys(role.template for role in layout.roles.values())
+        for prefix in recipe.prefixes(ref):
+            begins = _numbered(prefix)
+            if not any(each.startswith(begins) for each in (*templates, *layout.roles)):
+                hint = did_you_mean(prefix, beginnings(templates))
+                message = f"no tensor of {ref} begins with '{prefix}'{hint}"
+                yield error("JM217", message, (*path, prefix))
+        names: dict[tuple[str, int | None], str] = {}
+        for role in layout.roles.values():
+            name = rename(role.template, prefixes)
+            other = names.setdefault((name, role.layer), role.template)
+            if other != role.template:
+                message = f"gives two tensors of {ref} one name: {other} and {role.template}"
+                yield error("JM217", f"{message} become {name}", path)
+                break
+
+
+def beginnings(templates: Iterable[str]) -> list[str]:
+    """What rules may begin with: the words before layer numbers, dots included."""
+    found: dict[str, None] = {}
+    for template in templates:
+        words = template.partition("{}")[0].split(".")
+        for end in range(1, len(words)):
+            found[".".join(words[:end]) + "."] = None
+    return list(found)
