@@ -151,7 +151,7 @@ def _unsayable(said: Iterable[Unsaid]) -> Iterator[str]:
                 "and write what is right into the output's"
             )
             continue
-        where = f"config.json's '{key}' tells kinds of layers by their number"
+        where = f"config.json's '{key}' gives layer types by their number"
         fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
         yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order{fix}"
 

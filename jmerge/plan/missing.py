@@ -18,7 +18,7 @@ from jmerge.plan.problems import Problem, and_more, error, warning
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
 
-UNKNOWN_LENGTH = "the weights are not normalised, so nothing says how much the others count"
+UNKNOWN_LENGTH = "the weights are not normalised, so it is unclear how much the others count"
 ONE = 1e-6  # how far from 1 weights may sum that are meant to make a mean
 FEW = (
     3  # tensors of a layer or around them that may differ in shape before it is the models that do

@@ -48,7 +48,7 @@ class Strange(Cause):
             own, (name, why) = next(iter(tensors.items()))
             spelt = f"{own} of {ref}" + (f", mapped to {name}," if own != name else "")
             more = f" (as are {len(tensors) - 1} more)" if len(tensors) > 1 else ""
-            message = f"{spelt} is no tensor of {donor}{more}" + (f": {why}" if why else "")
+            message = f"{spelt} is not a tensor of {donor}{more}" + (f": {why}" if why else "")
             step = "" if why else "map it to one, or "
             step += f"leave it out with {line}"
             if why and len(by_model) == 1 and _could_be_donor(scene.views[ref], scene.views[donor]):

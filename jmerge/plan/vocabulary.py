@@ -161,8 +161,10 @@ class Tables:
             return
         donor, rows, before = self._views[0], self.alignment.rows.rows, self._first_rows()
         if rows != before and not vocabulary_keys(donor.checkpoint.config, before):
-            message = f"config.json of {donor.ref} does not say that it has {before} tokens, so {rows} cannot be told"
-            message += " to loaders; add vocab_size to it"
+            message = (
+                f"config.json of {donor.ref} does not say that it has {before} tokens, so loaders"
+            )
+            message += f" would not learn that it has {rows} now; add vocab_size to it"
             yield error("JM229", message, self.part.source_path)
 
     def _gathered(
