@@ -14,11 +14,28 @@ from jmerge.arch.infer import class_names, is_computed
 from jmerge.arch.place import no_place
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.inputs import Stored
-from jmerge.plan.missing import Lacking, OtherShape, excepting_only, shapes_text
-from jmerge.plan.outcomes import Cause, Finding, Outcome, Scene, names_of
+from jmerge.plan.outcomes import (
+    Cause,
+    Finding,
+    Lacking,
+    OtherShape,
+    Outcome,
+    Scene,
+    excepting_only,
+    names_of,
+    shapes_text,
+)
 from jmerge.plan.pairing import View, map_path
-from jmerge.plan.patterns import Pattern, any_layer, patterns, unmatched
-from jmerge.plan.problems import Problem, and_more, error, warning
+from jmerge.plan.problems import (
+    Pattern,
+    Problem,
+    and_more,
+    any_layer,
+    error,
+    patterns,
+    unmatched,
+    warning,
+)
 from jmerge.plan.steps import COPY, Step
 from jmerge.plan.targets import Heads, Target, Views
 from jmerge.recipe.recipe import OutSlice, Recipe

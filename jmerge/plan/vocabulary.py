@@ -16,8 +16,7 @@ from jmerge.ckpt.weights import read_json_file
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.plan.inputs import Gathered, Read, Stored
-from jmerge.plan.missing import OTHER_VOCABULARY, shapes_text
-from jmerge.plan.outcomes import Maps, Outcome
+from jmerge.plan.outcomes import OTHER_VOCABULARY, Maps, Outcome, shapes_text
 from jmerge.plan.pairing import Template, View
 from jmerge.plan.problems import Problem, error, warning
 from jmerge.plan.steps import Step
