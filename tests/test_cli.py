@@ -128,7 +128,7 @@ def test_warnings_go_to_standard_error(place: Path) -> None:
     for said in (Said("x.yml", "out"), Said("plan", "x.yml")):
         assert said.code == 0
         (line,) = said.err.splitlines()
-        assert line == "warning: x.yml:7: name: has no effect"
+        assert line == "warning: x.yml:7: name: has no effect [JM019]"
         assert "warning" not in said.out
 
 

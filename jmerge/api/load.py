@@ -14,7 +14,7 @@ from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.dtypes import NUMPY, TensorSpec
 from jmerge.errors import Fault, PlanError, raise_all, wrong_type
 from jmerge.names import did_you_mean
-from jmerge.plan.patterns import patterns_of
+from jmerge.plan.problems import patterns_of
 
 Sharding = jax.sharding.Sharding
 

@@ -32,7 +32,7 @@ from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
 from jmerge.dtypes import TensorSpec, most_stored
 from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
 from jmerge.names import nearest
-from jmerge.plan.patterns import patterns_of
+from jmerge.plan.problems import patterns_of
 from jmerge.plan.steps import folder_of, placed_name
 from jmerge.sizes import parse_size
 

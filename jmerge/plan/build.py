@@ -28,8 +28,19 @@ from jmerge.plan.groups import (
 )
 from jmerge.plan.hyperparameters import check_resolved
 from jmerge.plan.layers import arrange
-from jmerge.plan.missing import Lacking, MergedWithout, OtherShape
-from jmerge.plan.outcomes import Draw, Finding, MapKey, Maps, Outcome, SameName, Scene, tell
+from jmerge.plan.outcomes import (
+    Draw,
+    Finding,
+    Lacking,
+    MapKey,
+    Maps,
+    MergedWithout,
+    OtherShape,
+    Outcome,
+    SameName,
+    Scene,
+    tell,
+)
 from jmerge.plan.pairing import Template, View, config_of, map_problems, strangers
 from jmerge.plan.problems import Problem, Said, error, is_error, split
 from jmerge.plan.resolve import Scheme, Wider

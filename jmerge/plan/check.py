@@ -90,7 +90,7 @@ def _otherwise(recipe: Recipe) -> Iterator[Problem]:
             refs = [source.ref for source in out_slice.sources]
             if out_slice.base is not None and out_slice.base not in refs:
                 message = f"tensors that are not merged would come from '{out_slice.base}', which"
-                message += " is no source of this slice; list it, or write 'otherwise: first'"
+                message += " is not a source of this slice; list it, or write 'otherwise: first'"
                 yield error("JM220", message, out_slice.sources_path)
 
 
@@ -154,7 +154,7 @@ def _source_problems(out_slice: OutSlice) -> Iterator[Problem]:
     for source in out_slice.sources:
         first = seen.setdefault((source.ref, source.layers), source)
         if first is not source:
-            message = f"'{source.ref}' stands here and at {show_path(first.path)}"
+            message = f"'{source.ref}' is listed here and at {show_path(first.path)}"
             message += "; it takes part as often as it is listed"
             yield warning("JM205", message, source.path)
         if source.layers is not None and not 0 <= source.layers[0] < source.layers[1]:

@@ -170,7 +170,7 @@ def _reason(
     if not slices:
         return f"module '{called}' is not in the recipe"
     if not sources:
-        return f"the model is no source of module '{called}'"
+        return f"the model is not a source of module '{called}'"
     if role.buffer:
         return "a buffer: taken from another model"
     if role.layer is not None and all(source.layers for source in sources):
@@ -180,5 +180,5 @@ def _reason(
     if heads.all_tied and name in view.layout.heads:
         return "tied: equal to the embedding, which is merged for both"
     if role.layer is None and len(slices) > 1:
-        return f"the model is no source of the {role.part} slice"
+        return f"the model is not a source of the {role.part} slice"
     return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from jmerge.arch.config import Layers, Unsaid, told_of_layers, unsaid
-from jmerge.arch.infer import NUMBER, Config, KeyPath, Stack, config_dicts
+from jmerge.arch.infer import NUMBER, Stack
+from jmerge.arch.inner import counted_inside
 from jmerge.arch.kinds import home_of
 from jmerge.arch.mentions import words_of
 from jmerge.plan.incomplete import missing_alone
@@ -20,10 +21,6 @@ SHOWN = 6  # layers that a message names
 SHARED_LIST = re.compile(
     r"(.*\{\}\.(?:.+\.)?\w*shared\w*\.(?:[^0-9.][^.]*\.)*[^0-9.][^.]*)\.([0-9]+)\."
 )
-LAYERED = re.compile(r"layers?|blocks?|h")
-PLAIN = frozenset(("layer", "block", "num", "n", "model", "module"))  # words of any path or key
-
-Tree = dict[str, dict[str, set[str]]]  # module -> what is in it -> the rests of names in there
 
 
 class Origin(NamedTuple):
@@ -117,7 +114,7 @@ def _order_problems(
         if not stack.counted:
             message = f"config.json of {donor.ref} has no key that counts the layers of '{prefix}'"
             yield error("JM224", f"{message}, so their number cannot change", path)
-        inner = _counted_inside(donor, prefix)
+        inner = counted_inside(donor.names, stack, prefix, donor.checkpoint.config)
         if inner is not None and stack.keys:
             module, count = inner
             message = f"config.json's '{'.'.join(stack.keys[0])}' counts the layers, and may count the {count} of '{module}' too"
@@ -151,7 +148,7 @@ def _unsayable(said: Iterable[Unsaid]) -> Iterator[str]:
                 "and write what is right into the output's"
             )
             continue
-        where = f"config.json's '{key}' tells kinds of layers by their number"
+        where = f"config.json's '{key}' gives layer types by their number"
         fix = f", or write '{instead}' into config.json if its class reads that" if instead else ""
         yield f"{where}, and no value of it tells that those are {_list(ons)}; pick layers in another order{fix}"
 
@@ -333,90 +330,3 @@ def _has_layers_of(donor: View, prefix: str, other: str) -> bool:
         twin is not None and donor.spec(twin).shape == donor.spec(name).shape
         for twin, name in twins
     )
-
-
-def _counted_inside(view: View, prefix: str) -> tuple[str, int] | None:
-    """A module in each layer of a stack with as many layers of its own as the stack has, which no other key of config.json
-    counts, and how many; None where there is none.
-
-    SAM 2's decoder gives `num_hidden_layers` to the MLP in each of its layers too: with other layers, what loads the
-    model would look for other MLPs.
-    """
-    stack = view.stacks[prefix]
-    head = f"{prefix}.{{}}."
-    rests = [
-        template.removeprefix(head)
-        for template, layers in view.layers_with.items()
-        if template.startswith(head) and len(layers) == stack.depth
-    ]
-    loose = _tree(name for name, layer in view.names if layer is None)
-    inside = _tree(rests)
-    for module, count in _counts(inside, loose):
-        if count == stack.depth > 1 and not _has_key(
-            view.checkpoint.config, module, count, stack.keys
-        ):
-            return f"{head}{module}".removesuffix(".").replace("{}", str(stack.indices[0])), count
-    return None
-
-
-def _tree(names: Iterable[str]) -> Tree:
-    tree: Tree = {}
-    for name in names:
-        parts = name.split(".")
-        for i, child in enumerate(parts):
-            module = tree.setdefault(".".join(parts[:i]), {})
-            module.setdefault(child, set()).add(".".join(parts[i + 1 :]))
-    return tree
-
-
-def _counts(inside: Tree, loose: Tree) -> Iterator[tuple[str, int]]:
-    """Modules inside of a layer, with how many layers each has: those of its list, with what is alike before and behind
-    them. A list may be empty: a module elsewhere in the model has the same parts and one."""
-    for module, children in inside.items():
-        lists = {name: entries for name in children if (entries := _entries(inside, module, name))}
-        for name, (count, kind) in lists.items():
-            if LAYERED.fullmatch(name):
-                yield module, count
-            if ends := sum(rests == kind for other, rests in children.items() if other != name):
-                yield module, count + ends
-        kinds = {frozenset(rests) for rests in children.values()}
-        if len(children) > 1 and not lists and len(kinds) == 1:
-            for other, theirs in loose.items():
-                if len(extra := theirs.keys() - children) == 1 and theirs.keys() > children.keys():
-                    found = _entries(loose, other, *extra)
-                    if found is not None and {frozenset(found[1])} == kinds:
-                        yield module, len(children)
-
-
-def _entries(tree: Tree, module: str, name: str) -> tuple[int, set[str]] | None:
-    """How many entries a list in a module has, and what is in each; None when it is no list of equals."""
-    entries = tree.get(f"{module}.{name}" if module else name, {})
-    kinds = list(entries.values())
-    if set(entries) != set(map(str, range(len(entries)))) or any(
-        kind != kinds[0] for kind in kinds
-    ):
-        return None
-    return (len(entries), kinds[0]) if entries else None
-
-
-def _has_key(config: Config, module: str, count: int, taken: Iterable[KeyPath]) -> bool:
-    """Whether config.json has a count of its own, or a list of counts, for a module inside of each layer."""
-    words = _words(module)
-    for path, part in config_dicts(config):
-        for key, value in _items(part):
-            if (*path, key) not in taken and words & _words(key):
-                if value == count or (isinstance(value, list) and count in value):
-                    return True
-    return False
-
-
-def _items(part: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """The fields of a map and those of plain maps in it, these by their last key."""
-    for key, value in part.items():
-        yield key, value
-        if isinstance(value, Mapping):
-            yield from ((str(inner), each) for inner, each in value.items())
-
-
-def _words(name: str) -> set[str]:
-    return {word.removesuffix("s") for word in re.split(r"[._]", name.lower())} - PLAIN - {""}

@@ -354,7 +354,7 @@ def map_problems(layouts: Mapping[ModelRef, Layout], recipe: Recipe) -> Iterator
             begins = _numbered(prefix)
             if not any(each.startswith(begins) for each in (*templates, *layout.roles)):
                 hint = did_you_mean(prefix, beginnings(templates))
-                message = f"no tensor of {ref} begins with '{prefix}'{hint}"
+                message = f"no tensor of {ref} starts with '{prefix}'{hint}"
                 yield error("JM217", message, (*path, prefix))
         names: dict[tuple[str, int | None], str] = {}
         for role in layout.roles.values():

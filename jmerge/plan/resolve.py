@@ -14,19 +14,24 @@ from jmerge.plan.check import base_position
 from jmerge.plan.hyperparameters import WEIGHT, Input, Resolved, Resolver
 from jmerge.plan.incomplete import missing_beside_others
 from jmerge.plan.inputs import Gathered, Item, Stored
-from jmerge.plan.missing import (
+from jmerge.plan.outcomes import (
+    Cause,
+    Draw,
+    Finding,
     Lacking,
+    Maps,
     MergedWithout,
     OtherShape,
+    Outcome,
+    Scene,
     Verdict,
     judge,
     made_up,
+    names_of,
     shapes_text,
 )
-from jmerge.plan.outcomes import Cause, Draw, Finding, Maps, Outcome, Scene, names_of
 from jmerge.plan.pairing import View
-from jmerge.plan.patterns import Pattern, any_layer, patterns, unmatched
-from jmerge.plan.problems import Problem, warning
+from jmerge.plan.problems import Pattern, Problem, any_layer, patterns, unmatched, warning
 from jmerge.plan.steps import COPY, Step
 from jmerge.plan.targets import Heads, Target, Unmentioned, Views
 from jmerge.plan.unmerged import Unmerged, copy_of, copy_untrained, refuse_mixed

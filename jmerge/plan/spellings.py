@@ -21,8 +21,7 @@ from jmerge.plan.pairing import (
     rename,
     starred,
 )
-from jmerge.plan.patterns import excepting, patterns_of, scalar
-from jmerge.plan.problems import Problem, error
+from jmerge.plan.problems import Problem, error, excepting, patterns_of, scalar
 from jmerge.plan.storage import Converted, convert_views
 from jmerge.plan.unmerged import Coverage
 from jmerge.recipe.recipe import Recipe

@@ -14,11 +14,28 @@ from jmerge.arch.infer import class_names, is_computed
 from jmerge.arch.place import no_place
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.plan.inputs import Stored
-from jmerge.plan.missing import Lacking, OtherShape, excepting_only, shapes_text
-from jmerge.plan.outcomes import Cause, Finding, Outcome, Scene, names_of
+from jmerge.plan.outcomes import (
+    Cause,
+    Finding,
+    Lacking,
+    OtherShape,
+    Outcome,
+    Scene,
+    excepting_only,
+    names_of,
+    shapes_text,
+)
 from jmerge.plan.pairing import View, map_path
-from jmerge.plan.patterns import Pattern, any_layer, patterns, unmatched
-from jmerge.plan.problems import Problem, and_more, error, warning
+from jmerge.plan.problems import (
+    Pattern,
+    Problem,
+    and_more,
+    any_layer,
+    error,
+    patterns,
+    unmatched,
+    warning,
+)
 from jmerge.plan.steps import COPY, Step
 from jmerge.plan.targets import Heads, Target, Views
 from jmerge.recipe.recipe import OutSlice, Recipe
@@ -48,7 +65,7 @@ class Strange(Cause):
             own, (name, why) = next(iter(tensors.items()))
             spelt = f"{own} of {ref}" + (f", mapped to {name}," if own != name else "")
             more = f" (as are {len(tensors) - 1} more)" if len(tensors) > 1 else ""
-            message = f"{spelt} is no tensor of {donor}{more}" + (f": {why}" if why else "")
+            message = f"{spelt} is not a tensor of {donor}{more}" + (f": {why}" if why else "")
             step = "" if why else "map it to one, or "
             step += f"leave it out with {line}"
             if why and len(by_model) == 1 and _could_be_donor(scene.views[ref], scene.views[donor]):

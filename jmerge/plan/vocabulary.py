@@ -16,8 +16,7 @@ from jmerge.ckpt.weights import read_json_file
 from jmerge.dtypes import FLOATS, TensorSpec
 from jmerge.errors import CheckpointError
 from jmerge.plan.inputs import Gathered, Read, Stored
-from jmerge.plan.missing import OTHER_VOCABULARY, shapes_text
-from jmerge.plan.outcomes import Maps, Outcome
+from jmerge.plan.outcomes import OTHER_VOCABULARY, Maps, Outcome, shapes_text
 from jmerge.plan.pairing import Template, View
 from jmerge.plan.problems import Problem, error, warning
 from jmerge.plan.steps import Step
@@ -161,8 +160,10 @@ class Tables:
             return
         donor, rows, before = self._views[0], self.alignment.rows.rows, self._first_rows()
         if rows != before and not vocabulary_keys(donor.checkpoint.config, before):
-            message = f"config.json of {donor.ref} does not say that it has {before} tokens, so {rows} cannot be told"
-            message += " to loaders; add vocab_size to it"
+            message = (
+                f"config.json of {donor.ref} does not say that it has {before} tokens, so loaders"
+            )
+            message += f" would not learn that it has {rows} now; add vocab_size to it"
             yield error("JM229", message, self.part.source_path)
 
     def _gathered(

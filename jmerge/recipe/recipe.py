@@ -137,7 +137,7 @@ class Recipe:
         count = len(self.models())
         return f"<Recipe: {self.method} of {count} model{'s' if count != 1 else ''}>"
 
-    def fault(self, message: str, path: Path, *, code: str = "") -> Fault:
+    def fault(self, message: str, path: Path, *, code: str) -> Fault:
         """A `Fault` about the part of the recipe at `path`."""
         return Fault(message, show_path(path), self.file, self.document.line(path), code)
 

@@ -24,7 +24,7 @@ REFUSED: tuple[tuple[str, str | None, Ranges, str], ...] = (
         "deepseek_v3",
         None,
         ((0, 2), (0, 2)),
-        "config.json's 'first_k_dense_replace' tells kinds of layers by their number, "
+        "config.json's 'first_k_dense_replace' gives layer types by their number, "
         "and no value of it tells that those are 0, 2",
     ),
     ("jamba", None, ((0, 2), (1, 3)), "'attn_layer_period'"),  # state space, attention, attention

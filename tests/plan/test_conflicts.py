@@ -26,7 +26,7 @@ def test_told(tmp_path: Path) -> None:
     assert made.config == llama_config() | {"sliding_window": None}
     assert [each.replace(f"{tmp_path}/", "") for each in made.ledger["warnings"]] == [
         "x.yml:5: models[1].model: config.json differs from that of a, which the output has: "
-        "max_position_embeddings 128 (output: 64), eos_token_id [2, 7] (output: 2)"
+        "max_position_embeddings 128 (output: 64), eos_token_id [2, 7] (output: 2) [JM212]"
     ]
 
 
@@ -39,7 +39,7 @@ def test_generation(tmp_path: Path) -> None:
     made = run(tmp_path, SOUP)
     assert [each.replace(f"{tmp_path}/", "") for each in made.ledger["warnings"]] == [
         "x.yml:5: models[1].model: generation_config.json differs from that of a, which the output "
-        "has: eos_token_id [2, 7] (output: [2])"
+        "has: eos_token_id [2, 7] (output: [2]) [JM212]"
     ]
 
 
@@ -96,9 +96,9 @@ def test_names_of_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         tmp_path, SOUP + "allow_conflicts: [eos_token_id, rope_theta, max_position_embeddings]\n"
     )
     assert [each.split(": ", 2)[2] for each in made.ledger["warnings"]] == [
-        "has no effect: models may differ in 'eos_token_id' anyway",
-        "has no effect: models may differ in 'max_position_embeddings' anyway",
-        "has no effect: no model differs in 'rope_theta'",
+        "has no effect: models may differ in 'eos_token_id' anyway [JM019]",
+        "has no effect: models may differ in 'max_position_embeddings' anyway [JM019]",
+        "has no effect: no model differs in 'rope_theta' [JM019]",
     ]
 
 

@@ -116,7 +116,7 @@ def test_a_conversion_is_told(tmp_path: Path) -> None:
     assert [each.replace(f"{tmp_path}/", "") for each in plan.warnings] == [
         "x.yml:4: models[1].model: apart has experts one by one (model.layers.*.mlp.experts.0."
         "gate_proj.weight), together packed experts (model.layers.*.mlp.experts.gate_up_proj): "
-        "what it has is brought into that form while it is read (6 tensors)"
+        "what it has is brought into that form while it is read (6 tensors) [JM231]"
     ]
 
 

@@ -130,7 +130,7 @@ def test_a_reward_model_among_causal_models(
     save(tmp_path, "a", 0, "own", llama_config())
     save(tmp_path, "b", 1, "reward", REWARD)
     (error,) = refused(tmp_path, SOUP, capsys)
-    assert "score.weight of b is no tensor of a" in error
+    assert "score.weight of b is not a tensor of a" in error
     assert "LlamaForSequenceClassification" in error and "LlamaForCausalLM" in error
     assert "'except: [score.weight]'" in error
     made = run(tmp_path, SOUP + "except: [score.weight]\n")
@@ -147,7 +147,8 @@ def test_a_causal_model_among_reward_models(
     save(tmp_path, "b", 1, "own", llama_config())
     (error,) = refused(tmp_path, SOUP, capsys)
     assert (
-        "lm_head.weight of b is no tensor of a" in error and "'except: [lm_head.weight]'" in error
+        "lm_head.weight of b is not a tensor of a" in error
+        and "'except: [lm_head.weight]'" in error
     )
     made = run(tmp_path, SOUP + "except: [lm_head.weight]\n")
     assert made.tensors.keys() == tensors(0, "reward").keys()
@@ -227,7 +228,9 @@ def test_a_score_of_a_model_that_names_no_class(
     unnamed = {key: value for key, value in REWARD.items() if key != "architectures"}
     save(tmp_path, names[1], 2, "reward", unnamed)
     (line,) = [
-        line for line in refused(tmp_path, SOUP, capsys) if f"{head} of b is no tensor of a" in line
+        line
+        for line in refused(tmp_path, SOUP, capsys)
+        if f"{head} of b is not a tensor of a" in line
     ]
     assert f"'except: [{head}]'" in line
     made = run(tmp_path, f"{SOUP}except: [{head}]\n")

@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_told(text: str, warning: str, place: Path) -> None:
     (place / "x.yml").write_text(text)
     (found,) = jmerge.plan(place / "x.yml").warnings
-    assert found.endswith(f"parameters.weight: {warning}")
+    assert found.endswith(f"parameters.weight: {warning} [JM210]")
 
 
 @pytest.mark.parametrize(

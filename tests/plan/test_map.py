@@ -276,7 +276,7 @@ def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("rule", "said"),
     {
         "map: {modle.: model.language_model.}": [
-            "error: x.yml:6: models[1].map.modle.: no tensor of text begins with 'modle.'; "
+            "error: x.yml:6: models[1].map.modle.: no tensor of text starts with 'modle.'; "
             "did you mean 'model.'?",
         ],
         "map: {model.: 5}": [
@@ -323,7 +323,7 @@ def test_tensors_without_a_counterpart(folder: Path, capsys: pytest.CaptureFixtu
     (error,) = refused(folder, INTO_VLM, capsys)
     assert error == (
         "error: x.yml:6: models[1].map: model.layers.0.mlp.gate.bias of text, mapped to "
-        "model.language_model.layers.0.mlp.gate.bias, is no tensor of vlm (as are 2 more); "
+        "model.language_model.layers.0.mlp.gate.bias, is not a tensor of vlm (as are 2 more); "
         "map it to one, or leave it out with "
         "'except: [model.language_model.layers.*.mlp.gate.bias, score.weight]'"
     )

@@ -118,7 +118,7 @@ def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture
     tail = "; pick layers in another order"
     instead = f"{tail}, or write 'mlp_layer_types' into config.json if its class reads that"
     start = "error: x.yml:2: slices: config.json's"
-    middle = "tells kinds of layers by their number, and no value of it tells that those are"
+    middle = "gives layer types by their number, and no value of it tells that those are"
     assert refused(tmp_path, stack(("a", 0, 2), ("a", 0, 2), ("a", 3, 4)), capsys) == [
         f"{start} 'first_k_dense_replace' {middle} 0, 2{instead}",
         f"{start} 'attn_layer_period' {middle} 1, 3, 4{tail}",

@@ -305,7 +305,7 @@ slices:
 only: ['*.mlp.*']
 """
     (error,) = refused(folder, stack, capsys)
-    assert "which is no source of this slice; list it, or write 'otherwise: first'" in error
+    assert "which is not a source of this slice; list it, or write 'otherwise: first'" in error
     made = run(folder, stack + "otherwise: first\n")
     assert made.tensors["lm_head.weight"].tobytes() == INPUTS["a"]["lm_head.weight"].tobytes()
 

@@ -9,7 +9,7 @@ import pytest
 from partialkit import refused, run, write
 
 import jmerge
-from jmerge.plan.missing import made_up
+from jmerge.plan.outcomes import made_up
 from jmerge.testing.tiny import llama_config, llama_tensors, write_checkpoint
 
 EXTRA = "mtp.fc.weight"

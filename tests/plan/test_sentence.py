@@ -266,7 +266,7 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     b = names(write_sentence(tmp_path / "b", 2, dense="3_Dense"))
     (error,) = refused(tmp_path, SOUP, capsys)
     assert error == (
-        "error: x.yml:5: models[1].model: 3_Dense/linear.weight of b is no tensor of a "
+        "error: x.yml:5: models[1].model: 3_Dense/linear.weight of b is not a tensor of a "
         "(as are 1 more); map it to one, or leave it out with 'except: ['3_Dense/linear.*']'"
     )
     made = run(tmp_path, SOUP.replace("{b}\n", "{b}\n    map: {3_Dense/: 2_Dense/}\n"))

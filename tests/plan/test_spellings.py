@@ -309,7 +309,7 @@ def test_a_text_only_donor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     write_checkpoint(tmp_path / "a", llama_tensors(0), llama_config())
     write_checkpoint(tmp_path / "b", seeing(1), SEES)
     (error,) = [line for line in refused(tmp_path, SOUP, capsys) if line.startswith("error")]
-    assert "is no tensor of a (as are 11 more)" in error and "or list it first" in error
+    assert "is not a tensor of a (as are 11 more)" in error and "or list it first" in error
     assert "'except: [visual.*]'" in error
     plan = planned(tmp_path, SOUP + "except: [visual.*]\n")
     assert {step.name for step in plan.steps} == llama_tensors(0).keys()

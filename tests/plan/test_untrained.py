@@ -35,7 +35,9 @@ def test_counters(tmp_path: Path, recipe: str) -> None:
     owner = "b" if recipe != SOUP else "a"
     assert made.tensors[NAME] == {"a": 5, "b": 9}[owner]
     (warning,) = [each for each in made.ledger["warnings"] if "not merged; taken" in each]
-    assert warning.endswith(f"{NAME}: a counter is not merged; taken from {tmp_path / owner}")
+    assert warning.endswith(
+        f"{NAME}: a counter is not merged; taken from {tmp_path / owner} [JM231]"
+    )
     assert "a counter" in made.ledger["tensors"][NAME]["note"]
 
 

@@ -256,7 +256,7 @@ dtype: torch.bfloat16
         48,
         {at(2, "down"): ("a b", soup(0.6, 0.4))},
         dtype="BF16",
-        warnings=("x.yml:11: parameters.int8_mask: has no effect with 'linear'",),
+        warnings=("x.yml:11: parameters.int8_mask: has no effect with 'linear' [JM019]",),
         changes=(TO_BF16,),
     ),
     "soup_that_is_not_normalised": Case(
@@ -379,8 +379,8 @@ merge_method: linear
         48,
         {at(0, "up"): ("a b a", soup(0.5, 0.3, 0.2))},
         warnings=(
-            "x.yml:8: models[2]: 'a' stands here and at models[0]; "
-            "it takes part as often as it is listed",
+            "x.yml:8: models[2]: 'a' is listed here and at models[0]; "
+            "it takes part as often as it is listed [JM205]",
         ),
     ),
     "soup_beside_empty_keys": Case(
@@ -437,7 +437,7 @@ models:
 """,
         48,
         {EMBED: ("a b c", soup(1, 1, 1))},
-        warnings=("x.yml:1: name: has no effect",),
+        warnings=("x.yml:1: name: has no effect [JM019]",),
     ),
     "soup_with_an_anchor_in_place": Case(
         """\
@@ -457,9 +457,9 @@ models:
         48,
         {at(1, "up"): ("a b c", soup(0.625, 0.625, 0.25)), HEAD: ("a b c", soup(0.5, 0.5, 0.25))},
         warnings=(
-            "x.yml:6: models[0].parameters.density: has no effect with 'linear'",
-            "x.yml:6: models[1].parameters.density: has no effect with 'linear'",
-            "x.yml:6: models[2].parameters.density: has no effect with 'linear'",
+            "x.yml:6: models[0].parameters.density: has no effect with 'linear' [JM019]",
+            "x.yml:6: models[1].parameters.density: has no effect with 'linear' [JM019]",
+            "x.yml:6: models[2].parameters.density: has no effect with 'linear' [JM019]",
         ),
     ),
     "soup_of_mixed_dtypes": Case(
@@ -504,11 +504,11 @@ parameters:
         48,
         {at(0, "up"): ("a b", soup(0.5, 0.5))},
         warnings=(
-            "x.yml:5: models[0].parameters.density: has no effect with 'linear'",
-            "x.yml:9: models[1].parameters.density: has no effect with 'linear'",
-            "x.yml:12: parameters.t: has no effect with 'linear'",
-            "x.yml:13: parameters.rescale: has no effect with 'linear'",
-            "x.yml:14: parameters.lambda: has no effect with 'linear'",
+            "x.yml:5: models[0].parameters.density: has no effect with 'linear' [JM019]",
+            "x.yml:9: models[1].parameters.density: has no effect with 'linear' [JM019]",
+            "x.yml:12: parameters.t: has no effect with 'linear' [JM019]",
+            "x.yml:13: parameters.rescale: has no effect with 'linear' [JM019]",
+            "x.yml:14: parameters.lambda: has no effect with 'linear' [JM019]",
         ),
     ),
     # Slerp
@@ -579,8 +579,8 @@ parameters:
         48,
         {HEAD: ("b [a]", turn(0.35))},
         warnings=(
-            "x.yml:4: models[0].parameters.weight: has no effect with 'slerp'",
-            "x.yml:9: parameters.normalize: has no effect with 'slerp'",
+            "x.yml:4: models[0].parameters.weight: has no effect with 'slerp' [JM019]",
+            "x.yml:9: parameters.normalize: has no effect with 'slerp' [JM019]",
         ),
     ),
     "slerp_with_a_t_and_a_base_for_each_slice": Case(
@@ -689,9 +689,9 @@ dtype: float16
         },
         dtype="F16",
         warnings=(
-            "x.yml:4: models[0].parameters.density: has no effect with 'task_arithmetic'",
-            "x.yml:8: models[1].parameters.density: has no effect with 'task_arithmetic'",
-            "x.yml:14: parameters.int8_mask: has no effect with 'task_arithmetic'",
+            "x.yml:4: models[0].parameters.density: has no effect with 'task_arithmetic' [JM019]",
+            "x.yml:8: models[1].parameters.density: has no effect with 'task_arithmetic' [JM019]",
+            "x.yml:14: parameters.int8_mask: has no effect with 'task_arithmetic' [JM019]",
         ),
         changes=(TO_HALF,),
     ),
@@ -709,7 +709,7 @@ base_model: {base}
 """,
         48,
         {at(0, "q"): ("[base] a", vector(0.4))},
-        warnings=("x.yml:4: models[0].parameters.weight: has no effect on the base model",),
+        warnings=("x.yml:4: models[0].parameters.weight: has no effect on the base model [JM019]",),
     ),
     "task_arithmetic_with_a_lone_filter": Case(
         """\
@@ -876,8 +876,8 @@ parameters:
         75,
         {at(3, "q"): ("p", PLAIN), at(4, "q"): (f"p:{at(8, 'q')}", PLAIN), HEAD: ("p", PLAIN)},
         warnings=(
-            "x.yml:5: slices[0].residual_weight: has no effect",
-            "x.yml:11: parameters.weight: has no effect with 'passthrough'",
+            "x.yml:5: slices[0].residual_weight: has no effect [JM019]",
+            "x.yml:11: parameters.weight: has no effect with 'passthrough' [JM019]",
         ),
         changes=(depth(12, 8),),
         unused={"p": 36},
@@ -1029,7 +1029,7 @@ models:
         },
         warnings=(
             "x.yml:1: lm_head.weight is written because not every model ties it to the embedding; "
-            "the embedding stands in for it in tied1",
+            "the embedding stands in for it in tied1 [JM231]",
         ),
     ),
     "soup_of_a_tied_and_an_untied_model": Case(
@@ -1053,7 +1053,7 @@ models:
         },
         warnings=(
             "x.yml:1: lm_head.weight is written because not every model ties it to the embedding; "
-            "the embedding stands in for it in tied1",
+            "the embedding stands in for it in tied1 [JM231]",
         ),
     ),
     "bias_in_one_model_only": Case(
@@ -1072,7 +1072,7 @@ models:
         },
         warnings=(
             "x.yml:1: model.layers.0.self_attn.q_proj.bias and 4 more: not in a; "
-            "merged from the others",
+            "merged from the others [JM221]",
         ),
     ),
     "bias_in_the_base_only": Case(
@@ -1087,7 +1087,7 @@ models:
         {"model.layers.2.self_attn.q_proj.bias": ("biased", {})},
         warnings=(
             "x.yml:1: model.layers.0.self_attn.q_proj.bias and 4 more: not in a; "
-            "only the base has it",
+            "only the base has it [JM221]",
         ),
     ),
     "rotary_tables_in_an_old_model": Case(
@@ -1177,9 +1177,9 @@ parameters:
         },
         warnings=(
             "x.yml:3: modules: module 'multi_modal_projector' is not in the recipe; "
-            "its 1 tensors are copied from vis1",
+            "its 1 tensors are copied from vis1 [JM221]",
             "x.yml:3: modules: module 'vision_tower' is not in the recipe; "
-            "its 7 tensors are copied from vis1",
+            "its 7 tensors are copied from vis1 [JM221]",
         ),
         unused={"vis2": 8},
     ),
@@ -1208,7 +1208,7 @@ modules:
         },
         warnings=(
             "x.yml:5: modules: module 'multi_modal_projector' is not in the recipe; "
-            "its 1 tensors are copied from vis1",
+            "its 1 tensors are copied from vis1 [JM221]",
         ),
         unused={"vis2": 8},
     ),
@@ -1258,9 +1258,9 @@ models:
             "visual.patch_embed.proj.weight": ("vis1", {}),
         },
         warnings=(
-            "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; only the base has it",
+            "x.yml:1: visual.patch_embed.proj.weight and 7 more: not in text; only the base has it [JM221]",
             "x.yml:4: models[0].model: config.json differs from that of vis1, which the output has: "
-            "model_type llama (output: qwen2_vl)",
+            "model_type llama (output: qwen2_vl) [JM212]",
         ),
     ),
     "text_model_into_the_text_decoder": Case(
@@ -1285,11 +1285,11 @@ dtype: bfloat16
         dtype="BF16",
         warnings=(
             "x.yml:3: modules: module 'multi_modal_projector' is not in the recipe; "
-            "its 1 tensors are copied from vis1",
+            "its 1 tensors are copied from vis1 [JM221]",
             "x.yml:3: modules: module 'vision_tower' is not in the recipe; "
-            "its 7 tensors are copied from vis1",
+            "its 7 tensors are copied from vis1 [JM221]",
             "x.yml:8: modules.text_decoder.models[1].model: config.json differs from that of vis1, "
-            "which the output has: model_type llama (output: qwen2_vl)",
+            "which the output has: model_type llama (output: qwen2_vl) [JM212]",
         ),
         changes=(TO_BF16,),
     ),
@@ -1307,9 +1307,9 @@ except: [visual.*]
         unused={"vis1": 8},
         warnings=(
             "x.yml:1: visual.patch_embed.proj.weight and 7 more: in 'except' and not in text, "
-            "so not in the output",
+            "so not in the output [JM221]",
             "x.yml:4: models[1].model: config.json differs from that of text, which the output has: "
-            "model_type qwen2_vl (output: llama)",
+            "model_type qwen2_vl (output: llama) [JM212]",
         ),
     ),
     "text_decoder_of_a_vision_model_stacked": Case(
@@ -1468,21 +1468,21 @@ REASONS = {
     "depth_up_scaling": {
         f"p:{at(8, 'q')}": "layer 8 is in no layer_range",
         f"q:{at(3, 'q')}": "layer 3 is in no layer_range",
-        f"p:{HEAD}": "the model is no source of the last slice",
-        f"q:{EMBED}": "the model is no source of the first slice",
+        f"p:{HEAD}": "the model is not a source of the last slice",
+        f"q:{EMBED}": "the model is not a source of the first slice",
     },
     "stack_of_different_depths_on_a_base": {
         f"a:{at(0, 'q')}": "the model gives only names, config and files",
     },
     "vision_tower_of_one_text_of_both": {
-        "vis2:visual.blocks.0.norm1.weight": "the model is no source of module 'vision_tower'",
-        "vis2:visual.patch_embed.proj.weight": "the model is no source of module 'vision_tower'",
+        "vis2:visual.blocks.0.norm1.weight": "the model is not a source of module 'vision_tower'",
+        "vis2:visual.patch_embed.proj.weight": "the model is not a source of module 'vision_tower'",
         "vis2:visual.merger.mlp.0.weight": "module 'multi_modal_projector' is not in the recipe",
     },
     "encoder_merged_decoder_stacked": {
-        "t5b:encoder.final_layer_norm.weight": "the model is no source of module 'encoder'",
-        "t5b:shared.weight": "the model is no source of module 'shared'",
-        "t5b:decoder.final_layer_norm.weight": "the model is no source of the last slice",
+        "t5b:encoder.final_layer_norm.weight": "the model is not a source of module 'encoder'",
+        "t5b:shared.weight": "the model is not a source of module 'shared'",
+        "t5b:decoder.final_layer_norm.weight": "the model is not a source of the last slice",
     },
 }
 

@@ -226,7 +226,7 @@ tokenizer:
     assert recipe.models() == (A, UNION)
     where = ("tokenizer", "tokens", "y", "source", "model")
     assert recipe.first_path(ModelRef("org/z")) == where
-    assert recipe.fault("x", where).line == 9
+    assert recipe.fault("x", where, code="JM017").line == 9
     assert recipe.first_path(A) == ("models", 0, "model")
     found = recipe.tokenizer
     assert found is not None
