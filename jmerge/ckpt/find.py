@@ -49,6 +49,8 @@ def find_source(place: str | Path, revision: str | None = None) -> Source:
         try:
             return open_hub(text, revision)
         except (CheckpointError, RunError) as error:
+            if any("folder" in fault.message for fault in error.faults):  # it says so already
+                raise
             note = f"; and there is no folder {text}{_here(text)}"
             faults = [fault._replace(message=fault.message + note) for fault in error.faults]
             if isinstance(error, CheckpointError):
@@ -72,7 +74,7 @@ def find_source(place: str | Path, revision: str | None = None) -> Source:
 
 def _here(text: str) -> str:
     """What a path is relative to, as the end of a message; empty for one that is not."""
-    return "" if os.path.isabs(os.path.expanduser(text)) else f" in {os.getcwd()}"
+    return "" if text.startswith("~") or os.path.isabs(text) else f" in {os.getcwd()}"
 
 
 def is_local(label: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_faults_of_models_in_memory_have_their_place(place: Path) -> None:
         jmerge.plan(recipe)
     assert [str(fault) for fault in caught.value.faults] == [
         "models[0].model: w: expected a NumPy or JAX array, found a value of type int [JM125]",
-        "models[1].model: 'nowhere' is not a folder [JM101]",
+        f"models[1].model: 'nowhere' is not a folder in {os.getcwd()} [JM101]",
     ]
 
 

@@ -757,7 +757,7 @@ models:
             "x.yml:3: models[0].model: 'mistralai/Mistral-7B-v0.1' is neither a folder nor in the cache "
             f"{os.environ['HF_HUB_CACHE']}; HF_HUB_OFFLINE is set, so the Hub was not asked",
             "x.yml:5: models[1].model: '~no-such-user-here/model' is not a folder",
-            "x.yml:7: models[2].model: 'gpt2' is not a folder",
+            "x.yml:7: models[2].model: 'gpt2' is not a folder in .",
         ),
     ),
     "files_and_names_that_cannot_be": Case(
@@ -771,7 +771,7 @@ models:
         (
             "x.yml:4: models[0].model: 'a/config.json' is a file, not a folder; name the folder that "
             "holds it: a",
-            f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder",
+            f"x.yml:5: models[1].model: '{'x' * 300}' is not a folder in .",
         ),
     ),
     "revisions_of_folders": Case(
@@ -900,7 +900,7 @@ models:
     parameters: {weight: 1}
 """,
         (
-            "x.yml:5: models[1].model: model.layers.0.self_attn.q_proj.bias of said is no tensor "
+            "x.yml:5: models[1].model: model.layers.0.self_attn.q_proj.bias of said is not a tensor "
             "of a (as are 1 more): 'attention_bias' in its config.json turns it on, and the "
             "output's config.json lacks that key; leave it out with "
             "'except: [model.layers.*.self_attn.q_proj.bias]', or list it first, so that the output "
@@ -1032,7 +1032,8 @@ def write_recipe(text: str, models: Path, folder: Path) -> Path:
 
 def shorten(text: str, models: Path, folder: Path) -> str:
     """A message with the file called x.yml and models by their names."""
-    return text.replace(str(folder / "x.yml"), "x.yml").replace(f"{models}/", "")
+    text = text.replace(str(folder / "x.yml"), "x.yml").replace(f"{models}/", "")
+    return text.replace(f" in {folder}", " in .")
 
 
 @pytest.mark.parametrize("name", CASES)
