@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from jmerge.arch.config import Change
@@ -258,7 +258,9 @@ def _told(config: Config) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
                 yield (*path, key), told
 
 
+@cache
 def _is_scale(word: str) -> bool:
+    """Whether the last word of a name is that of a scale. There are few such words, and they are asked for often."""
     word = word.lower()
     return SCALE.search(word) is not None and TRAINED.search(word) is None
 
@@ -266,9 +268,14 @@ def _is_scale(word: str) -> bool:
 def _home(name: str) -> str:
     """The module whose weight a tensor is or belongs to: that of `q_proj.weight.absmax` is `q_proj`."""
     home = name.rpartition(".")[0]
-    while INSIDE.match(home.rpartition(".")[2]):
+    while _is_inside(home.rpartition(".")[2]):
         home = home.rpartition(".")[0]
     return home
+
+
+@cache
+def _is_inside(word: str) -> bool:
+    return INSIDE.match(word) is not None
 
 
 def _short(scale: str, name: str) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +141,7 @@ def _check_name(path: str, name: str) -> None:
     if not name or len(name) > MAX_NAME:
         found = f"one of {len(name):,} characters" if name else "an empty one"
         raise _broken(path, f"a tensor's name has 1 to {MAX_NAME} characters, found {found}")
-    if CONTROL.search(name):
+    if not name.isprintable() and CONTROL.search(name):
         raise _broken(path, f"a tensor's name is not printable Unicode text: {name!r}")
 
 
@@ -168,18 +169,23 @@ def _parse_entry(path: str, name: str, entry: Any, data_start: int) -> Extent:
     if math.prod(n for n in shape if n) > MAX_ELEMENTS:  # of an empty one too: no array has it
         message = f"shape {shape} is larger than any array, whatever its offsets"
         raise _broken(path, message, name)
-    spec = TensorSpec(dtype, tuple(shape))
-    if spec.size * BITS[dtype] % 8:
+    spec, size, nbytes = _known_spec(dtype, tuple(shape))
+    if size * BITS[dtype] % 8:
         raise _broken(path, f"{spec} does not fill whole bytes", name)
     if not 0 <= start <= stop:  # not shown: they may have thousands of digits
         raise _broken(path, "its data_offsets are not a range of bytes", name)
     if stop > MAX_ELEMENTS:
         raise _broken(path, "its data_offsets leave a gap that is larger than any file", name)
-    if stop - start != spec.nbytes:
-        raise _broken(
-            path, f"{spec} needs {spec.nbytes} bytes, its offsets give {stop - start}", name
-        )
+    if stop - start != nbytes:
+        raise _broken(path, f"{spec} needs {nbytes} bytes, its offsets give {stop - start}", name)
     return Extent(spec, data_start + start)
+
+
+@lru_cache(1024)
+def _known_spec(dtype: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int, int]:
+    """A spec with its numbers of elements and bytes: of thousands of tensors most are alike."""
+    spec = TensorSpec(dtype, shape)
+    return spec, spec.size, spec.nbytes
 
 
 def _broken(path: str, message: str, tensor: str = "", *, code: str = "JM123") -> CheckpointError:

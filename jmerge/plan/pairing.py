@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -94,12 +95,13 @@ class View:
     @cached_property
     def usual_bits(self) -> int:
         """The width of most bytes of its trained tensors; 0 when it has none."""
+        roles, index = self.layout.roles, self.checkpoint.index
+        counts = Counter(index[name].spec for name, role in roles.items() if not role.buffer)
         weight: dict[int, int] = {}
-        for name, role in self.layout.roles.items():
-            spec = self.checkpoint.index[name].spec
-            if spec.dtype in FLOATS and not role.buffer:
+        for spec, count in counts.items():
+            if spec.dtype in FLOATS:
                 bits = BITS[spec.dtype]
-                weight[bits] = weight.get(bits, 0) + spec.nbytes
+                weight[bits] = weight.get(bits, 0) + count * spec.nbytes
         return max(weight, key=lambda bits: (weight[bits], bits), default=0)
 
     @cached_property
@@ -147,9 +149,11 @@ def build_views(
             if layer is not None and each.stack is not None:
                 prefix = prefix_of(template)
                 stacks.setdefault(prefix, each.stack)
-            module = role.module if role.module in modules else modules[0]
-            made = Template(template, prefix, role.part, module, role.buffer)
-            called[name] = templates.setdefault(template, made).module
+            if template not in templates:
+                module = role.module if role.module in modules else modules[0]
+                made = Template(template, prefix, role.part, module, role.buffer)
+                templates[template] = made
+            called[name] = templates[template].module
         names = {key: name for name, key in keys.items()}
         heads = tuple(keys[name][0] for name in layout.heads)
         found = View(

@@ -282,10 +282,10 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     one alone may be made so, and so are those of a layer that has matrices without elements: its width is none.
     """
     for name in view.names.values():
-        if FLAT.search(name):
+        if "flat_param" in name and FLAT.search(name):
             return f"{name} is many weights in one: {TOOLS}"
     roles = view.layout.roles  # none of what was brought into another form
-    without = [name for name in view.names.values() if not view.spec(name).size and name in roles]
+    without = [name for name in view.names.values() if 0 in view.spec(name).shape and name in roles]
     narrow = {_layer(roles[name]) for name in without if len(view.spec(name).shape) > 1}
     empty: dict[str, str] = {}  # template -> the first that is empty
     count = 0
