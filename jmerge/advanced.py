@@ -22,9 +22,8 @@ from jmerge.engine.events import (
     Without,
     Wrote,
 )
-from jmerge.engine.run import Outcome, Sink, run
+from jmerge.engine.run import Arrays, Outcome, Sink, run
 from jmerge.engine.schedule import Schedule, make_schedule
-from jmerge.engine.sinks import Arrays
 from jmerge.plan.build import build_plan
 from jmerge.plan.steps import Plan, Step
 from jmerge.recipe.refs import ModelRef

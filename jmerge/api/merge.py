@@ -19,17 +19,16 @@ from jmerge.api.cancel import Stop, check_cancel
 from jmerge.api.plan import AnyRecipe
 from jmerge.api.plan import plan as make_plan
 from jmerge.api.publish import Publication
-from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block
 from jmerge.ckpt.writer import OutputFolder
+from jmerge.ckpt.written import GuestFolder
 from jmerge.engine.attempts import run_within_memory
-from jmerge.engine.channel import StoppedError
 from jmerge.engine.devices import DeviceMemoryError, choose_devices
 from jmerge.engine.events import Event, Listener, Nonfinite, Without
 from jmerge.engine.hosts import Hosts, agree
 from jmerge.engine.memory import fit
-from jmerge.engine.run import Sink
-from jmerge.engine.sinks import Arrays
+from jmerge.engine.run import Arrays, Sink
+from jmerge.engine.threads import StoppedError
 from jmerge.engine.together import Note, Share, put_together
 from jmerge.errors import Fault
 from jmerge.plan.steps import Plan

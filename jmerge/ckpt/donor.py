@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jmerge.ckpt.arrived import check_arrived
 from jmerge.ckpt.filekinds import (
     LARGE,
     PEOPLE,
@@ -24,10 +23,10 @@ from jmerge.ckpt.filekinds import (
     kind_of,
     kind_of_folder,
 )
-from jmerge.ckpt.glance import holds_model
 from jmerge.ckpt.sentence import Module, main_module
 from jmerge.ckpt.source import LocalSource, Source
-from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, read_json_file
+from jmerge.ckpt.unjoined import holds_model
+from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, check_arrived, read_json_file
 from jmerge.ckpt.weights import WEIGHTS as WEIGHT_END
 from jmerge.errors import CheckpointError, Fault, raise_all
 

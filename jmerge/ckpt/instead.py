@@ -11,15 +11,18 @@ import re
 from collections.abc import Callable, Sequence
 
 from jmerge.ckpt.filekinds import is_state_folder
-from jmerge.ckpt.glance import Place, below, holds_model, number, said
-from jmerge.ckpt.inside import inside
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import Source, inside
 from jmerge.ckpt.unjoined import (
+    Place,
+    below,
     distributed,
+    holds_model,
     megatron,
+    number,
     of_processes,
     orbax,
     ranks,
+    said,
     trainer,
     verl,
     zero,

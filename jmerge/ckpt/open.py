@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmerge.ckpt.arrived import check_arrived
 from jmerge.ckpt.copies import Entry, Part, place_tensors
 from jmerge.ckpt.find import find_source
-from jmerge.ckpt.inside import inside
 from jmerge.ckpt.memory import MemorySource, named_arrays
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import Module, main_module, read_modules
-from jmerge.ckpt.source import LocalSource, Source
-from jmerge.ckpt.weights import find_weights, read_json_file
+from jmerge.ckpt.source import LocalSource, Source, inside
+from jmerge.ckpt.weights import check_arrived, find_weights, read_json_file
 from jmerge.dtypes import view
 from jmerge.errors import wrong_type
 from jmerge.names import nearest

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from jmerge.ckpt.inside import inside
 from jmerge.ckpt.instead import PICKLES
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import Source, inside
 from jmerge.ckpt.weights import WEIGHTS, Weights, find_weights, read_json, read_json_file
 from jmerge.errors import CONTROL, CheckpointError
 

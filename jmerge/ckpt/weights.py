@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jmerge.ckpt.instead import found_instead, unfinished
 from jmerge.ckpt.jsontext import check_values, parse_json
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import LocalSource, Source
 from jmerge.errors import CONTROL, CheckpointError, Fault
 
 WEIGHTS = ".safetensors"
@@ -217,3 +217,29 @@ def path_inside(file: str) -> str | None:
     path = posixpath.normpath(file)
     out = path in (".", "..") or path.startswith(("../", "/"))
     return None if out or "\\" in file or file.endswith("/") or CONTROL.search(file) else path
+
+
+HELD_BACK = ".aria2"  # beside a file that this downloader made at full size and did not fill yet
+
+
+def check_arrived(source: Source, files: Sequence[str]) -> None:
+    """CheckpointError when weight files are pointers of git-LFS, or their download has not come to its end."""
+    sizes = source.map(source.size, files)
+    there = [name for name, size in zip(files, sizes, strict=True) if size is not None]
+    pointers = [name for name in there if source.is_pointer(name)]
+    if pointers:
+        if len(files) == 1:
+            what = f"{pointers[0]} is a git-LFS pointer, not the weights"
+        else:
+            what = (
+                f"{len(pointers)} of {len(files)} weight files are git-LFS pointers ({pointers[0]})"
+            )
+        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label, code="JM113"))
+    if not isinstance(source, LocalSource):
+        return
+    for name in there:
+        if source.size(name + HELD_BACK) is not None:
+            message = (
+                f"its download was interrupted ({name}{HELD_BACK} is beside it); download it again"
+            )
+            raise source.broken(name, message, code="JM114")

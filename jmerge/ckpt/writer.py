@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from jmerge.ckpt.disk import allocated, environment_errors, sync_path
-from jmerge.ckpt.guest import journal_of, journals_of_guests
 from jmerge.ckpt.journal import Block, Journal, ledger_blocks, read_journal, verified
 from jmerge.ckpt.leftover import refusal
 from jmerge.ckpt.lock import Lock
 from jmerge.ckpt.shards import OutFile
 from jmerge.ckpt.source import Source
-from jmerge.ckpt.written import WritesWeights, Written
+from jmerge.ckpt.written import WritesWeights, Written, journal_of, journals_of_guests
 from jmerge.errors import PlanError, RunError
 from jmerge.interrupt import came
 from jmerge.tracer import Tracer

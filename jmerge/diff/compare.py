@@ -14,8 +14,8 @@ from jmerge.diff.beside import Beside, compare_beside
 from jmerge.diff.pairs import Lone, Pair, pair_up
 from jmerge.diff.sums import Gauge, Sums, add_up
 from jmerge.dtypes import BITS
-from jmerge.engine.crew import work_through
-from jmerge.engine.reads import Files, aligned_buffer
+from jmerge.engine.local import Files, aligned_buffer
+from jmerge.engine.threads import work_through
 from jmerge.errors import Fault
 
 PIECE = 1 << 20  # elements that a thread reads at a time of either model

@@ -12,7 +12,7 @@ from jmerge.ckpt.journal import Block
 from jmerge.engine.devices import DeviceMemoryError
 from jmerge.engine.events import Event, Listener, Resumed, Wrote
 from jmerge.engine.memory import fit, need_of
-from jmerge.engine.resume import left_to_do
+from jmerge.engine.partition import left_to_do
 from jmerge.engine.run import Sink, run
 from jmerge.engine.schedule import LENGTHS, Schedule
 from jmerge.errors import RunError

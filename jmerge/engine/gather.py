@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jmerge.dtypes import NUMPY
-from jmerge.engine.channel import StoppedError
+from jmerge.engine.threads import StoppedError
 from jmerge.plan.inputs import Gathered, Read
 from jmerge.tokens.rows import BLANK, MEAN, ZEROS, TableRows
 

@@ -14,8 +14,7 @@ from jmerge.ckpt.source import Source
 from jmerge.engine.assemble import Assembler, place_of, spans_of
 from jmerge.engine.fetch import Fetcher, Span
 from jmerge.engine.gather import Gatherer
-from jmerge.engine.maps import Maps
-from jmerge.engine.reads import Files
+from jmerge.engine.local import Files, Maps
 from jmerge.engine.schedule import Schedule, Turn
 from jmerge.plan.inputs import Assembled, Gathered, Item, Read, Stored
 from jmerge.plan.steps import Plan

@@ -31,7 +31,6 @@ from jmerge.engine.kernel import (
     piece_kernel,
     update_kernel,
 )
-from jmerge.engine.masks import KEPT_BYTES
 from jmerge.engine.schedule import (
     LENGTHS,
     ROW,
@@ -44,7 +43,7 @@ from jmerge.engine.schedule import (
 from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
-from jmerge.engine.task import Task, piece_shapes, window_shapes
+from jmerge.engine.task import KEPT_BYTES, Task, piece_shapes, window_shapes
 from jmerge.errors import Fault, PlanError
 from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.rows import Masks, SortedRows

@@ -7,7 +7,7 @@ the piece made of it is written, so memory depends on the slots and not on the m
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,22 +15,43 @@ import jax
 import numpy as np
 
 from jmerge.ckpt.journal import Block, joined_crc32
-from jmerge.dtypes import BITS, NUMPY
-from jmerge.engine.bundles import bundled
-from jmerge.engine.channel import Channel, StoppedError
+from jmerge.dtypes import BITS, NUMPY, TensorSpec, view
 from jmerge.engine.checking import Checked, Checker, Made
 from jmerge.engine.compute import Computer
 from jmerge.engine.devices import device_memory_errors
 from jmerge.engine.events import Finished, Listener, Read, Started, Wrote
 from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import is_plain_copy
-from jmerge.engine.maps import Maps
+from jmerge.engine.local import Maps
 from jmerge.engine.schedule import ROW, Schedule, Turn, Work
 from jmerge.engine.select import SAMPLE_RUN, SAMPLE_STEP, sample_starts
 from jmerge.engine.slots import Loaded, LoadedBundle, Slot, View, bundle_in
+from jmerge.engine.small import bundled
+from jmerge.engine.threads import Channel, StoppedError
 from jmerge.plan.inputs import Item, Result
 from jmerge.plan.steps import Plan
 from jmerge.tracer import OpenSpan, Tracer
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """The merged tensors of a run as numpy arrays by name; make it from `plan.outputs` and hand it to `run`."""
+
+    def __init__(self, outputs: Mapping[str, TensorSpec]) -> None:
+        self._specs = dict(outputs)
+        self._raw = {name: np.zeros(spec.nbytes, np.uint8) for name, spec in outputs.items()}
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Put `data` at byte `start` of a tensor."""
+        self._raw[tensor][start : start + len(data)] = data
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return view(self._raw[name], self._specs[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 class Sink(Protocol):
@@ -261,9 +282,9 @@ class _Run:
 
     def _empty(self, slot: Slot) -> None:
         """Let go of what a slot was loaded with."""
-        for view in slot.views.values():
-            if view.mapped:
-                self.maps.release(view.around)
+        for window in slot.views.values():
+            if window.mapped:
+                self.maps.release(window.around)
         slot.views.clear()
         slot.samples = []
         slot.made = None

@@ -19,7 +19,7 @@ from jmerge.engine.kernel import (
     chosen_kernel,
     keys_kernel,
 )
-from jmerge.engine.reads import aligned_buffer
+from jmerge.engine.local import aligned_buffer
 from jmerge.engine.select import Search
 from jmerge.engine.slots import Loaded
 from jmerge.engine.task import Task

@@ -9,7 +9,7 @@ import numpy as np
 
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.dtypes import BITS, NUMPY
-from jmerge.engine.reads import aligned_buffer
+from jmerge.engine.local import aligned_buffer
 from jmerge.engine.schedule import ROW, Turn, Work
 from jmerge.plan.inputs import Result
 from jmerge.tracer import Where

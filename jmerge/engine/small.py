@@ -5,19 +5,48 @@ The arithmetic is that of pieces, so the bits are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from jmerge.engine.kernel import KernelKey, Piece, combine, terms_of, update
+from jmerge.engine.kernel import KernelKey, Piece, combine, kernel_key, terms_of, update
+from jmerge.engine.schedule import Schedule, Turn, Work
 from jmerge.engine.select import is_searched
 from jmerge.engine.task import Task
 from jmerge.methods.statistics.fold import Place, search
 from jmerge.methods.statistics.thresholds import thresholds_of
 from jmerge.methods.wrap import find_method
+
+Bundle = tuple[Work, ...]  # of one kind, at most `Schedule.rows`
+
+
+def bundled(schedule: Schedule) -> list[Bundle | Turn]:
+    """The turns of a schedule in order, with bundles first instead of the turns of small tensors.
+
+    They depend on no other step, so they can be made before all others. Which are made together changes no bit.
+    """
+    kinds: dict[Hashable, list[Work]] = {}
+    turns: list[Turn] = []
+    for turn in schedule.turns:
+        if not turn.work.small:
+            turns.append(turn)
+        elif turn.what.combines:
+            kinds.setdefault(_kind(turn.work), []).append(turn.work)
+    bundles = [
+        tuple(works[start : start + schedule.rows])
+        for works in kinds.values()
+        for start in range(0, len(works), schedule.rows)
+    ]
+    return list(itertools.chain(bundles, turns))
+
+
+def _kind(work: Work) -> Hashable:
+    """What small tensors must have in common: the programs they go through."""
+    return kernel_key(work.step), work.passes
 
 
 @cache

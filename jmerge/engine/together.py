@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from jmerge.ckpt.guest import GuestFolder
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.ckpt.shards import OutFile
 from jmerge.ckpt.writer import OutputFolder
+from jmerge.ckpt.written import GuestFolder
 from jmerge.dtypes import TensorSpec
 from jmerge.engine.events import Event, Listener, Wrote, WroteElsewhere
 from jmerge.engine.hosts import Hosts
+from jmerge.engine.partition import shared_files, shares, subset
 from jmerge.engine.run import Outcome
 from jmerge.engine.schedule import Schedule
-from jmerge.engine.shares import shared_files, shares
-from jmerge.engine.subset import subset
 
 
 class Share:

@@ -19,9 +19,9 @@ from jmerge.arch.fields import (
 from jmerge.arch.infer import KeyPath
 from jmerge.arch.quantised import without_quantisation
 from jmerge.ckpt.donor import companions, is_tokenizer_file
-from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.sentence import main_module, read_modules
+from jmerge.ckpt.source import inside
 from jmerge.ckpt.weights import EXPLICIT
 from jmerge.dtypes import TensorSpec, most_stored
 from jmerge.plan.check import allowed_path

@@ -7,7 +7,7 @@ from typing import Any
 
 from jmerge.ckpt.copies import Entry, equal
 from jmerge.ckpt.donor import CHECKED
-from jmerge.ckpt.inside import inside
+from jmerge.ckpt.source import inside
 from jmerge.ckpt.weights import INDEX_SUFFIX, WEIGHTS, read_index
 from jmerge.ckpt.writer import LEDGER
 from jmerge.dtypes import BITS

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple, cast
 
 from jmerge.arch.infer import Layout, infer_layout
 from jmerge.ckpt.copies import Entry
-from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import Checkpoint
 from jmerge.ckpt.safetensors import Header, header_of
 from jmerge.ckpt.sentence import MODULES, Module, main_module, read_modules
-from jmerge.ckpt.source import Source
+from jmerge.ckpt.source import Source, inside
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, find_weights, read_json_file
 from jmerge.ckpt.writer import LEDGER
 from jmerge.dtypes import TensorSpec

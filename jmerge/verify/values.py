@@ -11,8 +11,8 @@ from zlib_ng import zlib_ng
 from jmerge.arch.infer import is_buffer
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.dtypes import count_nonfinite
-from jmerge.engine.crew import work_through
-from jmerge.engine.reads import Files, aligned_buffer
+from jmerge.engine.local import Files, aligned_buffer
+from jmerge.engine.threads import work_through
 from jmerge.verify.files import is_crc32
 from jmerge.verify.folder import Finding, Folder
 from jmerge.verify.tables import tied_tables

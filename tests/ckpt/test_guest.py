@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jmerge.ckpt.guest import GuestFolder, journal_of, journals_of_guests
 from jmerge.ckpt.journal import Block, read_journal
 from jmerge.ckpt.shards import plan_files
 from jmerge.ckpt.writer import JOURNAL, LEDGER, OutputFolder
+from jmerge.ckpt.written import GuestFolder, journal_of, journals_of_guests
 from jmerge.dtypes import TensorSpec
 from jmerge.errors import RunError
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jmerge.ckpt.inside import inside
 from jmerge.ckpt.open import open_checkpoint
-from jmerge.ckpt.source import LocalSource
+from jmerge.ckpt.source import LocalSource, inside
 from jmerge.ckpt.weights import find_weights
 from jmerge.errors import CheckpointError
 from jmerge.testing.tiny import write_llama

@@ -388,10 +388,10 @@ def test_a_sync_that_fails_meanwhile_is_not_forgotten(
         failed.set()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 150)  # below what the last write makes
+    monkeypatch.setattr("jmerge.ckpt.disk.SYNC_BYTES", 150)  # below what the last write makes
     monkeypatch.setattr(os, "fdatasync", lose)
     if moment == "before the last write":
-        monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 1)
+        monkeypatch.setattr("jmerge.ckpt.disk.SYNC_BYTES", 1)
     with pytest.raises(RunError, match=os.strerror(errno.EIO)), folder(tmp_path / "out") as made:
         made.create(FILES)
         for name, data in DATA.items():
@@ -413,7 +413,7 @@ def test_a_sync_that_fails_before_the_run_ends_otherwise(
         failed.set()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("jmerge.ckpt.flush.SYNC_BYTES", 1)
+    monkeypatch.setattr("jmerge.ckpt.disk.SYNC_BYTES", 1)
     monkeypatch.setattr(os, "fdatasync", lose)
     with pytest.raises(KeyboardInterrupt), folder(tmp_path / "out") as made:
         made.create(FILES)

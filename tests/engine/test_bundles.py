@@ -15,10 +15,9 @@ from headers import hollow_llama
 
 import jmerge
 from jmerge.engine import compute
-from jmerge.engine.bundles import bundled
+from jmerge.engine.partition import subset
 from jmerge.engine.schedule import MOST_ROWS, ROW, Schedule, Turn, make_schedule
-from jmerge.engine.small import make_small
-from jmerge.engine.subset import subset
+from jmerge.engine.small import bundled, make_small
 from jmerge.errors import NonFiniteError
 from jmerge.plan.steps import Plan
 from jmerge.testing.close import assert_same_bytes

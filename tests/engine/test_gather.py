@@ -12,8 +12,8 @@ from permute import permuted
 
 from jmerge.dtypes import NUMPY, SAFETENSORS, TensorSpec
 from jmerge.engine import gather
-from jmerge.engine.channel import StoppedError
 from jmerge.engine.gather import Gatherer
+from jmerge.engine.threads import StoppedError
 from jmerge.plan.inputs import Gathered, Read
 from jmerge.tokens.rows import ABSENT, Filler, TableRows, TokenRows
 

@@ -11,8 +11,8 @@ import pytest
 from enginekit import checkpoints, plan_of, read, step, within
 
 from jmerge.ckpt.safetensors import ALIGNMENT
-from jmerge.engine import maps
-from jmerge.engine.maps import Maps
+from jmerge.engine import local
+from jmerge.engine.local import Maps
 from jmerge.engine.run import run
 from jmerge.engine.schedule import PIECE, make_schedule
 from jmerge.plan.steps import Plan
@@ -52,7 +52,7 @@ def test_no_window(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Maps().window(tmp_path / "empty", 0, 0) is None
     assert Maps().window(tmp_path / "nothing", 0, 1) is None
     assert Maps().window(tmp_path, 0, 1) is None
-    monkeypatch.setattr(maps, "LOCAL", frozenset(["nfs"]))
+    monkeypatch.setattr(local, "LOCAL", frozenset(["nfs"]))
     assert Maps().window(path, 0, 64) is None
 
 

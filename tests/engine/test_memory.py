@@ -20,12 +20,11 @@ from tokenizers.models import WordLevel
 import jmerge
 from jmerge import cli
 from jmerge.dtypes import TensorSpec
-from jmerge.engine.masks import KeptMasks
 from jmerge.engine.memory import LEAST_BUDGET, fit, need_of
-from jmerge.engine.run import run
+from jmerge.engine.run import Arrays, run
 from jmerge.engine.schedule import LENGTHS, PIECE, make_schedule
 from jmerge.engine.select import MOST_COLLECTED
-from jmerge.engine.sinks import Arrays
+from jmerge.engine.task import KeptMasks
 from jmerge.methods import REGISTRY
 from jmerge.plan.steps import Plan
 from jmerge.report.methods import minimal_recipe

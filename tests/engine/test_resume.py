@@ -26,7 +26,7 @@ from jmerge.ckpt.journal import Block, read_journal
 from jmerge.ckpt.safetensors import read_header
 from jmerge.ckpt.writer import JOURNAL, LEDGER
 from jmerge.engine.events import Resumed, Wrote
-from jmerge.engine.resume import left_to_do
+from jmerge.engine.partition import left_to_do
 from jmerge.engine.schedule import make_schedule
 from jmerge.errors import CheckpointError, PlanError, RunError
 from jmerge.report.progress import Progress
@@ -579,7 +579,7 @@ def test_an_input_that_cannot_be_read_for_a_while(
     """The machine's fault, not the recipe's: what was done stays."""
     want, _ = undisturbed(place)
     with monkeypatch.context() as patch:
-        patch.setattr("jmerge.engine.maps.LOCAL", frozenset())  # so that everything is read
+        patch.setattr("jmerge.engine.local.LOCAL", frozenset())  # so that everything is read
         failing("preadv", BROKEN, 40)(patch)
         assert program(place) == 3
     (line,) = capsys.readouterr().err.splitlines()

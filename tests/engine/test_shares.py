@@ -13,9 +13,8 @@ import jmerge
 from jmerge.ckpt.journal import Block, joined_crc32
 from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.dtypes import TensorSpec
-from jmerge.engine.resume import left_to_do
+from jmerge.engine.partition import left_to_do, shared_files, shares
 from jmerge.engine.schedule import Schedule, make_schedule
-from jmerge.engine.shares import shared_files, shares
 from jmerge.engine.together import put_together
 from jmerge.plan.steps import Plan
 

@@ -19,7 +19,7 @@ from jmerge.ckpt.writer import OutputFolder
 from jmerge.engine.compute import Computer
 from jmerge.engine.inputs import Inputs
 from jmerge.engine.kernel import Piece, combine_kernel
-from jmerge.engine.maps import Maps
+from jmerge.engine.local import Maps
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
 from jmerge.plan.inputs import Read

@@ -13,9 +13,9 @@ from enginekit import Memory, checkpoints, plan_of, read, result, step, two_mode
 
 import jmerge
 from jmerge.dtypes import BITS
+from jmerge.engine.partition import subset
 from jmerge.engine.run import run
 from jmerge.engine.schedule import Schedule, make_schedule
-from jmerge.engine.subset import subset
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import write_llama
 

@@ -18,7 +18,7 @@ from said import uncoded
 
 import jmerge
 from jmerge.cli import main
-from jmerge.engine.reads import Files
+from jmerge.engine.local import Files
 from jmerge.errors import JmergeError
 from jmerge.methods import REGISTRY
 from jmerge.plan.check import check_recipe

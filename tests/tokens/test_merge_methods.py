@@ -20,9 +20,8 @@ import jmerge
 from jmerge.ckpt.open import open_checkpoint
 from jmerge.engine.events import Wrote
 from jmerge.engine.memory import fit
-from jmerge.engine.run import run
+from jmerge.engine.run import Arrays, run
 from jmerge.engine.schedule import LENGTHS, make_schedule
-from jmerge.engine.sinks import Arrays
 from jmerge.errors import RunError
 from jmerge.methods import REGISTRY
 from jmerge.plan.inputs import Gathered
