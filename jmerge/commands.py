@@ -1,4 +1,4 @@
-"""The commands of the command line, exit codes and one line a fault; its flags are in `options`."""
+"""The commands of the command line, exit codes and one line a problem; its flags are in `options`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 
 from absl import flags
 
-from jmerge.errors import Fault, JmergeError, PlanError, PluginWarning, RunError
+from jmerge.errors import JmergeError, PlanError, PluginWarning, Problem, RunError
 from jmerge.interrupt import came, check, part
 from jmerge.names import did_you_mean
 from jmerge.options import (
     HELP,
     USAGE,
     define_flags,
-    fault_in_flags,
     flag_help,
     in_flags,
     neighbour,
     parse_words,
+    problem_in_flags,
 )
 from jmerge.report.terminal import columns, is_coloured, say, wrap
 from jmerge.version import VERSION
@@ -62,16 +62,16 @@ def _show_warning(
 
 
 def _explain(error: JmergeError | RunError) -> int:
-    """Print what is wrong, one line a fault, and return the exit code."""
+    """Print what is wrong, one line a problem, and return the exit code."""
     if isinstance(error, RunError):
         say(f"error: {in_flags(str(error))}")
         return error.exit_code
     for warning in error.warnings:  # errors are for everyone, and these may explain them
         say(f"warning: {warning}")
-    for fault in error.faults:
-        say(f"error: {fault_in_flags(fault)}")
-    if len(error.faults) > 1:
-        say(f"{len(error.faults)} errors; nothing was written")
+    for problem in error.problems:
+        say(f"error: {problem_in_flags(problem)}")
+    if len(error.problems) > 1:
+        say(f"{len(error.problems)} errors; nothing was written")
     return error.exit_code
 
 
@@ -120,7 +120,7 @@ def _dispatch(words: list[str], values: flags.FlagValues) -> int:
     if words and words[0] in commands:
         return commands[words[0]](words[1:], values)
     if words and words[0] != "merge" and values.config is None and (hint := neighbour(words[0])):
-        raise PlanError(Fault(f"is not a command{hint}", where=f"'{words[0]}'", code="JM401"))
+        raise PlanError(Problem(f"is not a command{hint}", where=f"'{words[0]}'", code="JM401"))
     words = words[1:] if words[:1] == ["merge"] else words
     return (_plan if values.dry_run else _merge)(words, values)
 
@@ -136,12 +136,12 @@ def _paths(
         if value is None:
             if not words:
                 usage = " ".join([command, *(each.upper() for each in names)])
-                raise PlanError(Fault(f"is missing; write {usage}", f"--{name}", code="JM402"))
+                raise PlanError(Problem(f"is missing; write {usage}", f"--{name}", code="JM402"))
             value = words.pop(0)
         found.append(value)
     if words:
         raise PlanError(
-            Fault(
+            Problem(
                 f"unexpected argument{did_you_mean(words[0], HELP)}",
                 where=f"'{words[0]}'",
                 code="JM401",
@@ -210,7 +210,7 @@ def _meet(values: flags.FlagValues) -> Any:
     ]
     if given and not values.distributed:
         raise PlanError(
-            Fault("does nothing without --distributed", where=f"--{given[0]}", code="JM408")
+            Problem("does nothing without --distributed", where=f"--{given[0]}", code="JM408")
         )
     if not values.distributed:
         from jmerge.engine.hosts import Hosts
@@ -257,7 +257,7 @@ def _plan(words: list[str], values: flags.FlagValues) -> int:
 def _inspect(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
         raise PlanError(
-            Fault("needs one model: jmerge inspect MODEL", where="inspect", code="JM402")
+            Problem("needs one model: jmerge inspect MODEL", where="inspect", code="JM402")
         )
     import json
 
@@ -271,7 +271,9 @@ def _inspect(words: list[str], values: flags.FlagValues) -> int:
 
 def _verify(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 1:
-        raise PlanError(Fault("needs one folder: jmerge verify DIR", where="verify", code="JM402"))
+        raise PlanError(
+            Problem("needs one folder: jmerge verify DIR", where="verify", code="JM402")
+        )
     from jmerge.ckpt.find import find_source
     from jmerge.report.verify import verify_json, verify_text
     from jmerge.verify.checks import verify
@@ -283,7 +285,7 @@ def _verify(words: list[str], values: flags.FlagValues) -> int:
 
 def _diff(words: list[str], values: flags.FlagValues) -> int:
     if len(words) != 2:
-        raise PlanError(Fault("needs two models: jmerge diff A B", where="diff", code="JM402"))
+        raise PlanError(Problem("needs two models: jmerge diff A B", where="diff", code="JM402"))
     if values.html is not None:
         from jmerge.report.page import check_page
 
@@ -305,7 +307,7 @@ def _diff(words: list[str], values: flags.FlagValues) -> int:
     if values.html is not None and not values.json:
         text += f"\n\n{values.html} has charts of it"
     _tell(text, data=values.json)
-    return 1 if found.faults else 0
+    return 1 if found.problems else 0
 
 
 def _methods(words: list[str], values: flags.FlagValues) -> int:
@@ -317,7 +319,7 @@ def _methods(words: list[str], values: flags.FlagValues) -> int:
     try:
         _tell("\n\n".join(method_text(word) for word in words))
     except ValueError as error:
-        raise PlanError(Fault(str(error), where="methods", code="JM201")) from error
+        raise PlanError(Problem(str(error), where="methods", code="JM201")) from error
     return 0
 
 
@@ -360,7 +362,7 @@ def _help(words: list[str], values: flags.FlagValues) -> int:
             for word in words
         ]
     except ValueError as error:
-        raise PlanError(Fault(str(error), where="help", code="JM416")) from error
+        raise PlanError(Problem(str(error), where="help", code="JM416")) from error
     _tell("\n\n".join(texts))
     return 0
 
@@ -377,7 +379,7 @@ def _explain_codes(words: list[str], values: flags.FlagValues) -> int:
     for word, code in zip(words, codes, strict=True):
         if code not in CATALOGUE:
             message = f"is not an error code; did you mean {nearest_code(word)}?"
-            raise PlanError(Fault(message, where=f"'{word}'", code="JM415"))
+            raise PlanError(Problem(message, where=f"'{word}'", code="JM415"))
     width = min(shutil.get_terminal_size().columns, 100)
     _tell("\n\n".join(explain(str(code), width) for code in codes))
     return 0

@@ -1,6 +1,6 @@
 """What can go wrong, by whose hand, and how it is said.
 
-Every error that a user can cause is a `JmergeError` holding one or more `Fault`s: one line each, naming where,
+Every error that a user can cause is a `JmergeError` holding one or more `Problem`s: one line each, naming where,
 what was expected and found, and what to do. Its `code` names the kind of mistake, which `problems` explains. The
 command line prints them and exits with `exit_code`; anything that is not one of these classes is a bug and keeps
 its traceback.
@@ -18,7 +18,7 @@ MAX_SHOWN = 2000  # letters of a part of a message
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-class Fault(NamedTuple):
+class Problem(NamedTuple):
     """One line for a person: `file:line: where: message [code]`, leaving out the parts that are empty."""
 
     message: str
@@ -50,27 +50,27 @@ class JmergeError(ValueError):
     """A mistake in a recipe, a model, a flag or a plan. No output was written.
 
     Attributes:
-      faults: the mistakes, one line each; each has a `code` that `jmerge explain` explains.
+      problems: the mistakes, one line each; each has a `code` that `jmerge explain` explains.
       warnings: warnings that may explain the mistakes.
     """
 
     exit_code = 2
 
     def __init__(
-        self, *faults: Fault | str, warnings: Iterable[Fault] = (), code: str = ""
+        self, *problems: Problem | str, warnings: Iterable[Problem] = (), code: str = ""
     ) -> None:
-        """code: of the faults that are given as text."""
-        self.warnings = tuple(dict.fromkeys(warnings))  # which may explain the faults
-        self.faults = tuple(
+        """code: of the problems that are given as text."""
+        self.warnings = tuple(dict.fromkeys(warnings))  # which may explain the problems
+        self.problems = tuple(
             sorted(
                 (
-                    fault if isinstance(fault, Fault) else Fault(fault, code=code)
-                    for fault in faults
+                    problem if isinstance(problem, Problem) else Problem(problem, code=code)
+                    for problem in problems
                 ),
-                key=lambda fault: (fault.file, fault.line),
+                key=lambda problem: (problem.file, problem.line),
             )
         )
-        super().__init__("\n".join(map(str, self.faults)))
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class RecipeError(JmergeError):
@@ -97,8 +97,8 @@ class RunError(RuntimeError):
     exit_code = 3
 
     def __init__(self, message: str, *, code: str = "") -> None:
-        self.faults = (Fault(message, code=code),)
-        super().__init__(str(self.faults[0]))
+        self.problems = (Problem(message, code=code),)
+        super().__init__(str(self.problems[0]))
 
 
 class CancelledError(RunError):
@@ -127,9 +127,9 @@ def wrong_type(name: str, expected: str, value: object) -> TypeError:
 
 
 def raise_all(
-    kind: type[JmergeError], faults: Iterable[Fault], warnings: Iterable[Fault] = ()
+    kind: type[JmergeError], problems: Iterable[Problem], warnings: Iterable[Problem] = ()
 ) -> None:
-    """Raise `kind` with every fault, without repeats, or return when there is none."""
-    unique = tuple(dict.fromkeys(faults))
+    """Raise `kind` with every problem, without repeats, or return when there is none."""
+    unique = tuple(dict.fromkeys(problems))
     if unique:
         raise kind(*unique, warnings=warnings)

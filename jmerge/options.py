@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jmerge.errors import Fault, PlanError, raise_all
+from jmerge.errors import PlanError, Problem, raise_all
 from jmerge.names import did_you_mean
 from jmerge.sizes import parse_size
 
@@ -32,7 +32,7 @@ jmerge merges language model checkpoints by a recipe.
   jmerge help [TOPIC]                        list the guides, or print one
 
 jmerge COMMAND --help says more about a command.
-Exit codes: 0 done, 1 verify or diff found a fault, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
+Exit codes: 0 done, 1 verify or diff found a problem, 2 a mistake in recipe, flags or models, 3 the machine failed, 130 interrupted.
 After 3, 130 or a kill the same command continues where it stopped.
 
 Flags:"""
@@ -63,7 +63,7 @@ Checks that files can be read and fit their headers, that the index names the ri
 or weight file is duplicated or left over, that layers, shapes, dtypes and ties match config.json, and that every token
 has a row; with jmerge.lock.json, that files and tensors are those of the run. --deep reads every byte: NaN and infinity,
 checksums, whether a tied head equals the embedding. A check that has nothing to look at is `skipped`. Exit code 0: no
-fault; 1: a fault. Every merge ends with the quick checks.""",
+problem; 1: a problem. Every merge ends with the quick checks.""",
     "diff": """\
 jmerge diff A B [--json] [--html FILE]
 
@@ -76,7 +76,7 @@ what they are, whatever prefix their names have. --json prints every tensor's nu
 that needs no network.
 
 Exit code 1: a tensor holds NaN or infinity, or the models have nothing that can be compared; differing values are not a
-fault.""",
+problem.""",
     "methods": """\
 jmerge methods [NAME ...]
 
@@ -164,11 +164,11 @@ def in_flags(text: str) -> str:
     return GIVEN.sub(flag, text)
 
 
-def fault_in_flags(fault: Fault) -> Fault:
-    """A fault in the words of the command, its place too where that is an argument."""
-    named = not fault.file and fault.where in ARGUMENTS
-    where = f"--{fault.where}" if named else fault.where
-    return fault._replace(message=in_flags(fault.message), where=where)
+def problem_in_flags(problem: Problem) -> Problem:
+    """A problem in the words of the command, its place too where that is an argument."""
+    named = not problem.file and problem.where in ARGUMENTS
+    where = f"--{problem.where}" if named else problem.where
+    return problem._replace(message=in_flags(problem.message), where=where)
 
 
 def define_flags() -> flags.FlagValues:
@@ -243,7 +243,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
     Raises:
       PlanError: flags that are none, or not of ours, or whose values are none; all of them at once.
     """
-    faults = []
+    problems = []
     notes = []
     rest = []
     for argument in arguments:
@@ -254,7 +254,7 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         name = argument.lstrip("-").partition("=")[0].removeprefix("no-")
         if argument.startswith("--") and name in MERGEKIT_FLAGS:
             message = f"is MergeKit's; here write {MERGEKIT_FLAGS[name]}"
-            faults.append(Fault(message, where=f"--{name}", code="JM404"))
+            problems.append(Problem(message, where=f"--{name}", code="JM404"))
         else:
             rest.append(_underscored(argument, values))
     while True:  # each round takes one flag that is wrong out, as absl tells the first only
@@ -263,20 +263,22 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
             break
         except flags.UnrecognizedFlagError as error:
             hint = did_you_mean(error.flagname, [name for name in values if len(name) > 1], show=20)
-            faults.append(Fault(f"unknown flag{hint}", where=f"--{error.flagname}", code="JM403"))
+            problems.append(
+                Problem(f"unknown flag{hint}", where=f"--{error.flagname}", code="JM403")
+            )
             left = _without(error.flagname, None, rest)
         except flags.IllegalFlagValueError as error:
             name, given = _told(str(error))
             whole = values[name].flag_type() == "int"
             wanted = "a whole number" if whole else "true or false"
-            faults.append(
-                Fault(f"expected {wanted}, found '{given}'", where=f"--{name}", code="JM405")
+            problems.append(
+                Problem(f"expected {wanted}, found '{given}'", where=f"--{name}", code="JM405")
             )
             left = _without(name, given, rest)
         except flags.Error as error:
-            raise PlanError(*faults, str(error).replace("\n", " "), code="JM405") from error
+            raise PlanError(*problems, str(error).replace("\n", " "), code="JM405") from error
         if len(left) == len(rest):
-            raise PlanError(*faults)
+            raise PlanError(*problems)
         rest = left
     for name in ("memory", "shard_size"):
         if (size := values[name].value) is not None:
@@ -284,9 +286,9 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
                 nbytes = parse_size(size, f"--{name}")
                 if name == "shard_size" and 0 < nbytes < SMALLEST_SHARD:
                     message = f"{nbytes} bytes is too small; did you mean {nbytes}GB?"
-                    faults.append(Fault(message, where=f"--{name}", code="JM405"))
+                    problems.append(Problem(message, where=f"--{name}", code="JM405"))
             except PlanError as error:
-                faults += error.faults
+                problems += error.problems
     for name, commands in READERS.items():
         asked = values[name].value not in (None, False)
         command = "plan" if values.dry_run else words[0] if words and words[0] in HELP else "merge"
@@ -294,8 +296,8 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
         works = words or values.config is not None
         if asked and works and not misspelt and command not in commands:
             message = f"does nothing here; it belongs to {', '.join(commands)}"
-            faults.append(Fault(message, where=f"--{name}", code="JM417"))
-    raise_all(PlanError, faults)
+            problems.append(Problem(message, where=f"--{name}", code="JM417"))
+    raise_all(PlanError, problems)
     return words, notes
 
 

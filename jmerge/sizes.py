@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jmerge.errors import Fault, PlanError
+from jmerge.errors import PlanError, Problem
 
 UNITS = {
     "": 1,
@@ -23,7 +23,7 @@ def parse_size(text: int | str, where: str) -> int:
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not found or found[2].lower() not in UNITS:
         raise PlanError(
-            Fault(
+            Problem(
                 f"expected a size such as 5GB, 2GiB or a number of bytes, found '{text}'",
                 where,
                 code="JM405",

@@ -17,18 +17,22 @@ def each(values: tuple[float, ...], models: np.ndarray) -> np.ndarray:
     return np.reshape(np.asarray(values, np.float64), (-1, *[1] * (models.ndim - 1)))
 
 
-def linear(models: np.ndarray, base: None, numbers: Mapping[str, Any]) -> np.ndarray:
+def linear(models: np.ndarray, base: None, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """sum w_m X_m, divided by sum w_m under `normalize` (default true)."""
-    result = (each(numbers["weight"], models) * models).sum(axis=0)
-    return result / sum(numbers["weight"]) if numbers.get("normalize", True) else result
+    result = (each(hyperparameters["weight"], models) * models).sum(axis=0)
+    return (
+        result / sum(hyperparameters["weight"])
+        if hyperparameters.get("normalize", True)
+        else result
+    )
 
 
-def slerp(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def slerp(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """[sin((1-t) a) B + sin(t a) C] / sin a for the angle a between B and C; a straight line where |cos a| > 0.9995.
 
     A norm up to 1e-8 counts as 1.
     """
-    (model,), t = models, numbers["t"]
+    (model,), t = models, hyperparameters["t"]
     norms = [np.sqrt((tensor**2).sum()) for tensor in (base, model)]
     first, second = (norm if norm > 1e-8 else 1.0 for norm in norms)
     cosine = np.clip((base / first * (model / second)).sum(), -1, 1)
@@ -38,19 +42,21 @@ def slerp(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> n
     return (np.sin((1 - t) * angle) * base + np.sin(t * angle) * model) / np.sin(angle)
 
 
-def task_arithmetic(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def task_arithmetic(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """B + lambda sum w_m (X_m - B); the sum is divided by sum w_m under `normalize` (default false), unless that is
     nearer to zero than 1e-8."""
-    change = (each(numbers["weight"], models) * (models - base)).sum(axis=0)
-    share = sum(numbers["weight"])
-    if numbers.get("normalize", False) and abs(share) >= 1e-8:
+    change = (each(hyperparameters["weight"], models) * (models - base)).sum(axis=0)
+    share = sum(hyperparameters["weight"])
+    if hyperparameters.get("normalize", False) and abs(share) >= 1e-8:
         change = change / share
-    return base + numbers.get("lambda", 1.0) * change
+    return base + hyperparameters.get("lambda", 1.0) * change
 
 
-def passthrough(models: np.ndarray, base: None, numbers: Mapping[str, Any]) -> np.ndarray:
+def passthrough(models: np.ndarray, base: None, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """The only model X, or scale X where `scale` is set."""
-    (model,), scale = models, numbers.get("scale")
+    (model,), scale = models, hyperparameters.get("scale")
     return model if scale is None else scale[0] * model
 
 
@@ -81,12 +87,14 @@ def agreed(change: np.ndarray, weight: tuple[float, ...], normalize: bool) -> np
     return merged / np.where(share == 0, 1, share) if normalize else merged
 
 
-def ties(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def ties(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """B + lambda times what agrees of the largest changes; normalize defaults to true, rescale to false."""
-    weight, change = numbers["weight"], models - base
-    kept = largest(change, numbers.get("density", (1.0,) * len(weight)))
-    kept = restored(change, kept) if numbers.get("rescale", False) else kept
-    return base + numbers.get("lambda", 1.0) * agreed(kept, weight, numbers.get("normalize", True))
+    weight, change = hyperparameters["weight"], models - base
+    kept = largest(change, hyperparameters.get("density", (1.0,) * len(weight)))
+    kept = restored(change, kept) if hyperparameters.get("rescale", False) else kept
+    return base + hyperparameters.get("lambda", 1.0) * agreed(
+        kept, weight, hyperparameters.get("normalize", True)
+    )
 
 
 def bits(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -106,55 +114,59 @@ def uniform(key: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (bits(key, shape) >> np.uint32(8)) * 2.0**-24
 
 
-def dropped(change: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray) -> np.ndarray:
+def dropped(change: np.ndarray, hyperparameters: Mapping[str, Any], keys: np.ndarray) -> np.ndarray:
     """DARE: each change kept with chance `density`, and the norms restored unless `rescale` is false."""
-    chance = each(numbers.get("density", (1.0,) * len(change)), change)
+    chance = each(hyperparameters.get("density", (1.0,) * len(change)), change)
     drawn = np.stack([uniform(key, change.shape[1:]) for key in keys])
     kept = np.where(drawn < chance, change, 0)
-    return restored(change, kept) if numbers.get("rescale", True) else kept
+    return restored(change, kept) if hyperparameters.get("rescale", True) else kept
 
 
 def dare_linear(
-    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any], keys: np.ndarray
 ) -> np.ndarray:
     """Task arithmetic of what is left of the changes."""
-    return task_arithmetic(base + dropped(models - base, numbers, keys), base, numbers)
+    return task_arithmetic(
+        base + dropped(models - base, hyperparameters, keys), base, hyperparameters
+    )
 
 
 def dare_ties(
-    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any], keys: np.ndarray
 ) -> np.ndarray:
     """B + lambda times what agrees of what is left of the changes; normalize defaults to false."""
-    kept = dropped(models - base, numbers, keys)
-    merged = agreed(kept, numbers["weight"], numbers.get("normalize", False))
-    return base + numbers.get("lambda", 1.0) * merged
+    kept = dropped(models - base, hyperparameters, keys)
+    merged = agreed(kept, hyperparameters["weight"], hyperparameters.get("normalize", False))
+    return base + hyperparameters.get("lambda", 1.0) * merged
 
 
 # The other methods of MergeKit
 
 
 def given(
-    numbers: Mapping[str, Any], name: str, default: float, models: np.ndarray
+    hyperparameters: Mapping[str, Any], name: str, default: float, models: np.ndarray
 ) -> tuple[float, ...]:
     """One number for each model; a single number is everybody's."""
-    value = numbers.get(name, default)
+    value = hyperparameters.get(name, default)
     return tuple(value) if isinstance(value, tuple | list) else (value,) * len(models)
 
 
-def nuslerp(models: np.ndarray, base: np.ndarray | None, numbers: Mapping[str, Any]) -> np.ndarray:
+def nuslerp(
+    models: np.ndarray, base: np.ndarray | None, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """Slerp of two models, or of their changes, along the whole tensor, its last axis or (`nuslerp_row_wise`) its first.
 
     MergeKit's NuSLERP; the cosine is of vectors divided by max(norm, 1e-7). Parallel vectors, and opposite ones up to
     sin^2 = 1e-6, are interpolated linearly. The share of the second is w2 / (w1 + w2), a half where |w1 + w2| < 1e-6.
     """
-    first, second = given(numbers, "weight", 1.0, models)
+    first, second = given(hyperparameters, "weight", 1.0, models)
     share = 0.5 if abs(first + second) < 1e-6 else second / (first + second)
     shape = models.shape[1:]
     vectors = models if base is None else models - base
-    if numbers.get("nuslerp_flatten", True) or not shape:
+    if hyperparameters.get("nuslerp_flatten", True) or not shape:
         vectors, axis = vectors.reshape(2, vectors[0].size), -1
     else:
-        axis = 0 if numbers.get("nuslerp_row_wise", False) else -1
+        axis = 0 if hyperparameters.get("nuslerp_row_wise", False) else -1
     a, b = vectors
 
     def dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -170,7 +182,7 @@ def nuslerp(models: np.ndarray, base: np.ndarray | None, numbers: Mapping[str, A
 
 
 def multislerp(
-    models: np.ndarray, base: np.ndarray | None, numbers: Mapping[str, Any]
+    models: np.ndarray, base: np.ndarray | None, hyperparameters: Mapping[str, Any]
 ) -> np.ndarray:
     """Step from the direction of sum w_m U_m along the mean of the parts of U_m orthogonal to it, times sum w_m |X_m|.
 
@@ -182,8 +194,11 @@ def multislerp(
         return models[0]
     origin = np.zeros(models.shape[1:]) if base is None else base
     vectors = (models - origin).reshape(len(models), origin.size)
-    weight, eps = np.array(given(numbers, "weight", 1.0, models)), numbers.get("eps", 1e-8)
-    if numbers.get("normalize_weights", True) and abs(weight.sum()) >= 1e-8:
+    weight, eps = (
+        np.array(given(hyperparameters, "weight", 1.0, models)),
+        hyperparameters.get("eps", 1e-8),
+    )
+    if hyperparameters.get("normalize_weights", True) and abs(weight.sum()) >= 1e-8:
         weight = weight / weight.sum()
     norms = np.sqrt((vectors**2).sum(axis=1))
     divisors = norms + eps
@@ -200,7 +215,7 @@ def multislerp(
     return origin + (weight @ norms * direction).reshape(origin.shape)
 
 
-def karcher(models: np.ndarray, base: None, numbers: Mapping[str, Any]) -> np.ndarray:
+def karcher(models: np.ndarray, base: None, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """Riemannian centre of mass of the directions, times the mean norm (https://en.wikipedia.org/wiki/Karcher_mean).
 
     Norms up to `tol` have no direction but count in the mean norm. A direction opposite to the centre, up to
@@ -208,7 +223,7 @@ def karcher(models: np.ndarray, base: None, numbers: Mapping[str, Any]) -> np.nd
     """
     if len(models) == 1:
         return models[0]
-    rounds, tol = numbers.get("max_iter", 10), numbers.get("tol", 1e-5)
+    rounds, tol = hyperparameters.get("max_iter", 10), hyperparameters.get("tol", 1e-5)
     vectors = models.reshape(len(models), models[0].size)
     norms = np.sqrt((vectors**2).sum(axis=1))
     units = [vector / norm for vector, norm in zip(vectors, norms, strict=True) if norm > tol]
@@ -238,20 +253,20 @@ def merged_changes(
     base: np.ndarray,
     change: np.ndarray,
     kept: np.ndarray,
-    numbers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     *,
     vote: bool,
     normalize: bool,
     rescale: bool,
 ) -> np.ndarray:
     """B + lambda times the sum of what is kept of the changes, or of what agrees of it; with these defaults."""
-    kept = restored(change, kept) if numbers.get("rescale", rescale) else kept
-    numbers = {**numbers, "normalize": numbers.get("normalize", normalize)}
-    numbers["weight"] = given(numbers, "weight", 1.0, change)
+    kept = restored(change, kept) if hyperparameters.get("rescale", rescale) else kept
+    hyperparameters = {**hyperparameters, "normalize": hyperparameters.get("normalize", normalize)}
+    hyperparameters["weight"] = given(hyperparameters, "weight", 1.0, change)
     if not vote:
-        return task_arithmetic(base + kept, base, numbers)
-    merged = agreed(kept, numbers["weight"], numbers["normalize"])
-    return base + numbers.get("lambda", 1.0) * merged
+        return task_arithmetic(base + kept, base, hyperparameters)
+    merged = agreed(kept, hyperparameters["weight"], hyperparameters["normalize"])
+    return base + hyperparameters.get("lambda", 1.0) * merged
 
 
 def below(rows: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
@@ -264,7 +279,7 @@ def below(rows: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
 
 
 def thinned(
-    change: np.ndarray, numbers: Mapping[str, Any], uniforms: np.ndarray, tossed: np.ndarray
+    change: np.ndarray, hyperparameters: Mapping[str, Any], uniforms: np.ndarray, tossed: np.ndarray
 ) -> np.ndarray:
     """DELLA's MagPrune: each change kept where its uniform number is below a chance that grows with its rank.
 
@@ -274,8 +289,8 @@ def thinned(
     """
     kept = np.zeros_like(change)
     density, epsilon = (
-        given(numbers, "density", 1.0, change),
-        given(numbers, "epsilon", 0.15, change),
+        given(hyperparameters, "density", 1.0, change),
+        given(hyperparameters, "epsilon", 0.15, change),
     )
     for i, model in enumerate(change):
         rows = np.abs(model if model.ndim > 1 else model.reshape(1, model.size))
@@ -298,32 +313,39 @@ def drawn(keys: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def della(
-    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any], keys: np.ndarray
 ) -> np.ndarray:
     """What agrees of the changes that are left (https://arxiv.org/abs/2406.11617); normalize and rescale default to
     true."""
     change = models - base
-    kept = thinned(change, numbers, *drawn(keys, change))
-    return merged_changes(base, change, kept, numbers, vote=True, normalize=True, rescale=True)
+    kept = thinned(change, hyperparameters, *drawn(keys, change))
+    return merged_changes(
+        base, change, kept, hyperparameters, vote=True, normalize=True, rescale=True
+    )
 
 
 def della_linear(
-    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any], keys: np.ndarray
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any], keys: np.ndarray
 ) -> np.ndarray:
     """The sum of the changes that DELLA leaves; rescale defaults to true."""
     change = models - base
-    kept = thinned(change, numbers, *drawn(keys, change))
-    return merged_changes(base, change, kept, numbers, vote=False, normalize=False, rescale=True)
+    kept = thinned(change, hyperparameters, *drawn(keys, change))
+    return merged_changes(
+        base, change, kept, hyperparameters, vote=False, normalize=False, rescale=True
+    )
 
 
-def middling(change: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def middling(change: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """Model Breadcrumbs (https://arxiv.org/abs/2312.06795): without the trunc(gamma n) largest of each model's changes,
     the next trunc(density n), equal ones by place.
 
     Fewer are dropped where not enough would be left; density 1 keeps all.
     """
     kept = np.zeros_like(change)
-    density, gamma = given(numbers, "density", 1.0, change), given(numbers, "gamma", 0.01, change)
+    density, gamma = (
+        given(hyperparameters, "density", 1.0, change),
+        given(hyperparameters, "gamma", 0.01, change),
+    )
     for i, model in enumerate(change):
         flat, out = model.reshape(-1), np.zeros(model.size)
         target = max(0, min(flat.size, int(density[i] * flat.size)))
@@ -334,23 +356,31 @@ def middling(change: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
     return kept
 
 
-def breadcrumbs(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def breadcrumbs(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """The sum of the middling changes."""
     change = models - base
-    kept = middling(change, numbers)
-    return merged_changes(base, change, kept, numbers, vote=False, normalize=False, rescale=False)
+    kept = middling(change, hyperparameters)
+    return merged_changes(
+        base, change, kept, hyperparameters, vote=False, normalize=False, rescale=False
+    )
 
 
 def breadcrumbs_ties(
-    models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
 ) -> np.ndarray:
     """What agrees of the middling changes; normalize defaults to false."""
     change = models - base
-    kept = middling(change, numbers)
-    return merged_changes(base, change, kept, numbers, vote=True, normalize=False, rescale=False)
+    kept = middling(change, hyperparameters)
+    return merged_changes(
+        base, change, kept, hyperparameters, vote=True, normalize=False, rescale=False
+    )
 
 
-def model_stock(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def model_stock(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """t mean(X) + (1-t) B, t = N c / (1 + (N-1) c), c the mean cosine of two changes (https://arxiv.org/abs/2403.19522).
 
     Of the whole tensor, or of each vector along the last axis under `filter_wise`; a product of norms counts as 1e-6
@@ -359,7 +389,7 @@ def model_stock(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]
     count, shape = len(models), base.shape
     if count < 2:
         return base
-    wide = shape[-1] if numbers.get("filter_wise", False) and base.ndim > 1 else base.size
+    wide = shape[-1] if hyperparameters.get("filter_wise", False) and base.ndim > 1 else base.size
     rows = base.size // wide if wide else 0
     change = (models - base).reshape(count, rows, wide)
     cosines = []
@@ -376,11 +406,13 @@ def model_stock(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]
     return (t * (origin + change.mean(axis=0)) + (1 - t) * origin).reshape(shape)
 
 
-def nearswap(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def nearswap(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """g X + (1-g) B with g = t / max(|X - B|, 1e-6), cut to [0, 1]: near elements go over
     (https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001)."""
     (model,) = models
-    near = np.clip(numbers["t"] / np.maximum(np.abs(model - base), 1e-6), 0, 1)
+    near = np.clip(hyperparameters["t"] / np.maximum(np.abs(model - base), 1e-6), 0, 1)
     return near * model + (1 - near) * base
 
 
@@ -389,7 +421,9 @@ def quantile(values: np.ndarray, share: float) -> float:
     return float(np.sort(values, axis=None)[int(share * (values.size - 1))])
 
 
-def arcee_fusion(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def arcee_fusion(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """The other model's element where its score is an outlier, else the base's: score |X - B| KL(softmax X, softmax B)
     of the row, at least median + 1.5 (third - first quartile). Arcee's mergekit blog; quartiles always exact."""
     (model,) = models
@@ -407,14 +441,14 @@ def arcee_fusion(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any
     return np.where(taken, model, base)
 
 
-def sce(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def sce(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """Select, calculate, erase (https://arxiv.org/abs/2408.07990): keep the share `select_topk` of the elements that
     vary between models, weigh each model by its mean squared change, leave out what is against the sign of the sum.
 
     Elements that do not vary are never selected, so one model alone loses its change unless select_topk >= 1. Mean
     squares that sum to less than 1e-6 give equal weights.
     """
-    share, change = numbers.get("select_topk", 1.0), models - base
+    share, change = hyperparameters.get("select_topk", 1.0), models - base
     if not change.size:
         return base
     if share < 1:
@@ -433,18 +467,20 @@ def sce(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.
     return base + merged / np.maximum((weight * agree).sum(axis=0), 1e-6)
 
 
-def ram(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def ram(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """Reinforced Agent Merging (https://arxiv.org/abs/2601.13572): a change above `epsilon` that is one model's alone
     is added in full, one of several models as their mean."""
     change = models - base
-    active = np.abs(change) > numbers.get("epsilon", 1e-5)
+    active = np.abs(change) > hyperparameters.get("epsilon", 1e-5)
     return base + (change * active).sum(axis=0) / np.maximum(active.sum(axis=0), 1)
 
 
-def ramplus_tl(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def ramplus_tl(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """As `ram`, a model's own changes times 1 + r min(shared / own, alpha), the counts of its changes in this tensor."""
-    epsilon, change = numbers.get("epsilon", 1e-5), models - base
-    r, alpha = numbers.get("r", 0.1), numbers.get("alpha", 0.2)
+    epsilon, change = hyperparameters.get("epsilon", 1e-5), models - base
+    r, alpha = hyperparameters.get("r", 0.1), hyperparameters.get("alpha", 0.2)
     active = np.abs(change) > epsilon
     claims = active.sum(axis=0)
     merged = np.zeros(base.shape)
@@ -462,25 +498,29 @@ def ramplus_tl(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any])
 # Methods beyond MergeKit's
 
 
-def magmax(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def magmax(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """B + lambda times the change of largest magnitude, the last of equal ones (https://arxiv.org/abs/2407.06322)."""
     change = models - base
     largest_yet = np.zeros(base.shape)
     for model in change:
         largest_yet = np.where(np.abs(model) >= np.abs(largest_yet), model, largest_yet)
-    return base + numbers.get("lambda", 0.5) * largest_yet
+    return base + hyperparameters.get("lambda", 0.5) * largest_yet
 
 
-def negmerge(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def negmerge(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """B - lambda times the mean of the changes where they all have one sign (https://arxiv.org/abs/2410.05583)."""
     change = models - base
     if not len(change):
         return base
     one_sign = (change > 0).all(axis=0) | (change < 0).all(axis=0)
-    return base - numbers.get("lambda", 1.0) * np.where(one_sign, change.mean(axis=0), 0)
+    return base - hyperparameters.get("lambda", 1.0) * np.where(one_sign, change.mean(axis=0), 0)
 
 
-def emr(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> list[np.ndarray]:
+def emr(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> list[np.ndarray]:
     """One result for each model: B plus what has its change's sign of one elected change, times what gives that the L1
     norm of its change (https://arxiv.org/abs/2405.17461).
 
@@ -497,15 +537,17 @@ def emr(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> lis
     return results
 
 
-def consensus(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def consensus(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """B + lambda times those elements of S = sum D_m that `k` models claim, by |D_m| > mask_m |S - D_m|; all of them
     where there are fewer than k (TALL masks, https://arxiv.org/abs/2405.07813)."""
     change = models - base
     total = change.sum(axis=0)
-    bound = each(given(numbers, "mask", 0.4, change), change)
+    bound = each(given(hyperparameters, "mask", 0.4, change), change)
     claims = (np.abs(change) > bound * np.abs(total - change)).sum(axis=0)
-    keep = claims >= min(numbers.get("k", 2), len(models))
-    return base + numbers.get("lambda", 1.0) * np.where(keep, total, 0)
+    keep = claims >= min(hyperparameters.get("k", 2), len(models))
+    return base + hyperparameters.get("lambda", 1.0) * np.where(keep, total, 0)
 
 
 def lines_alpha(change: np.ndarray, merged: np.ndarray) -> float:
@@ -543,7 +585,7 @@ def norm_factors(change: np.ndarray, kind: str, goal: str = "min") -> np.ndarray
 def conditioned(
     models: np.ndarray,
     base: np.ndarray,
-    numbers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     *,
     inner: Callable[..., np.ndarray],
     kind: str,
@@ -552,19 +594,19 @@ def conditioned(
     goal = "mean" if kind == "equalize_mean" else "min"
     change = models - base
     factors = norm_factors(change, kind.removesuffix("_mean"), goal)
-    return inner(base + each(tuple(factors), change) * change, base, numbers)
+    return inner(base + each(tuple(factors), change) * change, base, hyperparameters)
 
 
 def at_the_first_block(
     models: np.ndarray,
     base: np.ndarray,
-    numbers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     *,
     inner: Callable[..., np.ndarray],
 ) -> np.ndarray:
     """LiNeS around a merge where the depth is 0, of models of one tensor: the merged change times alpha."""
-    merged = inner(models, base, numbers) - base
-    alpha = numbers.get("lines.alpha")
+    merged = inner(models, base, hyperparameters) - base
+    alpha = hyperparameters.get("lines.alpha")
     return base + (lines_alpha(models - base, merged) if alpha is None else alpha) * merged
 
 
@@ -574,7 +616,7 @@ def spread(values: np.ndarray) -> np.ndarray:
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
-def pcb(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def pcb(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """PCB-Merging (https://arxiv.org/abs/2410.02396): B + lambda sum s_m w_m D_m / sum s_m over whole models.
 
     Scores s_m in [0, 1] grow with a change's own magnitude and with its agreement with the sum; those outside the
@@ -588,22 +630,24 @@ def pcb(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.
         magnitude = np.abs(model)
         magnitude = magnitude.clip(quantile(magnitude, 1e-4), quantile(magnitude, 1 - 1e-4))
         score = np.exp(len(change) * spread(magnitude) ** 2) * np.tanh(model * change.sum(axis=0))
-        scores.append(spread(np.maximum(score, quantile(score, 1 - numbers.get("rho", 0.1)))))
+        scores.append(
+            spread(np.maximum(score, quantile(score, 1 - hyperparameters.get("rho", 0.1))))
+        )
     total = np.sum(scores, axis=0)
-    weight = each(given(numbers, "weight", 1.0, change), change)
+    weight = each(given(hyperparameters, "weight", 1.0, change), change)
     merged = (np.array(scores) * weight * change).sum(axis=0) / np.where(total > 0, total, 1)
-    return base + numbers.get("lambda", 1.2) * merged.reshape(base.shape)
+    return base + hyperparameters.get("lambda", 1.2) * merged.reshape(base.shape)
 
 
-def cabs(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def cabs(models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]) -> np.ndarray:
     """CABS (https://arxiv.org/abs/2503.01874): in turn, each model keeps the `n` largest of every `m` neighbours in
     memory of its changes where no earlier model has kept one; B + lambda sum of w_m times these.
 
     Equal ones by place; a change of zero is not kept; a last, shorter block keeps up to n as well.
     """
-    keep, block = int(numbers.get("n", 64)), numbers.get("m", 256)
+    keep, block = int(hyperparameters.get("n", 64)), hyperparameters.get("m", 256)
     change = (models - base).reshape(len(models), base.size)
-    weight = given(numbers, "weight", 1.0, change)
+    weight = given(hyperparameters, "weight", 1.0, change)
     used, merged = np.zeros(base.size, bool), np.zeros(base.size)
     for i, model in enumerate(change):
         free = np.where(used, 0, model)
@@ -613,16 +657,18 @@ def cabs(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np
             kept[start + order] = free[start + order]
         used |= kept != 0
         merged = merged + weight[i] * kept
-    return base + numbers.get("lambda", 1.0) * merged.reshape(base.shape)
+    return base + hyperparameters.get("lambda", 1.0) * merged.reshape(base.shape)
 
 
-def localize_stitch(models: np.ndarray, base: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
+def localize_stitch(
+    models: np.ndarray, base: np.ndarray, hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """Localize-and-Stitch without data (https://arxiv.org/abs/2408.13656): B + the mean of the changes of those models
     that have the element among their trunc(density n) largest, over whole models. A change of zero claims nothing."""
     change = models - base
     if not change.size:
         return base
-    kept = largest(change, given(numbers, "density", 0.05, change))
+    kept = largest(change, given(hyperparameters, "density", 0.05, change))
     return base + kept.sum(axis=0) / np.maximum((kept != 0).sum(axis=0), 1)
 
 
@@ -630,7 +676,7 @@ def of_whole_models(
     reference: Callable[..., Any],
     models: Mapping[str, np.ndarray],
     base: Mapping[str, np.ndarray],
-    numbers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """A reference that takes a model as one vector (emr, pcb, localize_stitch), for models of many tensors.
 
@@ -639,7 +685,7 @@ def of_whole_models(
     count = len(next(iter(models.values())))
     vectors = [models[name].reshape(count, tensor.size) for name, tensor in base.items()]
     origin = np.concatenate([tensor.reshape(-1) for tensor in base.values()])
-    merged = np.asarray(reference(np.concatenate(vectors, axis=1), origin, numbers))
+    merged = np.asarray(reference(np.concatenate(vectors, axis=1), origin, hyperparameters))
     ends = np.cumsum([tensor.size for tensor in base.values()])[:-1]
     parts = np.split(merged, ends, axis=-1)
     return {

@@ -197,7 +197,7 @@ def test_an_output_that_no_file_can_name(name: str, place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["a", "b", "x.yml"]
 
 
-def test_every_fault_has_a_line_and_then_a_count(place: Path) -> None:
+def test_every_problem_has_a_line_and_then_a_count(place: Path) -> None:
     (place / "y.yml").write_text(
         "merge_method: linear\nmodels:\n- model: a\n  parameters: {wieght: 1}\n- model: bb\n"
         "  parameters: {weight: 1}\ntokeniser_source: base\n"
@@ -210,7 +210,7 @@ def test_every_fault_has_a_line_and_then_a_count(place: Path) -> None:
     assert not (place / "out").exists()
 
 
-def test_an_environment_fault_is_three(place: Path) -> None:
+def test_an_environment_problem_is_three(place: Path) -> None:
     (place / "file").write_text("x")
     said = Said("x.yml", "file/out")
     assert (said.code, said.out, len(said.errors)) == (3, "", 1)
@@ -524,7 +524,7 @@ def shell(line: str, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_fault_is_one_whoever_reads_of_it(tmp_path: Path) -> None:
+def test_a_problem_is_one_whoever_reads_of_it(tmp_path: Path) -> None:
     write_llama(tmp_path / "m", 0)
     (tmp_path / "m" / "config.json").unlink()
     assert shell("J verify m > /dev/null", tmp_path) == (1, "")

@@ -108,8 +108,8 @@ def test_a_wrong_case_is_refused_and_leaves_nothing(case: Path, tmp_path: Path) 
     with pytest.raises(jmerge.JmergeError) as caught:
         jmerge.merge(recipe, tmp_path / "out")
     assert caught.value.exit_code == 2
-    for fault in caught.value.faults:
-        assert str(fault).startswith(f"{recipe}:") and "\n" not in str(fault)
+    for problem in caught.value.problems:
+        assert str(problem).startswith(f"{recipe}:") and "\n" not in str(problem)
     assert [path.name for path in tmp_path.iterdir()] == ["x.yml"]
 
 

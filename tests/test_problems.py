@@ -14,18 +14,18 @@ import pytest
 from said import Said
 
 import jmerge
-from jmerge.errors import Fault, JmergeError, RunError
+from jmerge.errors import JmergeError, Problem, RunError
 from jmerge.problems import AREAS, CATALOGUE, explain, nearest_code, parse_code
 
 PACKAGE = Path(jmerge.__file__).parent
 CODE = re.compile(r"JM\d{3}")
-# What makes a problem, by name.
+# What makes a explanation, by name.
 MAKERS = {
-    "Fault",
+    "Problem",
     "error",
     "warning",
     "InvalidValueError",
-    "fault",
+    "problem",
     "note",
     "broken",
     "RunError",
@@ -38,7 +38,7 @@ OF_TEXT = {"JmergeError", "RecipeError", "CheckpointError", "PlanError", "NonFin
 
 
 class Site(NamedTuple):
-    """A call that makes a problem."""
+    """A call that makes a explanation."""
 
     where: str  # file:line
     code: ast.expr | None  # None: it gives none
@@ -82,7 +82,7 @@ def _code(call: ast.Call) -> ast.expr | None:
     for keyword in call.keywords:
         if keyword.arg == "code":
             return keyword.value
-    coded = {"Fault": 5, "InvalidValueError": 2, "error": 1, "warning": 1}.get(
+    coded = {"Problem": 5, "InvalidValueError": 2, "error": 1, "warning": 1}.get(
         getattr(call.func, "id", ""), 99
     )
     return call.args[coded - 1] if len(call.args) >= coded else None
@@ -114,28 +114,28 @@ def test_codes_are_those_of_the_catalogue() -> None:
 
 
 def test_a_line_ends_with_its_code() -> None:
-    fault = Fault("is wrong", "models[0]", "x.yml", 12, "JM012")
-    assert str(fault) == "x.yml:12: models[0]: is wrong [JM012]"
-    assert fault.text == "x.yml:12: models[0]: is wrong"
+    problem = Problem("is wrong", "models[0]", "x.yml", 12, "JM012")
+    assert str(problem) == "x.yml:12: models[0]: is wrong [JM012]"
+    assert problem.text == "x.yml:12: models[0]: is wrong"
     assert str(JmergeError("wrong", code="JM012")) == "wrong [JM012]"
     error = RunError("failed", code="JM501")
     assert str(error) == "failed [JM501]"
-    assert error.faults[0].code == "JM501"
+    assert error.problems[0].code == "JM501"
 
 
 @pytest.mark.parametrize("code", CATALOGUE)
 def test_an_entry_says_what_to_do(code: str) -> None:
     assert CODE.fullmatch(code) and code[2] in AREAS
-    problem = CATALOGUE[code]
-    assert not problem.title.endswith(".")
-    for text in (problem.cause, problem.cure):
+    explanation = CATALOGUE[code]
+    assert not explanation.title.endswith(".")
+    for text in (explanation.cause, explanation.cure):
         assert text.endswith("."), text
         assert set(CODE.findall(text)) <= CATALOGUE.keys()
 
 
 def test_the_catalogue_is_sorted_and_its_titles_differ() -> None:
     assert list(CATALOGUE) == sorted(CATALOGUE)
-    titles = [problem.title for problem in CATALOGUE.values()]
+    titles = [explanation.title for explanation in CATALOGUE.values()]
     assert len(titles) == len(set(titles))
 
 
@@ -145,9 +145,12 @@ def test_codes_may_be_written_in_short(word: str) -> None:
 
 
 def test_explain_prints_cause_and_cure_within_the_width() -> None:
-    problem = CATALOGUE["JM012"]
+    explanation = CATALOGUE["JM012"]
     text = explain("JM012", 40)
-    assert " ".join(text.split()) == f"JM012: {problem.title} {problem.cause} {problem.cure}"
+    assert (
+        " ".join(text.split())
+        == f"JM012: {explanation.title} {explanation.cause} {explanation.cure}"
+    )
     assert max(map(len, text.splitlines())) <= 40
 
 
@@ -162,8 +165,8 @@ def test_the_command_explains() -> None:
 def test_the_command_lists_all_codes() -> None:
     said = Said("explain")
     assert said.code == 0
-    for code, problem in CATALOGUE.items():
-        assert f"  {code}  {problem.title}\n" in said.out
+    for code, explanation in CATALOGUE.items():
+        assert f"  {code}  {explanation.title}\n" in said.out
 
 
 def test_an_unknown_code_gets_the_nearest() -> None:
@@ -219,7 +222,7 @@ def test_kinds_of_mistakes(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     Path("x.yml").write_text(KINDS[code], encoding="utf-8")
     with pytest.raises(JmergeError) as caught:
         jmerge.plan("x.yml")
-    assert code in {fault.code for fault in caught.value.faults}
+    assert code in {problem.code for problem in caught.value.problems}
     assert f"[{code}]" in str(caught.value)
 
 

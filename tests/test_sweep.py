@@ -122,7 +122,7 @@ def test_every_type_ends_somehow_and_is_not_tried_twice(tmp_path: Path) -> None:
     ],
 )
 def test_the_checks_see(change: str, cause: str, checks: Any) -> None:
-    """Each kind of fault of an output is found, by its name."""
+    """Each kind of problem of an output is found, by its name."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -42,15 +42,15 @@ def bench_device(methods: list[str], folder: Path, models: list[Path], repeats: 
 
 def _copied(count: int, repeats: int) -> float:
     """The bytes that reading and writing so many numbers moves in a second."""
-    numbers = [jnp.ones(count, jnp.float32)]
+    hyperparameters = [jnp.ones(count, jnp.float32)]
     copy = jax.jit(
         lambda given: given + 1, donate_argnums=0
     )  # where it lies: new memory costs more
 
     def call() -> jax.Array:
         for _ in range(CALLS):
-            numbers[0] = copy(numbers[0])
-        return numbers[0]
+            hyperparameters[0] = copy(hyperparameters[0])
+        return hyperparameters[0]
 
     return CALLS * 8 * count / _seconds(call, repeats)
 

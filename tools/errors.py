@@ -16,7 +16,7 @@ INTRODUCTION = """\
 # Errors and warnings
 
 Every error and warning of jmerge ends with a code, such as `[JM017]`. `jmerge explain JM017` prints the entry below.
-In Python, `error.faults[0].code` has it. A code keeps its meaning from release to release.
+In Python, `error.problems[0].code` has it. A code keeps its meaning from release to release.
 
 <!-- made by tools/errors.py from jmerge/problems.py -->
 """
@@ -27,10 +27,10 @@ def errors_markdown() -> str:
     blocks = [INTRODUCTION]
     for digit, area in AREAS.items():
         blocks.append(f"\n## {area}\n")
-        for code, problem in CATALOGUE.items():
+        for code, explanation in CATALOGUE.items():
             if code[2] == digit:
-                blocks.append(f"\n### {code}: {problem.title}\n\n")
-                blocks.append(f"{_filled(problem.cause)}\n\n{_filled(problem.cure)}\n")
+                blocks.append(f"\n### {code}: {explanation.title}\n\n")
+                blocks.append(f"{_filled(explanation.cause)}\n\n{_filled(explanation.cure)}\n")
     return "".join(blocks)
 
 

@@ -9,7 +9,7 @@ Each type has a process of its own, forked from one that has imported everything
 gets `results.jsonl`, a line for each type and kind of try, and `table.md`. The models are kept in OUT/models (`--models`
 names another folder, so that a sweep of a later jmerge builds nothing): they are built from defaults of their configs, every
 size small and no two alike, and filled with noise without zeros. A type ends as right, refused (with its reason) or not
-buildable (with its reason); anything else is a fault of jmerge, and the exit code is 1.
+buildable (with its reason); anything else is a problem of jmerge, and the exit code is 1.
 """
 
 from __future__ import annotations

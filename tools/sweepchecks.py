@@ -112,12 +112,12 @@ def sound(home: Path) -> Result:
 
 
 def alarms(folder: Path) -> list[str]:
-    """The faults that `jmerge verify --deep` finds in a folder, with which it ends with exit code 1."""
+    """The problems that `jmerge verify --deep` finds in a folder, with which it ends with exit code 1."""
     return [
-        f"fault: {finding.message}"
+        f"problem: {finding.message}"
         for each in verify(LocalSource(folder), deep=True)
         for check in each.checks
-        for finding in check.faults
+        for finding in check.problems
     ]
 
 

@@ -52,23 +52,23 @@ def bench_trees(repeats: int, methods: list[str]) -> None:
 def _time(method: Method, trees: list[Any], repeats: int, hand: float) -> None:
     low, high = method.counts
     models = trees[: max(low, MODELS if high is None else min(high, MODELS))]
-    numbers: dict[str, Any] = {
+    hyperparameters: dict[str, Any] = {
         name: 0.4 for name, each in method.settable.items() if isinstance(each.default, Required)
     }
-    numbers |= {name: 0.4 for name in ("density", "select_topk") if name in method.settable}
+    hyperparameters |= {name: 0.4 for name in ("density", "select_topk") if name in method.settable}
     base = {} if method.base in ("input", "optional") else {"base": trees[MODELS]}
 
     def call() -> Any:
-        return jmerge.merge_trees(models, method=method.name, **base, **numbers)
+        return jmerge.merge_trees(models, method=method.name, **base, **hyperparameters)
 
     first = _once(call)
     again = _best(call, repeats)
-    if "density" in numbers:
-        numbers["density"] = 0.3
+    if "density" in hyperparameters:
+        hyperparameters["density"] = 0.3
         other = f"  another density {_once(call):7.3f} s"
     else:
         other = ""
-    moved = _moved(method, len(models), bool(base), numbers)
+    moved = _moved(method, len(models), bool(base), hyperparameters)
     print(
         f"{method.name:<22} {first:7.3f} s first, {first - again:7.3f} s more than {again:7.3f} s, "
         f"{again / hand:5.1f} x the loop, "
@@ -77,11 +77,11 @@ def _time(method: Method, trees: list[Any], repeats: int, hand: float) -> None:
     )
 
 
-def _moved(method: Method, models: int, has_base: bool, numbers: dict[str, Any]) -> float:
+def _moved(method: Method, models: int, has_base: bool, hyperparameters: dict[str, Any]) -> float:
     leaf = jnp.zeros(SHAPES["mlp.gate_proj"], jnp.float32)
 
     def merge(models: Any, base: Any) -> Any:
-        return jmerge.merge_trees(models, method=method.name, base=base, **numbers)
+        return jmerge.merge_trees(models, method=method.name, base=base, **hyperparameters)
 
     # XLA's account has a loop's body once, so passes are counted one by one
     with mock.patch.object(jax.lax, "fori_loop", _each):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import Fault, RecipeError, wrong_type
+from jmerge.errors import Problem, RecipeError, wrong_type
 from jmerge.recipe.recipe import Recipe
 
 
@@ -22,7 +22,7 @@ def check_recipe(value: Any) -> None:
         raise wrong_type("recipe", expected, value)
     if isinstance(value, str) and "\n" in value:
         message = "expected a path, found text of several lines; use jmerge.Recipe.from_text"
-        raise RecipeError(Fault(message, "recipe", code="JM413"))
+        raise RecipeError(Problem(message, "recipe", code="JM413"))
 
 
 def check_out(value: Any) -> None:

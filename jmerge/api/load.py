@@ -12,7 +12,7 @@ import numpy as np
 
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
 from jmerge.dtypes import NUMPY, TensorSpec
-from jmerge.errors import Fault, PlanError, raise_all, wrong_type
+from jmerge.errors import PlanError, Problem, raise_all, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.plan.problems import patterns_of
 
@@ -88,7 +88,7 @@ def _matched(
     patterns: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, Sharding]:
     found: dict[str, Sharding] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     idle = dict.fromkeys(patterns)
     for name in structs:
         fits = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
@@ -99,33 +99,33 @@ def _matched(
     left = [name for name in structs if name not in found]
     if left:
         shown = patterns_of(left, found)
-        faults.append(
+        problems.append(
             f"no pattern matches {', '.join(shown)}; add '*' as the last pattern for the rest"
         )
-    faults += [f"'{each}' matches no tensor{did_you_mean(each, structs)}" for each in idle]
-    raise_all(PlanError, [Fault(fault, "shardings", code="JM411") for fault in faults])
+    problems += [f"'{each}' matches no tensor{did_you_mean(each, structs)}" for each in idle]
+    raise_all(PlanError, [Problem(problem, "shardings", code="JM411") for problem in problems])
     return found
 
 
 def _check(shardings: Mapping[str, Sharding], structs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """PlanError for each tensor that its sharding cannot cut."""
-    faults = []
+    problems = []
     for name, struct in structs.items():
         spec = getattr(shardings[name], "spec", shardings[name])
         if isinstance(spec, jax.sharding.PartitionSpec) and len(spec) > len(struct.shape):
             message = f"{list(struct.shape)} cannot be split by {spec}, which has {len(spec)} axes"
-            faults.append(Fault(message, name, code="JM411"))
+            problems.append(Problem(message, name, code="JM411"))
             continue
         try:
             shardings[name].shard_shape(struct.shape)
         except ValueError as error:
             reason = str(error).partition("\n")[0]
-            faults.append(
-                Fault(
+            problems.append(
+                Problem(
                     f"{list(struct.shape)} cannot be split by {spec}: {reason}", name, code="JM411"
                 )
             )
-    raise_all(PlanError, faults)
+    raise_all(PlanError, problems)
 
 
 def _array(

@@ -30,7 +30,7 @@ from jmerge.engine.memory import fit
 from jmerge.engine.run import Arrays, Sink
 from jmerge.engine.threads import StoppedError
 from jmerge.engine.together import Note, Share, put_together
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.plan.steps import Plan
 from jmerge.sizes import parse_size
 from jmerge.tracer import Span, Timings, Tracer
@@ -48,7 +48,7 @@ class Merged:
     resumed_bytes: int | None  # kept of what an interrupted run wrote; None: there was no such run
     timings: Timings | None  # where the time went; None: it was there already
     strange: tuple[
-        Fault, ...
+        Problem, ...
     ] = ()  # what `verify` says of the folder, which may be so in the inputs, and NaN that was allowed
 
 
@@ -276,7 +276,7 @@ def _build(
     chosen: list[jax.Device],
     settings: _Settings,
     hosts: Hosts,
-) -> tuple[tuple[Fault, ...], int]:
+) -> tuple[tuple[Problem, ...], int]:
     """Make the folder on these devices and publish it.
 
     Returns:
@@ -290,7 +290,7 @@ def _build(
             tainted.update(event.models)
 
     guest = None if hosts.first else GuestFolder(folder.work, hosts.number, tracer)
-    strange: tuple[Fault, ...] = ()
+    strange: tuple[Problem, ...] = ()
     with interrupt.Gently(hosts.moment), guest or folder, hosts.telling():
         found = folder.create(publication.files) if hosts.first else []
         blocks = [Block(*each) for each in hosts.hear(found)]

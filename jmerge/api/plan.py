@@ -48,12 +48,12 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
     """
     check_argument(recipe)
     seed = whole("seed", seed)
-    parsed, faults = _examined(recipe)
+    parsed, problems = _examined(recipe)
     if parsed is None:
-        raise RecipeError(*dict.fromkeys(faults))
-    problems, sound = check_recipe(parsed)
-    said: list[Said] = [*faults, *problems]
-    sound = sound and not faults
+        raise RecipeError(*dict.fromkeys(problems))
+    checked, sound = check_recipe(parsed)
+    said: list[Said] = [*problems, *checked]
+    sound = sound and not problems
     checkpoints = {}
     fill = parsed.tokenizer.token_models() if parsed.tokenizer else ()
     for ref in dict.fromkeys((*parsed.models(), *fill)):
@@ -61,7 +61,7 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
             if ref != UNKNOWN:
                 checkpoints[ref] = _open(parsed, ref)
         except CheckpointError as error:
-            said += error.faults
+            said += error.problems
             sound = False
     if not sound:
         said += [*missing_parameters(parsed), *_check_opened(parsed, checkpoints)]
@@ -69,7 +69,7 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
     try:
         layouts = infer_layouts(checkpoints)
     except CheckpointError as error:
-        raise CheckpointError(*error.faults, *split(parsed, said)[0]) from error
+        raise CheckpointError(*error.problems, *split(parsed, said)[0]) from error
     tied = find_ties(checkpoints, {ref: layouts[ref] for ref in parsed.models()})
     made = plan_checked(parsed, said, checkpoints, layouts, tied, seed)
     carried = carried_files(made)
@@ -77,7 +77,7 @@ def plan(recipe: AnyRecipe, *, seed: int = 0) -> Plan:
 
 
 def _examined(recipe: AnyRecipe) -> Examined:
-    """The recipe as far as it can be understood, and its faults."""
+    """The recipe as far as it can be understood, and its problems."""
     if isinstance(recipe, Recipe):
         return recipe, []
     return examine_dict(recipe) if isinstance(recipe, Mapping) else examine_file(recipe)
@@ -91,7 +91,7 @@ def _check_opened(recipe: Recipe, checkpoints: Mapping[ModelRef, Checkpoint]) ->
         try:
             layout = infer_layouts({ref: checkpoint})[ref]
         except CheckpointError as error:
-            said += error.faults
+            said += error.problems
             continue
         names = {(role.template, role.layer): name for name, role in layout.roles.items()}
         views.append(View(ref, number, checkpoint, layout, False, {}, names))
@@ -105,18 +105,22 @@ def _open(recipe: Recipe, ref: ModelRef) -> Checkpoint:
     try:
         source = find_source(ref.path, ref.revision)
     except CheckpointError as error:
-        (fault,) = error.faults
+        (problem,) = error.problems
         hint = (
-            "" if ";" in fault.message else _where_else(recipe, Path(os.path.expanduser(ref.path)))
+            ""
+            if ";" in problem.message
+            else _where_else(recipe, Path(os.path.expanduser(ref.path)))
         )
         raise CheckpointError(
-            recipe.fault(f"'{redacted(ref.path)}' {fault.message}{hint}", where, code=fault.code)
+            recipe.problem(
+                f"'{redacted(ref.path)}' {problem.message}{hint}", where, code=problem.code
+            )
         ) from error
     try:
         return _checked(recipe, ref, open_checkpoint(source))
     except CheckpointError as error:
         raise CheckpointError(
-            *(recipe.fault(fault.text, where, code=fault.code) for fault in error.faults)
+            *(recipe.problem(problem.text, where, code=problem.code) for problem in error.problems)
         ) from error
 
 
@@ -131,8 +135,8 @@ def _given(recipe: Recipe, ref: ModelRef) -> Checkpoint:
         where = recipe.first_path(ref)
         raise CheckpointError(
             *(
-                recipe.fault(fault._replace(file="").text, where, code=fault.code)
-                for fault in error.faults
+                recipe.problem(problem._replace(file="").text, where, code=problem.code)
+                for problem in error.problems
             )
         ) from error
 

@@ -25,7 +25,7 @@ from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import LEDGER, OutputFolder
 from jmerge.dtypes import TensorSpec
 from jmerge.engine.run import Outcome
-from jmerge.errors import CONTROL, CheckpointError, Fault, PlanError, RunError
+from jmerge.errors import CONTROL, CheckpointError, PlanError, Problem, RunError
 from jmerge.plan.files import untied
 from jmerge.plan.steps import Plan
 from jmerge.report.card import model_card
@@ -35,10 +35,10 @@ from jmerge.tracer import Tracer
 from jmerge.verify.checks import MISSING, READABLE, WRITTEN, verify
 from jmerge.version import VERSION
 
-SHOWN = 3  # faults of one kind that the end of a merge tells
+SHOWN = 3  # problems of one kind that the end of a merge tells
 
 
-class Stamp(NamedTuple):
+class Fingerprint(NamedTuple):
     """What is known of an input file without reading it again."""
 
     size: int
@@ -67,7 +67,7 @@ class Publication:
             for folder, specs in plan.folders.items()
             for file in plan_files(specs, shard_bytes, folder)
         )
-        self.stamps = _stamps(plan)
+        self.fingerprints = _fingerprints(plan)
         self._shard_bytes = shard_bytes
         self._versions = versions()
         self.identity = {**self._versions, "plan": self._hash()}
@@ -76,12 +76,12 @@ class Publication:
         """PlanError when the folder would be made of what it replaces."""
         if CONTROL.search(str(self.place)):
             message = f"'{self.place}' contains characters that cannot be written into files; choose another folder"
-            raise PlanError(Fault(message, where="out", code="JM606"))
+            raise PlanError(Problem(message, where="out", code="JM606"))
         with environment_errors(self.place):
             inputs = [model.path for model in self.plan.models if is_local(model.path)]
             if found := overlap(self.place, inputs):
                 message = f"{self.place} {found} an input of the recipe; choose another folder"
-                raise PlanError(Fault(message, where="out", code="JM606"))
+                raise PlanError(Problem(message, where="out", code="JM606"))
 
     def facts(self, device: jax.Device) -> dict[str, Any]:
         """What else has to be the same for an interrupted run to be resumed on this device."""
@@ -89,7 +89,7 @@ class Publication:
             RECIPE: sha256(self.plan.recipe),
             SEED: self.plan.seed,
             SHARD_SIZE: self._shard_bytes,
-            INPUTS: {name: list(stamp) for name, stamp in self.stamps.items()},
+            INPUTS: {name: list(fingerprint) for name, fingerprint in self.fingerprints.items()},
             PLATFORM: platform_of(device),
         }
 
@@ -103,7 +103,9 @@ class Publication:
             **{f"--{name}": value for name, value in flags.items()},
             RECIPE: sha256(self.plan.recipe),
             # not their times, which copies on the hosts' own disks do not share
-            INPUTS: {name: list(stamp[:2]) for name, stamp in self.stamps.items()},
+            INPUTS: {
+                name: list(fingerprint[:2]) for name, fingerprint in self.fingerprints.items()
+            },
             "plan": self.identity["plan"],  # last, as it differs whenever something else does
         }
 
@@ -123,16 +125,19 @@ class Publication:
     def check_inputs(self) -> None:
         """CheckpointError when an input file is not what it was when the merge began: half of the result would be of the
         old one. Size and time cost nothing to look at."""
-        for name, stamp in self.stamps.items():
-            if stamp.changed is None:
+        for name, fingerprint in self.fingerprints.items():
+            if fingerprint.changed is None:
                 continue
-            if _changed_at(Path(name)) != stamp.changed or os.path.getsize(name) != stamp.size:
+            if (
+                _changed_at(Path(name)) != fingerprint.changed
+                or os.path.getsize(name) != fingerprint.size
+            ):
                 message = "changed while it was being merged; merge again when it is complete"
-                raise CheckpointError(Fault(message, file=name, code="JM111"))
+                raise CheckpointError(Problem(message, file=name, code="JM111"))
 
     def finish(
         self, folder: OutputFolder, outcome: Outcome, tainted: set[int]
-    ) -> tuple[Fault, ...]:
+    ) -> tuple[Problem, ...]:
         """Write what lies beside the weights, and look at the whole before it gets its name.
 
         Args:
@@ -147,13 +152,15 @@ class Publication:
         strange = list(verify_written(folder))
         for line in nonfinite_text(self.plan, outcome.nonfinite):
             line += owners_text(self.plan, tainted)
-            strange.append(Fault(line, file=str(self.place), code="JM126"))
+            strange.append(Problem(line, file=str(self.place), code="JM126"))
         return tuple(strange)
 
     def _hash(self) -> str:
         """What makes two outputs the same: the plan, how it is cut into files, and arrays that no file identifies."""
         text = self.plan.sha256() + "".join(file.name + str(file.size) for file in self.files)
-        return sha256(text + "".join(self.stamps[label].sha256 for label in _in_memory(self.plan)))
+        return sha256(
+            text + "".join(self.fingerprints[label].sha256 for label in _in_memory(self.plan))
+        )
 
 
 def versions() -> dict[str, str]:
@@ -188,21 +195,21 @@ def _in_memory(plan: Plan) -> dict[str, MemorySource]:
     return {path: source for path, source in found if isinstance(source, MemorySource)}
 
 
-def _stamps(plan: Plan) -> dict[str, Stamp]:
-    """The stamps of all input files by path, of arrays in memory by the model's name."""
-    stamps: dict[str, Stamp] = {}
+def _fingerprints(plan: Plan) -> dict[str, Fingerprint]:
+    """The fingerprints of all input files by path, of arrays in memory by the model's name."""
+    fingerprints: dict[str, Fingerprint] = {}
     held = _in_memory(plan)
     for model in plan.models:
         if (source := held.get(model.path)) is not None:
             size = sum(file.size for file in model.files)
-            stamps[model.path] = Stamp(size, source.digest(), None)
+            fingerprints[model.path] = Fingerprint(size, source.digest(), None)
             continue
         local = is_local(model.path)
         for file in model.files:
             path = str(Path(model.path, file.name)) if local else f"{model.path}/{file.name}"
             changed = _changed_at(Path(path)) if local else None
-            stamps[path] = Stamp(file.size, file.header_sha256, changed)
-    return stamps
+            fingerprints[path] = Fingerprint(file.size, file.header_sha256, changed)
+    return fingerprints
 
 
 def _changed_at(path: Path) -> int:
@@ -211,7 +218,7 @@ def _changed_at(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
-        raise CheckpointError(Fault(reason, file=str(path), code="JM112")) from error
+        raise CheckpointError(Problem(reason, file=str(path), code="JM112")) from error
 
 
 def _write_companions(
@@ -269,7 +276,7 @@ def write_indexes(
             folder.write_text(f"{prefix}model.safetensors.index.json", text)
 
 
-def verify_written(folder: OutputFolder) -> tuple[Fault, ...]:
+def verify_written(folder: OutputFolder) -> tuple[Problem, ...]:
     """Look at what was written as anybody would who loads it, before it gets its name: headers and small files only.
 
     Returns:
@@ -286,22 +293,22 @@ def verify_written(folder: OutputFolder) -> tuple[Fault, ...]:
         taken_over = donor_files(source, modules, model.folder.files)
         for check in model.checks:
             found = []
-            for each in check.faults:
-                fault = Fault(each.message, each.tensor, str(place / each.file), code="JM607")
+            for each in check.problems:
+                problem = Problem(each.message, each.tensor, str(place / each.file), code="JM607")
                 if check.name in WRITTEN and (
                     check.name != READABLE or each.file not in taken_over
                 ):
                     raise RunError(
-                        f"{fault.text}; read-back does not match what was written; "
+                        f"{problem.text}; read-back does not match what was written; "
                         "the disk may be failing; run the same command again",
                         code="JM507",
                     )
                 if check.name != MISSING:
-                    found.append(fault)
+                    found.append(problem)
             strange += found[:SHOWN]
             if len(found) > SHOWN:
                 more = f"{len(found) - SHOWN} more like these; run: jmerge verify {folder.out}"
-                strange.append(Fault(more, file=str(place), code="JM607"))
+                strange.append(Problem(more, file=str(place), code="JM607"))
     return tuple(strange)
 
 

@@ -30,7 +30,7 @@ from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.ckpt.source import LocalSource
 from jmerge.ckpt.writer import BEGUN_ANEW, LEDGER, STRIDE, OutputFolder
 from jmerge.dtypes import TensorSpec, most_stored
-from jmerge.errors import CheckpointError, Fault, PlanError, raise_all, wrong_type
+from jmerge.errors import CheckpointError, PlanError, Problem, raise_all, wrong_type
 from jmerge.names import nearest
 from jmerge.plan.problems import patterns_of
 from jmerge.plan.steps import folder_of, placed_name
@@ -180,14 +180,14 @@ def _arrays(tree: Any) -> dict[str, Any]:
     if isinstance(tree, Mapping) and jax.tree_util.all_leaves([tree]):
         return named_arrays(tree)  # a mapping of a class that JAX does not know
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     found: dict[str, Any] = {}
     for path, leaf in leaves:
         name = name_of(path)
         if name in found:
-            faults.append(Fault("is the name of two leaves", name, code="JM125"))
+            problems.append(Problem("is the name of two leaves", name, code="JM125"))
         found[name] = leaf
-    raise_all(PlanError, faults)
+    raise_all(PlanError, problems)
     if list(found) == [""]:
         raise wrong_type("tree", "a tree of arrays, such as a dict from name to array", tree)
     return found
@@ -203,23 +203,23 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 def _specs(arrays: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """What each array is; CheckpointError for those that cannot be saved."""
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     specs: dict[str, TensorSpec] = {}
     for name, array in arrays.items():
         if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array | np.ndarray):
             found = type(array).__name__
             hint = "; save outside of jit and grad" if isinstance(array, jax.core.Tracer) else ""
             message = f"expected a NumPy or JAX array, found a value of type {found}{hint}"
-            faults.append(Fault(message, name, code="JM125"))
+            problems.append(Problem(message, name, code="JM125"))
         elif (spec := spec_of(array)) is None:
-            faults.append(Fault(f"safetensors has no dtype {array.dtype}", name, code="JM125"))
+            problems.append(Problem(f"safetensors has no dtype {array.dtype}", name, code="JM125"))
         elif isinstance(array, jax.Array) and not array.is_fully_addressable:
             message = "is also on devices of other processes; gather it first, for example with "
             message += "jax.experimental.multihost_utils.process_allgather"
-            faults.append(Fault(message, name, code="JM125"))
+            problems.append(Problem(message, name, code="JM125"))
         else:
             specs[name] = spec
-    raise_all(CheckpointError, faults)
+    raise_all(CheckpointError, problems)
     return specs
 
 
@@ -227,23 +227,23 @@ def _check_against(specs: Mapping[str, TensorSpec], like: Checkpoint) -> None:
     """PlanError when names or shapes are not those of the model."""
     missing = [name for name in like if name not in specs]
     extra = [name for name in specs if name not in like.index]
-    faults = []
+    problems = []
     if missing:
         kept = [name for name in like if name in specs]
-        faults.append(f"lacks {len(missing)} tensors of {like.path}: {_all(missing, kept)}")
+        problems.append(f"lacks {len(missing)} tensors of {like.path}: {_all(missing, kept)}")
     if extra:
         best = nearest(extra[0], missing)
         hint = f"; did you mean '{best}' instead of '{extra[0]}'?" if best else ""
         others = [name for name in specs if name in like.index]
         found = _all(extra, others)
-        faults.append(f"has {len(extra)} tensors that {like.path} does not have: {found}{hint}")
+        problems.append(f"has {len(extra)} tensors that {like.path} does not have: {found}{hint}")
     odd = []
     for name, spec in specs.items():
         if name in like.index and like.index[name].spec.shape != spec.shape:
             odd.append(f"{name} is {list(spec.shape)}, not {list(like.index[name].spec.shape)}")
     if odd:
-        faults.append(f"has shapes that {like.path} does not have: {'; '.join(odd)}")
-    raise_all(PlanError, [Fault(message, "tree", code="JM412") for message in faults])
+        problems.append(f"has shapes that {like.path} does not have: {'; '.join(odd)}")
+    raise_all(PlanError, [Problem(message, "tree", code="JM412") for message in problems])
 
 
 def _all(names: Sequence[str], others: Sequence[str]) -> str:
@@ -258,4 +258,4 @@ def _check_place(place: Path, like: Checkpoint) -> None:
         with environment_errors(place):
             if found := overlap(place, [str(like.path)]):
                 message = f"{place} {found} the checkpoint `like`; choose another folder"
-                raise PlanError(Fault(message, where="folder", code="JM606"))
+                raise PlanError(Problem(message, where="folder", code="JM606"))

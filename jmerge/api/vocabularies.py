@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmerge.ckpt.open import Checkpoint, open_checkpoint
-from jmerge.errors import CheckpointError, Fault, wrong_type
+from jmerge.errors import CheckpointError, Problem, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.tokens.library import read_vocabulary
 from jmerge.tokens.model import read_tokens
@@ -127,7 +127,7 @@ def _vocabulary(name: str, model: Any) -> Vocabulary:
         tokens = read_tokens(checkpoint.main_source)
         if tokens is None:
             message = "has no tokenizer; add its tokenizer.json to the folder"
-            raise CheckpointError(Fault(message, name, str(checkpoint.path), code="JM301"))
+            raise CheckpointError(Problem(message, name, str(checkpoint.path), code="JM301"))
         return tokens.vocabulary
     if isinstance(model, Mapping):
         for token, i in model.items():

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jmerge.arch.infer import EXTRA_LAYER_KEYS, VISION, Config, KeyPath, Stack, config_dicts
-from jmerge.arch.kinds import LAYER_NUMBERS, RULES, Rule, Values, home_of
+from jmerge.arch.layer_types import LAYER_NUMBERS, RULES, Rule, Values, home_of
 from jmerge.arch.lent import KEY, lenders
 from jmerge.arch.mentions import NOTHING, Beside, mentions
 from jmerge.arch.moved import Moved, Stuck, follow

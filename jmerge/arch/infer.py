@@ -19,7 +19,7 @@ from jmerge.arch.families import MODULES
 from jmerge.arch.key_names import OTHER_LAYER_KEY, is_of_part, names_another
 from jmerge.arch.match import plain_name
 from jmerge.dtypes import FLOATS, TensorSpec
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 Part = Literal["first", "layer", "last"]  # of the model, in the order a forward pass meets them
 Config = Mapping[str, Any]
@@ -319,7 +319,7 @@ def _with_keys(stacks: list[Stack], ranks: Mapping[str, int], config: Config) ->
     pairs = sum(len(by_depth[value]) for _, _, value in counts)
     if pairs > MAX_PAIRS:
         message = f"config.json has {len(counts):,} keys that may count the layers of {len(stacks):,} stacks"
-        raise CheckpointError(Fault(f"{message}; no model has that many", code="JM124"))
+        raise CheckpointError(Problem(f"{message}; no model has that many", code="JM124"))
     lists: dict[str, list[tuple[str, int]]] = {}
     for stack in stacks:
         home = stack.prefix.rpartition(".")[0]

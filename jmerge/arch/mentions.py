@@ -20,7 +20,7 @@ from jmerge.arch.infer import (
     config_dicts,
     side_of,
 )
-from jmerge.arch.kinds import LAYER_NUMBERS
+from jmerge.arch.layer_types import LAYER_NUMBERS
 from jmerge.arch.layer_words import COUNT, DIGITS
 
 WORD = re.compile(r"[._\-]|(?<=[a-z])(?=[A-Z])")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from jmerge.arch.kinds import LAYER_NUMBERS, ORDERED, PER_LAYER_TEXT, is_per_layer
+from jmerge.arch.layer_types import LAYER_NUMBERS, ORDERED, PER_LAYER_TEXT, is_per_layer
 from jmerge.arch.layer_words import (
     ADDED,
     ALPHABET,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from jmerge.arch.kinds import LAYER_NUMBERS, is_per_layer
+from jmerge.arch.layer_types import LAYER_NUMBERS, is_per_layer
 from jmerge.arch.layer_words import (
     ADDED,
     ALTERNATING,

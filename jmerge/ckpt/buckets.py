@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jmerge.ckpt.remote import PATIENCE, PassingError, RemoteSource, Stat, patiently, redacted
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 # scheme -> package, module and class. Of gcsfs the class that speaks HTTP: the one that fsspec would take asks for the
 # kind of a bucket by gRPC first, and where it gets no answer waits for it at every read.
@@ -35,13 +35,13 @@ class BucketSource(RemoteSource):
         self._scheme, _, place = self.label.partition("://")
         if not place.partition("/")[0] or "?" in place or "#" in place:
             message = f"is not the URL of a folder; write {self._scheme}://bucket/prefix"
-            raise CheckpointError(Fault(message, file=redacted(url), code="JM103"))
+            raise CheckpointError(Problem(message, file=redacted(url), code="JM103"))
         package, module, kind = STORES[self._scheme]
         try:
             store = getattr(importlib.import_module(module), kind)
         except ImportError as error:
             message = f"needs {package}: pip install 'jmerge[{self._scheme}]'"
-            raise CheckpointError(Fault(message, file=self.label, code="JM410")) from error
+            raise CheckpointError(Problem(message, file=self.label, code="JM410")) from error
         self._store = store(use_listings_cache=False)
         self._place = place
         self._listed: list[str] = []
@@ -49,7 +49,7 @@ class BucketSource(RemoteSource):
         self._list_once("")
         if not self._stats:
             raise CheckpointError(
-                Fault("is empty or does not exist", file=self.label, code="JM101")
+                Problem("is empty or does not exist", file=self.label, code="JM101")
             )
 
     def names(self, folder: str = "") -> list[str]:
@@ -125,11 +125,11 @@ class BucketSource(RemoteSource):
             raise
         except PermissionError as error:
             raise CheckpointError(
-                Fault(f"refused access; {HINTS[self._scheme]}", file=self.label, code="JM109")
+                Problem(f"refused access; {HINTS[self._scheme]}", file=self.label, code="JM109")
             ) from error
         except Exception as error:
             # the clients below these packages have no common class for lost connections and busy servers
             if "Credentials" in type(error).__name__:
                 message = f"needs credentials; {HINTS[self._scheme]}"
-                raise CheckpointError(Fault(message, file=self.label, code="JM109")) from error
+                raise CheckpointError(Problem(message, file=self.label, code="JM109")) from error
             raise PassingError(redacted(f"{type(error).__name__}: {error}")) from error

@@ -10,7 +10,7 @@ import numpy as np
 from jmerge.ckpt.safetensors import Header
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.dtypes import TensorSpec
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 FIRST_STRIDE = 1 << 16  # bytes compared at first: most tensors that differ do so in the first few
 STRIDE = 1 << 24  # bytes compared at a time after that
@@ -67,7 +67,9 @@ def place_tensors(
             if file not in (each.file for each in found.get(part.prefix + own, ())):
                 message = f"is not in {file}, where the index places it; download both again, or "
                 message += "remove it from the index if the model does not need it"
-                raise CheckpointError(Fault(message, part.prefix + own, source.label, code="JM121"))
+                raise CheckpointError(
+                    Problem(message, part.prefix + own, source.label, code="JM121")
+                )
     order = {file: i for i, file in enumerate(headers)}
     placed = sorted(chosen.items(), key=lambda item: (order[item[1].file], item[1].start))
     notes = tuple(_note(names, *key) for key, names in copies.items())
@@ -96,7 +98,7 @@ def _choose(source: Source, name: str, entries: list[Entry], part: Part) -> tupl
                 f"has different values in {other.file} and {last.file}, and no index says which "
                 "one is right; write model.safetensors.index.json, which names the right file"
             )
-            raise CheckpointError(Fault(message, name, source.label, code="JM122"))
+            raise CheckpointError(Problem(message, name, source.label, code="JM122"))
     return entries[0], "they are equal"
 
 

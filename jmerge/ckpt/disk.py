@@ -1,4 +1,4 @@
-"""What the operating system does for an output folder: its faults as one kind of error, and syncing beside the writing."""
+"""What the operating system does for an output folder: its problems as one kind of error, and syncing beside the writing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REASONS = {
 
 @contextlib.contextmanager
 def environment_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `RunError` that names the path: the machine's fault, not the recipe's."""
+    """Turn an `OSError` into a `RunError` that names the path: the machine's problem, not the recipe's."""
     try:
         yield
     except OSError as error:

@@ -28,7 +28,7 @@ from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.unjoined import holds_model
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS, check_arrived, read_json_file
 from jmerge.ckpt.weights import WEIGHTS as WEIGHT_END
-from jmerge.errors import CheckpointError, Fault, raise_all
+from jmerge.errors import CheckpointError, Problem, raise_all
 
 # Chat templates that are asked for by name, beside the one that is used else.
 MORE_TEMPLATES = "additional_chat_templates"
@@ -87,7 +87,7 @@ def check_donor_files(
     prefixes = dict.fromkeys(("", main.prefix if main else ""))
     names = [prefix + name for prefix in prefixes for name in CHECKED]
     sizes = source.map(source.size, names)
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     if isinstance(source, LocalSource):  # of a remote one every file costs a request
         for name in donor_files(source, modules, weights):
             try:
@@ -96,13 +96,13 @@ def check_donor_files(
                 else:
                     source.check_whole(name)
             except CheckpointError as error:
-                faults += error.faults
+                problems += error.problems
     for name in [name for name, size in zip(names, sizes, strict=True) if size is not None]:
         try:
             read_json_file(source, name)
         except CheckpointError as error:
-            faults += error.faults
-    raise_all(CheckpointError, faults)
+            problems += error.problems
+    raise_all(CheckpointError, problems)
 
 
 def is_tokenizer_file(name: str, home: str = "") -> bool:

@@ -13,7 +13,7 @@ from jmerge.ckpt.hub import HUB_ID, open_hub
 from jmerge.ckpt.instead import PICKLES, gguf_advice
 from jmerge.ckpt.remote import redacted
 from jmerge.ckpt.source import LocalSource, Source, local_folder
-from jmerge.errors import CheckpointError, Fault, RunError
+from jmerge.errors import CheckpointError, Problem, RunError
 from jmerge.names import nearest
 from jmerge.recipe.refs import IN_MEMORY
 
@@ -44,30 +44,32 @@ def find_source(place: str | Path, revision: str | None = None) -> Source:
     if scheme is None:
         if not HUB_ID.fullmatch(text):
             _refuse_file(text)
-            raise CheckpointError(Fault(f"is not a folder{_here(text)}", file=text, code="JM101"))
+            raise CheckpointError(Problem(f"is not a folder{_here(text)}", file=text, code="JM101"))
         _refuse_neighbours(text)
         try:
             return open_hub(text, revision)
         except (CheckpointError, RunError) as error:
-            if any("folder" in fault.message for fault in error.faults):  # it says so already
+            if any("folder" in problem.message for problem in error.problems):  # it says so already
                 raise
             note = f"; and there is no folder {text}{_here(text)}"
-            faults = [fault._replace(message=fault.message + note) for fault in error.faults]
+            problems = [
+                problem._replace(message=problem.message + note) for problem in error.problems
+            ]
             if isinstance(error, CheckpointError):
-                raise CheckpointError(*faults) from error
-            raise RunError(faults[0].text, code=faults[0].code) from error
+                raise CheckpointError(*problems) from error
+            raise RunError(problems[0].text, code=problems[0].code) from error
     name = scheme[1].lower()
     if name == "hf":
         return open_hub(text, revision)
     if text.startswith(IN_MEMORY):
         message = "existed only in the program that wrote the recipe; write the path of a folder"
-        raise CheckpointError(Fault(message, file=text, code="JM105"))
+        raise CheckpointError(Problem(message, file=text, code="JM105"))
     if name not in STORES:
         places = ", ".join(f"{each}://" for each in OFFERED)
         message = (
             f"cannot be read: {name}:// is not supported; write the path of a folder, or {places}"
         )
-        raise CheckpointError(Fault(message, file=redacted(text), code="JM103"))
+        raise CheckpointError(Problem(message, file=redacted(text), code="JM103"))
     _refuse_revision(text, revision)
     return STORES[name](text)
 
@@ -90,7 +92,7 @@ def is_remote(label: str) -> bool:
 def _refuse_revision(text: str, revision: str | None) -> None:
     if revision is not None:
         message = f"has no revision '{revision}': only models on the Hub have revisions; write the path alone"
-        raise CheckpointError(Fault(message, file=redacted(text), code="JM104"))
+        raise CheckpointError(Problem(message, file=redacted(text), code="JM104"))
 
 
 def _refuse_file(text: str) -> None:
@@ -106,7 +108,7 @@ def _refuse_file(text: str) -> None:
         message = f"{what}; name the folder that holds it: {folder}"
     else:
         message = f"{what}; name the folder of a model"
-    raise CheckpointError(Fault(message, file=text, code=code))
+    raise CheckpointError(Problem(message, file=text, code=code))
 
 
 def _refuse_neighbours(text: str) -> None:
@@ -114,7 +116,7 @@ def _refuse_neighbours(text: str) -> None:
     path = Path(text.partition("@")[0])
     _refuse_file(text)
     if os.path.lexists(path):
-        raise CheckpointError(Fault(f"is not a folder{_here(text)}", file=text, code="JM101"))
+        raise CheckpointError(Problem(f"is not a folder{_here(text)}", file=text, code="JM101"))
     if os.path.isdir(path.parent):
         try:
             best = nearest(
@@ -124,4 +126,4 @@ def _refuse_neighbours(text: str) -> None:
             best = None
         if best:
             message = f"is not a folder; did you mean '{path.parent / best}'? (for the model on the Hub write hf://{text})"
-            raise CheckpointError(Fault(message, file=text, code="JM101"))
+            raise CheckpointError(Problem(message, file=text, code="JM101"))

@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 from jmerge.ckpt.filekinds import KNOWN
 from jmerge.ckpt.remote import PATIENCE, PassingError, RemoteSource, Stat, redacted
 from jmerge.ckpt.weights import INDEX_SUFFIX, STEMS
-from jmerge.errors import CheckpointError, Fault, RunError
+from jmerge.errors import CheckpointError, Problem, RunError
 from jmerge.version import VERSION
 
 REDIRECTS = 5
@@ -129,7 +129,7 @@ class HttpSource(RemoteSource):
             message = (
                 "is not the URL of a folder; write https://host/path without password, '?' and '#'"
             )
-            raise CheckpointError(Fault(message, file=redacted(url), code="JM103"))
+            raise CheckpointError(Problem(message, file=redacted(url), code="JM103"))
         path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=")
         super().__init__(parts._replace(path=path).geturl())
         self._connections = Connections()

@@ -19,7 +19,7 @@ from jmerge.ckpt.remote import PATIENCE, PassingError, Stat, patiently, redacted
 from jmerge.ckpt.sentence import main_module, read_modules
 from jmerge.ckpt.source import LocalSource, Source
 from jmerge.ckpt.weights import find_weights
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -40,7 +40,7 @@ def open_hub(text: str, revision: str | None) -> Source:
     found = HUB_ID.fullmatch(text) or URL.fullmatch(text)
     if found is None or (found["revision"] and revision not in (None, found["revision"])):
         raise CheckpointError(
-            Fault(
+            Problem(
                 "is not a model on the Hub; write hf://org/name@revision", file=text, code="JM103"
             )
         )
@@ -54,7 +54,7 @@ def open_hub(text: str, revision: str | None) -> Source:
     label = f"hf://{name}" + (f"@{revision}" if revision else "")
     if offline:
         message = f"is neither a folder nor in the cache {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE is set, so the Hub was not asked"
-        raise CheckpointError(Fault(message, file=label, code="JM106"))
+        raise CheckpointError(Problem(message, file=label, code="JM106"))
     info = patiently(lambda: _ask_hub(name, revision, label), label)
     return HubSource(name, info, constants.ENDPOINT)
 
@@ -131,7 +131,7 @@ def _cached_folder(name: str, revision: str | None) -> Path | None:
         return Path(path) if path else None
     except HFValidationError as error:
         message = "is not a folder, and not a valid model name on the Hub"
-        raise CheckpointError(Fault(message, file=name, code="JM103")) from error
+        raise CheckpointError(Problem(message, file=name, code="JM103")) from error
     except OSError:
         return None
 
@@ -171,18 +171,18 @@ def _ask_hub(name: str, revision: str | None, label: str) -> ModelInfo:
         )
     except GatedRepoError as error:
         message = f"is gated; accept its licence at {page}, and then: hf auth login"
-        raise CheckpointError(Fault(message, file=label, code="JM107")) from error
+        raise CheckpointError(Problem(message, file=label, code="JM107")) from error
     except RepositoryNotFoundError as error:
         message = "is not on the Hub, or is private; check the name, and for a private model: hf auth login"
-        raise CheckpointError(Fault(message, file=label, code="JM108")) from error
+        raise CheckpointError(Problem(message, file=label, code="JM108")) from error
     except RevisionNotFoundError as error:
         message = f"has no revision '{revision}'; its branches and tags are at {page}/tree/main"
-        raise CheckpointError(Fault(message, file=label, code="JM108")) from error
+        raise CheckpointError(Problem(message, file=label, code="JM108")) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status not in (408, 425, 429) and status < 500:
             message = f"cannot be downloaded; the Hub answered {status}"
-            raise CheckpointError(Fault(message, file=label, code="JM109")) from error
+            raise CheckpointError(Problem(message, file=label, code="JM109")) from error
         raise PassingError(f"the Hub answered {status}") from error
     except Exception as error:
         # the client differs between versions of huggingface_hub, and so does what it raises for a lost connection

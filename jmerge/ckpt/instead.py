@@ -27,7 +27,7 @@ from jmerge.ckpt.unjoined import (
     verl,
     zero,
 )
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download")
@@ -44,14 +44,14 @@ NOTHING, INSIDE, ADAPTER, OTHER, SHARDS, WHICH = (
 )  # fmt: skip
 
 
-def found_instead(source: Source, variants: Sequence[str] = ()) -> Fault:
+def found_instead(source: Source, variants: Sequence[str] = ()) -> Problem:
     """What a folder without weights holds, and the next step.
 
     variants: names of variants of the weights that it has.
     """
     place = Place(source, source.label.rstrip("/"), source.names(), source.folders())
     message, code = _found(place, variants)
-    return Fault(message, file=source.label, code=code)
+    return Problem(message, file=source.label, code=code)
 
 
 def _found(place: Place, variants: Sequence[str]) -> tuple[str, str]:

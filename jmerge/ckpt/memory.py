@@ -18,7 +18,7 @@ from jmerge.ckpt.shards import OutFile, plan_files
 from jmerge.ckpt.source import Source
 from jmerge.ckpt.weights import INDEX_SUFFIX
 from jmerge.dtypes import SAFETENSORS, TensorSpec
-from jmerge.errors import CheckpointError, Fault, raise_all
+from jmerge.errors import CheckpointError, Problem, raise_all
 
 CACHED = 4  # arrays that are held as bytes of this machine's memory, for those that lie elsewhere
 
@@ -157,17 +157,17 @@ def named_arrays(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     Raises:
       CheckpointError: something in it is no array, or two have one name; one line for each.
     """
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     found: dict[str, Any] = {}
     for name, value in _walk(tree, prefix):
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
             message = f"expected a NumPy or JAX array, found a value of type {type(value).__name__}"
-            faults.append(Fault(message, name, code="JM125"))
+            problems.append(Problem(message, name, code="JM125"))
         elif name in found:
-            faults.append(Fault("is the name of two arrays", name, code="JM125"))
+            problems.append(Problem("is the name of two arrays", name, code="JM125"))
         else:
             found[name] = value
-    raise_all(CheckpointError, faults)
+    raise_all(CheckpointError, problems)
     return found
 
 
@@ -204,7 +204,7 @@ def _specs(tensors: Mapping[str, Any], label: str) -> dict[str, TensorSpec]:
     raise_all(
         CheckpointError,
         [
-            Fault(f"safetensors has no dtype {tensors[name].dtype}", name, label, code="JM125")
+            Problem(f"safetensors has no dtype {tensors[name].dtype}", name, label, code="JM125")
             for name, spec in specs.items()
             if spec is None
         ],

@@ -1,7 +1,7 @@
-"""What all remote sources share: patience with passing faults, and checks of what arrives.
+"""What all remote sources share: patience with passing problems, and checks of what arrives.
 
-A fault that passes (a lost connection, a busy server, silence, too few bytes) is tried again after a pause that
-doubles, with jitter so that many readers do not come back at once. Bytes that came before a fault are kept.
+A problem that passes (a lost connection, a busy server, silence, too few bytes) is tried again after a pause that
+doubles, with jitter so that many readers do not come back at once. Bytes that came before a problem are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ U = TypeVar("U")
 CONNECTIONS = 16  # requests under way at once: one stream seldom fills a line
 PART_BYTES = (
     1 << 22
-)  # asked for at once: a fault costs little, and a request's latency is small beside it
+)  # asked for at once: a problem costs little, and a request's latency is small beside it
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Stat(NamedTuple):
 
 
 class PassingError(Exception):
-    """A fault that may be over when the same is tried again."""
+    """A problem that may be over when the same is tried again."""
 
     def __init__(self, message: str, pause: float = 0.0) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class PassingError(Exception):
 
 
 def patiently(action: Callable[[], T], what: str) -> T:
-    """What `action` returns, tried again after passing faults; RunError that names `what` when they do not pass."""
+    """What `action` returns, tried again after passing problems; RunError that names `what` when they do not pass."""
     for attempt in range(1, PATIENCE.attempts + 1):
         try:
             return action()

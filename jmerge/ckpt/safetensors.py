@@ -21,7 +21,7 @@ import numpy as np
 from jmerge.ckpt.jsontext import MAX_NAME, parse_object
 from jmerge.ckpt.source import NOT_FETCHED, POINTER, LocalSource, Source
 from jmerge.dtypes import BITS, TensorSpec
-from jmerge.errors import CONTROL, CheckpointError, Fault
+from jmerge.errors import CONTROL, CheckpointError, Problem
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
 MAX_AXES = 64  # numpy's limit, so no tool reads more
@@ -189,4 +189,4 @@ def _known_spec(dtype: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int, in
 
 
 def _broken(path: str, message: str, tensor: str = "", *, code: str = "JM123") -> CheckpointError:
-    return CheckpointError(Fault(message, where=tensor, file=path, code=code))
+    return CheckpointError(Problem(message, where=tensor, file=path, code=code))

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 
 MAX_WHOLE_BYTES = 256_000_000  # of a file that is read at once; tokenizers have up to 40 MB
 POINTER = b"version https://git-lfs"  # what git leaves of a file whose content it did not fetch
@@ -115,7 +115,7 @@ class Source(ABC):
 
     def broken(self, name: str, message: str, tensor: str = "", *, code: str) -> CheckpointError:
         """The error that says `message` of a file; `code` is that of the kind of mistake."""
-        return CheckpointError(Fault(message, tensor, self.shown(name), code=code))
+        return CheckpointError(Problem(message, tensor, self.shown(name), code=code))
 
 
 class LocalSource(Source):
@@ -139,7 +139,7 @@ class LocalSource(Source):
             )
         except OSError as error:
             message = f"cannot be listed: {error.strerror or error}"
-            raise CheckpointError(Fault(message, file=str(place), code="JM112")) from error
+            raise CheckpointError(Problem(message, file=str(place), code="JM112")) from error
 
     def folders(self, folder: str = "") -> list[str]:
         try:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jmerge.ckpt.instead import found_instead, unfinished
 from jmerge.ckpt.jsontext import check_values, parse_json
 from jmerge.ckpt.source import LocalSource, Source
-from jmerge.errors import CONTROL, CheckpointError, Fault
+from jmerge.errors import CONTROL, CheckpointError, Problem
 
 WEIGHTS = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -185,7 +185,7 @@ def _indexed(source: Source, index: str) -> Weights | None:
 def _missing(source: Source, what: list[str]) -> CheckpointError:
     shown = ", ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
     message = f"weight files are missing: {shown}{unfinished(source)}{source.why_empty()}"
-    return CheckpointError(Fault(message, file=source.label, code="JM114"))
+    return CheckpointError(Problem(message, file=source.label, code="JM114"))
 
 
 def read_index(source: Source, index: str) -> dict[str, str]:
@@ -234,7 +234,9 @@ def check_arrived(source: Source, files: Sequence[str]) -> None:
             what = (
                 f"{len(pointers)} of {len(files)} weight files are git-LFS pointers ({pointers[0]})"
             )
-        raise CheckpointError(Fault(f"{what}; run: git lfs pull", file=source.label, code="JM113"))
+        raise CheckpointError(
+            Problem(f"{what}; run: git lfs pull", file=source.label, code="JM113")
+        )
     if not isinstance(source, LocalSource):
         return
     for name in there:

@@ -304,7 +304,7 @@ class OutputFolder(WritesWeights):
             self.finished()
         except PlanError as error:
             raise RunError(
-                f"{error.faults[0].text}; the result was not published", code="JM603"
+                f"{error.problems[0].text}; the result was not published", code="JM603"
             ) from error
         if not _is_vacant(self.out):
             self.out.rename(self.old)

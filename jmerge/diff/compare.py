@@ -16,7 +16,7 @@ from jmerge.diff.sums import Gauge, Sums, add_up
 from jmerge.dtypes import BITS
 from jmerge.engine.local import Files, aligned_buffer
 from jmerge.engine.threads import work_through
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 
 PIECE = 1 << 20  # elements that a thread reads at a time of either model
 THREADS = min(8, os.cpu_count() or 1)
@@ -39,7 +39,7 @@ class Difference:
       unlike: those in both whose values cannot be compared.
       only_a, only_b: those that the other model lacks.
       beside: what differs in config.json and in the files beside the weights.
-      faults: what makes the comparison worthless or a model broken; differences are none.
+      problems: what makes the comparison worthless or a model broken; differences are none.
     """
 
     a: Checkpoint
@@ -49,7 +49,7 @@ class Difference:
     only_a: tuple[Lone, ...]
     only_b: tuple[Lone, ...]
     beside: Beside
-    faults: tuple[Fault, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def same_weights(self) -> bool:
@@ -91,14 +91,14 @@ def compare(
         only_a=pairs.only_a,
         only_b=pairs.only_b,
         beside=beside,
-        faults=tuple(_faults(a, b, tensors)),
+        problems=tuple(_problems(a, b, tensors)),
     )
 
 
-def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iterator[Fault]:
+def _problems(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iterator[Problem]:
     if not tensors:
         names = " and ".join(next(iter(each), "no tensor") for each in (a, b))
-        yield Fault(
+        yield Problem(
             f"A and B have no tensor in common to compare (first ones: {names})", code="JM129"
         )
     for pair, sums in tensors:
@@ -110,7 +110,7 @@ def _faults(a: Checkpoint, b: Checkpoint, tensors: tuple[Compared, ...]) -> Iter
         ):
             if count:
                 message = f"{count:,} of {sums.elements:,} elements are NaN or infinite"
-                yield Fault(message, name, str(model.path), code="JM126")
+                yield Problem(message, name, str(model.path), code="JM126")
 
 
 class _Piece(NamedTuple):

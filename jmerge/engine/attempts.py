@@ -81,7 +81,7 @@ def run_within_memory(
                 stop=alarm(),
             )
         except DeviceMemoryError as error:
-            failure = error.faults[0].message
+            failure = error.problems[0].message
         except MemoryError as error:
             raise RunError("out of memory; set a smaller memory=", code="JM503") from error
         else:

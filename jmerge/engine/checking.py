@@ -13,7 +13,7 @@ from jmerge.dtypes import BITS, count_nonfinite
 from jmerge.engine.events import Event, Nonfinite
 from jmerge.engine.kernel import Piece
 from jmerge.engine.slots import Loaded, LoadedBundle
-from jmerge.errors import Fault, NonFiniteError
+from jmerge.errors import NonFiniteError, Problem
 from jmerge.plan.inputs import Assembled, Gathered, Item, Result
 from jmerge.plan.steps import Plan, Step
 from jmerge.tracer import Tracer
@@ -117,7 +117,7 @@ class Checker:
                     "; it is not floating point, so it cannot be merged; take it from one model"
                 )
                 message += f" with 'except: [{step.tensor}]'"
-                raise NonFiniteError(Fault(message, where=step.name, code="JM128"))
+                raise NonFiniteError(Problem(message, where=step.name, code="JM128"))
 
     def _judge(self, step: Step) -> None:
         """Stop when a tensor that is complete holds NaN or infinity, unless that is allowed or a mask is made of it."""
@@ -140,7 +140,7 @@ class Checker:
                 f"{count} elements of {self._owner(step.inputs[position])} are NaN or infinite"
             )
         raise NonFiniteError(
-            Fault(f"{message}; allow_nonfinite=True merges anyway", where=step.name, code=code)
+            Problem(f"{message}; allow_nonfinite=True merges anyway", where=step.name, code=code)
         )
 
     def _owner(self, item: Item) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import jax
 
 from jmerge.engine.events import Without
-from jmerge.errors import Fault, PlanError, RunError
+from jmerge.errors import PlanError, Problem, RunError
 from jmerge.names import did_you_mean
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -52,7 +52,7 @@ def choose_devices(
         if word not in PLATFORMS:
             message = f"expected a number or platforms such as gpu or gpu,cpu, found '{text}'"
             raise PlanError(
-                Fault(message + did_you_mean(word, PLATFORMS), where="devices", code="JM407")
+                Problem(message + did_you_mean(word, PLATFORMS), where="devices", code="JM407")
             )
     found, missing = [], []
     for word in dict.fromkeys(words):
@@ -63,7 +63,7 @@ def choose_devices(
     if not found:
         here = ", ".join(sorted({device.platform for device in jax.local_devices()} | {"cpu"}))
         message = f"JAX finds no {' and no '.join(missing)} here; it finds {here}"
-        raise PlanError(Fault(message, where="devices", code="JM407"))
+        raise PlanError(Problem(message, where="devices", code="JM407"))
     if missing:
         tell(Without(tuple(missing), found[0][0].platform))
     return found
@@ -78,11 +78,13 @@ def make_cpu_devices(text: str | None) -> None:
 
 def _so_many(count: int) -> list[jax.Device]:
     if count < 1:
-        raise PlanError(Fault(f"expected at least 1, found {count}", where="devices", code="JM407"))
+        raise PlanError(
+            Problem(f"expected at least 1, found {count}", where="devices", code="JM407")
+        )
     found = list(jax.local_devices())
     if len(found) < count:
         message = f"expected at most {len(found)}, the number of {found[0].platform} devices here, found {count}"
         if found[0].platform == "cpu":
             message += f"; JAX makes more with jax_num_cpu_devices={count}, set before it is used"
-        raise PlanError(Fault(message, where="devices", code="JM407"))
+        raise PlanError(Problem(message, where="devices", code="JM407"))
     return found[:count]

@@ -290,7 +290,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "was interrupted"
     if isinstance(error, JmergeError):
-        return f"failed: {error.faults[0].text}" if error.faults else "failed"
+        return f"failed: {error.problems[0].text}" if error.problems else "failed"
     return f"failed: {str(error) or type(error).__name__}"
 
 

@@ -64,9 +64,9 @@ class Piece(NamedTuple):
 def kernel_key(step: Step) -> KernelKey:
     """The key of the program that `step` runs."""
     switches = tuple(
-        (name, value) for name, value in step.numbers.items() if isinstance(value, int)
+        (name, value) for name, value in step.hyperparameters.items() if isinstance(value, int)
     )
-    unset = tuple(name for name, value in step.numbers.items() if value is None)
+    unset = tuple(name for name, value in step.hyperparameters.items() if value is None)
     dtypes = tuple(item.spec.dtype for item in step.inputs)
     return KernelKey(
         method=step.method,
@@ -82,7 +82,7 @@ def kernel_key(step: Step) -> KernelKey:
 
 def view_of(step: Step) -> tuple[int, ...]:
     """The shape in which the method sees a piece of the step's tensors; -1: as many rows as the piece has."""
-    unit = "element" if step.method == COPY else find_method(step.method).unit(step.numbers)
+    unit = "element" if step.method == COPY else find_method(step.method).unit(step.hyperparameters)
     shape = step.spec.shape
     if unit == "element" or step.spec.size == 0:
         return (-1,)
@@ -95,7 +95,7 @@ def is_plain_copy(step: Step) -> bool:
     """Whether the bytes of the result are the bytes of the input, so that no program is needed."""
     if any(item.spec.dtype != step.spec.dtype for item in step.inputs):
         return False
-    return step.method == COPY or find_method(step.method).copies(step.numbers)
+    return step.method == COPY or find_method(step.method).copies(step.hyperparameters)
 
 
 def combine(key: KernelKey) -> Callable[..., Piece]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jmerge.ckpt.safetensors import ALIGNMENT
 from jmerge.ckpt.source import Source
-from jmerge.errors import CheckpointError, Fault, RunError
+from jmerge.errors import CheckpointError, Problem, RunError
 
 # Linux's numbers, which `mmap` has only there, or not at all
 PROT_READ, MAP_SHARED = 1, 1
@@ -120,7 +120,7 @@ def _libc(name: str) -> ctypes._NamedFuncPointer:
     return function
 
 
-# What opening or reading says of a file that somebody took away; anything else is the machine's fault.
+# What opening or reading says of a file that somebody took away; anything else is the machine's problem.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
@@ -157,13 +157,13 @@ class Files:
                         code="JM501",
                     ) from error
                 raise CheckpointError(
-                    Fault(
+                    Problem(
                         f"cannot be read: {error.strerror or error}", file=str(path), code="JM112"
                     )
                 ) from error
             if count == 0:
                 raise CheckpointError(
-                    Fault(
+                    Problem(
                         f"ends at byte {start + done}; it changed while it was being read",
                         file=str(path),
                         code="JM111",

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed
 
 from jmerge.engine.hosts import Hosts
-from jmerge.errors import Fault, PlanError, RunError
+from jmerge.errors import PlanError, Problem, RunError
 from jmerge.process import STUCK
 
 MEETING_SECONDS = 120.0  # for all hosts to come
@@ -71,17 +71,17 @@ def meet(
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     if num_processes is not None and num_processes < 1:
         raise PlanError(
-            Fault(f"expected 1 or more, found {num_processes}", "--num_processes", code="JM405")
+            Problem(f"expected 1 or more, found {num_processes}", "--num_processes", code="JM405")
         )
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
         most = "" if num_processes is None else f" to {num_processes - 1}"
         message = f"expected 0{most or ' or more'}, found {process_id}"
-        raise PlanError(Fault(message, "--process_id", code="JM405"))
+        raise PlanError(Problem(message, "--process_id", code="JM405"))
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdigit() and 0 < int(port) < 1 << 16):
             message = f"expected HOST:PORT of process 0, found '{coordinator}'"
-            raise PlanError(Fault(message, "--coordinator", code="JM405"))
+            raise PlanError(Problem(message, "--coordinator", code="JM405"))
 
 
 Met = tuple[int, int, tuple[str, int], str, socket.socket | None]
@@ -120,7 +120,7 @@ def _meet(
     (error,) = errors
     if isinstance(error, ValueError):  # something is neither given nor found
         message = "JAX finds no cluster here; give --coordinator HOST:PORT, --num_processes and --process_id"
-        raise PlanError(Fault(message, "--distributed", code="JM408")) from error
+        raise PlanError(Problem(message, "--distributed", code="JM408")) from error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise RunError(
         f"--distributed: the hosts could not connect ({reason}); check that the coordinator's port is free on process 0",

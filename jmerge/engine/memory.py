@@ -44,7 +44,7 @@ from jmerge.engine.select import MOST_COLLECTED, SAMPLE_RUN, SAMPLE_STEP, sample
 from jmerge.engine.small import combine_rows, fold_rows, terms_rows
 from jmerge.engine.store import REMOTE_BYTES
 from jmerge.engine.task import KEPT_BYTES, Task, piece_shapes, window_shapes
-from jmerge.errors import Fault, PlanError
+from jmerge.errors import PlanError, Problem
 from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.rows import Masks, SortedRows
 from jmerge.methods.wrap import find_method
@@ -113,7 +113,7 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
         return make_schedule(plan, longest, devices=devices)
     if budget < LEAST_BUDGET:
         message = f"expected at least {_size(LEAST_BUDGET)}, found {_size(budget)}"
-        raise PlanError(Fault(message, where="memory", code="JM406"))
+        raise PlanError(Problem(message, where="memory", code="JM406"))
     found: list[tuple[float, Schedule]] = []
     for piece in reversed(LENGTHS[: LENGTHS.index(longest) + 1]):
         least = make_schedule(plan, piece, LEAST_CANDIDATES, devices)
@@ -135,7 +135,7 @@ def fit(plan: Plan, budget: int | None, devices: int = 1, longest: int = LENGTHS
     worst = max(least.work, key=lambda work: _own_bytes(work, least))
     unit = "" if not worst.row else " on whole rows"
     raise PlanError(
-        Fault(
+        Problem(
             f"{_size(budget)} is too small: {worst.step.name} {worst.step.spec} by {worst.step.method}{unit} needs "
             f"{_size(_own_bytes(worst, least))}; the smallest limit that works is {_size(need_of(least).total)}",
             where="memory",
@@ -325,7 +325,7 @@ def _needed(work: Work) -> tuple[Statistic, ...]:
     """The statistics of a step."""
     if work.step.method == COPY or is_plain_copy(work.step):
         return ()
-    return find_method(work.step.method).needed(work.step.numbers)
+    return find_method(work.step.method).needed(work.step.hyperparameters)
 
 
 def _gathered(work: Work) -> tuple[int, int]:

@@ -20,9 +20,9 @@ def subset(schedule: Schedule, wanted: Mapping[str, Collection[int]]) -> Schedul
     """
     whole = {turn.work.step.name: turn.pieces for turn in schedule.turns if turn.what.combines}
     makes: dict[str, Sequence[int]] = {}
-    for name, numbers in whole.items():
+    for name, hyperparameters in whole.items():
         among = set(wanted.get(name, ()))
-        makes[name] = [number for number in numbers if number in among]
+        makes[name] = [number for number in hyperparameters if number in among]
     while True:
         turns = list(_left(schedule, makes))
         needed = {name for turn in turns for name in _results(turn)}

@@ -329,10 +329,13 @@ def _passes(step: Step, platform: str) -> tuple[Pass, ...]:
         return (combine,)
     passes: list[Pass] = []
     for number, statistic in enumerate(find_method(step.method).statistics):
-        if statistic.scope == "piece" or not statistic.when(step.numbers):
+        if statistic.scope == "piece" or not statistic.when(step.hyperparameters):
             continue
         extent = Extent((step.spec.size,), 0, step.arithmetic)
-        if statistic.scope == "tensor" and statistic.known(extent, step.numbers, {}) is not None:
+        if (
+            statistic.scope == "tensor"
+            and statistic.known(extent, step.hyperparameters, {}) is not None
+        ):
             continue
         searched = is_searched(statistic, view_of(step), platform)
         again = statistic.narrows

@@ -85,12 +85,12 @@ class Task:
         """The statistics by keyword, or those before the one of a number; waits for them."""
         found: Found = {}
         for number, statistic in enumerate(self.statistics[:until]):
-            if statistic.scope == "piece" or not statistic.when(self.work.step.numbers):
+            if statistic.scope == "piece" or not statistic.when(self.work.step.hyperparameters):
                 continue
             of = self._group if statistic.scope == "model" else self._found
             if statistic.keyword not in of:  # then there is no pass for it
                 extent = self.extent(number)
-                value = statistic.known(extent, self.work.step.numbers, found)
+                value = statistic.known(extent, self.work.step.hyperparameters, found)
                 assert value is not None, f"{statistic.keyword} of {self.work.step.name}"
                 of[statistic.keyword] = value
             value = of[statistic.keyword]
@@ -109,27 +109,29 @@ class Task:
     def begin(self, number: int, found: Found | None = None) -> Any:
         """The state of a statistic before its first piece; found: those before it, unless they are in here."""
         found = self.found(number) if found is None else found
-        return self.statistics[number].init(self.extent(number), self.work.step.numbers, found)
+        return self.statistics[number].init(
+            self.extent(number), self.work.step.hyperparameters, found
+        )
 
     def counts(self, number: int) -> list[list[int]]:
         """How many each of the thresholds of a `TopK` keeps, for each term a list."""
         statistic = self.statistics[number]
         assert isinstance(statistic, TopK)
         size = sum(self.work.place(statistic.scope).sizes)
-        rows = statistic.counts(self.work.step.numbers, size, self.found(number))
+        rows = statistic.counts(self.work.step.hyperparameters, size, self.found(number))
         return [[whole_number(count) for count in row] for row in rows]
 
     def on_host(self, until: int | None) -> list[int]:
         """The statistics of single pieces, or those before the one of a number, that the host is better at than XLA."""
         if self.platform != "cpu":
             return []
-        found, numbers = enumerate(self.statistics[:until]), self.work.step.numbers
-        return [n for n, each in found if each.scope == "piece" and each.when(numbers)]
+        found, hyperparameters = enumerate(self.statistics[:until]), self.work.step.hyperparameters
+        return [n for n, each in found if each.scope == "piece" and each.when(hyperparameters)]
 
     def masks(self, until: int | None) -> Masks | None:
         """The last of those, if it is masks: what is kept of it is all that is needed of them."""
-        numbers = self.on_host(until)
-        last = self.statistics[numbers[-1]] if numbers else None
+        drawn = self.on_host(until)
+        last = self.statistics[drawn[-1]] if drawn else None
         return last if isinstance(last, Masks) else None
 
     def take_in(self, arguments: dict[str, Any], number: int, made: Any, until: int | None) -> None:
@@ -166,24 +168,24 @@ class Task:
         if number not in self._terms:
             inputs, kernel = window_shapes(self.work), keys_kernel(self.key, number)
             shapes = jax.eval_shape(kernel, *inputs, self.arguments(0, number))
-            numbers = shapes[0].size if shapes else 0
-            self._terms[number] = len(shapes), self.work.padded(0) // numbers if numbers else 1
+            each = shapes[0].size if shapes else 0
+            self._terms[number] = len(shapes), self.work.padded(0) // each if each else 1
         return self._terms[number]
 
     def _make_numbers(self) -> dict[str, Any]:
-        numbers: dict[str, Any] = {}
+        hyperparameters: dict[str, Any] = {}
         if self.method is None:
-            return numbers
+            return hyperparameters
         step = self.work.step
-        for name, value in step.numbers.items():
+        for name, value in step.hyperparameters.items():
             declared = self.method.parameters[name]
             if declared.given and not (value is None or isinstance(value, int)):
-                numbers[name] = np.asarray(value, self.key.compute)
+                hyperparameters[name] = np.asarray(value, self.key.compute)
         if "size" in self.method.reserved:
-            numbers["size"] = np.asarray(step.spec.size, self.key.compute)
+            hyperparameters["size"] = np.asarray(step.spec.size, self.key.compute)
         if "keys" in self.method.reserved:
-            numbers["keys"] = np.asarray(step.keys, np.uint32).reshape(-1, 2)
-        return numbers
+            hyperparameters["keys"] = np.asarray(step.keys, np.uint32).reshape(-1, 2)
+        return hyperparameters
 
 
 def window_shapes(work: Work) -> tuple[list[jax.ShapeDtypeStruct], np.ndarray]:

@@ -48,7 +48,9 @@ def score_keys(base: jax.Array, models: jax.Array, **_: Any) -> list[jax.Array]:
     return [ordered_keys(score(base, models[0]))]
 
 
-def quartile_counts(numbers: Mapping[str, Any], size: int, found: object) -> list[list[int]]:
+def quartile_counts(
+    hyperparameters: Mapping[str, Any], size: int, found: object
+) -> list[list[int]]:
     """How many scores are at least the first, second and third quartile (no interpolation)."""
     return [[size - int(share * (size - 1)) for share in (0.25, 0.5, 0.75)]]
 
@@ -66,7 +68,7 @@ def _softmax(tensor: jax.Array) -> jax.Array:
     statistics=(
         TopK(keyword="quartiles", terms=score_keys, counts=quartile_counts, uses_bits=True),
     ),
-    unit=lambda numbers: "last",
+    unit=lambda hyperparameters: "last",
     title="Arcee Fusion",
     summary=(
         "Takes from the other model only the elements whose change stands out, and leaves the "

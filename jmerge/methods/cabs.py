@@ -33,8 +33,8 @@ def largest_of_blocks(change: jax.Array, n: jax.Array, m: int) -> jax.Array:
     )
 
 
-def _check(numbers: Mapping[str, Any]) -> str | None:
-    n, m = numbers["n"], numbers["m"]
+def _check(hyperparameters: Mapping[str, Any]) -> str | None:
+    n, m = hyperparameters["n"], hyperparameters["m"]
     if m < 1 or BLOCK % m:
         return f"m is the length of a block, a power of two from 1 to {BLOCK}; found {m}"
     if not float(n).is_integer() or n > m:

@@ -122,8 +122,10 @@ def _rows(change: jax.Array) -> jax.Array:
     return change if change.ndim > 1 else change.reshape(1, change.size)
 
 
-def _check(numbers: Mapping[str, Any]) -> str | None:
-    for density, epsilon in zip(numbers["density"], numbers["epsilon"], strict=True):
+def _check(hyperparameters: Mapping[str, Any]) -> str | None:
+    for density, epsilon in zip(
+        hyperparameters["density"], hyperparameters["epsilon"], strict=True
+    ):
         if 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
             room = min(density, 1 - density)
             return (
@@ -137,7 +139,7 @@ _declare = partial(
     pruning_method,
     sums=della_sums,
     before=[SortedRows(keyword="ordered", terms=rank_keys)],
-    unit=lambda numbers: "slab",
+    unit=lambda hyperparameters: "slab",
     check=_check,
     rescale=True,
     draws=draw,

@@ -14,8 +14,8 @@ from jmerge.methods.combine import cancel, sum_models, weighted_sum
 from jmerge.methods.spec import PerModel, Switch, merge_method
 
 
-def _check(numbers: Mapping[str, Any]) -> str | None:
-    if numbers["normalize"] and cancel(numbers["weight"]):
+def _check(hyperparameters: Mapping[str, Any]) -> str | None:
+    if hyperparameters["normalize"] and cancel(hyperparameters["weight"]):
         return (
             "the weights sum to zero, so they have no mean; set normalize: false or other weights"
         )
@@ -26,9 +26,9 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     "linear",
     takes="models",
     check=_check,
-    divides=lambda numbers: bool(numbers["normalize"]),
+    divides=lambda hyperparameters: bool(hyperparameters["normalize"]),
     carries_nan=True,
-    unnormalised=lambda numbers, models: not numbers["normalize"],
+    unnormalised=lambda hyperparameters, models: not hyperparameters["normalize"],
     title="Linear",
     summary=(
         "The weighted mean of the models, tensor by tensor. With one weight for all it "

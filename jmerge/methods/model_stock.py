@@ -31,10 +31,10 @@ def share_of_mean(cosine: jax.Array, count: int) -> jax.Array:
     models=(2, None),
     statistics=(
         gram_sums(
-            when=lambda numbers: not numbers["filter_wise"],
+            when=lambda hyperparameters: not hyperparameters["filter_wise"],
         ),
     ),
-    unit=lambda numbers: "last" if numbers["filter_wise"] else "element",
+    unit=lambda hyperparameters: "last" if hyperparameters["filter_wise"] else "element",
     title="Model Stock",
     summary=(
         "Moves from the base towards the mean of the models, the further the more their "

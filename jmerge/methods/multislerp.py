@@ -20,8 +20,12 @@ from jmerge.methods.spec import PerModel, Shared, Switch, merge_method
 NO_DIRECTION = 1e-6
 
 
-def _check(numbers: Mapping[str, Any]) -> str | None:
-    if numbers["normalize_weights"] and len(numbers["weight"]) > 1 and cancel(numbers["weight"]):
+def _check(hyperparameters: Mapping[str, Any]) -> str | None:
+    if (
+        hyperparameters["normalize_weights"]
+        and len(hyperparameters["weight"]) > 1
+        and cancel(hyperparameters["weight"])
+    ):
         return "the weights sum to zero, so they have no mean; set normalize_weights: false or other weights"
     return None
 
@@ -33,9 +37,11 @@ def _check(numbers: Mapping[str, Any]) -> str | None:
     models=(1, None),
     statistics=(gram_sums(),),
     check=_check,
-    divides=lambda numbers: bool(numbers["normalize_weights"]),
+    divides=lambda hyperparameters: bool(hyperparameters["normalize_weights"]),
     carries_nan=True,
-    unnormalised=lambda numbers, models: models > 1 and not numbers["normalize_weights"],
+    unnormalised=lambda hyperparameters, models: (
+        models > 1 and not hyperparameters["normalize_weights"]
+    ),
     title="Multi-SLERP",
     summary=(
         "Averages the directions of any number of models, and their lengths separately. With "

@@ -23,10 +23,10 @@ OPPOSITE = (
 )
 
 
-def _unit(numbers: Mapping[str, Any]) -> Unit:
-    if numbers["nuslerp_flatten"]:
+def _unit(hyperparameters: Mapping[str, Any]) -> Unit:
+    if hyperparameters["nuslerp_flatten"]:
         return "element"
-    return "whole" if numbers["nuslerp_row_wise"] else "last"
+    return "whole" if hyperparameters["nuslerp_row_wise"] else "last"
 
 
 @merge_method(
@@ -36,11 +36,11 @@ def _unit(numbers: Mapping[str, Any]) -> Unit:
     models=(2, 2),
     statistics=(
         gram_sums(
-            when=lambda numbers: numbers["nuslerp_flatten"],
+            when=lambda hyperparameters: hyperparameters["nuslerp_flatten"],
         ),
     ),
     unit=_unit,
-    divides=lambda numbers: True,
+    divides=lambda hyperparameters: True,
     title="NuSLERP",
     summary=(
         "Moves along the arc from the first model to the second, by the second's share of the "

@@ -11,7 +11,7 @@ from jmerge.methods.spec import PerModel, merge_method
     "passthrough",
     takes="models",
     models=(1, 1),
-    copies=lambda numbers: numbers["scale"] is None,
+    copies=lambda hyperparameters: hyperparameters["scale"] is None,
     carries_nan=True,
     title="Passthrough",
     summary=(

@@ -117,7 +117,7 @@ def pruning_method(
             BlockSum(keyword="sums", terms=sums, when=_restores),
         ),
         no_effect=("int8_mask",),
-        divides=lambda numbers: bool(numbers["normalize"]),
+        divides=lambda hyperparameters: bool(hyperparameters["normalize"]),
         weight=weight,
         **rest,
         scale=Shared(1.0, yaml="lambda", doc="factor of the merged change"),
@@ -130,5 +130,5 @@ def pruning_method(
     )
 
 
-def _restores(numbers: Mapping[str, Any]) -> bool:
-    return numbers["rescale"] not in (False, "chance")
+def _restores(hyperparameters: Mapping[str, Any]) -> bool:
+    return hyperparameters["rescale"] not in (False, "chance")

@@ -75,8 +75,8 @@ def _selects(hyperparameters: Mapping[str, Any]) -> bool:
     return is_traced(topk) or bool(topk < 1)
 
 
-def _advice(numbers: Mapping[str, Any], models: int) -> str | None:
-    if models == 1 and _selects(numbers):
+def _advice(hyperparameters: Mapping[str, Any], models: int) -> str | None:
+    if models == 1 and _selects(hyperparameters):
         return (
             "one model alone never varies, so with select_topk below 1 none of its changes is kept"
         )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from jmerge.errors import Fault, PluginWarning
+from jmerge.errors import PluginWarning, Problem
 from jmerge.methods.statistics.fold import Statistic
 from jmerge.methods.statistics.topk import TopK
 from jmerge.names import did_you_mean
@@ -30,7 +30,7 @@ Base = Literal["needed", "optional", "input"]
 Unit = Literal["element", "last", "slab", "whole"]
 Kind = Literal["float", "int", "bool"]
 Function = TypeVar("Function", bound=Callable[..., Any])
-Numbers = Mapping[str, Any]  # resolved parameters by name in recipes
+Hyperparameters = Mapping[str, Any]  # resolved parameters by name in recipes
 
 RESERVED = ("start", "keys", "size")  # keywords that are neither parameters nor statistics
 
@@ -121,18 +121,18 @@ class Method:
     # What has to stay together when a tensor is cut: nothing, vectors along the last axis, all but the first axis (of
     # a vector all of it), or the whole tensor. The arrays of a piece are flat, [rows, last axis], [slabs, *other axes]
     # or of the tensor's shape.
-    unit: Callable[[Numbers], Unit]
-    check: Callable[[Numbers], str | None]  # what is wrong with the numbers
+    unit: Callable[[Hyperparameters], Unit]
+    check: Callable[[Hyperparameters], str | None]  # what is wrong with the numbers
     advice: Callable[
-        [Numbers, int], str | None
+        [Hyperparameters, int], str | None
     ]  # what to warn of with these numbers and so many models
     no_effect: tuple[str, ...]  # recipe parameters that are accepted and change nothing
     carries_nan: bool  # a NaN or infinity in any input always gives one in the result
     # Whether only the proportions of the models' weights count, as they are divided by their sum.
-    divides: Callable[[Numbers], bool]
-    copies: Callable[[Numbers], bool]  # whether the only input comes back unchanged
+    divides: Callable[[Hyperparameters], bool]
+    copies: Callable[[Hyperparameters], bool]  # whether the only input comes back unchanged
     # Whether the result of so many whole tensors is as long as their weights sum to, which nothing normalises.
-    unnormalised: Callable[[Numbers, int], bool]
+    unnormalised: Callable[[Hyperparameters, int], bool]
     title: str
     summary: str  # two sentences
     formula: str
@@ -145,9 +145,9 @@ class Method:
     # its statistics that the compiler would contract other products into sums, and change the last bit.
     bundled: bool = True
 
-    def needed(self, numbers: Numbers) -> tuple[Statistic, ...]:
+    def needed(self, hyperparameters: Hyperparameters) -> tuple[Statistic, ...]:
         """The statistics that it needs with these numbers."""
-        return tuple(each for each in self.statistics if each.when(numbers))
+        return tuple(each for each in self.statistics if each.when(hyperparameters))
 
     @property
     def of_model(self) -> bool:
@@ -185,16 +185,16 @@ def merge_method(
     base: Base = "input",
     models: tuple[int, int | None] = (1, None),
     statistics: Sequence[Statistic] = (),
-    unit: Callable[[Numbers], Unit] = lambda numbers: "element",
-    check: Callable[[Numbers], str | None] = lambda numbers: None,
-    advice: Callable[[Numbers, int], str | None] = lambda numbers, models: None,
+    unit: Callable[[Hyperparameters], Unit] = lambda hyperparameters: "element",
+    check: Callable[[Hyperparameters], str | None] = lambda hyperparameters: None,
+    advice: Callable[[Hyperparameters, int], str | None] = lambda hyperparameters, models: None,
     no_effect: tuple[str, ...] = (),
     carries_nan: bool = False,
     per_model_output: bool = False,
     bundled: bool = True,
-    divides: Callable[[Numbers], bool] = lambda numbers: False,
-    copies: Callable[[Numbers], bool] = lambda numbers: False,
-    unnormalised: Callable[[Numbers, int], bool] = lambda numbers, models: False,
+    divides: Callable[[Hyperparameters], bool] = lambda hyperparameters: False,
+    copies: Callable[[Hyperparameters], bool] = lambda hyperparameters: False,
+    unnormalised: Callable[[Hyperparameters, int], bool] = lambda hyperparameters, models: False,
     title: str = "",
     summary: str = "",
     formula: str = "",
@@ -284,7 +284,7 @@ def register_installed() -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             message = f"the merge method '{point.name}' of {point.value} cannot be loaded: {reason}"
             BROKEN[point.name] = message
-            warnings.warn(str(Fault(message, code="JM414")), PluginWarning, stacklevel=2)
+            warnings.warn(str(Problem(message, code="JM414")), PluginWarning, stacklevel=2)
         else:
             BROKEN.pop(point.name, None)
 

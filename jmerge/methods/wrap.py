@@ -154,7 +154,7 @@ def lines(method: Method) -> Method:
         keyword="lines_lengths",
         terms=terms,
         scope="model",
-        when=lambda numbers: numbers["lines.alpha"] is None,
+        when=lambda hyperparameters: hyperparameters["lines.alpha"] is None,
     )
     return dataclasses.replace(
         method,

@@ -42,7 +42,7 @@ from jmerge.plan.outcomes import (
     tell,
 )
 from jmerge.plan.pairing import Template, View, config_of, map_problems, strangers
-from jmerge.plan.problems import Problem, Said, error, is_error, split
+from jmerge.plan.problems import PlanProblem, Said, error, is_error, split
 from jmerge.plan.resolve import Scheme, Wider
 from jmerge.plan.spellings import pair
 from jmerge.plan.steps import InputFile, InputModel, Plan, Step, Unused, into_folders, placed_name
@@ -87,7 +87,7 @@ def build_plan(
     than the output's.
 
     Raises:
-      PlanError: the recipe does not suit its method or the models; holds every fault found.
+      PlanError: the recipe does not suit its method or the models; holds every problem found.
     """
     problems, sound = check_recipe(recipe)
     for ref in recipe.tokenizer.token_models() if recipe.tokenizer else ():
@@ -112,9 +112,9 @@ def infer_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, 
         specs = {name: entry.spec for name, entry in checkpoint.index.items()}
         try:
             layouts[ref] = infer_layout(specs, config_of(ref, checkpoint), checkpoint.folders)
-        except CheckpointError as problem:
-            faults = (fault._replace(file=str(checkpoint.path)) for fault in problem.faults)
-            raise CheckpointError(*faults) from problem
+        except CheckpointError as failure:
+            problems = (problem._replace(file=str(checkpoint.path)) for problem in failure.problems)
+            raise CheckpointError(*problems) from failure
     return layouts
 
 
@@ -144,8 +144,8 @@ def plan_checked(
     tokens: TokenPlan | None = None
     try:
         tokens = plan_tokens(recipe, {ref: checkpoints[ref] for ref in every}, layouts)
-    except RecipeError as problem:
-        said += problem.faults  # told with what else is wrong
+    except RecipeError as failure:
+        said += failure.problems  # told with what else is wrong
 
     merged = {ref: layouts[ref] for ref in models}
     of_maps = list(map_problems(merged, recipe))
@@ -191,7 +191,7 @@ class _Made(NamedTuple):
     maps: Maps
     used: Used
     new_layers: Mapping[str, Sequence[Layers]]
-    of_layers: list[Problem]
+    of_layers: list[PlanProblem]
 
     @property
     def findings(self) -> list[Finding]:
@@ -241,7 +241,7 @@ def _resolve_all(
 
 def _check_all(
     scheme: Scheme, made: _Made, guests: Sequence[View], *, whole: bool
-) -> tuple[tuple[Unused, ...], list[Problem]]:
+) -> tuple[tuple[Unused, ...], list[PlanProblem]]:
     """What no step reads, and everything that is wrong with the steps or with tensors that have none.
 
     whole: nothing is wrong so far, so that every tensor must have been accounted for.

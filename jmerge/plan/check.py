@@ -11,7 +11,7 @@ from jmerge.errors import InvalidValueError
 from jmerge.methods.spec import REGISTRY, Method, Parameter, Required, unknown_method
 from jmerge.methods.wrap import can_wrap
 from jmerge.names import did_you_mean, nearest
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
 from jmerge.recipe.refs import UNKNOWN, ModelRef
 from jmerge.recipe.settings import Setting, convert
@@ -27,7 +27,7 @@ KNOWN = tuple(
 class Checked(NamedTuple):
     """What a recipe shows by itself."""
 
-    problems: list[Problem]
+    problems: list[PlanProblem]
     sound: bool  # planning can continue, to find what else is wrong: no more than numbers are
 
 
@@ -50,7 +50,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     return Checked([*problems, *parameter_problems(recipe, method)], sound)
 
 
-def _adapters(recipe: Recipe) -> Iterator[Problem]:
+def _adapters(recipe: Recipe) -> Iterator[PlanProblem]:
     fill = recipe.tokenizer.token_models() if recipe.tokenizer else ()
     for ref in dict.fromkeys((*recipe.models(), *fill)):
         if ref.lora is not None:
@@ -58,7 +58,7 @@ def _adapters(recipe: Recipe) -> Iterator[Problem]:
             yield error("JM117", message, recipe.first_path(ref))
 
 
-def _map_problems(recipe: Recipe) -> Iterator[Problem]:
+def _map_problems(recipe: Recipe) -> Iterator[PlanProblem]:
     """A model has one map wherever it is listed, and the donor, whose names the output has, none."""
     donor = recipe.models()[0]
     for _, out_slice in recipe.slices():
@@ -79,7 +79,7 @@ def _map_problems(recipe: Recipe) -> Iterator[Problem]:
                     yield error("JM217", f"{message}, found '{old}' and '{new}'", (*path, old))
 
 
-def _otherwise(recipe: Recipe) -> Iterator[Problem]:
+def _otherwise(recipe: Recipe) -> Iterator[PlanProblem]:
     """Whether there is a base where the recipe wants its tensors, a source where slices have sources of their own."""
     partial = recipe.only or recipe.excluded or recipe.otherwise
     if recipe.otherwise == "base" and any(out.base is None for _, out in recipe.slices()):
@@ -94,7 +94,7 @@ def _otherwise(recipe: Recipe) -> Iterator[Problem]:
                 yield error("JM220", message, out_slice.sources_path)
 
 
-def _allowed_conflicts(recipe: Recipe) -> Iterator[Problem]:
+def _allowed_conflicts(recipe: Recipe) -> Iterator[PlanProblem]:
     """The fields that `allow_conflicts` names are those that a difference in is refused."""
     for i, name in enumerate(recipe.allow_conflicts):
         path = allowed_path(recipe, i)
@@ -114,7 +114,7 @@ def allowed_path(recipe: Recipe, number: int) -> Path:
     return ("allow_conflicts", number) if listed else ("allow_conflicts",)
 
 
-def _wrapping(recipe: Recipe, method: Method) -> Iterator[Problem]:
+def _wrapping(recipe: Recipe, method: Method) -> Iterator[PlanProblem]:
     if recipe.wrapped_method == recipe.method or can_wrap(method):
         return
     usable = [name for name, other in sorted(REGISTRY.items()) if can_wrap(other)]
@@ -125,7 +125,7 @@ def _wrapping(recipe: Recipe, method: Method) -> Iterator[Problem]:
     yield error("JM204", message, ("wrap",))
 
 
-def _base_problems(recipe: Recipe, method: Method, out_slice: OutSlice) -> Iterator[Problem]:
+def _base_problems(recipe: Recipe, method: Method, out_slice: OutSlice) -> Iterator[PlanProblem]:
     """The base is there when it is needed, and there are as many models as the method merges."""
     path = out_slice.sources_path
     base = base_position(method, out_slice)
@@ -148,7 +148,7 @@ def _base_problems(recipe: Recipe, method: Method, out_slice: OutSlice) -> Itera
         yield error("JM203", message, path)
 
 
-def _source_problems(out_slice: OutSlice) -> Iterator[Problem]:
+def _source_problems(out_slice: OutSlice) -> Iterator[PlanProblem]:
     """Sources are listed once, and their layer ranges are ranges of one length."""
     seen: dict[tuple[ModelRef, tuple[int, int] | None], Source] = {}
     for source in out_slice.sources:
@@ -184,7 +184,7 @@ def base_position(method: Method, out_slice: OutSlice) -> int | None:
     return refs.index(out_slice.base) if out_slice.base in refs else None
 
 
-def parameter_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
+def parameter_problems(recipe: Recipe, method: Method) -> Iterator[PlanProblem]:
     """Parameters that the method does not have, values that are out of their range or none, and what has no
     effect."""
     for scope in scopes_of(recipe, method):
@@ -224,7 +224,7 @@ def _wrong_values(setting: Setting, declared: Parameter) -> Iterator[tuple[str, 
                 yield found.code, str(found)
 
 
-def missing_parameters(recipe: Recipe) -> Iterator[Problem]:
+def missing_parameters(recipe: Recipe) -> Iterator[PlanProblem]:
     """The parameters that the method needs and that stand nowhere; for when planning does not come to see which
     tensors need them."""
     method = REGISTRY.get(recipe.method)
@@ -297,7 +297,7 @@ def _known(method: Method) -> list[str]:
     return [*method.settable, *KNOWN, *others]
 
 
-def _not_taken(method: Method, name: str, path: Path) -> Problem:
+def _not_taken(method: Method, name: str, path: Path) -> PlanProblem:
     known = _known(method)
     if name in known:
         return warning("JM019", f"has no effect with '{method.name}'", path)

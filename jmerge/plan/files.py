@@ -26,7 +26,7 @@ from jmerge.ckpt.weights import EXPLICIT
 from jmerge.dtypes import TensorSpec, most_stored
 from jmerge.plan.check import allowed_path
 from jmerge.plan.pairing import View, prefix_of
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.plan.steps import LeftFile, Plan, TakenFile
 from jmerge.plan.targets import Views
 from jmerge.plan.vocabulary import Tables, Used
@@ -82,7 +82,7 @@ def untied(plan: Plan) -> tuple[dict[str, Any], tuple[Change, ...]]:
     return config, (*plan.changes, *new)
 
 
-def conflicts(views: Views, used: Used, recipe: Recipe) -> Iterator[Problem]:
+def conflicts(views: Views, used: Used, recipe: Recipe) -> Iterator[PlanProblem]:
     """Configs of models that give weights that differ from the donor's, in the parts that they give weights to."""
     donor = next(iter(views.values()))
     allowed = {REFUSABLE[name].name for name in recipe.allow_conflicts if name in REFUSABLE}
@@ -123,7 +123,7 @@ def conflicts(views: Views, used: Used, recipe: Recipe) -> Iterator[Problem]:
 
 def other_special_tokens(
     views: Views, used: Used, tokens: TokenPlan, config: Mapping[str, Any], recipe: Recipe
-) -> Iterator[Problem]:
+) -> Iterator[PlanProblem]:
     """Models whose texts end, begin or are padded with other tokens than the output's say: by the tokens, as
     ids are each model's own.
 
@@ -187,7 +187,9 @@ def _by_token(config: Mapping[str, Any], words: Mapping[int, str]) -> dict[str, 
     return made
 
 
-def _differs(file: str, told: Sequence[str], ref: ModelRef, donor: View, recipe: Recipe) -> Problem:
+def _differs(
+    file: str, told: Sequence[str], ref: ModelRef, donor: View, recipe: Recipe
+) -> PlanProblem:
     message = f"{file} differs from that of {donor.ref}, which the output has: {', '.join(told)}"
     return warning("JM212", message, recipe.first_path(ref))
 
@@ -291,7 +293,9 @@ def carried_files(plan: Plan) -> Carried:
     )
 
 
-def file_problems(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> Iterator[Problem]:
+def file_problems(
+    checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe
+) -> Iterator[PlanProblem]:
     """Files that were passed over, and of a donor without config.json where another model has one."""
     for ref, checkpoint in checkpoints.items():
         for note in checkpoint.notes:

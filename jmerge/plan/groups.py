@@ -15,7 +15,7 @@ from jmerge.plan.check import base_position
 from jmerge.plan.inputs import Assembled
 from jmerge.plan.outcomes import Draw
 from jmerge.plan.pairing import View
-from jmerge.plan.problems import Problem, error
+from jmerge.plan.problems import PlanProblem, error
 from jmerge.plan.steps import Step, Unused
 from jmerge.plan.targets import Heads
 from jmerge.recipe.recipe import Module, OutSlice, Recipe
@@ -25,7 +25,7 @@ from jmerge.recipe.refs import ModelRef
 TAKEN = ("jmerge.lock.json", "jmerge.tokens.jsonl", "journal.jsonl", "mergekit_config.yml")
 
 
-def slice_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
+def slice_problems(recipe: Recipe, method: Method) -> Iterator[PlanProblem]:
     """Slices that do not merge the same models in the same order, where these are looked at as wholes."""
     if not (method.of_model or method.per_model_output):
         return
@@ -36,11 +36,11 @@ def slice_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
             yield error("JM233", f"{message} in the same order", out_slice.path)
 
 
-def uneven(steps: Iterable[Step], method: Method) -> Iterator[Problem]:
+def uneven(steps: Iterable[Step], method: Method) -> Iterator[PlanProblem]:
     """Hyperparameters about whole models that are not the same for all tensors."""
     members = [step for step in steps if step.method == method.name] if method.of_model else []
     for key, declared in method.parameters.items():
-        values = dict.fromkeys(step.numbers[key] for step in members)
+        values = dict.fromkeys(step.hyperparameters[key] for step in members)
         if declared.even and len(values) > 1:
             one, two, *_ = values
             message = f"'{key}' is about whole models, so it must be the same for all tensors"
@@ -95,7 +95,9 @@ def for_each_model(steps: Sequence[Step], method: Method, out_slice: OutSlice) -
             name=f"{output}/{step.name}",
             output=output,
             folder=output,
-            numbers={**step.numbers, "task": float(task)} if step.numbers else {},
+            hyperparameters={**step.hyperparameters, "task": float(task)}
+            if step.hyperparameters
+            else {},
         )
         for task, output in enumerate(_output_names(out_slice, method))
         for step in steps

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jmerge.errors import InvalidValueError
 from jmerge.methods.spec import Method, Parameter, Required
 from jmerge.plan.check import base_position, is_misspelt, missing_text, scopes_of
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.plan.targets import Place
 from jmerge.recipe.recipe import OutSlice, Parameters, Recipe, Source
 from jmerge.recipe.settings import Undefined
@@ -43,7 +43,7 @@ class Resolved(NamedTuple):
     models: int  # without the base
     values: dict[str, Any]
     weights_at: Sequence[Path | None]  # where the weight of each model is; None for a default
-    wrong: Sequence[Problem]
+    wrong: Sequence[PlanProblem]
     lacking: Sequence[Lack]
     sound: bool  # every value is there and in its range
 
@@ -54,7 +54,7 @@ class _Looked(NamedTuple):
     value: Any
     path: Path | None = None  # where; None for a default
     sound: bool = True
-    problem: Problem | None = None
+    problem: PlanProblem | None = None
     lacking: bool = False
 
 
@@ -90,7 +90,7 @@ class Resolver:
         given = {**self.given, "lines.depth": depth}
         values: dict[str, Any] = {}
         weights_at: list[Path | None] = []
-        wrong: list[Problem] = []
+        wrong: list[PlanProblem] = []
         lacking: list[Lack] = []
         sound = True
         for key, declared in self.method.parameters.items():
@@ -167,10 +167,10 @@ class _Weights(NamedTuple):
         )
 
 
-def check_resolved(found: Sequence[Resolved], method: Method) -> Iterator[Problem]:
+def check_resolved(found: Sequence[Resolved], method: Method) -> Iterator[PlanProblem]:
     """What is wrong with the hyperparameters of all tensors, each cause once, and what the method advises."""
-    wrong: dict[Problem, None] = {}
-    advised: dict[Problem, None] = {}
+    wrong: dict[PlanProblem, None] = {}
+    advised: dict[PlanProblem, None] = {}
     lacking: dict[tuple[Path, str], tuple[Lack, list[str]]] = {}
     weights: dict[Path, _Weights] = {}
     seen: set[int] = set()  # values that many tensors share
@@ -206,7 +206,7 @@ def check_resolved(found: Sequence[Resolved], method: Method) -> Iterator[Proble
     yield from _idle_weights(weights, method)
 
 
-def _idle_weights(found: Mapping[Path, _Weights], method: Method) -> Iterator[Problem]:
+def _idle_weights(found: Mapping[Path, _Weights], method: Method) -> Iterator[PlanProblem]:
     """Weights that are divided away wherever they are used: of one model alone, or varying ones that all models have
     alike."""
     idle = {path for path, weights in found.items() if weights.idle(method)}

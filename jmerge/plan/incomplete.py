@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from jmerge.arch.config import told_of_layers
 from jmerge.arch.infer import Stack
-from jmerge.arch.kinds import home_of
+from jmerge.arch.layer_types import home_of
 from jmerge.plan.pairing import View, spell
-from jmerge.plan.problems import Problem, error
+from jmerge.plan.problems import PlanProblem, error
 from jmerge.recipe.yamltree import Path
 
 
@@ -19,7 +19,7 @@ class Missing(NamedTuple):
     name: str  # as the model would spell it
     having: int  # layers of the model that have it
 
-    def problem(self, view: View, path: Path) -> Problem:
+    def problem(self, view: View, path: Path) -> PlanProblem:
         """The error."""
         message = f"{view.ref} lacks {self.name}, which {self.having} of its other layers have"
         return error("JM114", f"{message}; the checkpoint is incomplete", path)

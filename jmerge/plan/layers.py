@@ -10,11 +10,11 @@ from typing import NamedTuple
 from jmerge.arch.config import Layers, Unsaid, told_of_layers, unsaid
 from jmerge.arch.infer import NUMBER, Stack
 from jmerge.arch.inner import counted_inside
-from jmerge.arch.kinds import home_of
+from jmerge.arch.layer_types import home_of
 from jmerge.arch.mentions import words_of
 from jmerge.plan.incomplete import missing_alone
 from jmerge.plan.pairing import Template, View
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.plan.targets import OutStack, Place, Views
 
 SHOWN = 6  # layers that a message names
@@ -47,12 +47,12 @@ class _Known(NamedTuple):
 
 def arrange(
     stacks: Iterable[OutStack], views: Views, templates: Sequence[Template]
-) -> tuple[dict[str, list[Layers]], list[Problem]]:
+) -> tuple[dict[str, list[Layers]], list[PlanProblem]]:
     """Where each layer comes from, by prefix of the donor's stacks whose layers are not its own one by one, or not made
     with them; and what is wrong with the layers of models and with their new order."""
     donor = next(iter(views.values()))
     layers: dict[str, list[Layers]] = {}
-    problems: list[Problem] = []
+    problems: list[PlanProblem] = []
     for each in stacks:
         lacking = list(_lacking(each, views))
         problems += lacking
@@ -69,7 +69,7 @@ def arrange(
     return layers, problems
 
 
-def _lacking(stack: OutStack, views: Views) -> Iterator[Problem]:
+def _lacking(stack: OutStack, views: Views) -> Iterator[PlanProblem]:
     """What single layers of the models lack."""
     sources = {s.ref: s for out_slice in stack.module.slices for s in out_slice.sources}
     for source in sources.values():
@@ -100,7 +100,7 @@ def _order_problems(
     donor: View,
     trained: Sequence[str],
     loose: Sequence[str],
-) -> Iterator[Problem]:
+) -> Iterator[PlanProblem]:
     """What is wrong with another number or order of layers.
 
     Args:

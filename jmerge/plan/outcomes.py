@@ -17,7 +17,7 @@ from jmerge.methods.spec import Method
 from jmerge.plan.hyperparameters import Resolved
 from jmerge.plan.pairing import View
 from jmerge.plan.problems import (
-    Problem,
+    PlanProblem,
     and_more,
     any_layer,
     error,
@@ -57,7 +57,7 @@ class Scene(NamedTuple):
 class Cause:
     """Why something is found of tensors. Each kind of cause is a class, and equal causes are told as one."""
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """The problems that these findings of this cause are."""
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class Finding(NamedTuple):
 
 def tell(
     kinds: Iterable[type[Cause]], findings: Iterable[Finding], scene: Scene
-) -> Iterator[Problem]:
+) -> Iterator[PlanProblem]:
     """The problems of some kinds of causes, kind by kind, in the order in which they were found."""
     causes: dict[Cause, list[Finding]] = {}
     for finding in findings:
@@ -100,7 +100,7 @@ class Outcome(NamedTuple):
 
     step: Step | None = None
     findings: Sequence[Finding] = ()  # which are told together with those of other targets
-    problems: Sequence[Problem] = ()
+    problems: Sequence[PlanProblem] = ()
     left: Mapping[tuple[int, str], str] = {}  # number of model and name -> why no step reads it
     resolved: Sequence[Resolved] = ()  # hyperparameters, to be checked
     draw: Draw | None = None  # of random methods
@@ -114,7 +114,7 @@ class SameName(Cause):
 
     path: Path  # of the slice
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error."""
         more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
         message = f"two tensors of the output would be called {found[0].name}{more}"
@@ -127,7 +127,7 @@ class OtherShape(Cause):
 
     ref: ModelRef
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error for each model."""
         shapes = {finding.name: finding.detail for finding in found}
         tables = {
@@ -155,7 +155,7 @@ class Lacking(Cause):
     reason: str
     path: Path
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error."""
         names = names_of(found)
         message = f"{and_more(names)}: not in {self.absent}; {self.reason}"
@@ -171,7 +171,7 @@ class MergedWithout(Cause):
     absent: str  # these models
     then: str
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One warning."""
         then = self.then or "merged from the others"
         yield warning("JM221", f"{and_more(names_of(found))}: not in {self.absent}; {then}", ())

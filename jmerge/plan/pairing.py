@@ -16,7 +16,7 @@ from jmerge.ckpt.open import Checkpoint
 from jmerge.dtypes import BITS, FLOATS, TensorSpec
 from jmerge.names import did_you_mean
 from jmerge.plan.inputs import Assembled, Read, Stored
-from jmerge.plan.problems import Problem, error
+from jmerge.plan.problems import PlanProblem, error
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import Path
@@ -287,7 +287,7 @@ def spell(template: str, stack: Stack | None, layer: int | None) -> str:
     return template.replace("{}", str(stack.indices[0] + layer), 1)
 
 
-def strangers(views: Mapping[ModelRef, View], recipe: Recipe) -> Iterator[Problem]:
+def strangers(views: Mapping[ModelRef, View], recipe: Recipe) -> Iterator[PlanProblem]:
     """Sources that have no tensor in common with the donor, or no layer where both have some."""
     donor = next(iter(views.values()))
     known = _layered(donor)
@@ -341,7 +341,7 @@ def map_path(ref: ModelRef, recipe: Recipe) -> Path:
     return (*path[:-1], "map") if recipe.prefixes(ref) else path
 
 
-def map_problems(layouts: Mapping[ModelRef, Layout], recipe: Recipe) -> Iterator[Problem]:
+def map_problems(layouts: Mapping[ModelRef, Layout], recipe: Recipe) -> Iterator[PlanProblem]:
     """Every rule fits tensors of its model, and no two of its tensors get one name."""
     for ref, layout in layouts.items():
         prefixes = prefixes_of(recipe, ref)

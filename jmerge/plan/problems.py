@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import translate
 from typing import NamedTuple
 
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.names import did_you_mean
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.yamltree import Path
@@ -18,7 +18,7 @@ from jmerge.recipe.yamltree import Path
 PLAIN = re.compile(r"[A-Za-z_][\w.*/\-]*")
 
 
-class Problem(NamedTuple):
+class PlanProblem(NamedTuple):
     """One thing that is wrong, or that the user may not have meant, at its place in the recipe."""
 
     code: str  # see `jmerge.problems`
@@ -27,31 +27,31 @@ class Problem(NamedTuple):
     is_error: bool
 
 
-def error(code: str, message: str, path: Path) -> Problem:
+def error(code: str, message: str, path: Path) -> PlanProblem:
     """What makes the merge impossible."""
-    return Problem(code, message, path, True)
+    return PlanProblem(code, message, path, True)
 
 
-def warning(code: str, message: str, path: Path) -> Problem:
+def warning(code: str, message: str, path: Path) -> PlanProblem:
     """What the user may not have meant."""
-    return Problem(code, message, path, False)
+    return PlanProblem(code, message, path, False)
 
 
-Said = Problem | Fault  # faults are errors of other parts of jmerge, as they are
+Said = PlanProblem | Problem  # problems are errors of other parts of jmerge, as they are
 
 
 def is_error(said: Said) -> bool:
     """Whether it makes the merge impossible."""
-    return isinstance(said, Fault) or said.is_error
+    return isinstance(said, Problem) or said.is_error
 
 
-def split(recipe: Recipe, found: Iterable[Said]) -> tuple[list[Fault], list[Fault]]:
+def split(recipe: Recipe, found: Iterable[Said]) -> tuple[list[Problem], list[Problem]]:
     """Errors and warnings as lines for people, in their order."""
-    sides: tuple[list[Fault], list[Fault]] = ([], [])
+    sides: tuple[list[Problem], list[Problem]] = ([], [])
     for each in found:
         made = each
-        if isinstance(made, Problem):
-            made = recipe.fault(made.message, made.path, code=made.code)
+        if isinstance(made, PlanProblem):
+            made = recipe.problem(made.message, made.path, code=made.code)
         sides[not is_error(each)].append(made)
     return sides
 
@@ -78,7 +78,7 @@ def patterns(recipe: Recipe, key: str, texts: Sequence[str]) -> list[Pattern]:
     ]
 
 
-def unmatched(found: Iterable[Pattern], names: Iterable[str], what: str) -> Iterator[Problem]:
+def unmatched(found: Iterable[Pattern], names: Iterable[str], what: str) -> Iterator[PlanProblem]:
     """The patterns that match none of the names; `what` these are names of, for people."""
     names = dict.fromkeys(names)
     for text, regex, path in found:

@@ -31,7 +31,7 @@ from jmerge.plan.outcomes import (
     shapes_text,
 )
 from jmerge.plan.pairing import View
-from jmerge.plan.problems import Pattern, Problem, any_layer, patterns, unmatched, warning
+from jmerge.plan.problems import Pattern, PlanProblem, any_layer, patterns, unmatched, warning
 from jmerge.plan.steps import COPY, Step
 from jmerge.plan.targets import Heads, Target, Unmentioned, Views
 from jmerge.plan.unmerged import Unmerged, copy_of, copy_untrained, refuse_mixed
@@ -50,7 +50,7 @@ class Wider(Cause):
     ref: ModelRef
     dtype: str
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One warning."""
         kinds = list(dict.fromkeys(map(any_layer, names_of(found))))
         listed = ", ".join(kinds[:SHOWN])
@@ -125,7 +125,7 @@ class Precision:
                 dtypes.append(dtype)
         return found
 
-    def problems(self, cast: Sequence[str]) -> Iterator[Problem]:
+    def problems(self, cast: Sequence[str]) -> Iterator[PlanProblem]:
         """Patterns of `cast` that have no effect, or match none of the tensors whose dtype is chosen."""
         if self._asked is not None:
             yield from unmatched(self._cast, cast, "that is merged")
@@ -221,7 +221,7 @@ class Scheme:
         step = dataclasses.replace(step, name=target.name, note=note)
         return Outcome(step, draw=made[table].draw)
 
-    def _missing(self, target: Target) -> Iterator[Problem]:
+    def _missing(self, target: Target) -> Iterator[PlanProblem]:
         """What the sources lack that do not have the tensor, and have it in other layers."""
         prefix, sources = target.template.stack, target.place.out_slice.sources
         if prefix is None or len(target.found) == len(sources):
@@ -253,7 +253,7 @@ class Scheme:
         place, sources = target.place, target.place.out_slice.sources
         present = [i for i, _ in found]
         models = [(i, item) for i, item in found if i != base]
-        note, copied, numbers = "", None, None
+        note, copied, hyperparameters = "", None, None
         resolved: tuple[Resolved, ...] = ()
         findings: tuple[Finding, ...] = ()
         if len(found) < len(sources):
@@ -262,7 +262,7 @@ class Scheme:
             without = len(sources) - (base is not None) - len(models)
             verdict = judge(self.method, base in present, len(models), without)
             if verdict.action == "run" and base not in present:
-                resolved, numbers, verdict = self._made_up(target, models, base)
+                resolved, hyperparameters, verdict = self._made_up(target, models, base)
             if verdict.action == "refuse":
                 cause = Lacking(absent, verdict.reason, lacking[0].model_path)
                 return Outcome(findings=(Finding(cause, target.name),), resolved=resolved)
@@ -274,9 +274,9 @@ class Scheme:
             note, copied = "the base is the only source", found[0][1]
         items = (copied,) if copied else tuple(item for _, item in found)
         dtype, kept, wider = self.precision.of(target.name, target.template.name, items)
-        if numbers is None and not copied:
+        if hyperparameters is None and not copied:
             resolved = (self._hyperparameters(target, models),)
-            numbers = resolved[0].values
+            hyperparameters = resolved[0].values
         draw = None
         if "keys" in self.method.reserved and not copied:
             counted = (i - (base is not None and i > base) for i, _ in models)
@@ -287,7 +287,7 @@ class Scheme:
             inputs=items,
             base=None if copied or base not in present else present.index(base),
             method=COPY if copied else self.method.name,
-            numbers=numbers or {},
+            hyperparameters=hyperparameters or {},
             t=place.t,
             note="; ".join(filter(None, (note, kept))),
         )

@@ -21,7 +21,7 @@ from jmerge.plan.pairing import (
     rename,
     starred,
 )
-from jmerge.plan.problems import Problem, error, excepting, patterns_of, scalar
+from jmerge.plan.problems import PlanProblem, error, excepting, patterns_of, scalar
 from jmerge.plan.storage import Converted, convert_views
 from jmerge.plan.unmerged import Coverage
 from jmerge.recipe.recipe import Recipe
@@ -42,9 +42,9 @@ class Pairing(NamedTuple):
 
     views: dict[ModelRef, View]
     templates: dict[str, Template]
-    problems: list[Problem]  # of storage layouts
+    problems: list[PlanProblem]  # of storage layouts
     spellings: list[
-        Problem
+        PlanProblem
     ]  # names that nothing known pairs; views are as if their maps were there
 
 
@@ -129,7 +129,7 @@ def other_spellings(views: Mapping[ModelRef, View], recipe: Recipe) -> list[Spel
 
 def _spelling_problems(
     spellings: Iterable[Spelling], donor: View, recipe: Recipe
-) -> Iterator[Problem]:
+) -> Iterator[PlanProblem]:
     """The errors: with the map alone where no layer of a model is called like one of the donor's, else with the line
     that leaves both out, too."""
     layers = {template: None for template, layer in donor.names if layer is not None}

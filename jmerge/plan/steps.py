@@ -25,7 +25,7 @@ COPY = (
     "copy"  # the method name of a step that takes its input over; several inputs must then be equal
 )
 
-Numbers = Mapping[
+Hyperparameters = Mapping[
     str, Any
 ]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
 
@@ -39,7 +39,7 @@ class Step:
     inputs: tuple[Item, ...]  # in recipe order
     base: int | None  # position of the base among the inputs
     method: str
-    numbers: Numbers
+    hyperparameters: Hyperparameters
     t: float  # relative depth at which the numbers were taken
     keys: tuple[tuple[int, int], ...] = ()  # of the random numbers of each model
     note: str = ""  # why it is not made as the recipe says for its like

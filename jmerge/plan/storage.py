@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jmerge.arch.forms import (
+from jmerge.arch.infer import FIRST, LAST, Role
+from jmerge.arch.storage import (
     Key,
     Pair,
     Refused,
@@ -25,12 +26,11 @@ from jmerge.arch.forms import (
     solve,
     view_of,
 )
-from jmerge.arch.infer import FIRST, LAST, Role
-from jmerge.arch.layouts import Tensor
+from jmerge.arch.storage_table import Tensor
 from jmerge.dtypes import BITS, TensorSpec
 from jmerge.plan.inputs import Assembled, Box, Read
 from jmerge.plan.pairing import Template, View
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 
@@ -48,7 +48,7 @@ class Converted(NamedTuple):
 
     views: dict[ModelRef, View]
     templates: dict[str, Template]  # that remain
-    problems: list[Problem]  # a conversion is a warning; one that cannot be is an error
+    problems: list[PlanProblem]  # a conversion is a warning; one that cannot be is an error
 
 
 def convert_views(
@@ -60,7 +60,7 @@ def convert_views(
     """
     listed = list(views.values())
     made = dict(templates)
-    problems: list[Problem] = []
+    problems: list[PlanProblem] = []
     known: set[str] = set()  # what models before the one that is looked up have
     for number, first in enumerate(views):
         donor = next(view for view in listed if view.ref == first)
@@ -230,7 +230,9 @@ def takes_over(recipe: Recipe) -> bool:
     return recipe.method == "passthrough" and not any("scale" in scope for scope in scopes)
 
 
-def unusable(views: Sequence[View], guests: Sequence[View], recipe: Recipe) -> Iterator[Problem]:
+def unusable(
+    views: Sequence[View], guests: Sequence[View], recipe: Recipe
+) -> Iterator[PlanProblem]:
     """Revisions of models that have none, parts of models, and quantised weights that are not copied as they are.
 
     guests: models that only fill tokens.
@@ -260,7 +262,7 @@ def unusable(views: Sequence[View], guests: Sequence[View], recipe: Recipe) -> I
         yield from _unlike(views, recipe)
 
 
-def _unlike(views: Sequence[View], recipe: Recipe) -> Iterator[Problem]:
+def _unlike(views: Sequence[View], recipe: Recipe) -> Iterator[PlanProblem]:
     """Copies of quantised layers beside others under one config.json."""
     sources = {source.ref for _, out_slice in recipe.slices() for source in out_slice.sources}
     donor, *rest = views

@@ -14,7 +14,7 @@ from jmerge.arch.ties import is_headless
 from jmerge.names import did_you_mean
 from jmerge.plan.inputs import Stored
 from jmerge.plan.pairing import Template, View, spell
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.recipe.recipe import Module, OutSlice, Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.recipe.yamltree import show_path
@@ -125,7 +125,7 @@ class Heads:
             return None
         return heads[0], tables[0]
 
-    def untied(self, head: str) -> Iterator[Problem]:
+    def untied(self, head: str) -> Iterator[PlanProblem]:
         """The warning of models that disagree, for the head that is written."""
         lacking = [str(v.ref) for v in self.views.values() if v.tied and not v.layout.heads]
         if lacking and not self.all_tied:
@@ -134,7 +134,7 @@ class Heads:
             yield warning("JM231", f"{message}; {stands}", ())
 
 
-def find_modules(views: Views, recipe: Recipe) -> tuple[dict[str, Module], list[Problem]]:
+def find_modules(views: Views, recipe: Recipe) -> tuple[dict[str, Module], list[PlanProblem]]:
     """The donor's modules that the recipe merges with what it says of them, and what is wrong with it."""
     donor = next(iter(views.values()))
     known = donor.layout.modules
@@ -166,7 +166,7 @@ def find_modules(views: Views, recipe: Recipe) -> tuple[dict[str, Module], list[
     return modules, problems
 
 
-def _range_problems(views: Views, module: str, out_slice: OutSlice) -> Iterator[Problem]:
+def _range_problems(views: Views, module: str, out_slice: OutSlice) -> Iterator[PlanProblem]:
     """Sources that do not have the layers, and models of different depths where the recipe picks no layers."""
     main = next(iter(views.values())).layout.main_stack(module)
     having: list[View] = []
@@ -294,7 +294,7 @@ def find_unmentioned(
             yield Unmentioned(name, templates[template], layer, module)
 
 
-def unmentioned_problems(donor: View, found: Iterable[Unmentioned]) -> Iterator[Problem]:
+def unmentioned_problems(donor: View, found: Iterable[Unmentioned]) -> Iterator[PlanProblem]:
     """How many tensors of each module that the recipe leaves out are copied."""
     for module, count in Counter(each.module for each in found).items():
         message = f"module '{module}' is not in the recipe"

@@ -28,7 +28,7 @@ from jmerge.plan.outcomes import (
 from jmerge.plan.pairing import View, map_path
 from jmerge.plan.problems import (
     Pattern,
-    Problem,
+    PlanProblem,
     and_more,
     any_layer,
     error,
@@ -50,7 +50,7 @@ MASK = re.compile(r"(?<![a-z])mask$")
 class Strange(Cause):
     """The donor lacks a tensor of a model and has no place for it; details: whose it is, its name there, and why."""
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error for each model."""
         donor = next(iter(scene.views))
         causes: dict[tuple[ModelRef, str], dict[str, str]] = {}
@@ -80,7 +80,7 @@ class NotMerged(Cause):
 
     why: str
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error."""
         message = f"{and_more(names_of(found))}: {self.why}, so not merged"
         yield error("JM220", f"{message}; 'otherwise: base' would copy the base's", ("otherwise",))
@@ -93,7 +93,7 @@ class NotWritten(Cause):
     ref: ModelRef
     why: str
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One warning."""
         names = and_more(names_of(found))
         message = f"{names}: {self.why} and not in {self.ref}, so not in the output"
@@ -107,7 +107,7 @@ class OtherKind(Cause):
     message: str
     path: Path
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One error."""
         name, *more = names_of(found)
         count = f" ({len(more)} more like it)" if more else ""
@@ -122,7 +122,7 @@ class Counter(Cause):
 
     ref: ModelRef
 
-    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[Problem]:
+    def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """One warning."""
         what = "counters are" if len(found) > 1 else "a counter is"
         message = f"{and_more(names_of(found))}: {what} not merged; taken from {self.ref}"
@@ -160,7 +160,7 @@ class Coverage:
             return out_slice.base
         return out_slice.sources[0].ref
 
-    def problems(self, asked: Sequence[str]) -> Iterator[Problem]:
+    def problems(self, asked: Sequence[str]) -> Iterator[PlanProblem]:
         """Patterns that match none of the tensors that the output may have."""
         return unmatched([*self._only, *self._except], asked, "of the output")
 
@@ -297,7 +297,14 @@ def copy_of(
 ) -> Step:
     """The step that copies a tensor."""
     return Step(
-        name=name, spec=spec, inputs=inputs, base=None, method=COPY, numbers={}, t=t, note=note
+        name=name,
+        spec=spec,
+        inputs=inputs,
+        base=None,
+        method=COPY,
+        hyperparameters={},
+        t=t,
+        note=note,
     )
 
 

@@ -18,7 +18,7 @@ from jmerge.errors import CheckpointError
 from jmerge.plan.inputs import Gathered, Read, Stored
 from jmerge.plan.outcomes import OTHER_VOCABULARY, Maps, Outcome, shapes_text
 from jmerge.plan.pairing import Template, View
-from jmerge.plan.problems import Problem, error, warning
+from jmerge.plan.problems import PlanProblem, error, warning
 from jmerge.plan.steps import Step
 from jmerge.plan.targets import Found, Heads, Views
 from jmerge.recipe.recipe import Recipe
@@ -55,7 +55,7 @@ class Gathering(NamedTuple):
 
     inputs: Inputs | None  # None: that is impossible, or the recipe's tokens are
     maps: Maps = {}  # those that are new
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[PlanProblem, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Tables:
         donor = self._views[0]
         return donor.checkpoint.index[donor.layout.embeddings[0]].spec.shape[0]
 
-    def config_problems(self) -> Iterator[Problem]:
+    def config_problems(self) -> Iterator[PlanProblem]:
         """Another number of tokens where config.json has no place for it: loaders would take a default."""
         if self.alignment is None:
             return
@@ -204,7 +204,7 @@ class Tables:
                 )
         key = holders, tuple(lacking)
         new: Maps = {}
-        problems: tuple[Problem, ...] = ()
+        problems: tuple[PlanProblem, ...] = ()
         if key not in maps:
             new = {key: rows.without(lacking) if lacking else rows}
             problems = tuple(self._empty(alignment, name, new[key]))
@@ -238,7 +238,7 @@ class Tables:
             return template.name if template.name in layout.vocab_biases else None
         return template.name if template.name in same else same[0]
 
-    def _empty(self, alignment: Alignment, name: str, rows: TableRows) -> Iterator[Problem]:
+    def _empty(self, alignment: Alignment, name: str, rows: TableRows) -> Iterator[PlanProblem]:
         """The tokens that get zeros without being asked to."""
         asked = [i for i, filler in alignment.rows.fillers.items() if filler.model == ABSENT]
         empty = np.setdiff1d(rows.empty, asked)
@@ -264,7 +264,7 @@ def _gather(number: int, rows: TableRows, own: Read, tables: Mapping[int, Read])
     return Gathered(rows=number, own=own, others=others, spec=spec)
 
 
-def row_problems(steps: Iterable[Step], views: Views, recipe: Recipe) -> Iterator[Problem]:
+def row_problems(steps: Iterable[Step], views: Views, recipe: Recipe) -> Iterator[PlanProblem]:
     """Tables that only another model makes, as in a stack of layers, with other rows than the donor's config.json and
     tokenizer have; of models that make one together the shapes are compared anyway."""
     donor = next(iter(views.values()))
@@ -286,7 +286,7 @@ def row_problems(steps: Iterable[Step], views: Views, recipe: Recipe) -> Iterato
                 yield error("JM226", f"{message}: {OTHER_VOCABULARY}", path)
 
 
-def other_tokens(views: Views, used: Used, recipe: Recipe) -> Iterator[Problem]:
+def other_tokens(views: Views, used: Used, recipe: Recipe) -> Iterator[PlanProblem]:
     """Models whose tables are read though a row is another token's there than in the donor: tables of one size
     are merged row by row, whatever the rows stand for."""
     donor, *others = views.values()
@@ -301,8 +301,8 @@ def other_tokens(views: Views, used: Used, recipe: Recipe) -> Iterator[Problem]:
                 continue
             wanted = _tokens(donor) if wanted is None else wanted
             own = _tokens(view)
-        except CheckpointError as problem:
-            why = " ".join(each.text for each in problem.faults)
+        except CheckpointError as failure:
+            why = " ".join(each.text for each in failure.problems)
             message = f"its tokens could not be compared with those of {donor.ref}: {why}"
             yield warning("JM302", message, path)
             continue
@@ -323,7 +323,7 @@ def other_tokens(views: Views, used: Used, recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def other_templates(views: Views, number: int, used: Used, recipe: Recipe) -> Iterator[Problem]:
+def other_templates(views: Views, number: int, used: Used, recipe: Recipe) -> Iterator[PlanProblem]:
     """Merged models with another chat template than the model of this number, whose the output has."""
     if recipe.chat_template is not None:
         return
@@ -332,8 +332,8 @@ def other_templates(views: Views, number: int, used: Used, recipe: Recipe) -> It
     for view in views.values():
         try:
             found[view.ref] = (read_template(view.checkpoint.main_source) or "").strip()
-        except CheckpointError as problem:
-            why = " ".join(each.text for each in problem.faults)
+        except CheckpointError as failure:
+            why = " ".join(each.text for each in failure.problems)
             message = f"its chat template could not be compared: {why}"
             yield warning("JM302", message, recipe.first_path(view.ref))
     kept = found.get(donor.ref)

@@ -1,4 +1,4 @@
-"""The grammar of a recipe: every fault at once, each with its line and key path."""
+"""The grammar of a recipe: every problem at once, each with its line and key path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from jmerge.errors import Fault, RecipeError
+from jmerge.errors import Problem, RecipeError
 from jmerge.names import did_you_mean, nearest
 from jmerge.recipe.refs import UNKNOWN
 from jmerge.recipe.schema import (
@@ -56,11 +56,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(
-            Fault(f"cannot be read: {error.strerror or error}", file=str(path), code="JM001")
+            Problem(f"cannot be read: {error.strerror or error}", file=str(path), code="JM001")
         ) from error
     if len(raw) > MAX_BYTES:
         raise RecipeError(
-            Fault(
+            Problem(
                 "is too large for a recipe; name the recipe, not a weight file",
                 file=str(path),
                 code="JM001",
@@ -69,15 +69,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(Fault("is not text in UTF-8", file=str(path), code="JM001")) from error
+        raise RecipeError(Problem("is not text in UTF-8", file=str(path), code="JM001")) from error
 
 
-def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list[Fault]]:
-    """What a document says as far as it can be understood, and its faults, so that later checks can add theirs.
+def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list[Problem]]:
+    """What a document says as far as it can be understood, and its problems, so that later checks can add theirs.
 
     file: what errors call it; empty for a recipe of Python values.
     """
-    faults = list(document.faults)
+    problems = list(document.problems)
     values = copy.deepcopy(document.value)
     parsed: RecipeFile | None = None
     while parsed is None:
@@ -85,16 +85,16 @@ def read_grammar(document: Document, file: str) -> tuple[RecipeFile | None, list
             parsed = RecipeFile.model_validate(values)
         except ValidationError as error:
             found, fatal = _explain(error, document, file)
-            told = set() if document.lines else {fault.where for fault in document.faults}
-            faults += [fault for fault in found if fault.where not in told]
-            # What is wrong is taken out and the rest read again, so that one typo hides no other fault.
+            told = set() if document.lines else {problem.where for problem in document.problems}
+            problems += [problem for problem in found if problem.where not in told]
+            # What is wrong is taken out and the rest read again, so that one typo hides no other problem.
             if fatal or not _prune(values, error.errors()):
-                return None, faults
-    return parsed, faults
+                return None, problems
+    return parsed, problems
 
 
-def _explain(error: ValidationError, document: Document, file: str) -> tuple[list[Fault], bool]:
-    faults, fatal = [], False
+def _explain(error: ValidationError, document: Document, file: str) -> tuple[list[Problem], bool]:
+    problems, fatal = [], False
     for each in error.errors():
         path, code = tuple(each["loc"]), "JM011"
         match each["type"]:
@@ -119,8 +119,8 @@ def _explain(error: ValidationError, document: Document, file: str) -> tuple[lis
                 message = f"expected a string, found {_show(each['input'])}"
             case _:
                 message = f"expected a number, found {_show(each['input'])}"
-        faults.append(Fault(message, show_path(path), file, document.line(path), code))
-    return faults, fatal
+        problems.append(Problem(message, show_path(path), file, document.line(path), code))
+    return problems, fatal
 
 
 def _unknown_key(path: Path, value: Any) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jmerge.errors import Fault, RecipeError, raise_all, wrong_type
+from jmerge.errors import Problem, RecipeError, raise_all, wrong_type
 from jmerge.names import did_you_mean
 from jmerge.recipe.parse import read_grammar, read_text
 from jmerge.recipe.refs import ModelRef
@@ -137,9 +137,9 @@ class Recipe:
         count = len(self.models())
         return f"<Recipe: {self.method} of {count} model{'s' if count != 1 else ''}>"
 
-    def fault(self, message: str, path: Path, *, code: str) -> Fault:
-        """A `Fault` about the part of the recipe at `path`."""
-        return Fault(message, show_path(path), self.file, self.document.line(path), code)
+    def problem(self, message: str, path: Path, *, code: str) -> Problem:
+        """A `Problem` about the part of the recipe at `path`."""
+        return Problem(message, show_path(path), self.file, self.document.line(path), code)
 
     @property
     def wrapped_method(self) -> str:
@@ -188,36 +188,36 @@ class Recipe:
         )
 
 
-Examined = tuple[Recipe | None, list[Fault]]  # as far as it can be understood, and its faults
+Examined = tuple[Recipe | None, list[Problem]]  # as far as it can be understood, and its problems
 
 
 def examine_file(path: str | os.PathLike[str]) -> Examined:
-    """The recipe in a YAML file and its faults; RecipeError when it is no text or not YAML."""
+    """The recipe in a YAML file and its problems; RecipeError when it is no text or not YAML."""
     return examine_text(read_text(path), os.fspath(path))
 
 
 def examine_text(text: str, file: str) -> Examined:
-    """The recipe in a YAML text and its faults; RecipeError when it is not YAML."""
+    """The recipe in a YAML text and its problems; RecipeError when it is not YAML."""
     return _examine(parse_yaml(text, file), text, file, {})
 
 
 def examine_dict(recipe: Mapping[str, Any]) -> Examined:
-    """The recipe in a map of Python values and its faults."""
+    """The recipe in a map of Python values and its problems."""
     given = read_values(recipe)
     return _examine(given.document, given.text, "", given.models)
 
 
 def _examine(document: Document, text: str, file: str, given: Mapping[ModelRef, Any]) -> Examined:
-    parsed, faults = read_grammar(document, file)
+    parsed, problems = read_grammar(document, file)
     if parsed is None:
-        return None, faults
-    return _canonical(parsed, text, document, file, given, faults), faults
+        return None, problems
+    return _canonical(parsed, text, document, file, given, problems), problems
 
 
 def _sound(examined: Examined) -> Recipe:
-    recipe, faults = examined
-    raise_all(RecipeError, faults)
-    assert recipe is not None  # without faults there is a recipe
+    recipe, problems = examined
+    raise_all(RecipeError, problems)
+    assert recipe is not None  # without problems there is a recipe
     return recipe
 
 
@@ -227,18 +227,20 @@ def _canonical(
     document: Document,
     file: str,
     given: Mapping[ModelRef, Any],
-    faults: list[Fault],
+    problems: list[Problem],
 ) -> Recipe | None:
-    def fault(message: str, path: Path, *, code: str) -> None:
-        faults.append(Fault(message, show_path(path), file, document.line(path), code))
+    def problem(message: str, path: Path, *, code: str) -> None:
+        problems.append(Problem(message, show_path(path), file, document.line(path), code))
 
     if parsed.tokenizer is not None and parsed.tokenizer_source is not None:
-        fault("write either tokenizer or tokenizer_source, not both", ("tokenizer",), code="JM016")
+        problem(
+            "write either tokenizer or tokenizer_source, not both", ("tokenizer",), code="JM016"
+        )
     chosen = [key for key in ("models", "slices", "modules") if getattr(parsed, key)]
     if len(chosen) != 1:
-        if not any(f.where.startswith(("models", "slices", "modules")) for f in faults):
+        if not any(f.where.startswith(("models", "slices", "modules")) for f in problems):
             found = " and ".join(chosen) or "none"
-            fault(
+            problem(
                 f"expected exactly one of models, slices and modules, found {found}",
                 tuple(chosen[1:2]),
                 code="JM015",
@@ -250,7 +252,7 @@ def _canonical(
         for name, entry in parsed.modules.items():
             path = ("modules", name)
             if bool(entry.models) == bool(entry.slices):
-                fault("expected exactly one of models and slices", path, code="JM015")
+                problem("expected exactly one of models and slices", path, code="JM015")
             else:
                 modules.append(
                     _module(name, entry.models, entry.slices, entry.parameters, base, path)
@@ -287,7 +289,7 @@ def _canonical(
         chat_template=parsed.chat_template,
         notes=tuple(notes + ([("name",)] if parsed.name is not None else [])),
     )
-    faults += _check_tokenizer(recipe)
+    problems += _check_tokenizer(recipe)
     return recipe
 
 
@@ -345,7 +347,7 @@ def _module(
 
 
 def _tokenizer(parsed: RecipeFile) -> TokenizerPart | None:
-    """What the keys `tokenizer` and `tokenizer_source` say; the first where both stand, which is a fault."""
+    """What the keys `tokenizer` and `tokenizer_source` say; the first where both stand, which is a problem."""
     if parsed.tokenizer is not None:
         node = parsed.tokenizer
         entries = [
@@ -362,21 +364,21 @@ def _tokenizer(parsed: RecipeFile) -> TokenizerPart | None:
     return None
 
 
-def _check_tokenizer(recipe: Recipe) -> list[Fault]:
-    """Faults of the keys about tokenizers that the rest of the recipe shows."""
+def _check_tokenizer(recipe: Recipe) -> list[Problem]:
+    """Problems of the keys about tokenizers that the rest of the recipe shows."""
     part, models = recipe.tokenizer, recipe.models()
     if part is None:
         return []
-    faults = []
+    problems = []
     for ref, path in part.refs():
         if ref not in models:
             message = f"'{ref}' is not a model of this merge"
             words = (UNION, BASE) if path == part.source_path else ()
             hint = did_you_mean(str(ref), [*words, *map(str, models)])
-            faults.append(recipe.fault(message + hint, path, code="JM018"))
+            problems.append(recipe.problem(message + hint, path, code="JM018"))
     if part.union_mode != UNION_MODES[0] and part.source != UNION:
         message = "works only with 'source: union'; remove it"
-        faults.append(recipe.fault(message, (*part.path, "union_mode"), code="JM019"))
+        problems.append(recipe.problem(message, (*part.path, "union_mode"), code="JM019"))
     nameless = [entry.path for entry in part.tokens if not entry.token]
     message = "a token must not be empty"
-    return faults + [recipe.fault(message, path, code="JM017") for path in nameless]
+    return problems + [recipe.problem(message, path, code="JM017") for path in nameless]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.recipe.refs import IN_MEMORY, ModelRef, parse_ref
 from jmerge.recipe.yamltree import Document, Path, show_path
 
@@ -28,16 +28,16 @@ class Given(NamedTuple):
 
 
 def read_values(recipe: Mapping[str, Any]) -> Given:
-    """The document that `recipe` stands for; what cannot stand in a recipe is among its faults."""
+    """The document that `recipe` stands for; what cannot stand in a recipe is among its problems."""
     reader = _Reader()
     value = reader.value(recipe, ())
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-    return Given(Document(value, {}, tuple(reader.faults)), text, reader.models)
+    return Given(Document(value, {}, tuple(reader.problems)), text, reader.models)
 
 
 class _Reader:
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
         self.models: dict[ModelRef, Any] = {}
         self._texts: dict[int, str] = {}  # of models by their identity: one object is one model
         self._open: list[int] = []  # the maps and lists around, by their identity
@@ -61,13 +61,13 @@ class _Reader:
         if key in REFERENCES:
             message = "expected a path, an opened checkpoint or a mapping of arrays by name, found "
             message += f"a value of type {found}"
-        self.faults.append(Fault(message, show_path(path), code="JM020"))
+        self.problems.append(Problem(message, show_path(path), code="JM020"))
         return None  # of which the grammar says no more
 
     def inner(self, value: Any, path: Path) -> Any:
         """A map or a list."""
         if id(value) in self._open:
-            self.faults.append(Fault("contains itself", show_path(path), code="JM020"))
+            self.problems.append(Problem("contains itself", show_path(path), code="JM020"))
             return None
         self._open.append(id(value))
         try:
@@ -79,7 +79,7 @@ class _Reader:
                     found[str(key)] = self.value(item, (*path, str(key)))
                 else:
                     message = f"a key must be a string, found {key!r}"
-                    self.faults.append(Fault(message, show_path(path), code="JM006"))
+                    self.problems.append(Problem(message, show_path(path), code="JM006"))
             return found
         finally:
             self._open.pop()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from jmerge.errors import Fault, RecipeError
+from jmerge.errors import Problem, RecipeError
 from jmerge.recipe.refs import ESCAPES
 
 Entry = tuple[yaml.ScalarNode, yaml.Node]  # of a map: key and value
@@ -33,7 +33,7 @@ class Document(NamedTuple):
     lines: dict[
         Path, int
     ]  # 1-based line of every key and list item; empty for a recipe of Python values
-    faults: tuple[Fault, ...]  # repeated keys and the like; `value` is then what the rest says
+    problems: tuple[Problem, ...]  # repeated keys and the like; `value` is then what the rest says
 
     def line(self, path: Path) -> int:
         """The line of `path`, or of the nearest thing around it; 0 when there are no lines."""
@@ -63,20 +63,20 @@ def parse_yaml(text: str, file: str) -> Document:
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
-        if fault := _bad_escape(error, file):
-            raise RecipeError(fault) from error
+        if problem := _bad_escape(error, file):
+            raise RecipeError(problem) from error
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if problem == "second occurrence":  # PyYAML keeps the anchor's name in the context
-            problem = (
+        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        if reason == "second occurrence":  # PyYAML keeps the anchor's name in the context
+            reason = (
                 str(getattr(error, "context", ""))
                 .removeprefix("found ")
                 .removesuffix("; first occurrence")
             )
-        problem += _hint(text, mark.line) if mark else ""
+        reason += _hint(text, mark.line) if mark else ""
         raise RecipeError(
-            Fault(
-                f"not valid YAML: {problem}",
+            Problem(
+                f"not valid YAML: {reason}",
                 file=file,
                 line=mark.line + 1 if mark else 0,
                 code="JM002",
@@ -84,16 +84,16 @@ def parse_yaml(text: str, file: str) -> Document:
         ) from error
     except RecursionError as error:
         raise RecipeError(
-            Fault("not valid YAML: nested too deeply", file=file, code="JM002")
+            Problem("not valid YAML: nested too deeply", file=file, code="JM002")
         ) from error
     except (ValueError, OverflowError) as error:  # of `chr`
         message = f"not valid YAML: an escape is not a character; {ESCAPES}"
-        raise RecipeError(Fault(message, file=file, code="JM003")) from error
+        raise RecipeError(Problem(message, file=file, code="JM003")) from error
     nodes = [node for node in nodes if not _is_empty(node)]  # as between two lines of dashes
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         raise RecipeError(
-            Fault(
+            Problem(
                 "a second document starts here; a recipe is a single document",
                 file=file,
                 line=line,
@@ -103,14 +103,14 @@ def parse_yaml(text: str, file: str) -> Document:
     if not nodes or not isinstance(nodes[0], yaml.MappingNode):
         found = "nothing" if not nodes else "a list or a string"
         raise RecipeError(
-            Fault(f"expected a map of keys, found {found}", file=file, line=1, code="JM004")
+            Problem(f"expected a map of keys, found {found}", file=file, line=1, code="JM004")
         )
     reader = _Reader(file)
     try:
-        return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.faults))
+        return Document(reader.value(nodes[0], ()), reader.lines, tuple(reader.problems))
     except RecursionError as error:  # by way of aliases
         raise RecipeError(
-            Fault("not valid YAML: nested too deeply", file=file, code="JM002")
+            Problem("not valid YAML: nested too deeply", file=file, code="JM002")
         ) from error
 
 
@@ -130,23 +130,23 @@ def _hint(text: str, line: int) -> str:
     return ""
 
 
-def _bad_escape(error: yaml.YAMLError, file: str) -> Fault | None:
+def _bad_escape(error: yaml.YAMLError, file: str) -> Problem | None:
     """What to say of a backslash that stands in double quotes as in a path of Windows; None for another error."""
-    problem, start = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
-    if problem is None or start is None or problem.buffer is None:
+    reason, start = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    if reason is None or start is None or reason.buffer is None:
         return None
-    text = problem.buffer
-    place = text.rfind("\\", start.pointer, problem.pointer)
+    text = reason.buffer
+    place = text.rfind("\\", start.pointer, reason.pointer)
     if text[start.pointer] != '"' or place < 0:
         return None
-    if "escape" in str(getattr(error, "problem", "")):
-        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is not a valid escape", problem
-        column = mark.column - (problem.pointer - place) + 1
-    elif '\\"' in text[start.pointer : problem.pointer]:
+    if "escape" in str(getattr(error, "reason", "")):
+        said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is not a valid escape", reason
+        column = mark.column - (reason.pointer - place) + 1
+    elif '\\"' in text[start.pointer : reason.pointer]:
         said, mark, column = "the closing quote is missing", start, start.column + 1
     else:
         return None
-    return Fault(
+    return Problem(
         f"not valid YAML: {said}; {ESCAPES}", f"column {column}", file, mark.line + 1, code="JM003"
     )
 
@@ -171,7 +171,7 @@ class _Reader:
     def __init__(self, file: str) -> None:
         self.file = file
         self.lines: dict[Path, int] = {}
-        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
         self.open: list[yaml.Node] = []
         self.count = 0
 
@@ -205,11 +205,11 @@ class _Reader:
                     if isinstance(source, yaml.MappingNode):
                         merged = {**self.merged_entries(source, path), **merged}
                     else:
-                        self.fault("'<<' takes a map or a list of maps", path, key, code="JM006")
+                        self.problem("'<<' takes a map or a list of maps", path, key, code="JM006")
             elif key.value in own:
                 first = own[key.value][0].start_mark.line + 1
                 message = f"duplicate key; the first is on line {first}"
-                self.fault(message, (*path, key.value), key, code="JM005")
+                self.problem(message, (*path, key.value), key, code="JM005")
             else:
                 own[key.value] = (key, item)
         return {**merged, **own}
@@ -229,10 +229,10 @@ class _Reader:
         line = node.start_mark.line + 1
         if self.count > MAX_NODES:
             message = f"aliases expand to more than {MAX_NODES:,} values"
-            raise RecipeError(Fault(message, file=self.file, line=line, code="JM007"))
+            raise RecipeError(Problem(message, file=self.file, line=line, code="JM007"))
         if any(node is outer for outer in self.open):
             message = "an anchor contains itself"
-            raise RecipeError(Fault(message, show_path(path), self.file, line, code="JM007"))
+            raise RecipeError(Problem(message, show_path(path), self.file, line, code="JM007"))
         self.open.append(node)
 
     def pairs(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -241,9 +241,9 @@ class _Reader:
             if isinstance(key, yaml.ScalarNode):
                 pairs.append((key, item))
             else:
-                self.fault("a key must be a string", path, key, code="JM006")
+                self.problem("a key must be a string", path, key, code="JM006")
         return pairs
 
-    def fault(self, message: str, path: Path, node: yaml.Node, *, code: str) -> None:
+    def problem(self, message: str, path: Path, node: yaml.Node, *, code: str) -> None:
         line = node.start_mark.line + 1
-        self.faults.append(Fault(message, show_path(path), self.file, line, code))
+        self.problems.append(Problem(message, show_path(path), self.file, line, code))

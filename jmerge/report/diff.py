@@ -12,7 +12,7 @@ from jmerge.diff.compare import Compared, Difference
 from jmerge.diff.groups import by_layer, by_part, most_changed, stacks
 from jmerge.diff.pairs import Lone, Pair
 from jmerge.diff.sums import Sums, index_of
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.report.show import count, size, tensors
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def summary(found: Difference) -> str:
 def _head(found: Difference) -> Iterator[str]:
     for side, model in (("A", found.a), ("B", found.b)):
         nbytes = sum(entry.spec.nbytes for entry in model.index.values())
-        yield f"{side}  {Fault(str(model.path))}: {tensors(len(model.index))}, {size(nbytes)}"
-    for fault in found.faults[:LISTED]:
-        yield f"FAULT: {fault}"
-    if len(found.faults) > LISTED:
-        yield f"and {len(found.faults) - LISTED} faults more"
+        yield f"{side}  {Problem(str(model.path))}: {tensors(len(model.index))}, {size(nbytes)}"
+    for problem in found.problems[:LISTED]:
+        yield f"PROBLEM: {problem}"
+    if len(found.problems) > LISTED:
+        yield f"and {len(found.problems) - LISTED} problems more"
     yield summary(found)
     total = found.total
     if total.changed:
@@ -90,7 +90,7 @@ def _tensor_table(found: Difference, changed: list[Compared]) -> Table:
     columns = ("change", "cosine", "signs", "largest")
     prefixes = list(stacks(found))
     if len(prefixes) == 1:  # which goes without saying, and leaves room
-        title = f"most changed tensors{more}, in layers of {Fault(prefixes[0])}"
+        title = f"most changed tensors{more}, in layers of {Problem(prefixes[0])}"
         table = _table(title, "layer", "tensor", *columns)
     else:
         table = _table(f"most changed tensors{more}", "tensor", *columns)
@@ -100,9 +100,9 @@ def _tensor_table(found: Difference, changed: list[Compared]) -> Table:
         if len(prefixes) == 1:
             layer = "" if place.layer is None else str(place.layer)
             inner = place.template.partition("{}.")[2] if layer else name
-            cells = [layer, str(Fault(inner)), *cells]
+            cells = [layer, str(Problem(inner)), *cells]
         else:
-            cells = [str(Fault(name)), *cells]
+            cells = [str(Problem(name)), *cells]
         table.add_row(*cells)
     return table
 
@@ -131,7 +131,7 @@ def _layer_table(stack: str, tensors: list[Compared]) -> Table:
     rows = list(by_layer(tensors))
     there = [part for part in COLUMNS if any(part in parts for _, _, parts in rows)]
     there = there[:4]
-    table = _table(f"by layer of {Fault(stack)}", "layer", "change", "cosine", "signs", *there)
+    table = _table(f"by layer of {Problem(stack)}", "layer", "change", "cosine", "signs", *there)
     for layer, sums, parts in rows:
         cells = [percent(parts[part].relative) if part in parts else "" for part in there]
         table.add_row(str(layer), *_cells(sums), *cells)
@@ -169,7 +169,7 @@ def _lists(found: Difference) -> Iterator[list[str]]:
     if found.unlike:
         yield _list(
             f"{tensors(len(found.unlike))} not compared",
-            [f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike],
+            [f"{Problem(pair.name)}: {pair.why_not}" for pair in found.unlike],
         )
     for side, lone in (("A", found.only_a), ("B", found.only_b)):
         if lone:
@@ -177,12 +177,12 @@ def _lists(found: Difference) -> Iterator[list[str]]:
     beside = found.beside
     if beside.config:
         lines = [
-            f"{Fault(c.key)}: {config_value(c.values, 'a')} -> {config_value(c.values, 'b')}"
+            f"{Problem(c.key)}: {config_value(c.values, 'a')} -> {config_value(c.values, 'b')}"
             for c in beside.config
         ]
         yield _list("config.json (A -> B)", lines)
     differing = [
-        f"{Fault(name)}: {state}" for name, state in beside.files.items() if state != "same"
+        f"{Problem(name)}: {state}" for name, state in beside.files.items() if state != "same"
     ]
     if differing:
         yield _list("files", differing)
@@ -211,7 +211,7 @@ def lone_lines(lone: Iterable[Lone]) -> Iterator[str]:
         layers = sorted(each.place.layer for each in group if each.place.layer is not None)
         many = f"  ({len(group)}, layers {_spans(layers)})" if len(group) > 1 else ""
         name = template if many else group[0].name
-        yield f"{Fault(name)}: {group[0].spec}{many}"
+        yield f"{Problem(name)}: {group[0].spec}{many}"
 
 
 def _spans(layers: list[int]) -> str:
@@ -228,7 +228,7 @@ def _spans(layers: list[int]) -> str:
 def config_value(values: Mapping[str, Any], side: str) -> str:
     """What one of the configs says of a field, for people."""
     text = json.dumps(values[side], ensure_ascii=False) if side in values else "not there"
-    return str(Fault(text if len(text) <= 200 else text[:200] + " ..."))
+    return str(Problem(text if len(text) <= 200 else text[:200] + " ..."))
 
 
 def _list(title: str, lines: list[str]) -> list[str]:

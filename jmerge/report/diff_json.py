@@ -15,14 +15,14 @@ from jmerge.dtypes import TensorSpec
 
 def diff_json(found: Difference) -> str:
     """Everything that was found, every tensor, as one JSON object: `a`, `b` (the models), `identical_weights`,
-    `faults`, `total`, `parts`, `layers` (by stack), `tensors`, `not_compared`, `only_in_a`, `only_in_b`, `config`,
+    `problems`, `total`, `parts`, `layers` (by stack), `tensors`, `not_compared`, `only_in_a`, `only_in_b`, `config`,
     `files` and `tokens`. The keys of numbers are those of `numbers`."""
     tensors = found.tensors
     content = {
         "a": str(found.a.path),
         "b": str(found.b.path),
         "identical_weights": found.same_weights,
-        "faults": [str(fault) for fault in found.faults],
+        "problems": [str(problem) for problem in found.problems],
         "total": numbers(found.total),
         "parts": {part: numbers(add_up(sums)) for part, sums in parts(tensors).items()},
         "layers": {

@@ -9,7 +9,7 @@ from jmerge.arch.parts import EMBEDDING, HEAD, ROW_ORDER
 from jmerge.diff.compare import Compared, Difference
 from jmerge.diff.groups import stacks
 from jmerge.diff.sums import Sums, add_up
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.report.diff import both_names, largest
 from jmerge.report.measures import (
     MEASURES,
@@ -65,7 +65,7 @@ def heat_maps(found: Difference) -> Maps:
         scales,
         [_legend(measure, scales[measure.key]) for measure in MEASURES],
         [
-            {"name": str(Fault(both_names(each.pair))), "cell": _cell([each], "", scales)}
+            {"name": str(Problem(both_names(each.pair))), "cell": _cell([each], "", scales)}
             for each in outside[:TILES]
         ],
         [_grid(prefix, rows, scales) for prefix, rows in grids.items()],
@@ -105,8 +105,8 @@ def _grid(
     every = -(-len(layers) // LABELS)
     step = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, every) if step >= every)
     return {
-        "title": str(Fault(prefix)) or "layers",
-        "rows": [str(Fault(name)) for name in rows],
+        "title": str(Problem(prefix)) or "layers",
+        "rows": [str(Problem(name)) for name in rows],
         "columns": len(layers),
         "labels": [(i, layer) for i, layer in enumerate(layers) if layer % step == 0],
         "cells": [
@@ -144,7 +144,7 @@ def _cell(
     elif len(group) > 1:
         most = max(group, key=lambda each: distance(MEASURES[0], each.sums) or 0.0)
         says.append(f"Most changed: {both_names(most.pair)}, {shown(MEASURES[0], most.sums)}")
-    return Cell(row, column, _places(scales, sums), "\n".join(str(Fault(line)) for line in says))
+    return Cell(row, column, _places(scales, sums), "\n".join(str(Problem(line)) for line in says))
 
 
 def _places(scales: Mapping[str, Scale], sums: Sums) -> str:

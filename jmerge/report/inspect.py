@@ -8,10 +8,10 @@ from typing import Any
 
 from jmerge.arch.fields import CONTEXT
 from jmerge.arch.infer import Layout, class_names, config_dicts, infer_layout
-from jmerge.arch.layouts import WIDTHS, first_size, heads_in
+from jmerge.arch.storage_table import WIDTHS, first_size, heads_in
 from jmerge.ckpt.copies import equal
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 from jmerge.report.show import count, size
 from jmerge.tokens.model import read_template, read_tokens
 
@@ -95,7 +95,7 @@ def inspect_text(found: dict[str, Any]) -> str:
                 f"{size(row['bytes']):>11}",
             )
             lines.append("  ".join([f"{key:<{width}}", *numbers]))
-    return "\n".join(str(Fault(line)) for line in lines)  # names and classes are a stranger's
+    return "\n".join(str(Problem(line)) for line in lines)  # names and classes are a stranger's
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -112,12 +112,12 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the tokenizer's files hold; a fault in them is told, as the weights are to be inspected all the same."""
+    """What the tokenizer's files hold; a problem in them is told, as the weights are to be inspected all the same."""
     try:
         tokens = read_tokens(checkpoint.main_source)
         template = tokens.template if tokens else read_template(checkpoint.main_source)
     except CheckpointError as error:
-        return {"unreadable": str(error.faults[0])}
+        return {"unreadable": str(error.problems[0])}
     found: dict[str, Any] = {"chat_template": template is not None}
     if tokens is not None:
         found |= {"kind": tokens.kind, "tokens": len(tokens.vocabulary.ids)}

@@ -103,8 +103,8 @@ def _entry(plan: Plan, step: Step, file: str, outcome: Outcome) -> dict[str, Any
     }
     if step.base is not None:
         entry["base"] = step.base
-    if step.numbers:
-        entry["numbers"] = dict(step.numbers)
+    if step.hyperparameters:
+        entry["numbers"] = dict(step.hyperparameters)
     if step.note:
         entry["note"] = step.note
     if step.name in outcome.nonfinite:

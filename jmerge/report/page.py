@@ -14,7 +14,7 @@ from jmerge.ckpt.open import Checkpoint
 from jmerge.diff.compare import Difference
 from jmerge.diff.groups import by_part, most_changed
 from jmerge.diff.sums import Sums
-from jmerge.errors import Fault, PlanError
+from jmerge.errors import PlanError, Problem
 from jmerge.report.diff import (
     both_names,
     config_value,
@@ -39,12 +39,12 @@ def check_page(path: str | Path) -> None:
     """PlanError when a page cannot be made at `path`, before anything is compared."""
     place = Path(path)
     if place.is_dir():
-        raise PlanError(Fault(f"{place} is a folder; name a file", where=WHERE, code="JM409"))
+        raise PlanError(Problem(f"{place} is a folder; name a file", where=WHERE, code="JM409"))
     if not place.parent.is_dir():
-        raise PlanError(Fault(f"{place.parent} is not a folder", where=WHERE, code="JM409"))
+        raise PlanError(Problem(f"{place.parent} is not a folder", where=WHERE, code="JM409"))
     if place.is_file() and not _replaceable(place):
         raise PlanError(
-            Fault(
+            Problem(
                 f"{place} exists and is not a page of jmerge; name another file",
                 where=WHERE,
                 code="JM409",
@@ -82,7 +82,7 @@ def page(found: Difference) -> str:
         version=VERSION,
         title=f"{name_b} compared with {name_a}",
         models=[_model("A", name_a, found.a), _model("B", name_b, found.b)],
-        problems=_some([str(fault) for fault in found.faults]),
+        problems=_some([str(problem) for problem in found.problems]),
         cards=_cards(found),
         maps=maps,
         measures=MEASURES,
@@ -100,16 +100,16 @@ def page(found: Difference) -> str:
             for pair, sums in [*changed, *same][:TENSORS]
         ],
         all_tensors=len(found.tensors),
-        unlike=_some([f"{Fault(pair.name)}: {pair.why_not}" for pair in found.unlike]),
+        unlike=_some([f"{Problem(pair.name)}: {pair.why_not}" for pair in found.unlike]),
         only=[
             (f"{name} ({side})", tensors(len(lone)), _some(list(lone_lines(lone))))
             for side, name, lone in (("A", name_a, found.only_a), ("B", name_b, found.only_b))
         ],
         config=[
-            (str(Fault(each.key)), config_value(each.values, "a"), config_value(each.values, "b"))
+            (str(Problem(each.key)), config_value(each.values, "a"), config_value(each.values, "b"))
             for each in found.beside.config[:LISTED]
         ],
-        files=[(str(Fault(name)), state) for name, state in found.beside.files.items()],
+        files=[(str(Problem(name)), state) for name, state in found.beside.files.items()],
         tokens=tokens_line(found),
     )
 
@@ -120,8 +120,8 @@ def short_names(a: str, b: str) -> tuple[str, str]:
     for length in range(1, max(map(len, parts)) + 1):
         one, other = ("/".join(each[-length:]) for each in parts)
         if one != other:
-            return str(Fault(one)), str(Fault(other))
-    return str(Fault(parts[0][-1])), str(Fault(parts[1][-1]))
+            return str(Problem(one)), str(Problem(other))
+    return str(Problem(parts[0][-1])), str(Problem(parts[1][-1]))
 
 
 def _whole_path(model: Checkpoint) -> str:
@@ -140,8 +140,8 @@ def _model(side: str, name: str, model: Checkpoint) -> dict[str, str]:
     return {
         "side": side,
         "name": name,
-        "path": str(Fault(str(model.path))),
-        "says": str(Fault(says)),
+        "path": str(Problem(str(model.path))),
+        "says": str(Problem(says)),
     }
 
 
@@ -166,7 +166,7 @@ def _row(maps: Maps, name: str, sums: Sums, note: tuple[str, float]) -> dict[str
     change = shown(MEASURES[0], sums), distance(MEASURES[0], sums)
     others = [(shown(m, sums), m.value(sums)) for m in MEASURES[1:]]
     return {
-        "name": str(Fault(name)),
+        "name": str(Problem(name)),
         "places": maps.places(sums),
         "cells": [
             (text, "" if number is None else f"{number:.9g}".replace("inf", "Infinity"))

@@ -223,7 +223,7 @@ def _kind(step: Step) -> _Kind:
             tuple(b - a for a, b in zip(numbers, others, strict=True)) if own == template else ()
         )
         sources.append(_Source(_mark(item), own, moved))
-    parameters = tuple(name for name, value in step.numbers.items() if value is not None)
+    parameters = tuple(name for name, value in step.hyperparameters.items() if value is not None)
     return _Kind(
         template, str(step.spec), step.method, tuple(sources), step.base, parameters, step.note
     )
@@ -243,7 +243,10 @@ def _line(kind: _Kind, steps: Sequence[Step]) -> _Line:
             numbers = zip(*(_parted(name)[1] for name in names), strict=True)
             moved = [_runs(each) for each, by in zip(numbers, source.moved, strict=True) if by]
             origins.append(f"{source.mark}: {' '.join(moved)}")
-    values = [f"{name}={_span([step.numbers[name] for step in steps])}" for name in kind.parameters]
+    values = [
+        f"{name}={_span([step.hyperparameters[name] for step in steps])}"
+        for name in kind.parameters
+    ]
     note = f"({kind.note})" if kind.note else ""
     heading = "  ".join(filter(None, (kind.method, " ".join(marks), " ".join(values), note)))
     name = _ranged(kind.template, [step.name for step in steps])
@@ -300,7 +303,7 @@ def _table(plan: Plan) -> list[str]:
             name = _name(step, item)
             source = _mark(item) if name == step.name else f"{_mark(item)}:{name}"
             sources.append(f"[{source}]" if i == step.base else source)
-        values = [f"{k}={_span([v])}" for k, v in step.numbers.items() if v is not None]
+        values = [f"{k}={_span([v])}" for k, v in step.hyperparameters.items() if v is not None]
         note = f"({step.note})" if step.note else ""
         texts = " ".join(sources), " ".join(filter(None, (*values, note)))
         rows.append((step.name, str(step.spec), step.method, *texts))

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from jmerge.ckpt.disk import REASONS
-from jmerge.errors import Fault, PlanError, RunError
+from jmerge.errors import PlanError, Problem, RunError
 from jmerge.tracer import STAGES, Span
 
 FIRST = '{"traceEvents":['
@@ -74,7 +74,7 @@ class Profile:
                 f"{self.path}: {reason}; the merge is done, but its trace is incomplete",
                 code="JM501",
             )
-        warning = Fault(f"{reason}; the trace is incomplete", file=str(self.path), code="JM501")
+        warning = Problem(f"{reason}; the trace is incomplete", file=str(self.path), code="JM501")
         print(f"warning: {warning}", file=sys.stderr)
 
     def _write_all(self) -> None:
@@ -149,7 +149,7 @@ def _check(path: Path, out: Path) -> None:
         if any(made.with_name(name) in (real, *real.parents) for name in names):
             reason = f"{path} is in the folder to be made; choose a file outside of it"
     if reason:
-        raise PlanError(Fault(reason, where=WHERE, code="JM409"))
+        raise PlanError(Problem(reason, where=WHERE, code="JM409"))
 
 
 def _is_trace(path: Path) -> bool:

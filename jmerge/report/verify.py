@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from jmerge.errors import Fault
+from jmerge.errors import Problem
 from jmerge.report.show import size, tensors
 from jmerge.report.terminal import Colour, paint
 from jmerge.verify.checks import Verified
 
-STATES: dict[str, Colour] = {"FAULT": "red", "note": "yellow", "skipped": "yellow"}
+STATES: dict[str, Colour] = {"PROBLEM": "red", "note": "yellow", "skipped": "yellow"}
 SHOWN = 5  # findings of one check; the rest are counted
 
 
@@ -24,8 +24,8 @@ def verify_text(found: Sequence[Verified], stream: TextIO | None = None) -> str:
     passed = sum(check.passed for check in checks)
     counts = [f"{passed} check{'s' if passed != 1 else ''} passed"]
     for number, words in (
-        (sum(bool(check.faults) for check in checks), "failed"),
-        (sum(bool(check.findings) and not check.faults for check in checks), "with notes"),
+        (sum(bool(check.problems) for check in checks), "failed"),
+        (sum(bool(check.findings) and not check.problems for check in checks), "with notes"),
         (sum(bool(check.skipped) for check in checks), "skipped"),
     ):
         if number:
@@ -47,10 +47,10 @@ def verify_json(found: Sequence[Verified]) -> str:
                 "checks": [
                     {
                         "check": check.name,
-                        "fine": not check.faults,
+                        "fine": not check.problems,
                         "skipped": check.skipped or None,
                         "findings": [
-                            {"level": "warning" if finding.warning else "fault"}
+                            {"level": "warning" if finding.warning else "problem"}
                             | {
                                 key: getattr(finding, key)
                                 for key in ("file", "tensor", "message", "code")
@@ -71,15 +71,15 @@ def _lines(found: Verified, stream: TextIO | None) -> Iterator[str]:
     folder = found.folder
     total = sum(entry.spec.nbytes for entry in folder.tensors.values())
     files = f"{len(folder.files)} file{'s' if len(folder.files) != 1 else ''}"
-    yield f"{Fault(found.label)}: {tensors(len(folder.tensors))}, {size(total)} in {files}"
+    yield f"{Problem(found.label)}: {tensors(len(folder.tensors))}, {size(total)} in {files}"
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         name = f"  {check.name:<{width}}  "
         if check.findings:
-            yield name + _painted("FAULT" if check.faults else "note", stream)
+            yield name + _painted("PROBLEM" if check.problems else "note", stream)
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
-            yield f"    {Fault(finding.message, finding.tensor, finding.file, code=finding.code)}"
+            yield f"    {Problem(finding.message, finding.tensor, finding.file, code=finding.code)}"
         if len(findings) > SHOWN:
             yield f"    and {len(findings) - SHOWN} more; --json lists them"
     for why in dict.fromkeys(check.skipped for check in found.checks if check.skipped):

@@ -13,7 +13,7 @@ from jmerge.dtypes import NUMPY
 from jmerge.engine.schedule import PIECE
 from jmerge.methods import find_method
 from jmerge.methods.reduce import BLOCK
-from jmerge.testing.ways import TENSOR, Inputs, Numbers, Way, keys_of, streamed
+from jmerge.testing.ways import TENSOR, Hyperparameters, Inputs, Way, keys_of, streamed
 
 Shape = tuple[int, ...]
 
@@ -29,8 +29,10 @@ class Row:
 
     method: str
     reference: Reference
-    numbers: tuple[Numbers, ...]  # examples; every switch should be seen in both positions
-    identity: tuple[Numbers, ...] = ()  # with weights summing to one, and nothing dropped
+    hyperparameters: tuple[
+        Hyperparameters, ...
+    ]  # examples; every switch should be seen in both positions
+    identity: tuple[Hyperparameters, ...] = ()  # with weights summing to one, and nothing dropped
     models: int = 3  # how many (without the base) where no example's number says so
     chooses: bool = False  # among elements by magnitude: the reference is tried on equal ones too
     opt_out: Mapping[str, str] = field(default_factory=dict)  # law -> why it cannot hold
@@ -47,7 +49,7 @@ IN_FULL: tuple[Shape, ...] = (*FEW, (), (0,))
 class Setting(NamedTuple):
     """One of a row's examples, and what it is tried on."""
 
-    numbers: Numbers
+    hyperparameters: Hyperparameters
     models: int  # without the base
     has_base: bool
     first: bool  # of the row
@@ -65,21 +67,23 @@ class Setting(NamedTuple):
         self, row: Row, tensors: Mapping[str, Inputs], *, piece: int = PIECE
     ) -> dict[str, np.ndarray]:
         """What the engine makes of them; see `ways.streamed`."""
-        return streamed(row.method, tensors, self.numbers, base_at=self.base_at, piece=piece)
+        return streamed(
+            row.method, tensors, self.hyperparameters, base_at=self.base_at, piece=piece
+        )
 
 
-def settings(row: Row, examples: Sequence[Numbers] = ()) -> Iterator[Setting]:
+def settings(row: Row, examples: Sequence[Hyperparameters] = ()) -> Iterator[Setting]:
     """The row's examples (or those given), without and with a base as the method allows."""
     method = find_method(row.method)
     low, high = method.counts
     usual = max(low, min(row.models, high or row.models))
     bases = {"needed": (True,), "input": (False,), "optional": (False, True)}[method.base]
-    for number, numbers in enumerate(examples or row.numbers):
-        given = [len(value) for value in numbers.values() if isinstance(value, tuple)]
+    for number, hyperparameters in enumerate(examples or row.hyperparameters):
+        given = [len(value) for value in hyperparameters.values() if isinstance(value, tuple)]
         for has_base in bases:
             first = number == 0 and has_base == bases[-1]
             models = given[0] if given else usual
-            yield Setting(numbers, models, has_base, first, number % (models + 1))
+            yield Setting(hyperparameters, models, has_base, first, number % (models + 1))
 
 
 def draw(
@@ -161,12 +165,14 @@ def other_value(value: Any) -> Any:
     return value * 0.75 if isinstance(value, float) and value != 1 else value
 
 
-def wanted_of(row: Row, inputs: Inputs, numbers: Numbers, tensor: str = TENSOR) -> np.ndarray:
+def wanted_of(
+    row: Row, inputs: Inputs, hyperparameters: Hyperparameters, tensor: str = TENSOR
+) -> np.ndarray:
     """What the row's reference makes of the inputs, in float64."""
     wide = inputs.map(lambda array: array.astype(np.float64))
     keys = keys_of(find_method(row.method), len(inputs.models), tensor)
     extra = {} if keys is None else {"keys": keys}
-    return np.asarray(row.reference(np.stack(wide.models), wide.base, numbers, **extra))
+    return np.asarray(row.reference(np.stack(wide.models), wide.base, hyperparameters, **extra))
 
 
 @contextmanager

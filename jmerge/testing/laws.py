@@ -79,7 +79,7 @@ def check_equal_inputs(row: Row) -> None:
             base = (other if method.takes == "delta" else model) if setting.has_base else None
             same = Inputs((model,) * setting.models, base)
             with about(setting, shape=shape):
-                found = by_hand(method, same, setting.numbers, way="quick")
+                found = by_hand(method, same, setting.hyperparameters, way="quick")
                 assert_close(found, np.broadcast_to(model, found.shape))
 
 
@@ -87,17 +87,17 @@ def check_order(row: Row) -> None:
     """Reordering the models together with their numbers changes nothing, to rounding."""
     method, tried = find_method(row.method), False
     for setting in settings(row):
-        numbers, tried = setting.numbers, tried or setting.models > 1
+        hyperparameters, tried = setting.hyperparameters, tried or setting.models > 1
         inputs = setting.draw(FEW[-1])
         order = [*range(1, setting.models), 0]
         moved = Inputs(tuple(inputs.models[i] for i in order), inputs.base)
         renumbered = {
             name: tuple(value[i] for i in order) if isinstance(value, tuple) else value
-            for name, value in numbers.items()
+            for name, value in hyperparameters.items()
         }
         with about(setting, order=order):
             found = by_hand(method, moved, renumbered, way="quick")
-            assert_close(found, by_hand(method, inputs, numbers, way="quick"))
+            assert_close(found, by_hand(method, inputs, hyperparameters, way="quick"))
     assert tried, "no example has several models"
 
 
@@ -128,13 +128,13 @@ def check_reference(row: Row) -> None:
             for spread in (1.0, 0.01):  # models that have little in common; fine-tuned ones
                 inputs = setting.draw(shape, spread)
                 with about(setting, shape=shape, spread=spread):
-                    found = by_hand(method, inputs, setting.numbers, way=setting.way(shape))
-                    assert_close(found, wanted_of(row, inputs, setting.numbers))
+                    found = by_hand(method, inputs, setting.hyperparameters, way=setting.way(shape))
+                    assert_close(found, wanted_of(row, inputs, setting.hyperparameters))
             if row.chooses:
                 inputs = setting.draw(shape).map(np.round)
                 with about(setting, shape=shape, inputs="coarse"):
-                    found = by_hand(method, inputs, setting.numbers, way=setting.way(shape))
-                    assert_close(found, wanted_of(row, inputs, setting.numbers))
+                    found = by_hand(method, inputs, setting.hyperparameters, way=setting.way(shape))
+                    assert_close(found, wanted_of(row, inputs, setting.hyperparameters))
 
 
 def check_jit(row: Row) -> None:
@@ -144,8 +144,8 @@ def check_jit(row: Row) -> None:
         for shape in FEW if setting.first else FEW[:1]:
             inputs = setting.draw(shape)
             with about(setting, shape=shape):
-                eager = by_hand(method, inputs, setting.numbers, way="eager")
-                assert_close(by_hand(method, inputs, setting.numbers), eager)
+                eager = by_hand(method, inputs, setting.hyperparameters, way="eager")
+                assert_close(by_hand(method, inputs, setting.hyperparameters), eager)
 
 
 def check_chunks(row: Row) -> None:
@@ -177,17 +177,17 @@ def check_bundles(row: Row) -> None:
     method = find_method(row.method)
     setting = next(each for each in settings(row) if each.first)
     defaults = {name: each.default for name, each in method.settable.items()}
-    whole = {**defaults, **setting.numbers}
+    whole = {**defaults, **setting.hyperparameters}
     if method.of_model or not method.bundled or method.unit(whole) != "element":
         return  # none is merged with others
     models = min(method.counts[1] or MANY, MANY)
-    numbers = {
+    hyperparameters = {
         name: tuple(value[i % len(value)] for i in range(models))
         if isinstance(value, tuple)
         else value
-        for name, value in setting.numbers.items()
+        for name, value in setting.hyperparameters.items()
     }
-    setting = setting._replace(numbers=numbers, models=models, base_at=0)
+    setting = setting._replace(hyperparameters=hyperparameters, models=models, base_at=0)
     sizes = dict.fromkeys(np.geomspace(1, ROW, 48).astype(int).tolist())
     tensors = {name_of((size,)): setting.draw((size,)) for size in sizes}
     together = setting.streamed(row, tensors)
@@ -201,15 +201,15 @@ def check_compiles(row: Row) -> None:
     """New numbers are new inputs of the same program: a second recipe with other numbers compiles nothing."""
     tried = False
     for setting in settings(row):
-        changed = {name: other_value(value) for name, value in setting.numbers.items()}
-        if changed == setting.numbers:
+        changed = {name: other_value(value) for name, value in setting.hyperparameters.items()}
+        if changed == setting.hyperparameters:
             continue  # it holds flags, zeros and ones only
         tried = True
         tensors = {TENSOR: setting.draw(LONG)}
         with about(setting, changed=changed):
             setting.streamed(row, tensors, piece=PIECES[-1])
             with compilations() as found:
-                setting._replace(numbers=changed).streamed(row, tensors, piece=PIECES[-1])
+                setting._replace(hyperparameters=changed).streamed(row, tensors, piece=PIECES[-1])
             assert not found, f"compiled again: {found}"
     assert tried, "no example has a continuous number"
 
@@ -223,7 +223,7 @@ def check_finite(row: Row) -> None:
             for name, change in EXTREME_INPUTS.items():
                 with about(setting, shape=shape, inputs=name):
                     given = change(drawn)
-                    found = by_hand(method, given, setting.numbers, way=setting.way(shape))
+                    found = by_hand(method, given, setting.hyperparameters, way=setting.way(shape))
                     wanted = (setting.models, *shape) if method.per_model_output else shape
                     assert found.shape == wanted and found.dtype == np.float32, found.shape
                     assert np.isfinite(found).all(), found
@@ -263,13 +263,17 @@ def check_recipe(row: Row) -> None:
             recipes = [{n: i} for n, i in tensors.items()] if method.of_model else [tensors]
             found: dict[str, np.ndarray] = {}
             for each in recipes:
-                found |= from_recipe(row.method, each, setting.numbers, base_at=setting.base_at)
+                found |= from_recipe(
+                    row.method, each, setting.hyperparameters, base_at=setting.base_at
+                )
             for name, inputs in tensors.items():
                 with about(setting, tensor=name, dtype=dtype):
-                    own = by_hand(method, inputs, setting.numbers, tensor=name)
+                    own = by_hand(method, inputs, setting.hyperparameters, tensor=name)
                     assert_same_bytes(found[name], own.astype(NUMPY[dtype]))
                     if dtype == "F64":
-                        assert_close(found[name], wanted_of(row, inputs, setting.numbers, name))
+                        assert_close(
+                            found[name], wanted_of(row, inputs, setting.hyperparameters, name)
+                        )
 
 
 LAWS: Mapping[str, Callable[[Row], None]] = {

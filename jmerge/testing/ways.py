@@ -33,7 +33,7 @@ from jmerge.methods.streams import stream_of
 from jmerge.plan.steps import Plan
 from jmerge.testing.tiny import write_checkpoint
 
-Numbers = Mapping[str, Any]  # by their names in recipes, a tuple for one number a model
+Hyperparameters = Mapping[str, Any]  # by their names in recipes, a tuple for one number a model
 Way = Literal["jit", "quick", "eager"]
 
 TENSOR = "tensor"  # the name of a tensor that needs none of its own; random numbers depend on it
@@ -73,7 +73,7 @@ def keys_of(method: Method, models: int, tensor: str) -> np.ndarray | None:
 def by_hand(
     method: Method,
     inputs: Inputs,
-    numbers: Numbers,
+    hyperparameters: Hyperparameters,
     *,
     way: Way = "jit",
     tensor: str = TENSOR,
@@ -84,7 +84,7 @@ def by_hand(
     with jax.enable_x64(True) if wide else nullcontext():
         models = [jnp.asarray(model.astype(dtype)) for model in inputs.models]
         base = None if inputs.base is None else jnp.asarray(inputs.base.astype(dtype))
-        hyperparameters = filled_in(method, numbers, len(models))
+        hyperparameters = filled_in(method, hyperparameters, len(models))
         drawn = keys_of(method, len(models), tensor)
         keys = None if drawn is None else jnp.asarray(drawn)
         traced = {k: v for k, v in hyperparameters.items() if is_traced_in(method, k, v)}
@@ -103,13 +103,13 @@ def is_traced_in(method: Method, name: str, value: Any) -> bool:
     return declared.kind == "float" and declared.given and value is not None
 
 
-def filled_in(method: Method, numbers: Numbers, models: int) -> dict[str, Any]:
+def filled_in(method: Method, hyperparameters: Hyperparameters, models: int) -> dict[str, Any]:
     """The hyperparameters of a recipe, unset ones at their defaults, a tuple for one number a model."""
-    unknown = set(numbers) - set(method.settable)
+    unknown = set(hyperparameters) - set(method.settable)
     assert not unknown, f"{method.name} has no parameter {unknown}"
     found: dict[str, Any] = {}
     for name, declared in method.settable.items():
-        value = numbers.get(name, declared.default)
+        value = hyperparameters.get(name, declared.default)
         assert not isinstance(value, Required), f"{method.name} needs {name!r}"
         if declared.per_model and value is not None and not isinstance(value, tuple):
             value = (value,) * models
@@ -159,7 +159,7 @@ def quick_options() -> dict[str, Any] | None:
 
 @contextmanager
 def recipe_of(
-    method: str, tensors: Mapping[str, Inputs], numbers: Numbers, base_at: int = 0
+    method: str, tensors: Mapping[str, Inputs], hyperparameters: Hyperparameters, base_at: int = 0
 ) -> Iterator[Path]:
     """A recipe file that merges `tensors` with these numbers, its base as the source number `base_at`, and tiny
     checkpoints to go with it, in a folder that is gone afterwards."""
@@ -175,16 +175,16 @@ def recipe_of(
             )
             own = {
                 name: value[i]
-                for name, value in numbers.items()
+                for name, value in hyperparameters.items()
                 if declared[name].per_model and isinstance(value, tuple)
             }
             sources.append({"model": str(folder / model), "parameters": own})
         shared = {
             name: value
-            for name, value in numbers.items()
+            for name, value in hyperparameters.items()
             if not isinstance(value, tuple) and value is not None and not name.startswith("lines.")
         }
-        recipe: dict[str, Any] = {**_unwrapped(method, numbers), "parameters": shared}
+        recipe: dict[str, Any] = {**_unwrapped(method, hyperparameters), "parameters": shared}
         if has_base:
             bases = {name: each.base for name, each in tensors.items() if each.base is not None}
             write_checkpoint(folder / "base", bases)
@@ -195,7 +195,7 @@ def recipe_of(
         yield file
 
 
-def _unwrapped(method: str, numbers: Numbers) -> dict[str, Any]:
+def _unwrapped(method: str, hyperparameters: Hyperparameters) -> dict[str, Any]:
     """The keys of a recipe that name a method and its wrappers."""
     find_method(method)  # refuses what recipes cannot say
     wrappers = method.split("(")
@@ -203,7 +203,7 @@ def _unwrapped(method: str, numbers: Numbers) -> dict[str, Any]:
     if wrappers:
         recipe["wrap"] = {"condition": next((each for each in wrappers if each != "lines"), "none")}
     if "lines" in wrappers:
-        own = {name: value for name, value in numbers.items() if name.startswith("lines.")}
+        own = {name: value for name, value in hyperparameters.items() if name.startswith("lines.")}
         recipe["wrap"]["lines"] = {name.removeprefix("lines."): own[name] for name in own}
     return recipe
 
@@ -211,13 +211,13 @@ def _unwrapped(method: str, numbers: Numbers) -> dict[str, Any]:
 def from_recipe(
     method: str,
     tensors: Mapping[str, Inputs],
-    numbers: Numbers,
+    hyperparameters: Hyperparameters,
     *,
     base_at: int = 0,
 ) -> dict[str, np.ndarray]:
     """What `jmerge --config recipe.yml --out merged` writes, in this process; results of several checkpoints [models,
     *shape], as the function gives them."""
-    with recipe_of(method, tensors, numbers, base_at) as recipe:
+    with recipe_of(method, tensors, hyperparameters, base_at) as recipe:
         merge(recipe, recipe.parent / "merged")
         merged = recipe.parent / "merged"
         if not find_method(method).per_model_output:
@@ -231,13 +231,13 @@ def from_recipe(
 def streamed(
     method: str,
     tensors: Mapping[str, Inputs],
-    numbers: Numbers,
+    hyperparameters: Hyperparameters,
     *,
     base_at: int = 0,
     piece: int = PIECE,
 ) -> dict[str, np.ndarray]:
     """What the engine makes when it works on `piece` elements at a time."""
-    with recipe_of(method, tensors, numbers, base_at) as recipe:
+    with recipe_of(method, tensors, hyperparameters, base_at) as recipe:
         plan = make_plan(recipe)
         sink = Memory(plan)
         run(plan, make_schedule(plan, piece), sink)

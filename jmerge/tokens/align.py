@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmerge.errors import Fault, RecipeError, raise_all
+from jmerge.errors import Problem, RecipeError, raise_all
 from jmerge.names import did_you_mean, nearest
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
@@ -66,7 +66,7 @@ class Alignment:
     edits: FileEdits = field(repr=False)
     special_ids: Mapping[str, int]
     moved: Mapping[int, int] = field(repr=False)
-    notes: tuple[Fault, ...]
+    notes: tuple[Problem, ...]
 
 
 def align(recipe: Recipe, inputs: Mapping[ModelRef, Input]) -> Alignment:
@@ -77,7 +77,7 @@ def align(recipe: Recipe, inputs: Mapping[ModelRef, Input]) -> Alignment:
       inputs: every model of the merge, and those of `model_token` entries.
 
     Raises:
-      RecipeError: what is wrong, one line a fault at its line of the recipe.
+      RecipeError: what is wrong, one line a problem at its line of the recipe.
     """
     return _Aligner(recipe, inputs).align()
 
@@ -91,22 +91,24 @@ class _Aligner:
         guests = [ref for ref in self.part.token_models() if ref not in self.refs]
         self.models = (*self.refs, *guests)
         self.inputs = [inputs[ref] for ref in self.models]
-        self.faults: list[Fault] = []
-        self.notes: list[Fault] = []
+        self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
 
-    def fault(self, message: str, path: tuple[str | int, ...] | None = None, *, code: str) -> None:
+    def problem(
+        self, message: str, path: tuple[str | int, ...] | None = None, *, code: str
+    ) -> None:
         """Note what makes the alignment impossible; at the source of the vocabulary unless `path` says where."""
         where = self.part.source_path if path is None else path
-        self.faults.append(self.recipe.fault(message, where, code=code))
+        self.problems.append(self.recipe.problem(message, where, code=code))
 
     def note(self, message: str, *, code: str) -> None:
         """Note what the user may not expect."""
-        self.notes.append(self.recipe.fault(message, self.part.source_path, code=code))
+        self.notes.append(self.recipe.problem(message, self.part.source_path, code=code))
 
     def align(self) -> Alignment:
         """The whole."""
         tokens = self.tokenizers()
-        raise_all(RecipeError, self.faults)
+        raise_all(RecipeError, self.problems)
         usable = [
             each.vocabulary.below(one.limit)
             for each, one in zip(tokens, self.inputs[: len(self.refs)], strict=True)
@@ -115,12 +117,12 @@ class _Aligner:
         donor = self.refs.index(self.part.source) if isinstance(self.part.source, ModelRef) else 0
         self.check_pipeline(tokens[donor], usable[donor], donor)
         united = self.unite(tokens, usable, donor)
-        raise_all(RecipeError, self.faults)
+        raise_all(RecipeError, self.problems)
         keys = dict.fromkeys((e.token for e in self.part.tokens), PLAIN)
         more = {t: flags for t, flags in keys.items() if t not in united.vocabulary.ids}
         wanted = united.vocabulary.with_added(more)
         rows = self.rows(wanted, usable)
-        raise_all(RecipeError, self.faults)
+        raise_all(RecipeError, self.problems)
         ordinary: Mapping[str, int] = {}
         merges: Sequence[Merge] = ()
         if self.part.union_mode == "bpe" and united.ordinary:
@@ -130,10 +132,10 @@ class _Aligner:
         try:
             edits = vocabulary_edits(tokens[donor], wanted, ordinary, merges)
         except ValueError as error:
-            self.fault(
+            self.problem(
                 f"the tokenizer of '{self.models[donor]}' cannot be edited: {error}", code="JM305"
             )
-            raise_all(RecipeError, self.faults)
+            raise_all(RecipeError, self.problems)
             raise
         if edits.written and tokens[donor].file != TOKENIZER:
             self.note(
@@ -162,7 +164,7 @@ class _Aligner:
             if one.tokens is not None:
                 found.append(one.tokens)
             elif ref in (self.refs[0], self.part.source):
-                self.fault(
+                self.problem(
                     f"'{ref}' has no tokenizer; add its tokenizer.json to its folder", code="JM301"
                 )
             elif base is not None:
@@ -191,7 +193,7 @@ class _Aligner:
             return
         for token in pipeline_tokens(tokens.document):
             if token in tokens.vocabulary.ids and token not in usable.ids:
-                self.fault(
+                self.problem(
                     f"'{self.refs[donor]}': the tokenizer needs '{token}' with id "
                     f"{tokens.vocabulary.ids[token]}, but the model has only {self.inputs[donor].limit} usable rows",
                     code="JM305",
@@ -228,7 +230,7 @@ class _Aligner:
     def check_bpe(self, tokens: Sequence[ModelTokens]) -> None:
         """Refuse to unite merges that mean different things."""
         for message in self.why_not_bpe(tokens):
-            self.fault(message, (*self.part.path, "union_mode"), code="JM309")
+            self.problem(message, (*self.part.path, "union_mode"), code="JM309")
 
     def why_not_bpe(self, tokens: Sequence[ModelTokens]) -> list[str]:
         """Whose merges cannot be united, and why."""
@@ -280,12 +282,12 @@ class _Aligner:
         if not has:
             hint = _hint(entry.token, [t for t in wanted.ids if t != entry.token])
             message = f"no model has the token '{entry.token}'; give it a source"
-            self.fault(f"{message}{hint}", entry.path, code="JM304")
+            self.problem(f"{message}{hint}", entry.path, code="JM304")
 
     def filler(
         self, entry: TokenEntry, i: int, own: np.ndarray, usable: Sequence[Vocabulary]
     ) -> Filler | None:
-        """What an entry fills its token with; None, with a fault, when there is no such row."""
+        """What an entry fills its token with; None, with a problem, when there is no such row."""
         source = entry.source
         if isinstance(source, Zero):
             return Filler(ABSENT, 0)
@@ -294,7 +296,7 @@ class _Aligner:
             if own[number, i] == ABSENT:
                 hint = _hint(entry.token, usable[number].ids)
                 message = f"'{source}' has no row for the token '{entry.token}'{hint}"
-                self.fault(message, entry.source_path, code="JM304")
+                self.problem(message, entry.source_path, code="JM304")
                 return None
             return Filler(number, int(own[number, i]))
         assert isinstance(source, ModelToken)  # the only other kind
@@ -307,13 +309,13 @@ class _Aligner:
             if source.token not in ids:
                 what = f"has no token '{source.token}'" if one.tokens else "has no tokenizer"
                 message = f"'{source.model}' {what}{_hint(source.token, ids)}"
-                self.fault(message, (*entry.source_path, "token"), code="JM304")
+                self.problem(message, (*entry.source_path, "token"), code="JM304")
                 return None
             row = ids[source.token]
         if row >= one.rows:
             key = "token" if source.token_id is None else "token_id"
             message = f"'{source.model}' has {one.rows} rows, so there is no row {row}"
-            self.fault(message, (*entry.source_path, key), code="JM304")
+            self.problem(message, (*entry.source_path, key), code="JM304")
             return None
         return Filler(number, row)
 

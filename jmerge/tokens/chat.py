@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jmerge.errors import Fault, RecipeError, RunError
+from jmerge.errors import Problem, RecipeError, RunError
 from jmerge.recipe.recipe import Recipe
 from jmerge.tokens import trial
 from jmerge.tokens.templates import BUILT_IN
@@ -30,7 +30,7 @@ class Chosen(NamedTuple):
 
     template: str | None  # None: the tokenizer keeps its own
     reason: str  # in a few words, such as `auto: of 2 models`
-    notes: tuple[Fault, ...]
+    notes: tuple[Problem, ...]
     marks: tuple[str, ...] = ()  # that it writes and that look like tokens, such as <|im_start|>
     after: str = ""  # what it writes after an answer; empty when it wrote none
 
@@ -51,7 +51,7 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
     if asked == "auto":
         found, reason = most_frequent(templates)
         if found is None:
-            note = recipe.fault(
+            note = recipe.problem(
                 "no model has a chat template, so the output has none", PATH, code="JM313"
             )
             return Chosen(None, "auto: no model has one", (note,))
@@ -62,12 +62,12 @@ def choose_template(recipe: Recipe, templates: Sequence[str | None]) -> Chosen:
         text = try_template(found)
     except ValueError as error:
         raise RecipeError(
-            recipe.fault(f"the chat template ({reason}) {error}", PATH, code="JM314")
+            recipe.problem(f"the chat template ({reason}) {error}", PATH, code="JM314")
         ) from error
     notes = []
     if len(found) < SHORT:
         message = f"'{found}' is very short for a chat template; MergeKit refuses it"
-        notes.append(recipe.fault(" ".join(message.split()), PATH, code="JM314"))
+        notes.append(recipe.problem(" ".join(message.split()), PATH, code="JM314"))
     _, answered, after = text.rpartition(ANSWER)
     return Chosen(
         found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jmerge.arch.config import vocabulary_size
 from jmerge.arch.infer import Layout, config_dicts
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import CheckpointError, Fault
+from jmerge.errors import CheckpointError, Problem
 from jmerge.tokens.align import Input
 from jmerge.tokens.model import read_tokens
 
@@ -27,7 +27,7 @@ def table_rows(checkpoint: Checkpoint, layout: Layout) -> int:
     """The rows that each of a model's embeddings and heads has; CheckpointError when it has no input embedding."""
     if not layout.embeddings:
         message = "has no tensor that looks like a token embedding, so its tokens have no rows"
-        raise CheckpointError(Fault(message, file=str(checkpoint.path), code="JM303"))
+        raise CheckpointError(Problem(message, file=str(checkpoint.path), code="JM303"))
     tables = [n for n in token_tables(checkpoint, layout) if n not in layout.vocab_biases]
     return min(checkpoint.index[name].spec.shape[0] for name in tables)
 

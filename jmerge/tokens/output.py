@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jmerge.arch.config import Change
 from jmerge.arch.infer import Layout
 from jmerge.ckpt.open import Checkpoint
-from jmerge.errors import CheckpointError, Fault, RecipeError, raise_all
+from jmerge.errors import CheckpointError, Problem, RecipeError, raise_all
 from jmerge.recipe.recipe import Recipe
 from jmerge.recipe.refs import ModelRef
 from jmerge.tokens.align import Alignment, Input, align
@@ -45,7 +45,7 @@ class TokenPlan:
     edits: FileEdits = field(repr=False)
     changes: Mapping[str, tuple[Change, ...]]
     template: str
-    notes: tuple[Fault, ...]
+    notes: tuple[Problem, ...]
 
     @property
     def summary(self) -> list[str]:
@@ -101,7 +101,7 @@ class _Planner:
         self.checkpoints = checkpoints
         self.layouts = layouts
         self.refs = recipe.models()
-        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
         self.tokens: dict[ModelRef, ModelTokens | None] = {}
 
     def plan(self) -> TokenPlan:
@@ -113,7 +113,7 @@ class _Planner:
         chosen = None
         if self.recipe.chat_template is not None:
             edits, chosen = self.choose_template(donor, edits)
-        raise_all(RecipeError, self.faults)
+        raise_all(RecipeError, self.problems)
         changes: dict[str, tuple[Change, ...]] = {}
         if alignment is not None and alignment.donor:
             made, data = self.edit_generation(alignment)
@@ -125,7 +125,7 @@ class _Planner:
         return TokenPlan(alignment, donor, edits, changes, chosen.reason if chosen else "", notes)
 
     def align(self) -> Alignment | None:
-        """The output's tokens; None, with faults, when they cannot be aligned."""
+        """The output's tokens; None, with problems, when they cannot be aligned."""
         inputs: dict[ModelRef, Input] = {}
         for ref, checkpoint in self.checkpoints.items():
             try:
@@ -133,19 +133,19 @@ class _Planner:
                 self.tokens[ref] = inputs[ref].tokens
             except CheckpointError as error:
                 self.blame(ref, error)
-        if self.faults:
+        if self.problems:
             return None
         try:
             return align(self.recipe, inputs)
         except RecipeError as error:
-            self.faults += error.faults
+            self.problems += error.problems
             return None
 
     def choose_template(self, donor: int, edits: FileEdits) -> tuple[FileEdits, Chosen | None]:
-        """The edits with the chat template, and which it is; None, with faults, when it cannot be."""
+        """The edits with the chat template, and which it is; None, with problems, when it cannot be."""
         asked = self.refs if self.recipe.chat_template == "auto" else (self.refs[donor],)
         for ref in asked:
-            if ref not in self.tokens and not self.faults:
+            if ref not in self.tokens and not self.problems:
                 try:
                     self.tokens[ref] = read_tokens(self.checkpoints[ref].main_source)
                 except CheckpointError as error:
@@ -156,15 +156,15 @@ class _Planner:
                 self.recipe, [each.template if each else None for each in found]
             )
         except RecipeError as error:
-            self.faults += error.faults
+            self.problems += error.problems
             return edits, None
-        if chosen.template is not None and not self.faults:
+        if chosen.template is not None and not self.problems:
             edits = template_edits(found[donor], edits, chosen.template)
         return edits, chosen
 
     def doubts(
         self, chosen: Chosen, donor: int, edits: FileEdits, alignment: Alignment | None
-    ) -> tuple[Fault, ...]:
+    ) -> tuple[Problem, ...]:
         """What to say of a template that writes what is no token, which a model sees in pieces, or whose turns do not
         end."""
         own = self.tokens.get(self.refs[donor])
@@ -175,7 +175,7 @@ class _Planner:
         if strange:
             message = f"writes {', '.join(strange)}, for which the output has no token"
             hint = "name them under 'tokenizer: tokens:', or choose another template"
-            return (self.recipe.fault(f"{message}; {hint}", TEMPLATE_PATH, code="JM315"),)
+            return (self.recipe.problem(f"{message}; {hint}", TEMPLATE_PATH, code="JM315"),)
         token = ending_token(chosen.after, known)
         base = self.checkpoints[self.refs[0]]
         generation = base.generation
@@ -192,7 +192,7 @@ class _Planner:
                     hint = f"'tokenizer_source: {ref}'"
                     message += f", or take the tokenizer of a model that ends like this ({hint})"
                     break
-        return (self.recipe.fault(message, TEMPLATE_PATH, code="JM316"),)
+        return (self.recipe.problem(message, TEMPLATE_PATH, code="JM316"),)
 
     def edit_generation(self, alignment: Alignment) -> tuple[tuple[Change, ...], bytes]:
         """generation_config.json with the ids of the tokenizer's special tokens."""
@@ -207,6 +207,7 @@ class _Planner:
     def blame(self, ref: ModelRef, error: CheckpointError) -> None:
         """Note what is wrong with a model at its line of the recipe."""
         where = self.recipe.first_path(ref)
-        self.faults += [
-            self.recipe.fault(fault.text, where, code=fault.code) for fault in error.faults
+        self.problems += [
+            self.recipe.problem(problem.text, where, code=problem.code)
+            for problem in error.problems
         ]

@@ -11,8 +11,8 @@ import numpy as np
 
 from jmerge.methods.spec import Method, unknown_method
 from jmerge.methods.wrap import find_method
+from jmerge.trees.hyperparameters import check_names, read_arguments
 from jmerge.trees.keys import read_draws
-from jmerge.trees.numbers import check_names, read_arguments
 from jmerge.trees.own import method_of
 from jmerge.trees.parts import make_parts, merge_there, merge_traced
 from jmerge.trees.pieces import Call, Nonfinite
@@ -42,7 +42,7 @@ def merge_trees(
     donate: bool = False,
     seed: Any = 0,
     key: Any = None,
-    **numbers: Any,
+    **hyperparameters: Any,
 ) -> Any:
     """Merge pytrees of the same structure, leaf by leaf, with a merge method.
 
@@ -113,11 +113,11 @@ def merge_trees(
     """
     trees = _list_of(models)
     if callable(method):
-        chosen = method_of(method, base is not None, numbers, len(trees))
+        chosen = method_of(method, base is not None, hyperparameters, len(trees))
     else:
         chosen = _find(method)
     draw = ["key", "seed"] if "keys" in chosen.reserved else []
-    check_names(chosen, numbers, ["base", *COMMON, *draw])
+    check_names(chosen, hyperparameters, ["base", *COMMON, *draw])
     _check_models(chosen, len(trees), base)
     _check_words("nonfinite", nonfinite, "propagate", "ignore")
     _check_words("otherwise", otherwise, "base", "first", "error")
@@ -126,10 +126,12 @@ def merge_trees(
     draws = read_draws(seed, key)
     table = tabulate(trees, base, layers=layers, where=where, otherwise=otherwise)
     rows, kept = table.rows, table.kept
-    arguments = read_arguments(chosen, len(trees), numbers, table.paths)
+    arguments = read_arguments(chosen, len(trees), hyperparameters, table.paths)
     call = Call(chosen, base is not None, nonfinite, exact)
     parts = make_parts(rows, arguments, call)
-    if not _is_traced([row.arrays for row in rows], [part.numbers for part in parts], draws.words):
+    if not _is_traced(
+        [row.arrays for row in rows], [part.hyperparameters for part in parts], draws.words
+    ):
         donated = {id(array): row.number for row in rows for array in row.models if donate}
         for array in (*jax.tree.leaves(base), *kept.values()):
             donated.pop(id(array), None)

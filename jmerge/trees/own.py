@@ -15,7 +15,7 @@ from jmerge.names import did_you_mean
 
 
 def method_of(
-    function: Callable[..., Any], has_base: bool, numbers: Mapping[str, Any], models: int
+    function: Callable[..., Any], has_base: bool, hyperparameters: Mapping[str, Any], models: int
 ) -> Method:
     """The method that a function is registered as, or one made of it.
 
@@ -35,11 +35,13 @@ def method_of(
         declared = None
     if declared is not None and not any(each.kind is each.VAR_KEYWORD for each in declared):
         known = [each.name for each in declared if each.kind is not each.POSITIONAL_ONLY]
-        for keyword in numbers:
+        for keyword in hyperparameters:
             if keyword not in known:
                 hint = did_you_mean(keyword, known)
                 raise TypeError(f"'{keyword}' is not a parameter of '{name}'{hint}")
-    kinds = tuple((keyword, _kind(value, models)) for keyword, value in sorted(numbers.items()))
+    kinds = tuple(
+        (keyword, _kind(value, models)) for keyword, value in sorted(hyperparameters.items())
+    )
     return _made(function, name, has_base, kinds)
 
 
@@ -66,14 +68,14 @@ def _made(
         keywords={keyword: keyword for keyword, _ in kinds},
         reserved=frozenset(),
         statistics=(),
-        unit=lambda numbers: "whole",
-        check=lambda numbers: None,
-        advice=lambda numbers, models: None,
+        unit=lambda hyperparameters: "whole",
+        check=lambda hyperparameters: None,
+        advice=lambda hyperparameters, models: None,
         no_effect=(),
         carries_nan=False,
-        divides=lambda numbers: False,
-        copies=lambda numbers: False,
-        unnormalised=lambda numbers, models: False,
+        divides=lambda hyperparameters: False,
+        copies=lambda hyperparameters: False,
+        unnormalised=lambda hyperparameters, models: False,
         title=name,
         summary="",
         formula="",

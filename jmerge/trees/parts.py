@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jmerge.methods.mesh import hides_shards
 from jmerge.methods.positions import split_position
 from jmerge.methods.xla import unknown
+from jmerge.trees.hyperparameters import Arguments, Hyperparameters
 from jmerge.trees.keys import Draws, keys_there, model_keys, place_tag
-from jmerge.trees.numbers import Arguments, Numbers
 from jmerge.trees.passes import Group, Merge
 from jmerge.trees.paths import is_array
 from jmerge.trees.pieces import Call, Piece, shard_axes
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     row: Row
     layer: int | None
     call: Call
-    numbers: Numbers  # all, by their names in recipes
+    hyperparameters: Hyperparameters  # all, by their names in recipes
     start: int  # its first element's position among all parts
     number: int  # among all parts, of which a shard is one
     sizes: tuple[int, ...]  # its elements, of every shard by itself
@@ -54,21 +54,23 @@ def make_parts(rows: Sequence[Row], arguments: Arguments, call: Call) -> list[Pa
     for layers, run in groupby(range(len(rows)), lambda i: rows[i].layers):
         for layer, i in product(layers, run):
             row = rows[i]
-            numbers = arguments.at(row.places[layer or 0]) if arguments.vary else arguments.given
+            hyperparameters = (
+                arguments.at(row.places[layer or 0]) if arguments.vary else arguments.given
+            )
             own = replace(
                 call,
-                switches=_switches(call, numbers),
+                switches=_switches(call, hyperparameters),
                 wide=wides[i],
                 result=_common(row.arrays),
                 axis=row.axis,
             )
             shards = math.prod(jax.lax.axis_size(axis) for axis in shard_axes(row.arrays))
             sizes = (math.prod(row.shape),) * shards
-            parts.append(Part(row, layer, own, numbers, start, number, sizes))
+            parts.append(Part(row, layer, own, hyperparameters, start, number, sizes))
             start, number = start + sum(sizes), number + shards
     for name, declared in call.method.settable.items():
         if declared.even and any(
-            _differ(each.numbers[name], parts[0].numbers[name]) for each in parts
+            _differ(each.hyperparameters[name], parts[0].hyperparameters[name]) for each in parts
         ):
             raise ValueError(
                 f"'{arguments.said[name]}' is about whole models, so it must be the same for all leaves"
@@ -115,13 +117,17 @@ def merge_traced(rows: Sequence[Row], parts: Sequence[Part], call: Call, draws: 
         )
     draw = "keys" in call.method.reserved
     keys = {row.number: _traced_keys(row, draws) if draw else None for row in rows}
-    numbers = [{n: each for n, each in part.numbers.items() if is_array(each)} for part in parts]
+    hyperparameters = [
+        {n: each for n, each in part.hyperparameters.items() if is_array(each)} for part in parts
+    ]
 
-    def merge(arrays: dict[int, Any], keys: dict[int, Any], numbers: list[Numbers]) -> Merged:
+    def merge(
+        arrays: dict[int, Any], keys: dict[int, Any], hyperparameters: list[Hyperparameters]
+    ) -> Merged:
         members: dict[Any, list[Part]] = {}
-        for part, own in zip(parts, numbers, strict=True):
+        for part, own in zip(parts, hyperparameters, strict=True):
             part = part._replace(
-                call=replace(part.call, axis=None), numbers={**part.numbers, **own}
+                call=replace(part.call, axis=None), hyperparameters={**part.hyperparameters, **own}
             )
             kinds = tuple((each.dtype, shard_axes([each])) for each in arrays[part.row.number])
             kind = (part.call, part.row.shape, kinds, frozenset(own))
@@ -153,7 +159,7 @@ def merge_traced(rows: Sequence[Row], parts: Sequence[Part], call: Call, draws: 
         anywhere = NamedSharding(mesh, PartitionSpec())
         laid = {n: [each or anywhere] * _outputs(call, rows[0]) for n, each in shardings.items()}
         merge = jax.sharding.auto_axes(merge, out_sharding=laid)
-    return merge({row.number: row.arrays for row in rows}, keys, numbers)
+    return merge({row.number: row.arrays for row in rows}, keys, hyperparameters)
 
 
 def _traced_keys(row: Row, draws: Draws) -> jax.Array:
@@ -181,12 +187,12 @@ def _group(
 ) -> Group:
     """Parts of one kind, stacked; one alone as it is, so that it stays where it lies on its devices."""
     call = parts[0].call
-    numbers: Numbers = {}
+    hyperparameters: Hyperparameters = {}
     plain = dict(call.switches)
-    for name, first in parts[0].numbers.items():
+    for name, first in parts[0].hyperparameters.items():
         if name in plain:
             continue
-        values = [part.numbers[name] for part in parts]
+        values = [part.hyperparameters[name] for part in parts]
         known = not is_array(first)
         if known and not any(_differ(each, first) for each in values):
             plain[name] = first
@@ -194,10 +200,10 @@ def _group(
                 continue
         stacked = _stack([np.asarray(each, call.wide) if known else each for each in values])
         # in a trace too, the program is that of numbers which it is given
-        numbers[name] = unknown(stacked) if known and not there else stacked
+        hyperparameters[name] = unknown(stacked) if known and not there else stacked
     piece = Piece(
         tuple(map(_stack, zip(*arrays, strict=True))),
-        numbers,
+        hyperparameters,
         None if keys[0] is None else _stack(keys),
         _stack([np.asarray(split_position(part.start), np.uint32) for part in parts]),
         _stack([np.asarray(part.number, np.uint32) for part in parts]),
@@ -228,11 +234,11 @@ def _outputs(call: Call, row: Row) -> int:
     return len(row.models) if call.method.per_model_output else 1
 
 
-def _switches(call: Call, numbers: Numbers) -> tuple[tuple[str, Any], ...]:
+def _switches(call: Call, hyperparameters: Hyperparameters) -> tuple[tuple[str, Any], ...]:
     """The numbers that decide what program there is."""
     kinds = call.method.parameters
     return tuple(
-        (n, each) for n, each in numbers.items() if kinds[n].kind != "float" or each is None
+        (n, each) for n, each in hyperparameters.items() if kinds[n].kind != "float" or each is None
     )
 
 

@@ -20,7 +20,7 @@ from jmerge.methods.statistics.fold import Again, Extent, Statistic, search
 from jmerge.methods.statistics.rows import SortedRows
 from jmerge.methods.statistics.thresholds import thresholds_of
 from jmerge.methods.statistics.topk import TopK
-from jmerge.trees.numbers import Numbers
+from jmerge.trees.hyperparameters import Hyperparameters
 from jmerge.trees.pieces import Call, Found, Piece, add_up, combine, finish, take, terms_of, update
 
 
@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
     call: Call
     stacked: Piece  # of arrays [pieces, ...]; of a piece alone, its own
-    plain: Numbers  # those of all pieces, as Python has them; the others are in `stacked`
+    plain: Hyperparameters  # those of all pieces, as Python has them; the others are in `stacked`
     order: tuple[int, ...]  # the numbers of the pieces
     sizes: tuple[int, ...]  # elements of each piece, of every shard by itself
 
@@ -44,9 +44,9 @@ class Group(NamedTuple):
         piece: Piece = self.stacked if self.alone else jax.tree.map(cut, self.stacked)
         return piece
 
-    def hyperparameters(self, piece: Piece) -> Numbers:
+    def hyperparameters(self, piece: Piece) -> Hyperparameters:
         """All numbers of one of its pieces."""
-        return {**piece.numbers, **self.plain}
+        return {**piece.hyperparameters, **self.plain}
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Merge:
         """The statistics of whole models."""
         found: Found = {}
         for first in self.groups[:1]:
-            method, numbers = first.call.method, first.hyperparameters(first.at(0))
-            for statistic in method.needed(numbers):
+            method, hyperparameters = first.call.method, first.hyperparameters(first.at(0))
+            for statistic in method.needed(hyperparameters):
                 if statistic.scope == "model":
                     found[statistic.keyword] = self._of_model(statistic, found)
         return found
@@ -101,14 +101,14 @@ class Merge:
         given = group.call, statistic, piece, found
         if group.call.adds_up(statistic):
             return self.run(add_up, *given)
-        numbers = group.hyperparameters(piece)
+        hyperparameters = group.hyperparameters(piece)
         extent = _extent(*given, group.sizes)
         if self.there:
-            if (value := statistic.known(extent, numbers, found)) is not None:
+            if (value := statistic.known(extent, hyperparameters, found)) is not None:
                 return value
             if isinstance(statistic, TopK | SortedRows) and _on_one_cpu(piece):
-                return _by_numpy(statistic, terms_of(*given), numbers, extent, found)
-        return self.run(take, *given, statistic.init(extent, numbers, found))
+                return _by_numpy(statistic, terms_of(*given), hyperparameters, extent, found)
+        return self.run(take, *given, statistic.init(extent, hyperparameters, found))
 
     # Statistics of whole models
 
@@ -118,13 +118,16 @@ class Merge:
             totals = [self._totals(statistic, group, known) for group in self.groups]
             return jnp.sum(jnp.stack(totals), axis=0)
         piece = first.at(0)
-        numbers, found = first.hyperparameters(piece), self._find(first, piece, known, statistic)
+        hyperparameters, found = (
+            first.hyperparameters(piece),
+            self._find(first, piece, known, statistic),
+        )
         order = sorted((number, group.sizes) for group in self.groups for number in group.order)
         sizes = tuple(size for _, own in order for size in own)
         extent = _extent(first.call, statistic, piece, found, sizes)
-        if self.there and (value := statistic.known(extent, numbers, found)) is not None:
+        if self.there and (value := statistic.known(extent, hyperparameters, found)) is not None:
             return value
-        state, dtype = statistic.init(extent, numbers, found), first.call.wide
+        state, dtype = statistic.init(extent, hyperparameters, found), first.call.wide
         if not self.there:
             return search(statistic, state, dtype, partial(self._pass, statistic, known))
         for last in [False] * (statistic.passes(dtype) - 1) + [True]:
@@ -189,13 +192,13 @@ def _on_one_cpu(piece: Piece) -> bool:
 def _by_numpy(
     statistic: TopK | SortedRows,
     terms: Sequence[Any],
-    numbers: Numbers,
+    hyperparameters: Hyperparameters,
     extent: Extent,
     found: Found,
 ) -> Any:
     keys = [np.asarray(each) for each in terms]
     if isinstance(statistic, SortedRows):
         return statistic.on_host(keys)
-    rows = statistic.counts(numbers, extent.size, found)
+    rows = statistic.counts(hyperparameters, extent.size, found)
     counts = [[whole_number(count) for count in row] for row in rows]
     return thresholds_of(keys, counts, np.dtype(f"u{extent.dtype.itemsize}"))

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     """What a leaf, or a layer of one, is merged from; a pytree of arrays."""
 
     arrays: tuple[Any, ...]  # one of every model, and the base last where there is one
-    numbers: dict[str, Any]  # continuous ones, by their names in recipes
+    hyperparameters: dict[str, Any]  # continuous ones, by their names in recipes
     keys: Any  # uint32 [models, 2] of methods that draw, else None
     start: Any  # uint32 [2]: where it begins among all pieces, one after the other
     number: Any  # among all pieces, of which a shard is one
@@ -64,7 +64,9 @@ class Call:
         """The arrays and keywords of the method's function that are no statistics."""
         arrays = [each.astype(self.wide) for each in piece.arrays]
         size, method = math.prod(arrays[-1].shape), self.method
-        keywords = keywords_of(method, {**piece.numbers, **dict(self.switches)}, size, self.wide)
+        keywords = keywords_of(
+            method, {**piece.hyperparameters, **dict(self.switches)}, size, self.wide
+        )
         if piece.keys is not None:
             keywords["keys"] = piece.keys
         axes = shard_axes(piece.arrays)

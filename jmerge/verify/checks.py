@@ -94,7 +94,7 @@ class Checked(NamedTuple):
         return not self.findings and not self.skipped
 
     @property
-    def faults(self) -> tuple[Finding, ...]:
+    def problems(self) -> tuple[Finding, ...]:
         """What is wrong; the rest is strange."""
         return tuple(each for each in self.findings if not each.warning)
 
@@ -109,8 +109,8 @@ class Verified:
 
     @property
     def fine(self) -> bool:
-        """Whether there is no fault."""
-        return not any(each.faults for each in self.checks)
+        """Whether there is no problem."""
+        return not any(each.problems for each in self.checks)
 
 
 def verify(

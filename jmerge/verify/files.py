@@ -209,7 +209,7 @@ def _size(folder: Folder, name: str, told: Any) -> Iterator[Finding]:
     try:
         size = folder.source.size(name)
     except CheckpointError as error:
-        yield from (Finding(fault.message, name, code=fault.code) for fault in error.faults)
+        yield from (Finding(problem.message, name, code=problem.code) for problem in error.problems)
         return
     if size is None:
         yield Finding("is gone; the ledger lists it", name)

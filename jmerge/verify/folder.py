@@ -223,17 +223,18 @@ class Folder:
     def note(self, error: CheckpointError, warning: bool = False) -> None:
         """Keep in `unreadable` that some file could not be read, unless that is known."""
         noted = {each.file for each in self.unreadable if each.file}
-        for fault in error.faults:
-            file = fault.file.removeprefix(self.source.shown("")).lstrip("/")
+        for problem in error.problems:
+            file = problem.file.removeprefix(self.source.shown("")).lstrip("/")
             file = file if file in self.names else ""
             if file not in noted:
                 self.unreadable.append(
-                    Finding(fault.message, file, fault.where, warning, fault.code)
+                    Finding(problem.message, file, problem.where, warning, problem.code)
                 )
 
     def _unreadable(self, name: str, error: CheckpointError) -> None:
         self.unreadable += [
-            Finding(fault.message, name, fault.where, code=fault.code) for fault in error.faults
+            Finding(problem.message, name, problem.where, code=problem.code)
+            for problem in error.problems
         ]
 
 

@@ -17,7 +17,7 @@ from jmerge.arch.infer import (
     config_dicts,
     may_count,
 )
-from jmerge.arch.kinds import LAYER_NUMBERS, PER_LAYER_TEXT
+from jmerge.arch.layer_types import LAYER_NUMBERS, PER_LAYER_TEXT
 from jmerge.arch.layer_words import MEMBERS
 from jmerge.arch.mentions import Beside, mentions
 from jmerge.arch.told import is_numbered, is_numbers_key

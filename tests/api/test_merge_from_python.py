@@ -168,11 +168,11 @@ def test_a_recipe_that_had_arrays_says_so_without_them(place: Path) -> None:
         jmerge.plan("out/mergekit_config.yml")
 
 
-def test_faults_of_models_in_memory_have_their_place(place: Path) -> None:
+def test_problems_of_models_in_memory_have_their_place(place: Path) -> None:
     recipe = ties(a={"w": 5, "v": np.ones(2)}, b="nowhere")
     with pytest.raises(jmerge.JmergeError) as caught:
         jmerge.plan(recipe)
-    assert [str(fault) for fault in caught.value.faults] == [
+    assert [str(problem) for problem in caught.value.problems] == [
         "models[0].model: w: expected a NumPy or JAX array, found a value of type int [JM125]",
         f"models[1].model: 'nowhere' is not a folder in {os.getcwd()} [JM101]",
     ]

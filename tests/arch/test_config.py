@@ -332,7 +332,7 @@ RULES = [
 def test_rules_that_tell_layers_by_number(
     config: dict[str, Any], layers: tuple[int, ...], wanted: Any
 ) -> None:
-    """Of three layers: other numbers where they say the new order, a fault where none do."""
+    """Of three layers: other numbers where they say the new order, a problem where none do."""
     config = {"num_hidden_layers": 3, **config}
     found = unsaid(config, stack(3), source(config, 3, *layers))
     assert (not found) == (wanted is not None)

@@ -1,4 +1,4 @@
-"""Servers of the tests of remote sources: files with ranges, counters and faults, and fakes of the stores' APIs."""
+"""Servers of the tests of remote sources: files with ranges, counters and problems, and fakes of the stores' APIs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 OTHER_SHA = "f" * 40
 
 
-class Fault:
+class Problem:
     """What goes wrong with the next `times` requests for ranges of files whose path ends like this."""
 
     def __init__(self, kind: str, end: str = ".safetensors", times: int = 1, skip: int = 0) -> None:
@@ -36,7 +36,7 @@ class FileServer:
       url: where it is.
       sent: bytes of bodies sent, by path.
       requests: (path, headers) of every request.
-      faults: what goes wrong, each until its times are over.
+      problems: what goes wrong, each until its times are over.
       stall: set to end stalls.
       delay: seconds before every answer.
       most: the most requests that were under way at once.
@@ -46,7 +46,7 @@ class FileServer:
         self.root = root
         self.sent: dict[str, int] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
         self.stall = threading.Event()
         self.delay = 0.0
         self.now = self.most = 0
@@ -82,10 +82,10 @@ class FileServer:
             time.sleep(0.005)
         return sum(count for path, count in self.sent.items() if path.endswith(end))
 
-    def fault(self, path: str) -> str:
+    def problem(self, path: str) -> str:
         """What goes wrong with this request."""
         with self.lock:
-            for each in self.faults:
+            for each in self.problems:
                 if path.endswith(each.end) and each.times > 0:
                     if each.skip > 0:
                         each.skip -= 1
@@ -164,9 +164,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, path: str) -> None:
         file = self.owner.root / path.lstrip("/")
-        kind = self.owner.fault(path)
+        kind = self.owner.problem(path)
         if kind.isdecimal():
-            self.answer(int(kind), b"fault", {"Retry-After": "0"})
+            self.answer(int(kind), b"problem", {"Retry-After": "0"})
             return
         if not file.is_file():
             self.answer(404, b"nothing here")
@@ -228,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
     def hub_info(self, rest: str, query: dict[str, list[str]]) -> None:
         name, _, revision = rest.partition("/revision/")
         folder = self.owner.root / name
-        kind = self.owner.fault(f"api/{name}")
+        kind = self.owner.problem(f"api/{name}")
         if kind:
             self.json({"error": "busy"}, int(kind))
         elif name in self.owner.gated:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from said import uncoded
-from serverkit import Bucket, Fault, FileServer, GoogleBucket
+from serverkit import Bucket, FileServer, GoogleBucket, Problem
 
 from jmerge.ckpt.buckets import BucketSource
 from jmerge.ckpt.open import open_checkpoint
@@ -57,16 +57,16 @@ def test_a_file_that_changes(bucket: Bucket) -> None:
     assert checkpoint.source.changed() == "config.json"
 
 
-def test_faults(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lost connections and too few bytes are tried again; too many are not."""
     checkpoint = open_checkpoint(bucket.url)
     source = checkpoint.source
     assert isinstance(source, BucketSource)
     read = source._store._cat_file
-    faults: list[str] = ["lost", "short", "lost"]
+    problems: list[str] = ["lost", "short", "lost"]
 
     async def faulty(path: str, start: int, end: int) -> bytes:
-        kind = faults.pop(0) if faults else ""
+        kind = problems.pop(0) if problems else ""
         if kind == "lost":
             raise ConnectionResetError("https://b/m?X-Amz-Signature=word")
         data: bytes = await read(path, start=start, end=end)
@@ -74,13 +74,13 @@ def test_faults(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(source._store, "_cat_file", faulty)
     assert_same_bytes(checkpoint[NORM], llama_tensors(0)[NORM])
-    assert faults == []
-    faults += ["lost"] * 9
+    assert problems == []
+    problems += ["lost"] * 9
     with pytest.raises(
         RunError, match=r"ConnectionResetError: https://b/m\?\.\.\. \(5 attempts\); run the same"
     ):
         checkpoint[NORM]
-    faults[:] = ["long"]
+    problems[:] = ["long"]
     with pytest.raises(CheckpointError, match="the store sent .* bytes instead of .*"):
         checkpoint[NORM]
 
@@ -89,9 +89,9 @@ def test_stalls(gs: GoogleBucket, server: FileServer, tmp_path: Path) -> None:
     for path in write_llama(tmp_path / "local", 0).iterdir():
         gs.put(path.name, path.read_bytes())
     checkpoint = open_checkpoint(gs.url)
-    server.faults = [Fault("stall", times=2)]
+    server.problems = [Problem("stall", times=2)]
     assert_same_bytes(checkpoint[NORM], llama_tensors(0)[NORM])
-    assert server.faults[0].times == 0
+    assert server.problems[0].times == 0
 
 
 def test_nothing_there(bucket: Bucket) -> None:

@@ -220,7 +220,7 @@ def test_a_file_that_was_not_fetched_is_told_before_the_merge(tmp_path: Path) ->
     fill(tmp_path, {"spm.model": pointer, "speech_tokenizer/model.safetensors": pointer})
     with pytest.raises(CheckpointError) as caught:
         check_donor_files(LocalSource(tmp_path), (), MODEL)
-    assert len(caught.value.faults) == 2 and str(caught.value).count("git lfs pull") == 2
+    assert len(caught.value.problems) == 2 and str(caught.value).count("git lfs pull") == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from said import uncoded
-from serverkit import Fault, FileServer, make_certificate, seconds
+from serverkit import FileServer, Problem, make_certificate, seconds
 
 from jmerge.ckpt import remote
 from jmerge.ckpt.find import find_source
@@ -69,7 +69,7 @@ def test_shards_and_long_headers(server: FileServer) -> None:
 def test_large_tensors_come_in_parts(server: FileServer) -> None:
     values = np.arange(3 * PART_BYTES, dtype=np.uint32)[: 3 * PART_BYTES // 4 + 5]
     write_checkpoint(server.root / "m", {"a": values})
-    server.faults = [Fault("short", skip=3), Fault("503", skip=4)]
+    server.problems = [Problem("short", skip=3), Problem("503", skip=4)]
     np.testing.assert_array_equal(open_checkpoint(f"{server.url}/m")["a"], values)
     ranges = [h["Range"] for p, h in server.requests if p.endswith("/model.safetensors")]
     assert len(set(ranges)) >= 5
@@ -128,24 +128,24 @@ def test_through_a_tunnel(
 
 
 @pytest.mark.parametrize("kind", ["short", "500", "502", "503", "429", "stall", "408"])
-def test_passing_faults(kind: str, model: str, server: FileServer) -> None:
+def test_passing_problems(kind: str, model: str, server: FileServer) -> None:
     """What passes is tried again, and the bytes are right."""
     checkpoint = open_checkpoint(model)
-    server.faults = [Fault(kind, times=3)]
+    server.problems = [Problem(kind, times=3)]
     with seconds(5):
         name = "model.embed_tokens.weight"
         assert_same_bytes(checkpoint[name], llama_tensors(0)[name])
-    assert server.faults[0].times == 0
+    assert server.problems[0].times == 0
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [("503", "the server answered 503 Service Unavailable"), ("stall", "no data for 0.4 s")],
 )
-def test_faults_that_stay(kind: str, message: str, model: str, server: FileServer) -> None:
-    """They end the run, which names the URL, the range and what to do; it is the machine's fault."""
+def test_problems_that_stay(kind: str, message: str, model: str, server: FileServer) -> None:
+    """They end the run, which names the URL, the range and what to do; it is the machine's problem."""
     checkpoint = open_checkpoint(model)
-    server.faults = [Fault(kind, times=99)]
+    server.problems = [Problem(kind, times=99)]
     with pytest.raises(RunError) as caught, seconds(8):
         checkpoint["model.norm.weight"]
     line = uncoded(str(caught.value))
@@ -153,12 +153,12 @@ def test_faults_that_stay(kind: str, message: str, model: str, server: FileServe
     stop = entry.start + entry.spec.nbytes
     assert line.startswith(f"{model}/model.safetensors, bytes {entry.start} to {stop}: {message}")
     assert line.endswith(r"(5 attempts); run the same command again") and "\n" not in line
-    assert 99 - server.faults[0].times == 5
+    assert 99 - server.problems[0].times == 5
 
 
-def test_bytes_before_a_fault_are_kept(model: str, server: FileServer) -> None:
+def test_bytes_before_a_problem_are_kept(model: str, server: FileServer) -> None:
     checkpoint = open_checkpoint(model)
-    server.faults = [Fault("short", times=2)]
+    server.problems = [Problem("short", times=2)]
     before = server.total()
     array = checkpoint["model.embed_tokens.weight"]
     assert server.total() - before == array.nbytes
@@ -185,24 +185,24 @@ def test_a_file_that_is_gone_is_not_tried_again(model: str, server: FileServer) 
 
 def test_access_is_not_tried_again(model: str, server: FileServer) -> None:
     checkpoint = open_checkpoint(model)
-    server.faults = [Fault("403", times=9)]
+    server.problems = [Problem("403", times=9)]
     with pytest.raises(CheckpointError, match=r"the server refused access \(403\)"):
         checkpoint["model.norm.weight"]
-    assert server.faults[0].times == 8
-    server.faults = [Fault("401", end="", times=999)]
+    assert server.problems[0].times == 8
+    server.problems = [Problem("401", end="", times=999)]
     assert "; the server refused access (401)" in refusal(model)
 
 
 def test_a_server_without_ranges(model: str, server: FileServer) -> None:
     """Is noticed before it sends a file of gigabytes."""
-    server.faults = [Fault("whole", times=99)]
+    server.problems = [Problem("whole", times=99)]
     line = refusal(model)
     assert "ignores byte ranges" in line and "download the model" in line
 
 
 def test_another_range_than_asked_for(model: str, server: FileServer) -> None:
     checkpoint = open_checkpoint(model)
-    server.faults = [Fault("elsewhere")]
+    server.problems = [Problem("elsewhere")]
     with pytest.raises(CheckpointError, match="the server sent 'bytes .*', not 'bytes .*'"):
         checkpoint["model.norm.weight"]
 
@@ -212,7 +212,7 @@ def test_a_file_that_changes(how: str, model: str, server: FileServer) -> None:
     checkpoint = open_checkpoint(model)
     path = server.root / "m" / "model.safetensors"
     if how == "tag":
-        server.faults = [Fault("etag")]
+        server.problems = [Problem("etag")]
     else:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from said import uncoded
-from serverkit import OTHER_SHA, SHA, Fault, FileServer
+from serverkit import OTHER_SHA, SHA, FileServer, Problem
 
 from jmerge.ckpt.donor import companions
 from jmerge.ckpt.find import find_source
@@ -89,7 +89,7 @@ def test_redirections_are_remembered_and_renewed(model: FileServer) -> None:
         checkpoint[name]
     asked = [path for path, _ in model.requests if "/resolve/" in path and "safetensors" in path]
     assert len(asked) == 1
-    model.faults = [Fault("403")]
+    model.problems = [Problem("403")]
     assert_same_bytes(checkpoint[NORM], llama_tensors(0)[NORM])
 
 
@@ -157,9 +157,9 @@ def test_a_gated_model(mark: str, model: FileServer) -> None:
 
 
 def test_a_busy_hub(model: FileServer) -> None:
-    model.faults = [Fault("503", end="api/org/m", times=2)]
+    model.problems = [Problem("503", end="api/org/m", times=2)]
     assert len(open_checkpoint("org/m")) > 0
-    model.faults = [Fault("503", end="api/org/m", times=99)]
+    model.problems = [Problem("503", end="api/org/m", times=99)]
     with pytest.raises(
         RunError, match=r"^hf://org/m: the Hub answered 503 [(]5 attempts[)]; run the same"
     ):

@@ -165,9 +165,9 @@ def make(folder: Path, files: dict[str, str]) -> Path:
 def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
-    (fault,) = caught.value.faults
-    assert "\n" not in str(fault)
-    return str(fault)
+    (problem,) = caught.value.problems
+    assert "\n" not in str(problem)
+    return str(problem)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,7 @@ def refusal(folder: Path | str) -> str:
     """The one line with which a folder is refused."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
-    assert len(caught.value.faults) == 1
+    assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
     return str(caught.value)

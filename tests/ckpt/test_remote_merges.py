@@ -1,4 +1,4 @@
-"""Whole merges of remote models: the bytes of local ones, each range fetched once, faults and what they say."""
+"""Whole merges of remote models: the bytes of local ones, each range fetched once, problems and what they say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import layoutkit
 import numpy as np
 import pytest
 from said import start
-from serverkit import SHA, Fault, FileServer, make_certificate
+from serverkit import SHA, FileServer, Problem, make_certificate
 
 import jmerge
 from jmerge import cli
@@ -175,7 +175,7 @@ def test_parts_in_a_temporary_file(
     method: str, small: None, web: FileServer, local: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Passes over tensors and over whole models, with faults: the same bytes, fetched once, and frames used again."""
+    """Passes over tensors and over whole models, with problems: the same bytes, fetched once, and frames used again."""
     want = merged(tmp_path, str(local), method, "want")
     frames = []
     close = FileStore.close
@@ -185,9 +185,11 @@ def test_parts_in_a_temporary_file(
     estimates = []
     most = Fetcher._most_held
     monkeypatch.setattr(Fetcher, "_most_held", lambda s: estimates.append(most(s)) or estimates[-1])
-    web.faults = [Fault(kind, skip=8 * i) for i, kind in enumerate(("short", "503", "stall"), 1)]
+    web.problems = [
+        Problem(kind, skip=8 * i) for i, kind in enumerate(("short", "503", "stall"), 1)
+    ]
     assert weights(merged(tmp_path, web.url, method, "out")) == weights(want)
-    assert all(fault.times == 0 for fault in web.faults)
+    assert all(problem.times == 0 for problem in web.problems)
     assert web.total() <= needed(local) * 1.05 + 2 * (1 << 16)
     ((made, held),) = frames
     if method != "pcb":  # whose search for cuts may look back
@@ -255,7 +257,7 @@ def test_no_room_for_the_temporary_file(
         merged(tmp_path, web.url, "ties", "out")
 
 
-# Faults
+# Problems
 
 
 def program(tmp_path: Path) -> int:
@@ -267,22 +269,22 @@ def test_a_server_that_stays_away(
 ) -> None:
     """Exit 3 with one line; nothing looks like a result; the same command succeeds later."""
     recipe(tmp_path, web.url)
-    web.faults = [Fault("503", "/model.safetensors", times=999, skip=4)]
+    web.problems = [Problem("503", "/model.safetensors", times=999, skip=4)]
     assert program(tmp_path) == 3
     line = capsys.readouterr().err
     assert line.startswith(f"error: {web.url}/") and line.count("\n") == 1
     assert "model.safetensors, bytes " in line and "503" in line and "run the same command" in line
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("jmerge-fetched-*"))
-    web.faults = []
+    web.problems = []
     assert program(tmp_path) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_an_interrupted_merge_ends_at_once(web: FileServer, tmp_path: Path) -> None:
     """Though a server is silent, and would be waited for."""
-    stall = Fault("stall", "/model.safetensors", times=99, skip=4)
-    web.faults = [stall]
+    stall = Problem("stall", "/model.safetensors", times=99, skip=4)
+    web.problems = [stall]
     path = recipe(tmp_path, web.url)
     process = start(tmp_path, str(path), "out")
     deadline = time.monotonic() + 60
@@ -333,7 +335,7 @@ def test_a_file_that_changes_meanwhile(
     web: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe(tmp_path, web.url)
-    web.faults = [Fault("etag", "/model.safetensors", skip=4)]
+    web.problems = [Problem("etag", "/model.safetensors", skip=4)]
     assert program(tmp_path) == 2
     assert "model.safetensors: changed while it was being read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

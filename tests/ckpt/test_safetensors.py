@@ -299,16 +299,16 @@ def test_a_header_longer_than_any_real_one_is_refused_unread(tmp_path: Path) -> 
     assert_one_line(caught.value, path, str(MAX_HEADER_BYTES + 1), "")
 
 
-def test_a_missing_file_is_a_fault_of_the_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_problem_of_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_header(tmp_path / "gone.safetensors")
     assert_one_line(caught.value, tmp_path / "gone.safetensors", "cannot be read", "")
 
 
 def assert_one_line(error: CheckpointError, path: Path, message: str, tensor: str) -> None:
-    """One fault in one line that begins with the file and says what is wrong with which tensor."""
-    (fault,) = error.faults
-    assert str(error) == str(fault)
+    """One problem in one line that begins with the file and says what is wrong with which tensor."""
+    (problem,) = error.problems
+    assert str(error) == str(problem)
     assert "\n" not in str(error)
     assert str(error).startswith(f"{path}: ")
     assert message in str(error)
@@ -324,8 +324,8 @@ def test_what_is_no_such_file(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path)
-    (fault,) = caught.value.faults
-    assert words in str(fault) and "download it again" in str(fault)
+    (problem,) = caught.value.problems
+    assert words in str(problem) and "download it again" in str(problem)
 
 
 @pytest.mark.parametrize(

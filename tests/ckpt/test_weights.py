@@ -37,8 +37,8 @@ def shards(folder: Path, files: dict[str, dict[str, np.ndarray]], where: Where |
 def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
-    (fault,) = caught.value.faults
-    return str(fault)
+    (problem,) = caught.value.problems
+    return str(problem)
 
 
 # Several copies of a tensor

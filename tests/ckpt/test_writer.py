@@ -1,4 +1,4 @@
-"""`OutputFolder` by itself: what is written, what stays after a fault, systems that lack calls.
+"""`OutputFolder` by itself: what is written, what stays after a problem, systems that lack calls.
 
 The states that a whole merge meets are in `tests/engine/test_folder.py`.
 """
@@ -265,7 +265,7 @@ def test_a_guest_in_the_place_of_the_old_folder_is_kept(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_what_a_fault_leaves_behind(error: BaseException, kept: bool, tmp_path: Path) -> None:
+def test_what_a_problem_leaves_behind(error: BaseException, kept: bool, tmp_path: Path) -> None:
     made = folder(tmp_path / "out")
     with pytest.raises(type(error)), made:
         made.create(FILES)

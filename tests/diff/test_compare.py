@@ -1,4 +1,4 @@
-"""Whole models: values against NumPy, groups, faults, memory, threads, remote files, what lies beside the weights."""
+"""Whole models: values against NumPy, groups, problems, memory, threads, remote files, what lies beside the weights."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_values_and_groups(tmp_path: Path) -> None:
     assert sum(sums.elements for sums in layers[1][2].values()) == sum(e.size for e in second)
     order = [each.sums.relative for each in most_changed(found.tensors)]
     assert len(order) == len(a) - 1 and order == sorted(order, reverse=True)  # type: ignore[type-var]
-    assert found.faults == () and not found.same_weights
+    assert found.problems == () and not found.same_weights
 
 
 def test_a_tensor_that_was_zero_changed_most(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_tensor_that_was_zero_changed_most(tmp_path: Path) -> None:
 
 def test_equal_models(tmp_path: Path) -> None:
     found = compared(tmp_path, llama_tensors(0), llama_tensors(0))
-    assert found.same_weights and found.faults == () and found.beside.config == ()
+    assert found.same_weights and found.problems == () and found.beside.config == ()
     assert most_changed(found.tensors) == [] and found.total.cosine == 1
     checkpoint = open_checkpoint(tmp_path / "a")
     assert compare(checkpoint, checkpoint).same_weights  # one and the same
@@ -88,19 +88,19 @@ def test_another_dtype_is_not_the_same_weights(tmp_path: Path) -> None:
     assert found.total.changed == 0 and not found.same_weights
 
 
-def test_faults(tmp_path: Path) -> None:
+def test_problems(tmp_path: Path) -> None:
     """NaN and infinity where numbers should be, but not in masks; and nothing in common."""
     a, b = llama_tensors(0), llama_tensors(1)
     b["model.norm.weight"][2:4] = np.inf
     mask = np.full((1, 1, 4, 4), -np.inf, np.float32)
     a["model.layers.0.attn.bias"] = b["model.layers.0.attn.bias"] = mask
-    (fault,) = compared(tmp_path / "1", a, b).faults
-    assert fault.text.endswith("b: model.norm.weight: 2 of 8 elements are NaN or infinite")
+    (problem,) = compared(tmp_path / "1", a, b).problems
+    assert problem.text.endswith("b: model.norm.weight: 2 of 8 elements are NaN or infinite")
     found = compared(tmp_path / "2", {"x.weight": np.ones(2, "f4")}, {"y.weight": np.ones(2, "f4")})
-    (fault,) = found.faults
-    assert "A and B have no tensor in common" in str(fault) and not found.same_weights
+    (problem,) = found.problems
+    assert "A and B have no tensor in common" in str(problem) and not found.same_weights
     found = compared(tmp_path / "3", {"x": np.ones(2, "f4")}, {"x": np.ones(3, "f4")})
-    assert len(found.faults) == 1 and len(found.unlike) == 1
+    assert len(found.problems) == 1 and len(found.unlike) == 1
 
 
 def test_no_thread_or_order_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

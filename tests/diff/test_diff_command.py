@@ -68,10 +68,10 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out, parse_constant=refuse)
     assert code == 0
     assert list(found) == [
-        *("a", "b", "identical_weights", "faults", "total", "parts", "layers", "tensors"),
+        *("a", "b", "identical_weights", "problems", "total", "parts", "layers", "tensors"),
         *("not_compared", "only_in_a", "only_in_b", "config", "files", "tokens"),
     ]
-    assert found["identical_weights"] is False and found["faults"] == []
+    assert found["identical_weights"] is False and found["problems"] == []
     by_name = {each["name"]: each for each in found["tensors"]}
     assert len(by_name) == 19
     assert list(by_name[UP]) == [
@@ -138,7 +138,7 @@ def test_numbers_beyond_float64_are_null(
     assert one["norm_a"] is one["cosine"] is one["largest_change"]["change"] is None
 
 
-def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_llama(tmp_path / "a", 0)
     tensors = llama_tensors(1)
     tensors["model.norm.weight"][0] = np.nan
@@ -147,12 +147,12 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, c = (str(tmp_path / name) for name in "abc")
     code, out, _ = run(["diff", a, b], capsys)
     assert code == 1
-    assert f"FAULT: {b}: model.norm.weight: 1 of 8 elements are NaN or infinite [JM126]\n" in out
+    assert f"PROBLEM: {b}: model.norm.weight: 1 of 8 elements are NaN or infinite [JM126]\n" in out
     code, out, _ = run(["diff", b, a, "--json"], capsys)
     found = json.loads(out)
-    assert code == 1 and len(found["faults"]) == 1 and found["total"]["nonfinite_a"] == 1
+    assert code == 1 and len(found["problems"]) == 1 and found["total"]["nonfinite_a"] == 1
     code, out, _ = run(["diff", a, c], capsys)
-    assert code == 1 and "FAULT: A and B have no tensor in common" in out
+    assert code == 1 and "PROBLEM: A and B have no tensor in common" in out
     code, out, _ = run(["diff", a, c, "--json"], capsys)
     assert code == 1 and json.loads(out)["tensors"] == []
 

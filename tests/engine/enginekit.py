@@ -79,7 +79,7 @@ def step(
     method: str = "linear",
     *,
     dtype: str = "",
-    numbers: Mapping[str, Any] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
     written: bool = True,
 ) -> Step:
     """A step with the numbers of `NUMBERS`; its dtype is that of the first input unless given."""
@@ -89,7 +89,7 @@ def step(
         inputs=tuple(inputs),
         base=BASE.get(method),
         method=method,
-        numbers=NUMBERS[method] if numbers is None else numbers,
+        hyperparameters=NUMBERS[method] if hyperparameters is None else hyperparameters,
         t=0.0,
         written=written,
     )
@@ -151,25 +151,27 @@ def within(action: Callable[[], T], seconds: float = 30) -> T:
     return results[0]
 
 
-def expected(method: str, inputs: Sequence[np.ndarray], numbers: Mapping[str, Any]) -> np.ndarray:
+def expected(
+    method: str, inputs: Sequence[np.ndarray], hyperparameters: Mapping[str, Any]
+) -> np.ndarray:
     """The result of a method in numpy float64."""
     arrays = [np.asarray(item).astype(np.float64) for item in inputs]
     if method == "copy":
         return arrays[0]
     if method == "passthrough":
-        return arrays[0] * (numbers["scale"] or (1.0,))[0]
+        return arrays[0] * (hyperparameters["scale"] or (1.0,))[0]
     if method == "linear":
-        total = sum(w * item for w, item in zip(numbers["weight"], arrays, strict=True))
-        return total / sum(numbers["weight"]) if numbers["normalize"] else total
+        total = sum(w * item for w, item in zip(hyperparameters["weight"], arrays, strict=True))
+        return total / sum(hyperparameters["weight"]) if hyperparameters["normalize"] else total
     if method == "task_arithmetic":
         change = sum(
-            w * (m - arrays[0]) for w, m in zip(numbers["weight"], arrays[1:], strict=True)
+            w * (m - arrays[0]) for w, m in zip(hyperparameters["weight"], arrays[1:], strict=True)
         )
-        return arrays[0] + numbers["lambda"] * change
+        return arrays[0] + hyperparameters["lambda"] * change
     base, other = arrays
     norms = [float(np.linalg.norm(item)) or 1.0 for item in arrays]
     cosine = float(np.clip(np.sum(base * other) / norms[0] / norms[1], -1, 1))
-    t = numbers["t"]
+    t = hyperparameters["t"]
     if abs(cosine) > 0.9995:
         return (1 - t) * base + t * other
     angle = np.arccos(cosine)

@@ -24,7 +24,7 @@ def linear(
         inputs=inputs,
         base=None,
         method="linear",
-        numbers={"weight": (1.0,) * len(inputs), "normalize": True},
+        hyperparameters={"weight": (1.0,) * len(inputs), "normalize": True},
         t=0.0,
         written=written,
     )

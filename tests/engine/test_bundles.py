@@ -102,8 +102,8 @@ def test_only_what_goes_through_the_same_programs(tmp_path: Path) -> None:
         step("b", pairs[1], "slerp"),
         step("c", pairs[2]),
         step("d", pairs[3], dtype="BF16"),
-        step("e", pairs[4], numbers={"weight": (0.3, 0.9), "normalize": False}),
-        step("f", pairs[5], numbers={"weight": (2.0, 0.1), "normalize": True}),
+        step("e", pairs[4], hyperparameters={"weight": (0.3, 0.9), "normalize": False}),
+        step("f", pairs[5], hyperparameters={"weight": (2.0, 0.1), "normalize": True}),
     ]
     found = bundles(make_schedule(plan_of(models, *steps)))
     assert sorted(map(sorted, found)) == [["a", "c", "f"], ["b"], ["d"], ["e"]]
@@ -164,17 +164,17 @@ def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
     ("method", "dtype"), [*((name, "float32") for name in METHODS), ("ties", "float64")]
 )
 def test_the_same_bytes_as_one_at_a_time(method: str, dtype: str, made: list[int]) -> None:
-    models, has_base, numbers = METHODS[method]
+    models, has_base, hyperparameters = METHODS[method]
     rng = np.random.default_rng(1)
     shapes = [(), (1,), (7,), (4096,), (4097,), (3, 50), (ROW,), *((n,) for n in range(2, 80))]
     tensors = {}
     for i, shape in enumerate(shapes):
         base, *others = (np.asarray(rng.standard_normal(shape), dtype) for _ in range(1 + models))
         tensors[f"t{i}"] = Inputs(tuple(others), base if has_base else None)
-    together = streamed(method, tensors, numbers)
+    together = streamed(method, tensors, hyperparameters)
     assert sum(made) == len(shapes) and max(made) == MOST_ROWS
     made.clear()
-    alone = streamed(method, tensors, numbers, piece=PIECE)
+    alone = streamed(method, tensors, hyperparameters, piece=PIECE)
     assert not made
     for name in tensors:
         assert_same_bytes(together[name], alone[name])
@@ -187,7 +187,7 @@ def test_each_tensor_has_its_own_numbers(tmp_path: Path) -> None:
         step(
             f"n{i}",
             [read(models, 0, f"n{i}"), read(models, 1, f"n{i}")],
-            numbers={"weight": (float(i), 1.0), "normalize": False},
+            hyperparameters={"weight": (float(i), 1.0), "normalize": False},
         )
         for i in range(20)
     ]

@@ -58,7 +58,7 @@ def left(place: Path) -> set[str]:
     return {path.name for path in place.iterdir()} - {"a", "b", "x.yml", "y.yml"}
 
 
-def stamps(folder: Path) -> dict[str, int]:
+def fingerprints(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
 
 
@@ -87,12 +87,12 @@ def test_an_empty_folder_is_filled(place: Path, want: dict[str, bytes]) -> None:
 
 def test_up_to_date_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program(place) == 0
-    before = stamps(place / "out")
+    before = fingerprints(place / "out")
     assert "up to date" not in capsys.readouterr().out
     for flags in ((), ("--overwrite",)):
         assert program(place, *flags) == 0
         assert "up to date" in capsys.readouterr().out
-    assert stamps(place / "out") == before
+    assert fingerprints(place / "out") == before
     assert left(place) == {"out"}
     assert jmerge.merge(place / "x.yml", place / "out").up_to_date
 
@@ -284,7 +284,7 @@ def test_a_place_that_cannot_be(
     assert left(place) == set()
 
 
-# Faults while it runs
+# Problems while it runs
 
 
 def test_nan_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,7 +398,7 @@ def test_ctrl_c(
     assert contents(place / "out") == want and left(place) == {"out"}
 
 
-def test_no_memory_is_a_fault_of_the_machine(
+def test_no_memory_is_a_problem_of_the_machine(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(self: Progress, event: Any) -> None:

@@ -17,7 +17,7 @@ from said import uncoded
 from jmerge.engine import hosts as module
 from jmerge.engine.hosts import Hosts, PeerError, agree
 from jmerge.engine.meeting import join, listen, meet, welcome
-from jmerge.errors import Fault, NonFiniteError, PlanError, RunError
+from jmerge.errors import NonFiniteError, PlanError, Problem, RunError
 
 
 class Group:
@@ -176,7 +176,7 @@ def test_signs_of_life_are_enough(groups: Any, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (NonFiniteError(Fault("3 elements", where="x")), "failed: x: 3 elements"),
+        (NonFiniteError(Problem("3 elements", where="x")), "failed: x: 3 elements"),
         (RunError("the disk is full"), "failed: the disk is full"),
         (KeyboardInterrupt(), "was interrupted"),
         (ZeroDivisionError(), "failed: ZeroDivisionError"),

@@ -66,11 +66,11 @@ def test_memory_grows_with_what_stays_together() -> None:
         spec=spec,
         inputs=(source(0, "t", spec), source(1, "t", spec)),
         method="nuslerp",
-        numbers={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
+        hyperparameters={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
     )
     rows = peak(plan_of(step))
-    together = {**step.numbers, "nuslerp_row_wise": True}
-    whole = peak(plan_of(dataclasses.replace(step, numbers=together)))
+    together = {**step.hyperparameters, "nuslerp_row_wise": True}
+    whole = peak(plan_of(dataclasses.replace(step, hyperparameters=together)))
     assert rows < 64 * 4 * PIECE, "rows are cut into pieces"
     # two inputs in each slot, a result in each and one more, and what the programs take
     assert whole > (4 * 2 + 5 + 1) * spec.nbytes
@@ -107,12 +107,12 @@ def test_a_budget_shortens_pieces() -> None:
 
 def test_a_budget_limits_what_searches_hold() -> None:
     spec = TensorSpec("BF16", (1 << 30,))
-    numbers = {"weight": (1.0,) * 8, "density": (0.3,) * 8, "lambda": 1.0}
+    hyperparameters = {"weight": (1.0,) * 8, "density": (0.3,) * 8, "lambda": 1.0}
     step = dataclasses.replace(
         linear("t", *(source(i, "t", spec) for i in range(9))),
         method="ties",
         base=0,
-        numbers={**numbers, "normalize": True, "rescale": False},
+        hyperparameters={**hyperparameters, "normalize": True, "rescale": False},
     )
     plan = plan_of(step)
     assert need_of(make_schedule(plan)).total > 10**9
@@ -128,7 +128,7 @@ def test_what_cannot_be_cut_is_refused_with_what_would_do() -> None:
         spec=spec,
         inputs=(source(0, "wide", spec), source(1, "wide", spec)),
         method="nuslerp",
-        numbers={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
+        hyperparameters={"weight": (0.5, 0.5), "nuslerp_flatten": False, "nuslerp_row_wise": False},
     )
     plan = plan_of(pair("t", 100), step)
     with pytest.raises(

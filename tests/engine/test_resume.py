@@ -538,7 +538,7 @@ def failing(name: str, number: int, after: int) -> Callable[[pytest.MonkeyPatch]
 
 
 FULL, BROKEN, LONG = errno.ENOSPC, errno.EIO, errno.EFBIG
-FAULTS = {
+PROBLEMS = {
     "full before": (failing("posix_fallocate", FULL, 0), "disk is full", False),
     "full in the middle of allocating": (failing("posix_fallocate", FULL, 1), "full", False),
     "full while writing": (failing("pwrite", FULL, 20), "disk is full", True),
@@ -551,18 +551,18 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("case", FAULTS)
-def test_a_fault_of_the_disk(
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_a_problem_of_the_disk(
     case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 3 and one line; nothing at the output's place; the same command goes on.
 
     After a sync that failed nothing is believed: what can be read may not be on the disk.
     """
-    fault, words, believed = FAULTS[case]
+    problem, words, believed = PROBLEMS[case]
     want, _ = undisturbed(place)
     with monkeypatch.context() as patch:
-        fault(patch)
+        problem(patch)
         assert program(place) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line and "run the same command again" in line
@@ -576,7 +576,7 @@ def test_a_fault_of_the_disk(
 def test_an_input_that_cannot_be_read_for_a_while(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The machine's fault, not the recipe's: what was done stays."""
+    """The machine's problem, not the recipe's: what was done stays."""
     want, _ = undisturbed(place)
     with monkeypatch.context() as patch:
         patch.setattr("jmerge.engine.local.LOCAL", frozenset())  # so that everything is read

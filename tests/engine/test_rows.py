@@ -38,14 +38,17 @@ def draw(shape: tuple[int, ...], seed: int, dtype: str) -> np.ndarray:
 
 def plan_for(folder: Path, kind: str, dtype: str, based: bool) -> tuple[Plan, list[dict[str, Any]]]:
     """A plan of one tensor for each shape."""
-    method, numbers = NUMBERS[kind]
+    method, hyperparameters = NUMBERS[kind]
     names = {"x".join(["t", *map(str, shape)]): shape for shape in SHAPES}
     tensors = [{n: draw(s, i, dtype) for n, s in names.items()} for i in range(2 + based)]
     models = checkpoints(folder, *tensors)
     steps = [
         dataclasses.replace(
             step(
-                name, [read(models, i, name) for i in range(len(models))], method, numbers=numbers
+                name,
+                [read(models, i, name) for i in range(len(models))],
+                method,
+                hyperparameters=hyperparameters,
             ),
             base=0 if based else None,
         )
@@ -62,14 +65,14 @@ def test_any_number_of_rows_at_a_time(kind: str, dtype: str, tmp_path: Path) -> 
     """One by one, some, or all: as the function called by hand."""
     based = kind == "stock" or dtype == "BF16"
     plan, tensors = plan_for(tmp_path, kind, dtype, based)
-    method, numbers = NUMBERS[kind]
+    method, hyperparameters = NUMBERS[kind]
     for piece in (None, 1 << 12):
         made, outcome = carry_out(plan, piece=piece)
         assert not outcome.nonfinite
         for name in plan.outputs:
             models = tuple(each[name] for each in tensors)
             inputs = Inputs(models[based:], models[0] if based else None)
-            wanted = by_hand(REGISTRY[method], inputs, numbers).astype(NUMPY[dtype])
+            wanted = by_hand(REGISTRY[method], inputs, hyperparameters).astype(NUMPY[dtype])
             assert_same_bytes(made[name], wanted)
 
 

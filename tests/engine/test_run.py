@@ -1,4 +1,4 @@
-"""The run: right values for every dtype and shape, pieces, results of results, faults."""
+"""The run: right values for every dtype and shape, pieces, results of results, problems."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_the_engine_equals_the_functions_by_hand(tmp_path: Path) -> None:
     arrays = {"x": [normal((3, 5001), j) for j in range(2)]}
     a, b = (jax.device_put(item) for item in arrays["x"])
     pair = jax.device_put(np.stack(arrays["x"]))
-    numbers = NUMBERS["task_arithmetic"]
+    hyperparameters = NUMBERS["task_arithmetic"]
     by_hand = {
         "linear": jax.jit(partial(linear, normalize=True))(
             pair, weight=np.asarray(NUMBERS["linear"]["weight"], np.float32)
@@ -191,8 +191,8 @@ def test_the_engine_equals_the_functions_by_hand(tmp_path: Path) -> None:
         )(
             a,
             b,
-            weight=np.asarray(numbers["weight"], np.float32),
-            scale=np.float32(numbers["lambda"]),
+            weight=np.asarray(hyperparameters["weight"], np.float32),
+            scale=np.float32(hyperparameters["lambda"]),
         ),
     }
     for method, values in by_hand.items():
@@ -290,7 +290,7 @@ def test_passthrough_copies_every_bit(tmp_path: Path) -> None:
     array = np.concatenate([bits, bits | 0x8000]).view(ml_dtypes.bfloat16)
     models = checkpoints(tmp_path, {"x": array})
     plan = plan_of(
-        models, step("x", [read(models, 0, "x")], "passthrough", numbers={"scale": None})
+        models, step("x", [read(models, 0, "x")], "passthrough", hyperparameters={"scale": None})
     )
     assert_same_bytes(carry_out(plan)[0]["x"], array)
 
@@ -328,12 +328,12 @@ def test_a_chain_of_results_in_its_own_dtypes(tmp_path: Path) -> None:
     again = step("again", [result(wide), read(models, 3, "x")], dtype="F32", written=False)
     weights = {"weight": (1.0, -0.5, 0.25), "normalize": False}
     inputs: list[Read | Result] = [result(again), result(narrow), read(models, 4, "x")]
-    last = step("last", inputs, dtype="F32", numbers=weights)
+    last = step("last", inputs, dtype="F32", hyperparameters=weights)
     arrays = [model["x"] for model in models]
-    numbers = NUMBERS["linear"]
-    one = expected("linear", arrays[:2], numbers).astype(ml_dtypes.bfloat16)
-    two = expected("linear", [one, arrays[2]], numbers)
-    three = expected("linear", [two, arrays[3]], numbers)
+    hyperparameters = NUMBERS["linear"]
+    one = expected("linear", arrays[:2], hyperparameters).astype(ml_dtypes.bfloat16)
+    two = expected("linear", [one, arrays[2]], hyperparameters)
+    three = expected("linear", [two, arrays[3]], hyperparameters)
     four = expected("linear", [three, one, arrays[4]], weights)
     for piece in (None, PIECE):
         for order in ((narrow, wide, again, last), (last, again, wide, narrow)):
@@ -345,11 +345,11 @@ def test_a_chain_of_results_in_its_own_dtypes(tmp_path: Path) -> None:
 
 
 def test_results_of_whole_numbers_and_of_nothing(tmp_path: Path) -> None:
-    numbers = np.arange(10_000, dtype=np.int64) << 40
+    hyperparameters = np.arange(10_000, dtype=np.int64) << 40
     models = checkpoints(
         tmp_path,
         {
-            "i": numbers,
+            "i": hyperparameters,
             "e": np.empty((0, 3), np.float32),
             "s": np.array(2, np.float32),
         },
@@ -358,7 +358,7 @@ def test_results_of_whole_numbers_and_of_nothing(tmp_path: Path) -> None:
     shown = [step(f"o{h.name}", [result(h)], "copy") for h in hidden]
     for piece in (None, PIECE):
         sink, _ = carry_out(plan_of(models, *hidden, *shown), piece=piece)
-        assert_same_bytes(sink["ohi"], numbers)
+        assert_same_bytes(sink["ohi"], hyperparameters)
         assert sink["ohe"].shape == (0, 3)
         assert sink["ohs"] == np.float32(2)
 
@@ -449,10 +449,10 @@ def test_a_bad_number_in_an_input(dtype: str, word: str, method: str, tmp_path: 
     )
     with pytest.raises(NonFiniteError) as caught:
         carry_out(plan)
-    (fault,) = caught.value.faults
-    assert fault.where == "x"
-    assert "3 elements" in fault.message and f"m{count - 1}" in fault.message
-    assert "allow_nonfinite=True" in fault.message
+    (problem,) = caught.value.problems
+    assert problem.where == "x"
+    assert "3 elements" in problem.message and f"m{count - 1}" in problem.message
+    assert "allow_nonfinite=True" in problem.message
     for piece in (None, PIECE):
         sink, outcome = carry_out(plan, piece=piece, allow_nonfinite=True)
         assert outcome.nonfinite == {"x": 3}
@@ -479,8 +479,8 @@ def test_a_result_that_does_not_fit(out: str, size: float, tmp_path: Path) -> No
     one[[5, 2999]] = size, -size
     models = checkpoints(tmp_path, {"x": one}, {"x": one})
     inputs = [read(models, i, "x") for i in range(2)]
-    numbers = {"weight": (1.0, 1.0), "normalize": False}
-    plan = plan_of(models, step("x", inputs, dtype=out, numbers=numbers))
+    hyperparameters = {"weight": (1.0, 1.0), "normalize": False}
+    plan = plan_of(models, step("x", inputs, dtype=out, hyperparameters=hyperparameters))
     with pytest.raises(NonFiniteError, match="2 elements of the result do not fit") as caught:
         carry_out(plan)
     assert out in str(caught.value) and "out_dtype" in str(caught.value)
@@ -509,8 +509,8 @@ def test_counts_do_not_depend_on_pieces(tmp_path: Path) -> None:
     one[5000] = other[5000] = 60_000  # overflows in the sum
     models = checkpoints(tmp_path, {"x": one}, {"x": other})
     inputs = [read(models, i, "x") for i in range(2)]
-    numbers = {"weight": (1.0, 1.0), "normalize": False}
-    plan = plan_of(models, step("x", inputs, dtype="F16", numbers=numbers))
+    hyperparameters = {"weight": (1.0, 1.0), "normalize": False}
+    plan = plan_of(models, step("x", inputs, dtype="F16", hyperparameters=hyperparameters))
     whole, cut = (carry_out(plan, piece=p, allow_nonfinite=True)[1] for p in (None, PIECE))
     assert whole.nonfinite == cut.nonfinite
 
@@ -528,7 +528,7 @@ def test_a_count_is_of_the_whole_tensor(tmp_path: Path) -> None:
     assert len(messages) == 1 and "13 elements" in messages.pop()
 
 
-# Faults: whatever fails, the run ends, says so, and leaves no thread and no open file
+# Problems: whatever fails, the run ends, says so, and leaves no thread and no open file
 
 
 class BrokenError(Exception):
@@ -599,17 +599,19 @@ def test_an_input_that_is_gone(harm: str, tmp_path: Path) -> None:
     ends_cleanly(lambda: run(plan, schedule, Memory(plan)), CheckpointError, str(path))
 
 
-def test_a_fault_of_the_arithmetic(tmp_path: Path) -> None:
+def test_a_problem_of_the_arithmetic(tmp_path: Path) -> None:
     """A method that cannot run: its numbers do not fit the number of models."""
     models = checkpoints(tmp_path, *({"x": normal((20_000,), i)} for i in range(2)))
     inputs = [read(models, i, "x") for i in range(2)]
-    bad = step("x", inputs, numbers={"weight": (1.0, 1.0), "normalize": True, "unknown": 3.0})
+    bad = step(
+        "x", inputs, hyperparameters={"weight": (1.0, 1.0), "normalize": True, "unknown": 3.0}
+    )
     plan = plan_of(models, bad)
     schedule = make_schedule(plan, piece=PIECE)
     ends_cleanly(lambda: run(plan, schedule, Memory(plan)), Exception, "unknown")
 
 
-def test_a_fault_while_a_result_is_awaited(tmp_path: Path) -> None:
+def test_a_problem_while_a_result_is_awaited(tmp_path: Path) -> None:
     """The reader may be waiting for a result that will never come."""
     models = checkpoints(tmp_path, *({"x": normal((40_000,), i)} for i in range(2)))
     inputs = [read(models, i, "x") for i in range(2)]

@@ -70,7 +70,9 @@ def test_a_chain_of_many_stages() -> None:
 
 def slerp(name: str, *inputs: Read | Result) -> Step:
     """A step with statistics."""
-    return dataclasses.replace(linear(name, *inputs), method="slerp", base=0, numbers={"t": 0.5})
+    return dataclasses.replace(
+        linear(name, *inputs), method="slerp", base=0, hyperparameters={"t": 0.5}
+    )
 
 
 def turns(*steps: Step) -> list[str]:
@@ -149,7 +151,7 @@ def test_a_llama_needs_one_program(tmp_path: Path, compiled: list[str]) -> None:
         "parameters:\n  t:\n  - {filter: mlp, value: [0, 0.3, 1]}\n  - value: 0.5\n"
     )
     plan = jmerge.plan(recipe)
-    assert len({step.numbers["t"] for step in plan.steps}) > 20
+    assert len({step.hyperparameters["t"] for step in plan.steps}) > 20
     assert len(plan.outputs) == 22 * 9 + 3
     assert len(make_schedule(plan).kernels) == 1
     assert compiled == []

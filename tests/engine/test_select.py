@@ -154,7 +154,7 @@ def test_little_memory_changes_no_byte(
     shape = (300_001,)
     tensors = [{"x": rng.standard_normal(shape).astype(dtype).round(2)} for _ in range(3)]
     models = checkpoints(tmp_path, *tensors)
-    numbers = {
+    hyperparameters = {
         "weight": (1.0, 0.5),
         "density": (0.3, 0.6),
         "lambda": 1.0,
@@ -162,13 +162,13 @@ def test_little_memory_changes_no_byte(
         "rescale": True,
     }
     inputs = [read(models, i, "x") for i in range(3)]
-    ties = dataclasses.replace(step("x", inputs, "ties", numbers=numbers), base=0)
+    ties = dataclasses.replace(step("x", inputs, "ties", hyperparameters=hyperparameters), base=0)
     plan = plan_of(models, ties)
     whole, _ = carry_out(plan)
     if dtype == "float32":
         base, *others = (tensor["x"] for tensor in tensors)
-        traced = {"weight": numbers["weight"], "lambda": 1.0}
-        static = {"density": numbers["density"], **SWITCHES}
+        traced = {"weight": hyperparameters["weight"], "lambda": 1.0}
+        static = {"density": hyperparameters["density"], **SWITCHES}
 
         def by_hand(delta: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
             return apply(find_method("ties"), (delta,), {**traced, **static})

@@ -74,14 +74,14 @@ def refused(act: Callable[[], Any]) -> list[str] | None:
         act()
         lines = None
     except JmergeError as error:
-        lines = [str(fault) for fault in error.faults]
+        lines = [str(problem) for problem in error.problems]
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert time.perf_counter() - began < MAX_SECONDS
     assert peak < MAX_BYTES
     if lines is not None:
-        assert lines, "an error without a fault"
+        assert lines, "an error without a problem"
         for line in lines:
             assert line.isprintable(), line
             assert len(line) < 10_000

@@ -1,4 +1,4 @@
-"""Damaged and random headers, indexes and configs: a plan, or faults of one line each; never anything else.
+"""Damaged and random headers, indexes and configs: a plan, or problems of one line each; never anything else.
 
 `jmerge verify` of the same folders makes a report, whatever is in them.
 
@@ -344,7 +344,7 @@ def show(damage: Damage, act: Callable[[Bench], None], examples: int) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_damaged_file_gives_a_plan_or_faults(kind: str) -> None:
+def test_a_damaged_file_gives_a_plan_or_problems(kind: str) -> None:
     show(FILES[kind], plan, 40)
 
 

@@ -19,7 +19,7 @@ ROWS = {
         Row(
             method="linear",
             reference=references.linear,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33)},
                 {"weight": (0.3, 0.5, 0.33), "normalize": False},
                 {"weight": (1.2, -0.3, 0.1), "normalize": True},
@@ -36,14 +36,14 @@ ROWS = {
         Row(
             method="slerp",
             reference=references.slerp,
-            numbers=({"t": 0.3}, {"t": 0.0}, {"t": 1.0}, {"t": -0.25}, {"t": 1.4}),
+            hyperparameters=({"t": 0.3}, {"t": 0.0}, {"t": 1.0}, {"t": -0.25}, {"t": 1.4}),
             identity=({"t": 0.3}, {"t": 1.4}),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
         ),
         Row(
             method="task_arithmetic",
             reference=references.task_arithmetic,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33)},
                 {"weight": (0.3, 0.5, 0.33), "lambda": 0.7},
                 {"weight": (0.3, 0.5, 0.33), "normalize": True},
@@ -59,7 +59,7 @@ ROWS = {
         Row(
             method="passthrough",
             reference=references.passthrough,
-            numbers=({}, {"scale": (0.3,)}, {"scale": (-1.5,)}, {"scale": (0.0,)}),
+            hyperparameters=({}, {"scale": (0.3,)}, {"scale": (-1.5,)}, {"scale": (0.0,)}),
             identity=({}, {"scale": (1.0,)}),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
         ),
@@ -67,7 +67,7 @@ ROWS = {
             method="ties",
             chooses=True,
             reference=references.ties,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.01)},
                 {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": True, "lambda": 0.7},
                 {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": False},
@@ -81,7 +81,7 @@ ROWS = {
             Row(
                 method=method,
                 reference=reference,
-                numbers=(
+                hyperparameters=(
                     {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.01)},
                     {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": False, "lambda": 0.7},
                     {"weight": (1.0, -0.4), "density": (0.5, 1.0), "normalize": True},
@@ -101,7 +101,7 @@ ROWS = {
             Row(
                 method=method,
                 reference=reference,
-                numbers=(
+                hyperparameters=(
                     {
                         "weight": (0.3, 0.5, 0.33),
                         "density": (0.4, 0.7, 0.01),
@@ -121,27 +121,27 @@ ROWS = {
         Row(
             method="nearswap",
             reference=references.nearswap,
-            numbers=({"t": 0.3}, {"t": 1e-5}, {"t": -0.2}),
+            hyperparameters=({"t": 0.3}, {"t": 1e-5}, {"t": -0.2}),
             identity=({"t": 0.3},),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL},
         ),
         Row(
             method="ram",
             reference=references.ram,
-            numbers=({}, {"epsilon": 0.5}),
+            hyperparameters=({}, {"epsilon": 0.5}),
             identity=({},),
         ),
         Row(
             method="ramplus_tl",
             reference=references.ramplus_tl,
-            numbers=({"epsilon": 0.5}, {}, {"r": 0.7, "alpha": 50.0, "epsilon": 1.0}),
+            hyperparameters=({"epsilon": 0.5}, {}, {"r": 0.7, "alpha": 50.0, "epsilon": 1.0}),
             identity=({},),
         ),
         Row(
             method="magmax",
             chooses=True,
             reference=references.magmax,
-            numbers=({}, {"lambda": 0.3}),
+            hyperparameters=({}, {"lambda": 0.3}),
             identity=({"lambda": 1.0},),
             opt_out={
                 "order": "of equally large changes the last is taken, so only ties depend on it"
@@ -150,13 +150,13 @@ ROWS = {
         Row(
             method="negmerge",
             reference=references.negmerge,
-            numbers=({}, {"lambda": -0.7}),
+            hyperparameters=({}, {"lambda": -0.7}),
             identity=({"lambda": -1.0},),
         ),
         Row(
             method="multislerp",
             reference=references.multislerp,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33)},
                 {"weight": (0.3, 0.5), "normalize_weights": False},
                 {"weight": (0.7,)},
@@ -168,21 +168,21 @@ ROWS = {
         Row(
             method="karcher",
             reference=references.karcher,
-            numbers=({}, {"max_iter": 1.0}, {"tol": 0.01}),
+            hyperparameters=({}, {"max_iter": 1.0}, {"tol": 0.01}),
             identity=({},),
             opt_out={"shift": NO_DELTA},
         ),
         Row(
             method="model_stock",
             reference=references.model_stock,
-            numbers=({}, {"filter_wise": True}),
+            hyperparameters=({}, {"filter_wise": True}),
             identity=({},),
             opt_out={"compiles": "it has no numbers"},
         ),
         Row(
             method="nuslerp",
             reference=references.nuslerp,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5)},
                 {"weight": (0.3, 0.5), "nuslerp_flatten": False},
                 {"weight": (1.0, -1.0)},
@@ -198,7 +198,7 @@ ROWS = {
             Row(
                 method=method,
                 reference=reference,
-                numbers=(
+                hyperparameters=(
                     {
                         "weight": (0.3, 0.5, 0.33),
                         "density": (0.4, 0.5, 0.7),
@@ -221,20 +221,20 @@ ROWS = {
         Row(
             method="arcee_fusion",
             reference=references.arcee_fusion,
-            numbers=({},),
+            hyperparameters=({},),
             identity=({},),
             opt_out={"shift": NO_DELTA, "order": ONE_MODEL, "compiles": "it has no numbers"},
         ),
         Row(
             method="sce",
             reference=references.sce,
-            numbers=({"select_topk": 0.4}, {}, {"select_topk": 0.0}),
+            hyperparameters=({"select_topk": 0.4}, {}, {"select_topk": 0.0}),
             identity=({},),
         ),
         Row(
             method="consensus",
             reference=references.consensus,
-            numbers=(
+            hyperparameters=(
                 {"lambda": 0.3},
                 {"mask": (0.8, 3.0, 1.5), "k": 1.0},
                 {"mask": (0.6, 0.6), "k": 7.0},
@@ -245,7 +245,7 @@ ROWS = {
             method="cabs",
             chooses=True,
             reference=references.cabs,
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33), "n": 4.0, "m": 16, "lambda": 0.7},
                 {},
             ),
@@ -256,7 +256,7 @@ ROWS = {
             method="pcb",
             reference=references.pcb,
             # at other shares two models have scores so near the least that counts that float32 blurs their ratio
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33), "rho": 0.05},
                 {"weight": (0.7, 1.2), "rho": 0.5, "lambda": 0.7},
                 {},
@@ -267,13 +267,13 @@ ROWS = {
             method="localize_stitch",
             chooses=True,
             reference=references.localize_stitch,
-            numbers=({"density": (0.4, 0.3, 0.01)}, {}, {"density": (0.0, 1.0)}),
+            hyperparameters=({"density": (0.4, 0.3, 0.01)}, {}, {"density": (0.0, 1.0)}),
             identity=({"density": 1.0},),
         ),
         Row(
             method="emr",
             reference=lambda *words: np.stack(references.emr(*words)),
-            numbers=({},),
+            hyperparameters=({},),
             identity=({},),
             opt_out={
                 "order": "its results are one for each model, in their order",
@@ -286,7 +286,7 @@ ROWS = {
                 reference=partial(
                     references.conditioned, inner=references.task_arithmetic, kind=condition
                 ),
-                numbers=({"weight": (0.3, 0.5, 0.33)},),
+                hyperparameters=({"weight": (0.3, 0.5, 0.33)},),
                 identity=({"weight": weights},),
             )
             for condition, weights in (
@@ -298,7 +298,7 @@ ROWS = {
         Row(
             method="equalize(ties)",
             reference=partial(references.conditioned, inner=references.ties, kind="equalize"),
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.2)},
                 {"weight": (0.3, 0.5), "density": (0.4, 0.0), "rescale": True},
             ),
@@ -311,7 +311,7 @@ ROWS = {
                 inner=partial(references.at_the_first_block, inner=references.ties),
                 kind="equalize",
             ),
-            numbers=(
+            hyperparameters=(
                 {"weight": (0.3, 0.5, 0.33), "density": (0.4, 0.5, 0.2)},
                 {"weight": (0.3, 0.5), "lines.alpha": 0.3, "lines.beta": 0.5},
             ),

@@ -52,16 +52,16 @@ def inputs_of(case: Case) -> tuple[list[str], Inputs]:
 
 def numbers_of(case: Case, names: list[str]) -> dict[str, Any]:
     """The numbers that the method takes of those the case sets."""
-    numbers: dict[str, Any] = {}
+    hyperparameters: dict[str, Any] = {}
     for name, declared in REGISTRY[case["method"]].parameters.items():
         own = [case["model_params"].get(model, {}) for model in names]
         if declared.per_model and any(name in each for each in own):
-            numbers[name] = tuple(
+            hyperparameters[name] = tuple(
                 each.get(name, case["global_params"].get(name, declared.default)) for each in own
             )
         elif name in case["global_params"]:
-            numbers[name] = case["global_params"][name]
-    return numbers
+            hyperparameters[name] = case["global_params"][name]
+    return hyperparameters
 
 
 def recipe_of(case: Case, folder: Path) -> Path:
@@ -97,16 +97,16 @@ def refused(case: Case, folder: Path) -> None:
     """Planning says that it cannot be merged, and where in the recipe."""
     with pytest.raises(jmerge.JmergeError) as raised:
         jmerge.plan(recipe_of(case, folder))
-    assert all("recipe.yml" in str(fault) for fault in raised.value.faults)
+    assert all("recipe.yml" in str(problem) for problem in raised.value.problems)
 
 
 def as_reference(case: Case, folder: Path) -> None:
     """The result is that of our own formula."""
     names, inputs = inputs_of(case)
-    numbers = numbers_of(case, names)
+    hyperparameters = numbers_of(case, names)
     wide = inputs.map(lambda tensor: tensor.astype(np.float64))
-    wanted = getattr(references, case["method"])(np.stack(wide.models), wide.base, numbers)
-    assert_close(by_hand(REGISTRY[case["method"]], inputs, numbers), wanted)
+    wanted = getattr(references, case["method"])(np.stack(wide.models), wide.base, hyperparameters)
+    assert_close(by_hand(REGISTRY[case["method"]], inputs, hyperparameters), wanted)
 
 
 def as_weighted_mean(case: Case, folder: Path) -> None:
@@ -119,10 +119,14 @@ def as_weighted_mean(case: Case, folder: Path) -> None:
 def as_density(case: Case, folder: Path) -> None:
     """A row of one element has no ranks: its chance is the density, as with DARE."""
     names, inputs = inputs_of(case)
-    numbers = numbers_of(case, names)
-    found = by_hand(REGISTRY[case["method"]], inputs, numbers)
+    hyperparameters = numbers_of(case, names)
+    found = by_hand(REGISTRY[case["method"]], inputs, hyperparameters)
     assert inputs.base is not None and inputs.base.shape[1] == 1
-    dare = {"weight": numbers["weight"], "density": numbers["density"], "normalize": True}
+    dare = {
+        "weight": hyperparameters["weight"],
+        "density": hyperparameters["density"],
+        "normalize": True,
+    }
     assert_same_bytes(found, by_hand(REGISTRY["dare_ties"], inputs, dare))
 
 

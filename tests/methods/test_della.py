@@ -25,11 +25,15 @@ def few_values(seed: int) -> np.ndarray:
 
 def thin(change: np.ndarray, density: float, epsilon: float, seeds: int = 1) -> np.ndarray:
     """What is left of one model's changes, for each of some seeds."""
-    numbers = {name: jnp.float32([x]) for name, x in (("density", density), ("epsilon", epsilon))}
+    hyperparameters = {
+        name: jnp.float32([x]) for name, x in (("density", density), ("epsilon", epsilon))
+    }
     keys = jnp.asarray([[make_key(seed, stream_of("t"), 0)] for seed in range(seeds)], jnp.uint32)
     delta = jnp.asarray(change[None])
     ordered = [sort_rows(each) for each in rank_keys(delta)]
-    drawn = jax.jit(jax.vmap(lambda key: draw(delta, keys=key, ordered=ordered, **numbers)[0]))
+    drawn = jax.jit(
+        jax.vmap(lambda key: draw(delta, keys=key, ordered=ordered, **hyperparameters)[0])
+    )
     return np.where(drawn(keys), change, np.float32(0))
 
 
@@ -38,8 +42,10 @@ def test_equal_changes_agree_with_the_reference(density: float, epsilon: float) 
     """The lowest or the highest of the ranks that they share, as the coin says."""
     change = few_values(0)
     keys = np.asarray([make_key(0, stream_of("t"), 0)], np.uint32)
-    numbers = {"density": (density,), "epsilon": (epsilon,)}
-    wanted = references.thinned(change[None], numbers, *references.drawn(keys, change[None]))[0]
+    hyperparameters = {"density": (density,), "epsilon": (epsilon,)}
+    wanted = references.thinned(
+        change[None], hyperparameters, *references.drawn(keys, change[None])
+    )[0]
     np.testing.assert_array_equal(thin(change, density, epsilon)[0], wanted)
 
 

@@ -34,20 +34,20 @@ def softened(delta: jax.Array, *, weight: jax.Array, power: jax.Array, flat: boo
 
 
 def softened_reference(
-    models: np.ndarray, base: np.ndarray | None, numbers: Mapping[str, Any]
+    models: np.ndarray, base: np.ndarray | None, hyperparameters: Mapping[str, Any]
 ) -> np.ndarray:
     """The same in numpy."""
-    weight = references.each(numbers["weight"], models)
+    weight = references.each(hyperparameters["weight"], models)
     origin = np.zeros_like(models[0]) if base is None else base
     mean = (weight * (models - origin)).sum(axis=0) / weight.sum()
-    soft = mean if numbers.get("flat", False) else mean / np.sqrt(1 + mean**2)
-    return origin + numbers.get("lambda", 1.0) * soft
+    soft = mean if hyperparameters.get("flat", False) else mean / np.sqrt(1 + mean**2)
+    return origin + hyperparameters.get("lambda", 1.0) * soft
 
 
 THEIRS = Row(
     method="softened",
     reference=softened_reference,
-    numbers=({"weight": (0.3, 0.5)}, {"weight": (0.3, 0.5), "lambda": 0.7, "flat": True}),
+    hyperparameters=({"weight": (0.3, 0.5)}, {"weight": (0.3, 0.5), "lambda": 0.7, "flat": True}),
     identity=({"weight": (0.3, 0.5), "flat": True},),
 )
 

@@ -87,13 +87,13 @@ def test_nearer_than_arithmetic_in_16_bits(row: Row, dtype: str) -> None:
     """
     first = next(setting for setting in settings(row) if setting.first)
     inputs, method = first.draw((BLOCK,), dtype=dtype), REGISTRY[row.method]
-    wanted = wanted_of(row, inputs, first.numbers)
-    ours = by_hand(method, inputs, first.numbers, way="quick").astype(NUMPY[dtype])
+    wanted = wanted_of(row, inputs, first.hyperparameters)
+    ours = by_hand(method, inputs, first.hyperparameters, way="quick").astype(NUMPY[dtype])
     keys = keys_of(method, len(inputs.models), TENSOR)
     theirs = row.reference(
         rounded(np.stack(inputs.models), NUMPY[dtype]),
         None if inputs.base is None else rounded(inputs.base, NUMPY[dtype]),
-        first.numbers,
+        first.hyperparameters,
         **({} if keys is None else {"keys": keys}),
     )
     error, their_error = squared_error(ours, wanted), squared_error(np.asarray(theirs), wanted)

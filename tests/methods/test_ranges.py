@@ -75,13 +75,13 @@ def assert_refused_by_merge_trees(method: Method, key: str, value: float) -> Non
     low, _ = method.counts
     trees = [{"w": jnp.ones((2, 2))}] * max(low, 1)
     base: Any = None if method.base == "input" else trees[0]
-    numbers: dict[str, Any] = {
+    hyperparameters: dict[str, Any] = {
         name: 0.5
         for name, declared in method.settable.items()
         if isinstance(declared.default, Required)
     }
     with pytest.raises(ValueError, match=f"^{key}: expected a (finite )?number"):
-        jmerge.merge_trees(trees, method=method.name, base=base, **(numbers | {key: value}))
+        jmerge.merge_trees(trees, method=method.name, base=base, **(hyperparameters | {key: value}))
 
 
 def assert_refused_in_a_recipe(method: Method, key: str, value: float) -> None:

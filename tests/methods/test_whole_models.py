@@ -89,10 +89,12 @@ def assert_all_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.nd
 @pytest.mark.parametrize(
     ("method", "numbers"), [("localize_stitch", {"density": 0.1}), ("pcb", {"rho": 0.05})]
 )
-def test_shares_are_of_whole_models(method: str, numbers: dict[str, float], place: Path) -> None:
+def test_shares_are_of_whole_models(
+    method: str, hyperparameters: dict[str, float], place: Path
+) -> None:
     models, base = wide(place)
-    wanted = references.of_whole_models(getattr(references, method), models, base, numbers)
-    assert_all_close(merged(place, method, parameters=numbers), wanted)
+    wanted = references.of_whole_models(getattr(references, method), models, base, hyperparameters)
+    assert_all_close(merged(place, method, parameters=hyperparameters), wanted)
 
 
 @pytest.mark.parametrize("condition", ["equalize", "equalize_mean", "metagpt", "inverse_norm"])
@@ -101,11 +103,11 @@ def test_conditions_know_norms_of_whole_models(condition: str, place: Path) -> N
     change = np.concatenate([(models[n] - base[n]).reshape(3, -1) for n in base], axis=1)
     goal = "mean" if condition.endswith("mean") else "min"
     factors = references.norm_factors(change, condition.removesuffix("_mean"), goal)
-    numbers = {"weight": (0.5, 0.5, 0.5), "density": (0.4, 0.4, 0.4)}
+    hyperparameters = {"weight": (0.5, 0.5, 0.5), "density": (0.4, 0.4, 0.4)}
     wanted = {}
     for name, origin in base.items():
         scaled = origin + references.each(tuple(factors), models[name]) * (models[name] - origin)
-        wanted[name] = references.ties(scaled, origin, numbers)
+        wanted[name] = references.ties(scaled, origin, hyperparameters)
     own = {"weight": 0.5, "density": 0.4}
     assert_all_close(merged(place, "ties", own=own, wrap={"condition": condition}), wanted)
 
@@ -115,8 +117,10 @@ def test_conditions_know_norms_of_whole_models(condition: str, place: Path) -> N
 )
 def test_lines_grow_with_the_blocks_of_the_output(lines: dict[str, Any], place: Path) -> None:
     models, base = wide(place)
-    numbers = {"weight": (0.5, 0.5, 0.5), "lambda": 0.8}
-    change = {n: references.task_arithmetic(models[n], base[n], numbers) - base[n] for n in base}
+    hyperparameters = {"weight": (0.5, 0.5, 0.5), "lambda": 0.8}
+    change = {
+        n: references.task_arithmetic(models[n], base[n], hyperparameters) - base[n] for n in base
+    }
     alpha = lines.get("alpha", "auto")
     if alpha == "auto":
         whole = np.concatenate([(models[n] - base[n]).reshape(3, -1) for n in base], axis=1)
@@ -192,7 +196,7 @@ def test_memory_does_not_grow_with_the_tensors_of_a_group(place: Path) -> None:
 def assert_refused(path: Path, *parts: str) -> None:
     with pytest.raises(jmerge.PlanError) as raised:
         jmerge.plan(path)
-    text = "\n".join(map(str, raised.value.faults))
+    text = "\n".join(map(str, raised.value.problems))
     assert all(part in text for part in parts), text
 
 
@@ -243,8 +247,8 @@ def test_slices_are_of_the_same_models(place: Path) -> None:
 def test_mistakes_in_wrappers(wrap: Any, parts: list[str], place: Path) -> None:
     with pytest.raises(jmerge.RecipeError) as raised:
         jmerge.plan(recipe(place, "ties", own={"weight": 1}, wrap=wrap))
-    (fault,) = raised.value.faults
-    assert all(part in str(fault) for part in parts), fault
+    (problem,) = raised.value.problems
+    assert all(part in str(problem) for part in parts), problem
 
 
 def test_only_changes_from_a_base_are_wrapped(place: Path) -> None:
@@ -365,11 +369,11 @@ def test_inputs_inside_the_output_are_kept(place: Path) -> None:
 
 def test_wrappers_leave_a_methods_own_numbers_alone(place: Path) -> None:
     """`ramplus_tl` has an alpha too."""
-    numbers = {"r": 0.1, "alpha": 0.3, "epsilon": 0.01}
+    hyperparameters = {"r": 0.1, "alpha": 0.3, "epsilon": 0.01}
     wrap = {"lines": {"alpha": 1.0, "beta": 0.0}}
-    plain = merged(place, "ramplus_tl", parameters=numbers)
+    plain = merged(place, "ramplus_tl", parameters=hyperparameters)
     (place / "out").rename(place / "plain")
-    assert_all_close(merged(place, "ramplus_tl", parameters=numbers, wrap=wrap), plain)
+    assert_all_close(merged(place, "ramplus_tl", parameters=hyperparameters, wrap=wrap), plain)
 
 
 def test_a_nan_spoils_its_own_element_alone(place: Path) -> None:

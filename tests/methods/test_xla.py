@@ -36,9 +36,9 @@ def temporary(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     return int(compiled(function, *arguments).memory_analysis().temp_size_in_bytes)
 
 
-def still_needed(name: str, fault: bool) -> None:
-    """Say that `jmerge.methods.xla` has a function too many, where there is no fault without it."""
-    if fault:
+def still_needed(name: str, problem: bool) -> None:
+    """Say that `jmerge.methods.xla` has a function too many, where there is no problem without it."""
+    if problem:
         return
     (floor,) = (
         found[1] for each in PROJECT["dependencies"] if (found := re.match(r"jax>=([\d.]+)$", each))

@@ -101,14 +101,16 @@ def alone(*keywords: str) -> Change:
         ]
 
         def variant(*arrays: jax.Array, **rest: Any) -> jax.Array:
-            numbers = {name: rest.get(word) for name, word in method.keywords.items()}
+            hyperparameters = {name: rest.get(word) for name, word in method.keywords.items()}
             own = {word: value for word, value in rest.items() if word not in unseen}
             models = arrays[-1]
             for name in chosen:
                 if own.get(name) is not None:
                     found = declared[name].terms(*arrays, **own)
                     size = models.size // models.shape[0]
-                    own[name] = take(declared[name], [found], numbers, own, models.dtype, [size])
+                    own[name] = take(
+                        declared[name], [found], hyperparameters, own, models.dtype, [size]
+                    )
             result: jax.Array = method.function(*arrays, **own)
             return result
 

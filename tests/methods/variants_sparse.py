@@ -215,13 +215,13 @@ ARCEE_FUSION: dict[str, Change] = {
     "one spread above the median": inside("arcee_fusion.SPREADS", 1.0),
     "quartiles off by one": statistic(
         "quartiles",
-        counts=lambda numbers, size, found: [
+        counts=lambda hyperparameters, size, found: [
             [max(size - 1, 0) - int(part * (size - 1)) for part in (0.25, 0.5, 0.75)]
         ],
     ),
     "deciles for quartiles": statistic(
         "quartiles",
-        counts=lambda numbers, size, found: [
+        counts=lambda hyperparameters, size, found: [
             [size - int(part * (size - 1)) for part in (0.1, 0.5, 0.9)]
         ],
     ),
@@ -317,16 +317,16 @@ PCB: dict[str, Change] = {
     "lambda ignored": function(lambda d, *, scale, **rest: pcb(d, scale=scale / scale, **rest)),
     "rho drops out": statistic(
         "levels",
-        counts=lambda numbers, size, found: level_counts(
-            {**numbers, "rho": 1 - numbers["rho"]}, size, found
+        counts=lambda hyperparameters, size, found: level_counts(
+            {**hyperparameters, "rho": 1 - hyperparameters["rho"]}, size, found
         ),
     ),
     "tails ignored": inside("pcb.TAIL", 0.0),
     "tails off by one": statistic(
         "spans",
-        counts=lambda numbers, size, found: (
+        counts=lambda hyperparameters, size, found: (
             [[max(size - 1 - int(part * (size - 1)), 0) for part in (1e-4, 1 - 1e-4)]]
-            * len(numbers["weight"])
+            * len(hyperparameters["weight"])
         ),
     ),
     "one more competes": one_more("pcb", "levels"),
@@ -350,7 +350,7 @@ PCB: dict[str, Change] = {
     ),
     "all compete": statistic(
         "levels",
-        counts=lambda numbers, size, found: [[size, 1]] * len(numbers["weight"]),
+        counts=lambda hyperparameters, size, found: [[size, 1]] * len(hyperparameters["weight"]),
     ),
     "bounds of the piece alone": alone("spans", "levels"),
     "levels of the piece alone": alone("levels"),

@@ -163,7 +163,7 @@ PASSTHROUGH: dict[str, Change] = {
         lambda x, *, scale: jnp.zeros_like(x[0]) if scale is None else scale[0] * x[0]
     ),
     "copied whatever the scale": replaced(
-        lambda method: dataclasses.replace(method, copies=lambda numbers: True)
+        lambda method: dataclasses.replace(method, copies=lambda hyperparameters: True)
     ),
 }
 
@@ -258,8 +258,10 @@ NUSLERP: dict[str, Change] = {
         lambda v, *, weight, **_: weighted_sum(weight / sum_models(weight), v)
     ),
     "always flattened": both(
-        statistic("sums", when=lambda numbers: True),
-        replaced(lambda method: dataclasses.replace(method, unit=lambda numbers: "element")),
+        statistic("sums", when=lambda hyperparameters: True),
+        replaced(
+            lambda method: dataclasses.replace(method, unit=lambda hyperparameters: "element")
+        ),
         function(lambda v, *, nuslerp_flatten, **rest: nuslerp(v, nuslerp_flatten=True, **rest)),
     ),
     "sums of the piece alone": alone(),

@@ -98,7 +98,7 @@ def drop(stored: Stored, *names: str) -> None:
         del stored.tensors[name]
 
 
-def faults(folder: Path, donor: str, other: str, text: str = LINEAR) -> str:
+def problems(folder: Path, donor: str, other: str, text: str = LINEAR) -> str:
     """What is wrong, in one line; folders by their names."""
     with pytest.raises(PlanError) as error:
         plan_of(folder, donor, other, text)
@@ -138,7 +138,7 @@ def test_a_missing_expert_is_named(lost: list[str], told: str, tmp_path: Path) -
     row = ROWS["qwen3_moe"](0)
     drop(row.apart, *lost)
     written(row, tmp_path)
-    assert told in faults(tmp_path, "together", "apart")
+    assert told in problems(tmp_path, "together", "apart")
 
 
 def test_experts_that_all_layers_lack(tmp_path: Path) -> None:
@@ -146,15 +146,15 @@ def test_experts_that_all_layers_lack(tmp_path: Path) -> None:
     row = ROWS["qwen3_moe"](0)
     drop(row.apart, *(name for name in row.apart.tensors if ".experts.3." in name))
     written(row, tmp_path)
-    assert "it has 3 experts and not 4" in faults(tmp_path, "together", "apart")
-    assert "it has 4 experts and not 3" in faults(tmp_path, "apart", "together")
+    assert "it has 3 experts and not 4" in problems(tmp_path, "together", "apart")
+    assert "it has 4 experts and not 3" in problems(tmp_path, "apart", "together")
 
 
 def test_one_of_three_projections(tmp_path: Path) -> None:
     row = ROWS["phi3"](0)
     drop(row.apart, "model.layers.2.self_attn.v_proj.weight")
     written(row, tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert "model.layers.2.self_attn.v_proj.weight is missing" in told
 
 
@@ -162,7 +162,7 @@ def test_one_of_three_biases(tmp_path: Path) -> None:
     row = ROWS["chatglm"](0)
     drop(row.apart, "model.layers.2.self_attn.k_proj.bias")
     written(row, tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert "model.layers.2.self_attn.k_proj.bias is missing" in told
 
 
@@ -170,9 +170,9 @@ def test_half_of_what_the_donor_needs(tmp_path: Path) -> None:
     row = ROWS["glm4"](0)
     drop(row.apart, *(name for name in row.apart.tensors if "up_proj" in name))
     written(row, tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert "model.layers.0.mlp.up_proj.weight is missing, so" in told
-    assert "model.layers.{}.mlp.up_proj.weight is missing there" in faults(
+    assert "model.layers.{}.mlp.up_proj.weight is missing there" in problems(
         tmp_path, "apart", "together"
     )
 
@@ -183,7 +183,7 @@ def test_fused_rows_of_a_class_that_is_not_known(tmp_path: Path) -> None:
     row.together.config["model_type"] = "unheard_of"
     written(row, tmp_path)
     for donor, other in SIDES:
-        told = faults(tmp_path, donor, other)
+        told = problems(tmp_path, donor, other)
         assert "query_key_value.bias is unknown for unheard_of" in told or (
             "query_key_value.weight is unknown for unheard_of" in told
         )
@@ -197,7 +197,7 @@ def test_two_orders_of_fused_rows(tmp_path: Path) -> None:
         moved = name.replace("self_attn", "attention")
         other.together.tensors[moved] = other.together.tensors.pop(name)
     written(other, tmp_path / "y")
-    told = faults(tmp_path, "x/together", "y/together")
+    told = problems(tmp_path, "x/together", "y/together")
     assert "their rows are in different orders" in told
 
 
@@ -207,7 +207,7 @@ def test_packed_experts_of_one_shape_and_two_orders(tmp_path: Path) -> None:
     del other.together.config["model_type"]
     written(Row(row.together, other.together), tmp_path)
     for donor, model in SIDES:
-        assert "names and shapes agree, but according to config.json" in faults(
+        assert "names and shapes agree, but according to config.json" in problems(
             tmp_path, donor, model
         )
 
@@ -218,7 +218,7 @@ def test_columns_of_a_class_that_is_not_known(tmp_path: Path) -> None:
     row.together.config["model_type"] = "unheard_of"
     written(row, tmp_path)
     for donor, other in SIDES:
-        told = faults(tmp_path, donor, other)
+        told = problems(tmp_path, donor, other)
         assert "experts.gate_up_proj is unknown for unheard_of" in told
 
 
@@ -227,7 +227,7 @@ def test_heads_that_do_not_fit(tmp_path: Path) -> None:
     row.together.config["num_key_value_heads"] = 1
     written(row, tmp_path)
     for donor, other in SIDES:
-        assert "the shapes do not fit" in faults(tmp_path, donor, other)
+        assert "the shapes do not fit" in problems(tmp_path, donor, other)
 
 
 def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
     name = "model.layers.1.block_sparse_moe.experts.1.w1.weight"
     row.apart.tensors[name] = row.apart.tensors[name][:4].copy()
     written(row, tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert "the shapes do not fit (model.layers.1.block_sparse_moe.experts.0.w1.weight is" in told
 
 
@@ -247,7 +247,7 @@ def test_models_of_other_sizes(tmp_path: Path) -> None:
             wide = np.concatenate([array, array], 1 if "down" in name else 0)
             other.apart.tensors[name] = wide
     written(Row(other.apart, row.together), tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert "[4, 24, 8] in apart and [4, 12, 8] in together" in told
 
 
@@ -256,7 +256,7 @@ def test_parts_of_several_dtypes(tmp_path: Path) -> None:
     name = f"{AT}.0.up_proj.weight"
     row.apart.tensors[name] = row.apart.tensors[name].astype(np.float16)
     written(row, tmp_path)
-    told = faults(tmp_path, "together", "apart")
+    told = problems(tmp_path, "together", "apart")
     assert f"{AT}.gate_up_proj would be made of F32 and F16" in told
 
 
@@ -271,7 +271,7 @@ def test_quantised_weights(tmp_path: Path) -> None:
     written(row, tmp_path)
     copy = "merge_method: passthrough\nslices:\n"
     copy += "".join(f"- sources: [{{{{model: {{{i}}}, layer_range: [0, 2]}}}}]\n" for i in range(2))
-    assert "quantised weights cannot be brought" in faults(tmp_path, "together", "apart", copy)
+    assert "quantised weights cannot be brought" in problems(tmp_path, "together", "apart", copy)
 
 
 def test_biases_that_the_donor_does_not_have(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_tensors_that_a_recipe_excludes(tmp_path: Path) -> None:
 def test_filters_see_the_names_of_the_output(tmp_path: Path) -> None:
     written(ROWS["qwen3_moe"](0), tmp_path)
     plan = plan_of(tmp_path, "apart", "together", FILTERED)
-    weights = {step.name: step.numbers["weight"] for step in plan.steps}
+    weights = {step.name: step.hyperparameters["weight"] for step in plan.steps}
     for name, weight in weights.items():
         assert weight == (0.5, 7.0 if "experts.2.up_proj" in name else 0.5), name
 

@@ -80,7 +80,11 @@ def test_all_tied(tmp_path: Path, recipe: str, kinds: tuple[str, str]) -> None:
     assert (HEAD in steps) == (kinds[0] == "equal")
     if HEAD in steps:
         head, table = steps[HEAD], steps[TABLE]
-        assert (head.inputs, head.numbers, head.keys) == (table.inputs, table.numbers, table.keys)
+        assert (head.inputs, head.hyperparameters, head.keys) == (
+            table.inputs,
+            table.hyperparameters,
+            table.keys,
+        )
     assert {getattr(item, "name", None) for item in steps[TABLE].inputs} == {TABLE}
     assert plan.config["tie_word_embeddings"] is True
     assert not any("head" in warning for warning in plan.warnings)

@@ -257,7 +257,7 @@ otherwise: first
     account(made, {"whole": whole, "encoder": stored})
 
 
-# Faults
+# Problems
 
 
 def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +293,7 @@ def test_without_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         "mpa: {model.: x.}": ["error: x.yml:6: models[1].mpa: unknown key; did you mean 'map'?"],
     }.items(),
 )
-def test_faults(
+def test_problems(
     folder: Path, rule: str, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(folder, INTO_VLM.replace(RULE, rule), capsys) == said
@@ -366,10 +366,12 @@ def test_filters_see_the_models_own_names(folder: Path) -> None:
     (folder / "x.yml").write_text(
         recipe.replace("{vlm}", str(folder / "vlm")).replace("{text}", str(folder / "text"))
     )
-    numbers = {step.name: step.numbers for step in jmerge.plan(folder / "x.yml").steps}
+    hyperparameters = {
+        step.name: step.hyperparameters for step in jmerge.plan(folder / "x.yml").steps
+    }
     up = "model.language_model.layers.{}.mlp.up_proj.weight"
-    assert numbers[up.format(0)]["weight"] == (0.75, 0.0)
-    assert numbers[up.format(1)]["weight"] == (0.75, 0.5)
+    assert hyperparameters[up.format(0)]["weight"] == (0.75, 0.0)
+    assert hyperparameters[up.format(1)]["weight"] == (0.75, 0.5)
 
 
 def test_rules() -> None:

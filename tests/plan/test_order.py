@@ -108,7 +108,7 @@ def test_by_config_and_place(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_rule_that_cannot_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every fault of the order at once, with the layers of the kind."""
+    """Every problem of the order at once, with the layers of the kind."""
     rules: dict[str, Any] = {
         "first_k_dense_replace": 1,
         "attn_layer_period": 2,

@@ -258,10 +258,10 @@ def test_names_of_modules(vision: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "not a module of a; did you mean 'text_decoder'?" in error
 
 
-# Faults
+# Problems
 
 
-FAULTS = {
+PROBLEMS = {
     "only: ['*.mlp.upproj.*', '*.mpl.*']\n": [
         "error: x.yml:8: only[0]: '*.mlp.upproj.*' matches no tensor of the output",
         "error: x.yml:8: only[1]: '*.mpl.*' matches no tensor of the output",
@@ -285,12 +285,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("keys", FAULTS)
-def test_faults(folder: Path, keys: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(folder, TASK + keys, capsys) == FAULTS[keys]
+@pytest.mark.parametrize("keys", PROBLEMS)
+def test_problems(folder: Path, keys: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(folder, TASK + keys, capsys) == PROBLEMS[keys]
 
 
-def test_faults_of_the_base(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_of_the_base(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`base` needs one, and slices need it among their sources; all is said at once."""
     lines = refused(folder, SOUP + "otherwise: base\nonly: 'x'\n", capsys)
     assert (

@@ -67,10 +67,10 @@ def test_weights_of_a_sum(
         return
     plan = jmerge.plan(write(folder, recipe))
     (step,) = (step for step in plan.steps if step.name == EXTRA)
-    assert step.numbers["weight"] == pytest.approx(wanted, rel=1e-12)
+    assert step.hyperparameters["weight"] == pytest.approx(wanted, rel=1e-12)
     assert f"mtp.fc.weight and 1 more: not in {folder / 'c'}" in plan.warnings[0]
     head = next(step for step in plan.steps if step.name == "lm_head.weight")
-    assert head.numbers["weight"] == tuple(weights.values())
+    assert head.hyperparameters["weight"] == tuple(weights.values())
 
 
 def test_the_only_model_that_has_it(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_numbers_that_change_over_layers(tmp_path: Path) -> None:
     recipe = linear({"a": 0, "b": 0}).replace("weight: 0", "weight: [0.25, 0.75]", 1)
     recipe = recipe.replace("weight: 0}", "weight: [0.75, 0.25]}")
     plan = jmerge.plan(write(tmp_path, recipe))
-    found = {step.name: step.numbers["weight"] for step in plan.steps}
+    found = {step.name: step.hyperparameters["weight"] for step in plan.steps}
     assert [found[name.format(i)] for i in range(2)] == [(1.0,), (1.0,)]
     assert found["model.layers.0.mlp.up_proj.weight"] == (0.25, 0.75)
 
@@ -99,16 +99,16 @@ def test_other_methods(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     """Multislerp's lengths add up alike; alone a tensor stays as it is; a mean stays a mean; changes are added."""
     flag = "normalize_weights"
     plan = jmerge.plan(write(folder, linear({"a": 0.2, "b": 0.2, "c": 0.6}, "multislerp", flag)))
-    found = {step.name: step.numbers for step in plan.steps}
+    found = {step.name: step.hyperparameters for step in plan.steps}
     assert found[EXTRA]["weight"] == pytest.approx((0.5, 0.5))
     plan = jmerge.plan(write(folder, linear({"a": 2, "c": 3}, "multislerp", flag)))
     assert EXTRA in plan.outputs
     mean = linear({"a": 2, "c": 3}).replace("normalize: false", "normalize: true")
     plan = jmerge.plan(write(folder, mean))
-    assert {s.name: s.numbers for s in plan.steps}[EXTRA]["weight"] == (2,)
+    assert {s.name: s.hyperparameters for s in plan.steps}[EXTRA]["weight"] == (2,)
     task = linear({"b": 0.4, "c": 0.4}, "task_arithmetic") + "base_model: {a}\n"
     plan = jmerge.plan(write(folder, task))
-    assert {s.name: s.numbers for s in plan.steps}[EXTRA]["weight"] == (0.4,)
+    assert {s.name: s.hyperparameters for s in plan.steps}[EXTRA]["weight"] == (0.4,)
     task = linear({"a": 0.4, "b": 0.4}, "task_arithmetic") + "base_model: {c}\n"
     (error,) = refused(folder, task, capsys)
     assert "mtp.fc.weight and 1 more: not in c; the base lacks it" in error

@@ -254,7 +254,7 @@ def test_a_map_is_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "write 'map: {body.trunk.: model., out.: lm_head.}' beside" in error
 
 
-def test_what_looks_alike_and_is_left_out_is_no_fault(tmp_path: Path) -> None:
+def test_what_looks_alike_and_is_left_out_is_no_problem(tmp_path: Path) -> None:
     """`only` may be about other tensors."""
     spell = replaced((r"mlp\.", "ffn."))
     write_checkpoint(tmp_path / "a", text(0), TEXT)
@@ -263,7 +263,7 @@ def test_what_looks_alike_and_is_left_out_is_no_fault(tmp_path: Path) -> None:
     assert sum(len(step.inputs) == 2 for step in plan.steps) == 12
 
 
-def test_what_looks_alike_and_is_in_no_module_of_the_recipe_is_no_fault(tmp_path: Path) -> None:
+def test_what_looks_alike_and_is_in_no_module_of_the_recipe_is_no_problem(tmp_path: Path) -> None:
     """A tower that is copied may be spelt in any way in other models."""
     spell = replaced((r"^visual\.blocks", "visual.odd"))
     write_checkpoint(tmp_path / "a", seeing(0), SEES)

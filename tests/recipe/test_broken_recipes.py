@@ -230,7 +230,7 @@ parameters:
         linear("dtype: float16\nmerge_method: slerp\n"),
         ("x.yml:8: merge_method: duplicate key; the first is on line 1",),
     ),
-    "nothing_but_faults_of_keys": Case(
+    "nothing_but_problems_of_keys": Case(
         "models:\n  - model: {a}\n",
         ("x.yml:1: the key 'merge_method' is missing",),
     ),
@@ -968,7 +968,7 @@ models:
         ),
     ),
     # Everything at once
-    "many_faults_in_the_order_of_lines": Case(
+    "many_problems_in_the_order_of_lines": Case(
         """\
 merge_method: slerpp
 base_model: {base}
@@ -1000,7 +1000,7 @@ toknizer: {}
             "x.yml:15: toknizer: unknown key; did you mean 'tokenizer'?",
         ),
     ),
-    "faults_of_models_and_of_numbers": Case(
+    "problems_of_models_and_of_numbers": Case(
         """\
 merge_method: task_arithmetic
 models:
@@ -1038,17 +1038,17 @@ def shorten(text: str, models: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_messages(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fault is told, each once, in the order of the lines, and nothing else."""
+    """Every problem is told, each once, in the order of the lines, and nothing else."""
     case = CASES[name]
     monkeypatch.chdir(tmp_path)
     path = write_recipe(case.recipe, models, tmp_path)
     with pytest.raises(JmergeError) as caught:
         jmerge.plan(path)
-    found = tuple(shorten(fault.text, models, tmp_path) for fault in caught.value.faults)
+    found = tuple(shorten(problem.text, models, tmp_path) for problem in caught.value.problems)
     assert found == case.errors
-    lines = [fault.line for fault in caught.value.faults]
+    lines = [problem.line for problem in caught.value.problems]
     assert lines == sorted(lines)
-    assert {fault.file for fault in caught.value.faults} == {str(path)}
+    assert {problem.file for problem in caught.value.problems} == {str(path)}
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.warnings])
@@ -1119,7 +1119,7 @@ def test_command_line(
     capsys: pytest.CaptureFixture[str],
     no_weights: None,
 ) -> None:
-    """Exit code 2, a line for each fault, their number; no weight is read, no file touched.
+    """Exit code 2, a line for each problem, their number; no weight is read, no file touched.
 
     What has no effect is told as well: it is often why something else is missing.
     """
@@ -1162,7 +1162,7 @@ def test_every_command_says_the_same(
     no_weights: None,
 ) -> None:
     """Planning and merging refuse a recipe in the same words, even with --quiet."""
-    case = CASES["many_faults_in_the_order_of_lines"]
+    case = CASES["many_problems_in_the_order_of_lines"]
     monkeypatch.chdir(tmp_path)
     write_recipe(case.recipe, models, tmp_path)
     before = listing(tmp_path, models)

@@ -1452,7 +1452,7 @@ def test_plan(name: str, models: Path, tmp_path: Path, monkeypatch: pytest.Monke
         step = steps[tensor]
         assert (tensor, show_sources(plan, step)) == (tensor, sources)
         assert (tensor, step.method) == (tensor, plan.method if numbers else COPY)
-        assert_same_numbers(tensor, step.numbers, numbers)
+        assert_same_numbers(tensor, step.hyperparameters, numbers)
     assert_every_input_is_accounted_for(plan, models, case.unused)
     assert " ".join(sorted({spec.dtype for spec in plan.outputs.values()})) == case.dtype
     found = tuple((change.key, change.old, change.new) for change in plan.changes)

@@ -200,7 +200,7 @@ def test_convert_refuses(value: Any, kind: Kind, message: str) -> None:
 
 
 def test_number_beyond_float_is_refused() -> None:
-    """A whole number too large for a float is a fault like any other, not an OverflowError."""
+    """A whole number too large for a float is a problem like any other, not an OverflowError."""
     with pytest.raises(ValueError, match="^expected a finite number, found 1000"):
         convert(10**400, "float")
 

@@ -1,4 +1,4 @@
-"""`tokenizer`, `tokenizer_source` and `chat_template`: what they mean, and every fault of them at once."""
+"""`tokenizer`, `tokenizer_source` and `chat_template`: what they mean, and every problem of them at once."""
 
 from __future__ import annotations
 
@@ -159,9 +159,9 @@ tokenizer:
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_refused(text: str) -> None:
-    """All faults at once, each at its line."""
-    _, faults = examine_text(HEAD + text, "x.yml")
-    assert [f.text.removeprefix("x.yml:") for f in sorted(faults, key=lambda f: f.line)] == list(
+    """All problems at once, each at its line."""
+    _, problems = examine_text(HEAD + text, "x.yml")
+    assert [f.text.removeprefix("x.yml:") for f in sorted(problems, key=lambda f: f.line)] == list(
         REFUSED[text]
     )
 
@@ -226,7 +226,7 @@ tokenizer:
     assert recipe.models() == (A, UNION)
     where = ("tokenizer", "tokens", "y", "source", "model")
     assert recipe.first_path(ModelRef("org/z")) == where
-    assert recipe.fault("x", where, code="JM017").line == 9
+    assert recipe.problem("x", where, code="JM017").line == 9
     assert recipe.first_path(A) == ("models", 0, "model")
     found = recipe.tokenizer
     assert found is not None

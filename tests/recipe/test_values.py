@@ -117,16 +117,16 @@ def test_errors_name_the_key_path_and_no_line(case: str) -> None:
     recipe, words = BROKEN[case]
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict(recipe)
-    (fault,) = caught.value.faults
-    assert str(fault).startswith(words) or words in str(fault)
-    assert (fault.file, fault.line) == ("", 0)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(words) or words in str(problem)
+    assert (problem.file, problem.line) == ("", 0)
 
 
 def test_all_that_is_wrong_is_told() -> None:
     recipe = given(parameters={"weight": object()}, merge_metod=1, dtype="floaty")
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict(recipe)
-    places = {fault.where for fault in caught.value.faults}
+    places = {problem.where for problem in caught.value.problems}
     assert places == {"parameters.weight", "merge_metod", "dtype"}
 
 

@@ -20,12 +20,12 @@ def parse(text: str) -> Document:
     return parse_yaml(text, "x.yml")
 
 
-def faults(text: str) -> list[str]:
+def problems(text: str) -> list[str]:
     """Every message about `text`, whether it was refused at once or read to its end."""
     try:
-        return [fault.text for fault in parse(text).faults]
+        return [problem.text for problem in parse(text).problems]
     except RecipeError as error:
-        return [fault.text for fault in error.faults]
+        return [problem.text for problem in error.problems]
 
 
 # Scalars
@@ -117,11 +117,11 @@ def test_keys_are_words(text: str) -> None:
 
 
 def test_huge_integer_is_no_traceback() -> None:
-    """Thousands of digits, which Python refuses to convert, give a fault or a number."""
+    """Thousands of digits, which Python refuses to convert, give a problem or a number."""
     try:
         found = parse("a: 1\nkey: " + "9" * 5000).value["key"]
     except RecipeError as error:
-        assert [fault.line for fault in error.faults] == [2]
+        assert [problem.line for problem in error.problems] == [2]
     else:
         assert isinstance(found, int | float | str)
 
@@ -153,7 +153,7 @@ def test_anchors_and_merge_keys(name: str) -> None:
     """Aliases stand for what they name; `<<` fills in keys that the map does not set itself."""
     text, wanted = ANCHORS[name]
     document = parse(text)
-    assert document.faults == ()
+    assert document.problems == ()
     assert (document.value if name.startswith("anchor") else document.value["b"]) == wanted
 
 
@@ -334,29 +334,29 @@ def test_refused(name: str) -> None:
     """Each wrong text gives these messages and no other."""
     text, wanted = REFUSED[name]
     if wanted is None:  # where in the loop it is noticed does not matter
-        (message,) = faults(text)
+        (message,) = problems(text)
         assert message.startswith("x.yml:") and message.endswith(SELF)
     else:
-        assert faults(text) == wanted
+        assert problems(text) == wanted
 
 
 def test_reading_goes_on_after_repeated_keys() -> None:
-    """The first of two equal keys counts, so that later checks can find more faults."""
+    """The first of two equal keys counts, so that later checks can find more problems."""
     assert parse("a: 1\nb: 2\na: 3\n").value == {"a": 1, "b": 2}
 
 
 def test_anchor_defined_twice() -> None:
     """PyYAML refuses this; the message names the anchor and the line of the second."""
-    (message,) = faults("a: &x 1\nb: *x\nc: &x 2\n")
+    (message,) = problems("a: &x 1\nb: *x\nc: &x 2\n")
     assert message.startswith("x.yml:3: not valid YAML: ")
     assert "duplicate anchor 'x'" in message
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_nested_too_deeply(brackets: str) -> None:
-    """A file of brackets is a fault, not a RecursionError."""
+    """A file of brackets is a problem, not a RecursionError."""
     opening, closing = brackets[0] + ("k: " if brackets == "{}" else ""), brackets[1]
-    assert faults(f"a: {opening * 5000}1{closing * 5000}") == [
+    assert problems(f"a: {opening * 5000}1{closing * 5000}") == [
         "x.yml: not valid YAML: nested too deeply"
     ]
 
@@ -366,7 +366,7 @@ def test_nested_too_deeply_through_aliases() -> None:
     text = f"a: &a {'[' * 300}1{']' * 300}\n"
     for old, new in ("ab", "bc", "cd"):
         text += f"{new}: &{new} {'[' * 300}*{old}{']' * 300}\n"
-    (message,) = faults(text)
+    (message,) = problems(text)
     assert message.startswith("x.yml") and message.endswith("nested too deeply")
 
 
@@ -380,17 +380,17 @@ def laughs(levels: int) -> str:
 
 def test_billion_laughs() -> None:
     """Aliases that multiply are stopped at a limit that recipes never reach, at their line."""
-    (message,) = faults(laughs(9))
+    (message,) = problems(laughs(9))
     assert message == "x.yml:1: aliases expand to more than 200,000 values"
     assert len(parse(laughs(4)).value["l4"]) == 10  # 11,110 values are still fine
 
 
 def test_billion_laughs_of_merge_keys() -> None:
-    """Maps that merge each other tenfold end as fast, with a fault or with their few keys."""
+    """Maps that merge each other tenfold end as fast, with a problem or with their few keys."""
     text = "l0: &l0 {k: 1}\n"
     for i in range(1, 31):
         text += f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 10)}], k{i}: 1}}\n"
-    found = faults(text)
+    found = problems(text)
     assert found == [] or found[0].endswith("aliases expand to more than 200,000 values")
 
 
@@ -418,12 +418,12 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     ids=["latin_1", "utf_16", "pickle", "too_large"],
 )
 def test_not_a_text_file(tmp_path: Path, raw: bytes, message: str) -> None:
-    """A file that is no text in UTF-8, or far too large, is one fault that names it."""
+    """A file that is no text in UTF-8, or far too large, is one problem that names it."""
     path = tmp_path / "x.yml"
     path.write_bytes(raw)
     with pytest.raises(RecipeError) as caught:
         Recipe.from_file(path)
-    assert [fault.text for fault in caught.value.faults] == [f"{path}: {message}"]
+    assert [problem.text for problem in caught.value.problems] == [f"{path}: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -434,16 +434,16 @@ def test_not_a_text_file(tmp_path: Path, raw: bytes, message: str) -> None:
     ],
 )
 def test_no_such_file(tmp_path: Path, name: str, message: str) -> None:
-    """A recipe that is not there is one fault."""
+    """A recipe that is not there is one problem."""
     path = tmp_path / name
     with pytest.raises(RecipeError) as caught:
         read_text(path)
-    assert [fault.text for fault in caught.value.faults] == [f"{path}: {message}"]
+    assert [problem.text for problem in caught.value.problems] == [f"{path}: {message}"]
 
 
 def test_control_characters() -> None:
-    """Bytes that YAML forbids are a fault that says which."""
-    (message,) = faults("a: b\nc: \x00\n")
+    """Bytes that YAML forbids are a problem that says which."""
+    (message,) = problems("a: b\nc: \x00\n")
     assert message.startswith("x.yml")
     assert "unacceptable character #x0000" in message
 
@@ -463,5 +463,5 @@ def test_an_empty_document_beside_is_nothing(text: str) -> None:
     ],
 )
 def test_what_comes_along_from_a_page_is_explained(text: str, hint: str) -> None:
-    (fault,) = faults(text)
-    assert hint in fault
+    (problem,) = problems(text)
+    assert hint in problem

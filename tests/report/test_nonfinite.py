@@ -35,8 +35,8 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_worst_are_named(recipe: Path) -> None:
     """One line with the total, the tensors with most, and whose they are; it is published."""
     merged = jmerge.merge(recipe, recipe.parent / "out", allow_nonfinite=True)
-    (fault,) = merged.strange
-    assert fault.message == (
+    (problem,) = merged.strange
+    assert problem.message == (
         "NaN or infinity in 15 elements of 5 tensors: "
         "model.layers.0.mlp.gate_proj.weight (5 of 96), "
         "model.layers.0.self_attn.o_proj.weight (4 of 64), "

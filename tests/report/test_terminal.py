@@ -52,7 +52,7 @@ def test_files_and_pipes_get_whole_plain_lines(capsys: pytest.CaptureFixture[str
     assert columns(sys.stderr) is None
     say("error: " + "word " * 100)
     assert capsys.readouterr().err == "error: " + "word " * 100 + "\n"
-    assert paint("FAULT", "red", sys.stdout) == "FAULT"
+    assert paint("PROBLEM", "red", sys.stdout) == "PROBLEM"
 
 
 @pytest.mark.parametrize(("head", "code"), [("error", "1;31"), ("warning", "33"), ("note", "36")])

@@ -315,7 +315,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, tmp_path: Path) -> None:
-    """One line a fault, at its line."""
+    """One line a problem, at its line."""
     tail, wanted = REFUSED[case]
     assert refusal(tmp_path, tail, a=WORDS, b=WORDS) == wanted
 

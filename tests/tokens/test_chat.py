@@ -67,7 +67,7 @@ def test_one_that_does_not_end() -> None:
 
 
 def test_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none can be started the machine is at fault, not the template."""
+    """Where none can be started the machine is at problem, not the template."""
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(
         RunError, match="^cannot start a process to try the chat template: No such file"

@@ -1,4 +1,4 @@
-"""Tokens and templates that cannot be merged, through the command: a line for each fault, code 2, nothing left behind."""
+"""Tokens and templates that cannot be merged, through the command: a line for each problem, code 2, nothing left behind."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_template_of_a_broken_tokenizer(place: Place) -> None:
     assert "is not valid JSON" in line
 
 
-def test_all_faults_at_once(place: Place) -> None:
+def test_all_problems_at_once(place: Place) -> None:
     """Tokens, template, numbers and shapes, in the order of lines."""
     place.model("wide", WORDS, hidden=16)
     tail = "tokenizer: {source: union, tokens: {nope: {}}}\nchat_template: '{% x'"

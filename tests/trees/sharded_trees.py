@@ -37,9 +37,9 @@ def gathered(program: str) -> list[int]:
     return found
 
 
-def jitted(name: str, numbers: dict[str, Any]) -> Any:
+def jitted(name: str, hyperparameters: dict[str, Any]) -> Any:
     """The merge of a list of trees and a base, which is compiled for each sharding."""
-    return jax.jit(lambda trees, origin: merge(name, origin, trees, numbers))
+    return jax.jit(lambda trees, origin: merge(name, origin, trees, hyperparameters))
 
 
 def main(names: Sequence[str]) -> None:
@@ -48,10 +48,10 @@ def main(names: Sequence[str]) -> None:
     base = rng.standard_normal(SHAPE).astype(np.float32)
     models = [(base + 0.1 * rng.standard_normal(SHAPE)).astype(np.float32) for _ in range(3)]
     for name in names or NUMBERS:
-        method, numbers = find_method(name), NUMBERS[name]
+        method, hyperparameters = find_method(name), NUMBERS[name]
         chosen = models[: method.counts[1] or 3]
         plain = jax.tree.leaves(
-            jitted(name, numbers)(
+            jitted(name, hyperparameters)(
                 [{"w": model} for model in chosen],
                 None if method.base == "input" else {"w": base},
             )
@@ -63,7 +63,7 @@ def main(names: Sequence[str]) -> None:
             origin = None
             if method.base != "input":
                 origin = {"w": jax.device_put(base, sharding)}
-            program = jitted(name, numbers).lower(trees, origin).compile()
+            program = jitted(name, hyperparameters).lower(trees, origin).compile()
             largest = max(gathered(program.as_text()), default=0)
             assert largest <= base.size // 8, f"{name}, {layout}: gathers {largest} elements"
             found = jax.tree.leaves(program(trees, origin))

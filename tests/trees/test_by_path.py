@@ -12,7 +12,7 @@ import pytest
 import jmerge
 from jmerge.recipe.settings import gradient
 from jmerge.trees.by_path import Leaf, by_path, over_layers
-from jmerge.trees.numbers import read_arguments
+from jmerge.trees.hyperparameters import read_arguments
 from jmerge.trees.table import tabulate
 
 ONES = {f"layers.{i}.{part}": jnp.ones(2) for i in range(5) for part in ("attn", "mlp")}
@@ -122,8 +122,8 @@ def test_mistakes(make: Any, error: type[Exception], message: str) -> None:
 def test_numbers_are_checked_for_every_leaf() -> None:
     method = jmerge.methods.find_method("ties")
     table = tabulate([ONES], ZEROS, layers=None, where=None, otherwise="error")
-    numbers = {"weight": 1.0, "density": over_layers(0.5, 1.5)}
-    arguments = read_arguments(method, 1, numbers, [])
+    hyperparameters = {"weight": 1.0, "density": over_layers(0.5, 1.5)}
+    arguments = read_arguments(method, 1, hyperparameters, [])
     assert arguments.at(Leaf(0, "a", 0.0))["density"] == (0.5,)
     with pytest.raises(ValueError, match="density: expected a number from 0 to 1, found 1.25"):
         for row in table.rows:

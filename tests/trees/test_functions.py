@@ -126,10 +126,10 @@ def test_they_are_merge_trees_by_name() -> None:
         "linear": {"weight": 1.0},
         "task_arithmetic": {"weight": 1.0, "scale": 0.5},
     }
-    for name, numbers in cases.items():
+    for name, hyperparameters in cases.items():
         origin: dict[str, Any] = {} if name == "linear" else {"base": BASE}
-        wanted = jmerge.merge_trees(MODELS, method=name, **origin, **numbers)
-        own = {key: value for key, value in numbers.items() if key != "weight"}
+        wanted = jmerge.merge_trees(MODELS, method=name, **origin, **hyperparameters)
+        own = {key: value for key, value in hyperparameters.items() if key != "weight"}
         found = getattr(jmerge, name)(MODELS, **origin, **own)
         assert_same_bytes(np.asarray(found["w"]), np.asarray(wanted["w"]))
         assert found["n"] == 3
@@ -218,9 +218,10 @@ def test_a_function_of_ones_own() -> None:
     )
     np.testing.assert_array_equal(with_base["w"], BASE["w"])
     ties = REGISTRY["ties"].function
-    numbers: dict[str, Any] = {"base": BASE, "weight": 1.0, "density": 0.5}
+    hyperparameters: dict[str, Any] = {"base": BASE, "weight": 1.0, "density": 0.5}
     np.testing.assert_array_equal(
-        jmerge.merge_trees(MODELS, method=ties, **numbers)["w"], jmerge.ties(MODELS, **numbers)["w"]
+        jmerge.merge_trees(MODELS, method=ties, **hyperparameters)["w"],
+        jmerge.ties(MODELS, **hyperparameters)["w"],
     )
     with pytest.raises(
         TypeError, match="'powre' is not a parameter of 'middle'; did you mean 'power'"

@@ -125,8 +125,8 @@ MODEL = jax.tree.map(jnp.ones_like, BASE)
 
 
 def drop(seed: Any, model: Any = MODEL, base: Any = BASE, **rest: Any) -> Any:
-    numbers = {"weight": 1.0, "density": 0.5, "rescale": False, "seed": seed, **rest}
-    return jmerge.merge_trees([model], method="dare_linear", base=base, **numbers)
+    hyperparameters = {"weight": 1.0, "density": 0.5, "rescale": False, "seed": seed, **rest}
+    return jmerge.merge_trees([model], method="dare_linear", base=base, **hyperparameters)
 
 
 def test_masks_of_seeds() -> None:

@@ -84,7 +84,7 @@ def test_doctests() -> None:
 def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
     """A dict of arrays is merged, to rounding, to what a recipe makes of checkpoints with the same names."""
     base, models = inputs_of(method)
-    numbers, declared = NUMBERS[method], find_method(method)
+    hyperparameters, declared = NUMBERS[method], find_method(method)
     names = {keyword: name for name, keyword in declared.keywords.items()}
     condition, _, inner = method.rstrip(")").rpartition("(")
     recipe: dict[str, Any] = {"merge_method": inner, "models": [], "parameters": {}}
@@ -94,11 +94,11 @@ def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / f"m{i}", {name: np.asarray(a) for name, a in model.items()})
         own = {
             names.get(key, key): value[i]
-            for key, value in numbers.items()
+            for key, value in hyperparameters.items()
             if isinstance(value, list)
         }
         recipe["models"].append({"model": str(tmp_path / f"m{i}"), "parameters": own})
-    for key, value in numbers.items():
+    for key, value in hyperparameters.items():
         if not isinstance(value, list):
             recipe["parameters"][names.get(key, key)] = value
     if base is not None:
@@ -106,7 +106,7 @@ def test_equals_the_recipe(method: str, tmp_path: Path) -> None:
         recipe["base_model"] = str(tmp_path / "base")
     (tmp_path / "x.yml").write_text(yaml.safe_dump(recipe))
     jmerge.merge(tmp_path / "x.yml", tmp_path / "out")
-    found = quickly(lambda models, base: merge(method, base, models, numbers))(models, base)
+    found = quickly(lambda models, base: merge(method, base, models, hyperparameters))(models, base)
     folders = [tmp_path / "out"]
     if declared.per_model_output:
         folders = [tmp_path / "out" / f"m{i}" for i in range(len(models))]
@@ -134,10 +134,10 @@ def test_sixteen_bits_are_merged_in_float32(method: str) -> None:
 def continuous(method: str) -> dict[str, Any]:
     """The numbers that a gradient goes through."""
     steps = STEPS | ({"weight"} if method in VOTES else set())
-    numbers = {"scale": 0.7} if method in VOTES else {}
+    hyperparameters = {"scale": 0.7} if method in VOTES else {}
     return {
         key: jnp.asarray(value, float)
-        for key, value in {**NUMBERS[method], **numbers}.items()
+        for key, value in {**NUMBERS[method], **hyperparameters}.items()
         if key not in steps
     }
 
@@ -147,8 +147,8 @@ def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
     base, models = inputs_of(method, float)
     fixed = {key: value for key, value in NUMBERS[method].items() if key not in continuous(method)}
 
-    def loss(numbers: dict[str, Any]) -> jax.Array:
-        leaves = jax.tree.leaves(merge(method, base, models, {**fixed, **numbers}))
+    def loss(hyperparameters: dict[str, Any]) -> jax.Array:
+        leaves = jax.tree.leaves(merge(method, base, models, {**fixed, **hyperparameters}))
         return sum((jnp.sum(jnp.sin(leaf)) for leaf in leaves), jnp.asarray(0.0))
 
     return loss
@@ -165,12 +165,14 @@ def objective(method: str) -> Callable[[dict[str, Any]], jax.Array]:
 def test_gradients_agree_with_finite_differences(method: str) -> None:
     """In float64, where steps are so small that they cross no kink (nearswap has one at every element near t)."""
     with jax.enable_x64(True):
-        loss, numbers = quickly(objective(method)), continuous(method)
-        slope = quickly(jax.grad(objective(method)))(numbers)
-        for key, value in numbers.items():
+        loss, hyperparameters = quickly(objective(method)), continuous(method)
+        slope = quickly(jax.grad(objective(method)))(hyperparameters)
+        for key, value in hyperparameters.items():
             for i in np.ndindex(value.shape):
                 step = 1e-6 * max(abs(float(value[i])), 1e-2)
-                ends = [float(loss({**numbers, key: value.at[i].add(s)})) for s in (step, -step)]
+                ends = [
+                    float(loss({**hyperparameters, key: value.at[i].add(s)})) for s in (step, -step)
+                ]
                 estimate = (ends[0] - ends[1]) / (2 * step)
                 assert float(slope[key][i]) == pytest.approx(estimate, rel=1e-4, abs=1e-4), key
 
@@ -189,10 +191,12 @@ def test_many_weightings_at_once(method: str) -> None:
         if key not in STEPS
     }
     batch = jax.tree.map(lambda value: jnp.stack([value, value * 0.5]), own)
-    found = jax.vmap(lambda numbers: merge(method, base, models, {**fixed, **numbers}))(batch)
+    found = jax.vmap(
+        lambda hyperparameters: merge(method, base, models, {**fixed, **hyperparameters})
+    )(batch)
     for i in range(2):
-        numbers = jax.tree.map(lambda value, i=i: value[i], batch)
-        alone = merge(method, base, models, {**fixed, **numbers})
+        hyperparameters = jax.tree.map(lambda value, i=i: value[i], batch)
+        alone = merge(method, base, models, {**fixed, **hyperparameters})
         for many, one in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
             assert_close(np.asarray(many[i]), np.asarray(one))
 
@@ -225,10 +229,10 @@ def test_whole_models_are_the_whole_tree() -> None:
 def test_depth_is_a_tree() -> None:
     base, models = draw(2)
     depth = {"b": 0.0, "layers.0.w": 0.0, "layers.1.w": 1.0}
-    numbers: dict[str, Any] = {"weight": 0.5, "lines_alpha": 0.25, "lines_beta": 0.5}
+    hyperparameters: dict[str, Any] = {"weight": 0.5, "lines_alpha": 0.25, "lines_beta": 0.5}
     plain = jmerge.merge_trees(models, method="task_arithmetic", base=base, weight=0.5)
     found = jmerge.merge_trees(
-        models, method="lines(task_arithmetic)", base=base, depth=depth, **numbers
+        models, method="lines(task_arithmetic)", base=base, depth=depth, **hyperparameters
     )
     for name in SHAPES:
         factor = 0.25 + 0.5 * depth[name]
@@ -238,7 +242,7 @@ def test_depth_is_a_tree() -> None:
         assert_close(np.asarray(found[name]), wanted)
     over = jmerge.over_layers(0.0, 1.0)
     layered = jmerge.merge_trees(
-        models, method="lines(task_arithmetic)", base=base, depth=over, **numbers
+        models, method="lines(task_arithmetic)", base=base, depth=over, **hyperparameters
     )
     for name in SHAPES:
         assert_same_bytes(np.asarray(layered[name]), np.asarray(found[name]))
@@ -296,8 +300,8 @@ def test_traced_densities_count_as_float32_says() -> None:
     base, models = draw(2)
 
     def sparse(density: Any, **rest: Any) -> Any:
-        numbers = {"weight": 1.0, "density": density, **rest}
-        return jmerge.merge_trees(models, method="ties", base=base, **numbers)
+        hyperparameters = {"weight": 1.0, "density": density, **rest}
+        return jmerge.merge_trees(models, method="ties", base=base, **hyperparameters)
 
     densities = np.asarray([0.0, 0.3, 1 / 3, 1.0], np.float32)
     found = jax.jit(jax.vmap(sparse))(densities)
@@ -338,8 +342,12 @@ def test_wrappers_go_around_what_they_fit(method: str) -> None:
 @pytest.mark.parametrize("method", ["linear", "emr", "pcb", "localize_stitch", "equalize(ties)"])
 def test_trees_with_nothing_to_merge(method: str) -> None:
     base = None if method == "linear" else {"step": np.array([2**40])}
-    numbers: dict[str, Any] = {"weight": 1.0} if "weight" in find_method(method).settable else {}
-    found = jmerge.merge_trees([{"step": np.array([2**40])}], method=method, base=base, **numbers)
+    hyperparameters: dict[str, Any] = (
+        {"weight": 1.0} if "weight" in find_method(method).settable else {}
+    )
+    found = jmerge.merge_trees(
+        [{"step": np.array([2**40])}], method=method, base=base, **hyperparameters
+    )
     tree = found[0] if method == "emr" else found
     assert_same_bytes(tree["step"], np.array([2**40]))
     with pytest.raises(ValueError, match="differs"):

@@ -74,10 +74,10 @@ def test_others_that_differ(one: Any, two: Any) -> None:
         soup(pair(one, two))
     assert soup(pair(one, two), otherwise="first")["x"] is one
     base = {"w": jnp.zeros(2), "x": two}
-    numbers: dict[str, Any] = {"method": "task_arithmetic", "base": base, "weight": 1.0}
-    assert jmerge.merge_trees(pair(one, one), **numbers, otherwise="base")["x"] is two
+    hyperparameters: dict[str, Any] = {"method": "task_arithmetic", "base": base, "weight": 1.0}
+    assert jmerge.merge_trees(pair(one, one), **hyperparameters, otherwise="base")["x"] is two
     with pytest.raises(ValueError, match="'base' or 'first' says whose"):
-        jmerge.merge_trees(pair(one, one), **numbers)
+        jmerge.merge_trees(pair(one, one), **hyperparameters)
 
 
 def test_traced_integers() -> None:
@@ -161,12 +161,12 @@ def test_mistakes(error: type[Exception], message: str, keywords: dict[str, Any]
     ],
 )  # fmt: skip
 def test_wrong_kinds(message: str, models: Any, keywords: dict[str, Any]) -> None:
-    numbers: dict[str, Any] = {
+    hyperparameters: dict[str, Any] = {
         "method": "linear",
         **({} if "wieght" in keywords else {"weight": 1.0}),
     }
     with pytest.raises(TypeError, match=message):
-        jmerge.merge_trees(models, **{**numbers, **keywords})
+        jmerge.merge_trees(models, **{**hyperparameters, **keywords})
 
 
 def test_structures_that_differ() -> None:
@@ -255,8 +255,8 @@ def test_an_array_that_is_kept_elsewhere_is_not_freed() -> None:
 @pytest.mark.parametrize("method", ["passthrough", "linear"])
 def test_a_result_that_is_an_input_stays(method: str) -> None:
     model = {"a": jnp.ones(3), "b": jnp.ones(3)}
-    numbers: dict[str, Any] = {"weight": 1.0} if method == "linear" else {}
-    found = jmerge.merge_trees([model], method=method, donate=True, **numbers)
+    hyperparameters: dict[str, Any] = {"weight": 1.0} if method == "linear" else {}
+    found = jmerge.merge_trees([model], method=method, donate=True, **hyperparameters)
     np.testing.assert_array_equal(found["a"], 1)
     with pytest.raises(TypeError, match="donate_argnums"):
         jax.jit(lambda tree: jmerge.merge_trees([tree], method="passthrough", donate=True))(found)

@@ -57,11 +57,13 @@ def test_what_is_not_finite_stays_so(method: str, bad: float) -> None:
 
 def test_the_rest_of_the_tensor_is_merged() -> None:
     models = [{"w": jnp.array([jnp.nan, 1.0, 2.0, 3.0])}, {"w": jnp.array([1.0, 1.0, 2.0, 3.0])}]
-    numbers: dict[str, Any] = {"base": {"w": jnp.zeros(4)}, "density": 0.5}
+    hyperparameters: dict[str, Any] = {"base": {"w": jnp.zeros(4)}, "density": 0.5}
     for run in (lambda f: f, jax.jit):
-        found = run(lambda models: jmerge.ties(models, **numbers))(models)
+        found = run(lambda models: jmerge.ties(models, **hyperparameters))(models)
         np.testing.assert_array_equal(found["w"], [np.nan, 0, 2, 3])
-        ignored = run(lambda models: jmerge.ties(models, **numbers, nonfinite="ignore"))(models)
+        ignored = run(lambda models: jmerge.ties(models, **hyperparameters, nonfinite="ignore"))(
+            models
+        )
         np.testing.assert_array_equal(ignored["w"], [0, 0, 2, 3])
 
 
@@ -129,11 +131,11 @@ def test_a_program_makes_what_leaf_by_leaf_is_made(method: str) -> None:
 @pytest.mark.parametrize("method", sorted(OF_EACH_KIND))
 def test_a_new_number_compiles_nothing(method: str) -> None:
     models, base = inputs(method)
-    numbers = {k: v for k, v in NUMBERS[method].items() if k != "epsilon"}
+    hyperparameters = {k: v for k, v in NUMBERS[method].items() if k != "epsilon"}
     merge(method, models, base)
     others = {
         key: [each * 0.9 for each in value] if isinstance(value, list) else value * 0.9
-        for key, value in numbers.items()
+        for key, value in hyperparameters.items()
     }
     with compilations() as compiled:
         merge(method, models, base, **others)

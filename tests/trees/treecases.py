@@ -62,6 +62,8 @@ def on_eight_devices(script: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def merge(method: str, base: Tree | None, models: list[Tree], numbers: dict[str, Any]) -> Any:
+def merge(
+    method: str, base: Tree | None, models: list[Tree], hyperparameters: dict[str, Any]
+) -> Any:
     """The call under test."""
-    return jmerge.merge_trees(models, method=method, base=base, **numbers)
+    return jmerge.merge_trees(models, method=method, base=base, **hyperparameters)

@@ -79,13 +79,13 @@ def verified(folder: Path, deep: bool = True) -> Verified:
     return found
 
 
-def faults(folder: Path, deep: bool = True) -> dict[str, list[str]]:
-    """Check -> the lines of its faults."""
+def problems(folder: Path, deep: bool = True) -> dict[str, list[str]]:
+    """Check -> the lines of its problems."""
     found = verified(folder, deep)
     return {
-        check.name: [f"{each.file}: {each.tensor}: {each.message}" for each in check.faults]
+        check.name: [f"{each.file}: {each.tensor}: {each.message}" for each in check.problems]
         for check in found.checks
-        if check.faults
+        if check.problems
     }
 
 
@@ -94,7 +94,7 @@ def notes(folder: Path) -> dict[str, str]:
     return {
         check.name: check.findings[0].message
         for check in verified(folder).checks
-        if check.findings and not check.faults
+        if check.findings and not check.problems
     }
 
 
@@ -256,9 +256,9 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
 )
 def test_a_check_fails_alone(check: str, damage: Callable[[Path], Any], tmp_path: Path) -> None:
     write_model(tmp_path)
-    assert faults(tmp_path) == {} == notes(tmp_path)
+    assert problems(tmp_path) == {} == notes(tmp_path)
     damage(tmp_path)
-    found = faults(tmp_path)
+    found = problems(tmp_path)
     assert list(found) == [check], found
 
 
@@ -303,21 +303,21 @@ def test_a_check_of_a_merged_folder_fails_alone(
     check: str, damage: Callable[[Path], Any], merged: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(merged, tmp_path / "m")
-    assert faults(tmp_path / "m") == {} == notes(tmp_path / "m")
+    assert problems(tmp_path / "m") == {} == notes(tmp_path / "m")
     damage(tmp_path / "m")
-    found = faults(tmp_path / "m")
+    found = problems(tmp_path / "m")
     assert list(found) == [check], found
 
 
 def test_every_check_has_a_damage() -> None:
     assert {*DAMAGES, *LEDGERED, *STRANGE} == {*QUICK, *DEEP}
-    assert {*QUICK, *DEEP} - {*DAMAGES, *LEDGERED} == {"same table"}  # which is never a fault
+    assert {*QUICK, *DEEP} - {*DAMAGES, *LEDGERED} == {"same table"}  # which is never a problem
 
 
 def test_quick_checks_read_no_values(merged: Path, tmp_path: Path) -> None:
     shutil.copytree(merged, tmp_path / "m")
     flip(tmp_path / "m")
-    assert faults(tmp_path / "m", deep=False) == {}
+    assert problems(tmp_path / "m", deep=False) == {}
     assert "checksums" not in {check.name for check in verified(tmp_path / "m", False).checks}
 
 
@@ -340,10 +340,10 @@ STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("check", STRANGE)
-def test_what_is_strange_is_no_fault(check: str, tmp_path: Path) -> None:
+def test_what_is_strange_is_no_problem(check: str, tmp_path: Path) -> None:
     damage, message = STRANGE[check]
     damage(write_model(tmp_path))
-    assert faults(tmp_path) == {}
+    assert problems(tmp_path) == {}
     found = notes(tmp_path)
     assert list(found) == [check] and message in found[check]
 
@@ -396,7 +396,7 @@ SOUND: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("case", SOUND)
 def test_a_sound_folder_passes(case: str, tmp_path: Path) -> None:
     SOUND[case](tmp_path)
-    assert faults(tmp_path) == {} == notes(tmp_path)
+    assert problems(tmp_path) == {} == notes(tmp_path)
 
 
 @pytest.mark.parametrize("content", [[], {}, {"model": 3}, {"model": {"vocab": 3}, "added_tokens": 4},
@@ -405,7 +405,7 @@ def test_tokenizers_of_any_shape_break_nothing(content: Any, tmp_path: Path) -> 
     write_model(tmp_path)
     for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(json.dumps(content))
-    assert set(faults(tmp_path)) <= {"readable"}
+    assert set(problems(tmp_path)) <= {"readable"}
 
 
 def test_several_models_of_one_merge(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_several_models_of_one_merge(tmp_path: Path) -> None:
     (outer, a) = verify(LocalSource(tmp_path / "out"))
     assert a.fine and not outer.fine
     gone = [
-        each.file for check in outer.checks for each in check.faults if "is gone" in each.message
+        each.file for check in outer.checks for each in check.problems if "is gone" in each.message
     ]
     assert "b/model.safetensors" in gone or "b/README.md" in gone
 
@@ -470,7 +470,7 @@ def test_links_to_no_file_are_told(name: str, target: str, merged: Path, tmp_pat
     path.unlink(missing_ok=True)
     (tmp_path / "m" / "folder").mkdir()
     path.symlink_to(name if target == "itself" else target)
-    found = faults(tmp_path / "m")
+    found = problems(tmp_path / "m")
     if target == "folder":  # as if nothing were there
         assert bool(found) == (name not in (LEDGER, "vocab.txt"))
     else:

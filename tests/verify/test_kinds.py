@@ -24,10 +24,10 @@ def array(*shape: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def lines(folder: Path) -> list[tuple[str, str, str]]:
-    """What is found: check, 'fault' or 'note', and the line."""
+    """What is found: check, 'problem' or 'note', and the line."""
     (found,) = verify(LocalSource(folder))
     return [
-        (check.name, "note" if each.warning else "fault", f"{each.tensor}: {each.message}")
+        (check.name, "note" if each.warning else "problem", f"{each.tensor}: {each.message}")
         for check in found.checks
         for each in check.findings
     ]
@@ -64,7 +64,7 @@ def tower(prefix: str) -> Tensors:
 
 
 # check, a word of the line, what makes a sound model so
-FAULTS: list[tuple[str, str, Change]] = [
+PROBLEMS: list[tuple[str, str, Change]] = [
     # two spellings of one model
     ("names", "two spellings", lambda t, c: t.update(renamed(t, ".mlp.", "._orig_mod.mlp."))),
     ("names", "two spellings", lambda t, c: t.update(renamed(t, "q_proj.weight", "q_proj.base_layer.weight"))),
@@ -136,7 +136,7 @@ NOTES: list[tuple[str, str, Change]] = [
 
 @pytest.mark.parametrize(
     ("level", "check", "word", "change"),
-    [("fault", *each) for each in FAULTS] + [("note", *each) for each in NOTES],
+    [("problem", *each) for each in PROBLEMS] + [("note", *each) for each in NOTES],
 )
 def test_one_line_tells_it(
     level: str, check: str, word: str, change: Change, tmp_path: Path
@@ -155,7 +155,7 @@ def test_a_pointer_of_lfs(file: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, llama_tensors(0, **SIZES), llama_config(**SIZES))
     (tmp_path / file).write_text(POINTER)
     found = lines(tmp_path)
-    assert any("git lfs pull" in line and level == "fault" for _, level, line in found), found
+    assert any("git lfs pull" in line and level == "problem" for _, level, line in found), found
 
 
 def test_a_file_of_the_tokenizer_that_is_named_and_gone(tmp_path: Path) -> None:
@@ -190,4 +190,4 @@ def test_what_looks_like_one_of_these_and_is_none(change: Change, tmp_path: Path
     tensors, config = llama_tensors(0, **SIZES), llama_config(**SIZES)
     change(tensors, config)
     write_checkpoint(tmp_path, tensors, config)
-    assert [each for each in lines(tmp_path) if each[1] == "fault"] == []
+    assert [each for each in lines(tmp_path) if each[1] == "problem"] == []

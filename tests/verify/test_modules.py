@@ -50,12 +50,12 @@ def merged(folder: Path, home: str, method: str = "linear", **flags: Any) -> Pat
     return folder / "out"
 
 
-def faults(folder: Path) -> dict[str, list[str]]:
-    """Check -> the lines of its faults, over all models of a folder."""
+def problems(folder: Path) -> dict[str, list[str]]:
+    """Check -> the lines of its problems, over all models of a folder."""
     found: dict[str, list[str]] = {}
     for model in verify(LocalSource(folder), deep=True):
         for check in model.checks:
-            for each in check.faults:
+            for each in check.problems:
                 line = f"{each.file}: {each.tensor}: {each.message}"
                 found.setdefault(check.name, []).append(line)
     return found
@@ -74,7 +74,7 @@ def test_a_sound_model(home: str, shard_bytes: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard_size", [0, 300])
 def test_a_merge_is_sound(home: str, shard_size: int, tmp_path: Path) -> None:
     out = merged(tmp_path, home, shard_size=shard_size)
-    assert faults(out) == {}
+    assert problems(out) == {}
     (found,) = verify(LocalSource(out), deep=True)
     assert {"ledger", "checksums"} <= {check.name for check in found.checks}
 
@@ -82,14 +82,14 @@ def test_a_merge_is_sound(home: str, shard_size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("home", HOMES)
 def test_several_models_of_one_merge(home: str, tmp_path: Path) -> None:
     out = merged(tmp_path, home, "emr")
-    assert faults(out) == {}
+    assert problems(out) == {}
     found = verify(LocalSource(out))
     assert [each.folder.prefix for each in found] == ["a/", "b/"]
     assert all("2_Dense/linear.a" in each.folder.tensors for each in found)
     (out / "b" / "2_Dense" / "config.json").unlink()
-    assert list(faults(out)) == ["ledger"]
+    assert list(problems(out)) == ["ledger"]
     shutil.rmtree(out / "b")
-    assert any("b/2_Dense/model.safetensors" in line for line in faults(out)["ledger"])
+    assert any("b/2_Dense/model.safetensors" in line for line in problems(out)["ledger"])
 
 
 def flip(path: Path) -> None:
@@ -123,7 +123,7 @@ DAMAGES: dict[str, list[Callable[[Path], Any]]] = {
 def test_damage_in_a_module(home: str, check: str, number: int, tmp_path: Path) -> None:
     out = merged(tmp_path, home, shard_size=300)
     DAMAGES[check][number](out)
-    found = faults(out)
+    found = problems(out)
     if check == "index":  # whose size stays the same
         assert set(found) == {"index", "readable"} or list(found) == ["index"], found
     else:

@@ -30,7 +30,7 @@ def test_a_model_of_transformers_is_sound(name: str, tmp_path: Path) -> None:
         file.truncate(len(head) + sum(spec.nbytes for spec in specs.values()))
     (tmp_path / "config.json").write_text(json.dumps(model["config"]))
     (found,) = verify(LocalSource(tmp_path))
-    assert [each for check in found.checks for each in check.faults] == []
+    assert [each for check in found.checks for each in check.problems] == []
     # classes that keep the default ids of a large vocabulary at a tiny size
     strange = [each for check in found.checks for each in check.findings]
     assert all("token_id is 50256" in each.message for each in strange)
@@ -157,7 +157,7 @@ def test_what_few_models_have_is_sound(kind: str, tmp_path: Path) -> None:
     assert [each for check in found.checks for each in check.findings] == []
 
 
-# A fault in one of these, and what the line about it says
+# A problem in one of these, and what the line about it says
 DAMAGED: dict[str, tuple[str, Callable[[dict[str, tuple[int, ...]], dict[str, Any]], Any], str]] = {
     "a width that no other tensor of its layer has": (
         "layers that fold pixels into channels",
@@ -192,14 +192,16 @@ DAMAGED: dict[str, tuple[str, Callable[[dict[str, tuple[int, ...]], dict[str, An
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", DAMAGED)
-def test_a_fault_in_one_of_them_is_found(fault: str, tmp_path: Path) -> None:
-    kind, damage, line = DAMAGED[fault]
+@pytest.mark.parametrize("problem", DAMAGED)
+def test_a_problem_in_one_of_them_is_found(problem: str, tmp_path: Path) -> None:
+    kind, damage, line = DAMAGED[problem]
     shapes, config = (dict(each) for each in ODD[kind])
     damage(shapes, config)
     write_checkpoint(tmp_path, {n: np.ones(s, np.float32) for n, s in shapes.items()}, config)
     (found,) = verify(LocalSource(tmp_path))
-    assert [each.message for check in found.checks for each in check.faults if line in each.message]
+    assert [
+        each.message for check in found.checks for each in check.problems if line in each.message
+    ]
 
 
 def test_a_chain_reads_and_gives_what_it_likes(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_chain_reads_and_gives_what_it_likes(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, tensors, config)
         (found,) = verify(LocalSource(tmp_path))
         shapes = next(check for check in found.checks if check.name == "shapes")
-        return [each.tensor or "" for each in shapes.faults]
+        return [each.tensor or "" for each in shapes.problems]
 
     assert told() == []
     sizes[2] = (24, 3)

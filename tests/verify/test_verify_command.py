@@ -36,10 +36,10 @@ def test_a_sound_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["verify", str(tmp_path), "--deep"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{tmp_path}: 21 tensors, ") and out.endswith("\n14 checks passed\n")
-    assert "nonfinite" in out and "FAULT" not in out and "skipped" not in out
+    assert "nonfinite" in out and "PROBLEM" not in out and "skipped" not in out
 
 
-def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = {name: np.full_like(each, np.inf) for name, each in llama_tensors(0).items()}
     write_checkpoint(tmp_path, tensors, llama_config() | {"torch_dtype": "float16"})
     assert main(["verify", str(tmp_path)]) == 1
@@ -96,7 +96,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["fine"] is False is found["models"][0]["fine"]
     (finding,) = found["models"][0]["checks"][0]["findings"]
-    assert finding["file"] == "model.safetensors" and finding["level"] == "fault"
+    assert finding["file"] == "model.safetensors" and finding["level"] == "problem"
 
 
 @pytest.mark.parametrize(

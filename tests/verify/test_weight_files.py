@@ -17,7 +17,7 @@ NORM = "model.norm.weight"
 
 
 def found(folder: Path) -> list[str]:
-    """Everything that is said of a folder, with `!` before faults."""
+    """Everything that is said of a folder, with `!` before problems."""
     (model,) = verify(LocalSource(folder))
     return [
         f"{'' if each.warning else '!'}{check.name}: {each.message}"
@@ -63,7 +63,7 @@ def test_an_index_with_paths_that_lacks_a_tensor(tmp_path: Path) -> None:
     ],
 )
 def test_copies(file: str, change: float, said: str, tmp_path: Path) -> None:
-    """Only what transformers loads otherwise than the index means is a fault."""
+    """Only what transformers loads otherwise than the index means is a problem."""
     tensors = llama_tensors(0)
     where = dict.fromkeys(tensors, "m.safetensors") | {NORM: file}
     files = {"m.safetensors": tensors, file: {NORM: tensors[NORM] + np.float32(change)}}

@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
         return "{}" in self.name
 
 
-class Form(NamedTuple):
+class StorageLayout(NamedTuple):
     """One way to store the parts of a module."""
 
     words: str  # what it is called
@@ -52,10 +52,10 @@ class Form(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Forms that say the same with the same letters, so that tensors of one can be made of those of another."""
+    """StorageLayouts that say the same with the same letters, so that tensors of one can be made of those of another."""
 
     name: str
-    forms: tuple[Form, ...]
+    forms: tuple[StorageLayout, ...]
 
 
 def kind_of(config: Config) -> frozenset[str]:
@@ -116,8 +116,8 @@ def first_size(part: Mapping[str, Any], *keys: str) -> int | None:
     return next((part[key] for key in keys if type(part.get(key)) is int and part[key] > 0), None)
 
 
-def _one_by_one(gate: str, up: str, down: str) -> Form:
-    return Form(
+def _one_by_one(gate: str, up: str, down: str) -> StorageLayout:
+    return StorageLayout(
         "experts one by one",
         (
             Tensor(f"experts.{{}}.{gate}.weight", ("I", "H"), ("gate",)),
@@ -136,11 +136,11 @@ def _packed(
     down: str,
     kinds: frozenset[str] = frozenset(),
     proven: frozenset[str] = frozenset(),
-) -> Form:
+) -> StorageLayout:
     """Packed experts; up, down: the axes of gates with up-projections, and of down-projections."""
     bias = next(word for word in up.split() if "P" in word)
     both, both_biases = ("gate", "up"), ("gate bias", "up bias")
-    return Form(
+    return StorageLayout(
         words,
         (
             Tensor("experts.gate_up_proj", tuple(up.split()), both),
@@ -172,7 +172,7 @@ EXPERTS = Group(
             "E I H",
             frozenset(("gpt_oss",)),
         ),
-        Form(  # granitemoe
+        StorageLayout(  # granitemoe
             "packed experts",
             (
                 Tensor("input_linear.weight", ("E", "PI", "H"), ("gate", "up")),
@@ -185,7 +185,7 @@ EXPERTS = Group(
 UNGATED_EXPERTS = Group(  # nemotron_h
     "experts",
     (
-        Form(
+        StorageLayout(
             "experts one by one",
             (
                 Tensor("experts.{}.up_proj.weight", ("I", "H"), ("up",)),
@@ -193,7 +193,7 @@ UNGATED_EXPERTS = Group(  # nemotron_h
             ),
             frozenset(("nemotron_h",)),
         ),
-        Form(
+        StorageLayout(
             "packed experts",
             (
                 Tensor("experts.up_proj", ("E", "I", "H"), ("up",)),
@@ -205,10 +205,12 @@ UNGATED_EXPERTS = Group(  # nemotron_h
 )
 
 
-def _fused(name: str, axis: str, parts: tuple[str, ...], *kinds: str, heads: bool = False) -> Form:
+def _fused(
+    name: str, axis: str, parts: tuple[str, ...], *kinds: str, heads: bool = False
+) -> StorageLayout:
     """One matrix instead of several, and one bias."""
     biases = tuple(f"{part} bias" for part in parts)
-    return Form(
+    return StorageLayout(
         f"a fused {name}",
         (
             Tensor(f"{name}.weight", (axis, "H"), parts),
@@ -219,10 +221,10 @@ def _fused(name: str, axis: str, parts: tuple[str, ...], *kinds: str, heads: boo
     )
 
 
-def _apart(axis: str, parts: Mapping[str, str]) -> Form:
+def _apart(axis: str, parts: Mapping[str, str]) -> StorageLayout:
     """A matrix and perhaps a bias for each part; parts: the name of each."""
     *names, last = parts.values()
-    return Form(
+    return StorageLayout(
         f"{', '.join(names)} and {last} apart",
         tuple(
             tensor

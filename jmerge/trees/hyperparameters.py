@@ -17,7 +17,7 @@ from jmerge.names import did_you_mean
 from jmerge.trees.by_path import ByLeaf, ByPath, Leaf, OverLayers, resolve, varies
 from jmerge.trees.paths import Path, is_array, is_tree, spread
 
-Numbers = dict[str, Any]  # by their names in recipes
+Hyperparameters = dict[str, Any]  # by their names in recipes
 
 # what the planner fills in for recipes
 DEPTH = "lines.depth"
@@ -34,18 +34,18 @@ def parameters_of(method: Method) -> dict[str, tuple[str, Parameter]]:
     return found | ({DEPTH: ("depth", DECLARED_DEPTH)} if DEPTH in method.parameters else {})
 
 
-def check_names(method: Method, numbers: Mapping[str, Any], beside: Sequence[str]) -> None:
+def check_names(method: Method, hyperparameters: Mapping[str, Any], beside: Sequence[str]) -> None:
     """TypeError where a number is none that the method has; `beside` are other names that there are."""
     known = parameters_of(method)
     words = [*dict.fromkeys([keyword for keyword, _ in known.values()] + list(known)), *beside]
-    for name in numbers:
+    for name in hyperparameters:
         if name not in words:
             hint = did_you_mean(name, words, show=30)
             raise TypeError(f"'{name}' is not a parameter of '{method.name}'{hint}")
     for name, (keyword, declared) in known.items():
-        if keyword != name and keyword in numbers and name in numbers:
+        if keyword != name and keyword in hyperparameters and name in hyperparameters:
             raise TypeError(f"'{keyword}' and '{name}' are the same parameter; pass one of them")
-        if isinstance(declared.default, Required) and not numbers.keys() & {keyword, name}:
+        if isinstance(declared.default, Required) and not hyperparameters.keys() & {keyword, name}:
             raise TypeError(f"'{method.name}' needs '{keyword}': {declared.doc}")
 
 
@@ -55,7 +55,7 @@ class Arguments:
 
     method: Method
     models: int
-    given: Numbers  # as they were given where they differ from leaf to leaf, else checked
+    given: Hyperparameters  # as they were given where they differ from leaf to leaf, else checked
     said: Mapping[str, str]  # what the caller calls them
 
     @property
@@ -63,7 +63,7 @@ class Arguments:
         """Whether the numbers are not the same for all leaves."""
         return any(map(varies, self.given.values()))
 
-    def at(self, leaf: Leaf) -> Numbers:
+    def at(self, leaf: Leaf) -> Hyperparameters:
         """The numbers of a leaf: plain ones as Python has them, of each model in a tuple, or arrays.
 
         Raises:
@@ -79,26 +79,26 @@ class Arguments:
         self.check(found, f" (of '{leaf.name}')")
         return found
 
-    def check(self, numbers: Numbers, at: str = "") -> None:
+    def check(self, hyperparameters: Hyperparameters, at: str = "") -> None:
         """ValueError where numbers do not go together, which can be seen where none is traced."""
-        traced = any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(numbers))
-        if not traced and (problem := self.method.check(numbers)):
+        traced = any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(hyperparameters))
+        if not traced and (problem := self.method.check(hyperparameters)):
             raise ValueError(f"{self.method.name}{at}: {problem}")
 
 
 def read_arguments(
-    method: Method, models: int, numbers: Mapping[str, Any], paths: Sequence[Path]
+    method: Method, models: int, hyperparameters: Mapping[str, Any], paths: Sequence[Path]
 ) -> Arguments:
     """The numbers of a call, whose names are checked; unset ones at their defaults.
 
     Raises:
       TypeError: a value is of another kind; ValueError: it is none that it can be, or they do not go together.
     """
-    given: Numbers = {}
+    given: Hyperparameters = {}
     said: dict[str, str] = {}
     for name, (keyword, declared) in parameters_of(method).items():
-        said[name] = name if name in numbers else keyword
-        value = numbers.get(said[name], declared.default)
+        said[name] = name if name in hyperparameters else keyword
+        value = hyperparameters.get(said[name], declared.default)
         if _is_prefix(value, declared):
             value = _by_leaf(value, paths, said[name], declared)
         given[name] = value if varies(value) else _converted(value, declared, models, said[name])

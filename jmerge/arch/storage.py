@@ -9,8 +9,16 @@ from functools import cache
 from typing import NamedTuple
 
 from jmerge.arch.infer import NUMBER, Config
-from jmerge.arch.layouts import GROUPS, OF_A_PART, Form, Group, Tensor, heads_of, kind_of
 from jmerge.arch.match import reduce_name
+from jmerge.arch.storage_table import (
+    GROUPS,
+    OF_A_PART,
+    Group,
+    StorageLayout,
+    Tensor,
+    heads_of,
+    kind_of,
+)
 
 Shape = tuple[int, ...]
 Key = tuple[Tensor, int | None]  # a tensor of a form, of which expert
@@ -22,7 +30,7 @@ class Module(NamedTuple):
 
     home: str  # its name in templates
     group: Group
-    form: Form
+    form: StorageLayout
     templates: Mapping[Key, str]
     shapes: Mapping[Key, Shape]  # in the first layer that has them
 
@@ -87,7 +95,7 @@ def find_pairs(
                     yield found
 
 
-def missing(form: Form, found: Container[Key], experts: int) -> Iterator[Key]:
+def missing(form: StorageLayout, found: Container[Key], experts: int) -> Iterator[Key]:
     """The tensors that a form needs and that are not among those `found`."""
     for tensor in form.tensors:
         for expert in range(experts) if tensor.numbered else (None,):
@@ -95,7 +103,9 @@ def missing(form: Form, found: Container[Key], experts: int) -> Iterator[Key]:
                 yield tensor, expert
 
 
-def solve(form: Form, shapes: Mapping[Key, Shape], given: Mapping[str, int]) -> Sizes | None:
+def solve(
+    form: StorageLayout, shapes: Mapping[Key, Shape], given: Mapping[str, int]
+) -> Sizes | None:
     """The size of every letter, or None when the shapes contradict the form or each other.
 
     given: sizes that are known already.
@@ -112,7 +122,7 @@ def solve(form: Form, shapes: Mapping[Key, Shape], given: Mapping[str, int]) -> 
     return sizes
 
 
-def given_sizes(form: Form, shapes: Mapping[Key, Shape], config: Config) -> Sizes | None:
+def given_sizes(form: StorageLayout, shapes: Mapping[Key, Shape], config: Config) -> Sizes | None:
     """The sizes that config.json tells of a fused form; None where they do not make up its rows."""
     if not form.heads:
         return {}
@@ -139,7 +149,9 @@ def view_of(tensor: Tensor, sizes: Sizes) -> Shape:
     return tuple(axis.size for axes in _axes(tensor, sizes) for axis in axes)
 
 
-def blocks(tensor: Tensor, expert: int | None, form: Form, sizes: Sizes) -> Iterator[Block]:
+def blocks(
+    tensor: Tensor, expert: int | None, form: StorageLayout, sizes: Sizes
+) -> Iterator[Block]:
     """What a tensor, of one expert, consists of when the parts are stored in `form`."""
     axes = [axis for word in _axes(tensor, sizes) for axis in word]
     for source in form.tensors:
