@@ -21,13 +21,11 @@ from jmerge.plan.inputs import Item
 from jmerge.tokens.output import TokenPlan
 from jmerge.tokens.rows import TableRows
 
-COPY = (
-    "copy"  # the method name of a step that takes its input over; several inputs must then be equal
-)
+# the method name of a step that takes its input over; several inputs must then be equal
+COPY = "copy"
 
-Hyperparameters = Mapping[
-    str, Any
-]  # by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
+# by name in recipes: floats, tuples of floats (one a model), flags, or None for unset
+Hyperparameters = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,9 +128,8 @@ class Plan:
     unused: tuple[Unused, ...]
     config: Mapping[str, Any]  # config.json of the output
     changes: tuple[Change, ...]  # fields of it that differ from the donor's
-    tied: (
-        tuple[str, str] | None
-    )  # head and embedding that are written both; equal bytes would mean tied
+    # head and embedding that are written both; equal bytes would mean tied
+    tied: tuple[str, str] | None
     warnings: tuple[str, ...]
     home: str = ""  # folder in a checkpoint where its config.json lies; mostly the checkpoint's own
     modules: tuple[str, ...] = ()  # of a Sentence Transformers model: their classes
