@@ -70,7 +70,7 @@ class Parameter:
             return "" if self.low is None else f"at least {self.low:g}"
         return f"from {self.low:g} to {self.high:g}"
 
-    def problem(self, value: float) -> str | None:
+    def refusal(self, value: float) -> str | None:
         """What is wrong with a value; None when it can be used."""
         if not math.isfinite(value):
             return f"expected a finite number, found {value:g}"

@@ -217,7 +217,7 @@ def _wrong_values(setting: Setting, declared: Parameter) -> Iterator[tuple[str, 
         for value in case.value if isinstance(case.value, tuple) else (case.value,):
             kind = "float" if gradient and declared.kind == "int" else declared.kind
             try:
-                problem = declared.problem(convert(value, kind))
+                problem = declared.refusal(convert(value, kind))
                 if problem is not None:
                     yield "JM208", problem
             except InvalidValueError as found:

@@ -141,7 +141,7 @@ def _look_up(
             return _Looked(0.0, where, sound=False, problem=wrong)
         if isinstance(value, Undefined):
             continue
-        return _Looked(value, where, sound=not declared.problem(value))  # `check` has the problem
+        return _Looked(value, where, sound=not declared.refusal(value))  # `check` has the problem
     if isinstance(declared.default, Required):
         return _Looked(0.0, sound=False, lacking=True)
     return _Looked(declared.default)

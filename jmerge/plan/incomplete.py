@@ -19,7 +19,7 @@ class Missing(NamedTuple):
     name: str  # as the model would spell it
     having: int  # layers of the model that have it
 
-    def problem(self, view: View, path: Path) -> PlanProblem:
+    def as_problem(self, view: View, path: Path) -> PlanProblem:
         """The error."""
         message = f"{view.ref} lacks {self.name}, which {self.having} of its other layers have"
         return error("JM114", f"{message}; the checkpoint is incomplete", path)

@@ -76,7 +76,7 @@ def _lacking(stack: OutStack, views: Views) -> Iterator[PlanProblem]:
         view = views[source.ref]
         others = [views[ref] for ref in sources if ref != source.ref]
         for each in missing_alone(view, stack.prefix, others):
-            yield each.problem(view, source.model_path)
+            yield each.as_problem(view, source.model_path)
 
 
 def _origin(stack: OutStack, place: Place, views: Views) -> Origin:

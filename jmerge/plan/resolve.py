@@ -233,7 +233,7 @@ class Scheme:
             view = self.views[source.ref]
             found = missing_beside_others(view, prefix, target.template.name, layer)
             if found is not None:
-                yield found.problem(view, source.model_path)
+                yield found.as_problem(view, source.model_path)
 
     def _other_shapes(self, target: Target, inputs: Inputs) -> list[Finding]:
         """The sources whose shape is not that of the base, or else of the first."""

@@ -66,7 +66,7 @@ def parse_yaml(text: str, file: str) -> Document:
         if problem := _bad_escape(error, file):
             raise RecipeError(problem) from error
         mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         if reason == "second occurrence":  # PyYAML keeps the anchor's name in the context
             reason = (
                 str(getattr(error, "context", ""))
@@ -139,7 +139,7 @@ def _bad_escape(error: yaml.YAMLError, file: str) -> Problem | None:
     place = text.rfind("\\", start.pointer, reason.pointer)
     if text[start.pointer] != '"' or place < 0:
         return None
-    if "escape" in str(getattr(error, "reason", "")):
+    if "escape" in str(getattr(error, "problem", "")):
         said, mark = f"'{text[place : place + 2].rstrip(chr(0))}' is not a valid escape", reason
         column = mark.column - (reason.pointer - place) + 1
     elif '\\"' in text[start.pointer : reason.pointer]:

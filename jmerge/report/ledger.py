@@ -104,7 +104,7 @@ def _entry(plan: Plan, step: Step, file: str, outcome: Outcome) -> dict[str, Any
     if step.base is not None:
         entry["base"] = step.base
     if step.hyperparameters:
-        entry["numbers"] = dict(step.hyperparameters)
+        entry["hyperparameters"] = dict(step.hyperparameters)
     if step.note:
         entry["note"] = step.note
     if step.name in outcome.nonfinite:

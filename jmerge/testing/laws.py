@@ -1,6 +1,6 @@
 """Laws that every merge method obeys, run from one table; packages that add methods run them on theirs.
 
-    ROWS = [Row(method="mine", reference=mine_in_float64, numbers=({"weight": (0.3, 0.7)},), ...)]
+    ROWS = [Row(method="mine", reference=mine_in_float64, hyperparameters=({"weight": (0.3, 0.7)},), ...)]
 
     @pytest.mark.parametrize(("row", "law"), cases(ROWS))
     def test_law(row, law):

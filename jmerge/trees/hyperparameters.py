@@ -183,7 +183,7 @@ def _one(value: Any, declared: Parameter, said: str) -> Any:
         )
     # a whole number may be too long for a float
     plain = math.inf if isinstance(value, int) and value.bit_length() > 1023 else float(value)
-    if problem := declared.problem(plain):
+    if problem := declared.refusal(plain):
         raise ValueError(f"{said}: {problem}")
     if declared.kind == "int":
         if not plain.is_integer():

@@ -95,10 +95,10 @@ def merge_trees(
       seed: the seed of random methods, an integer, which may be traced. A leaf draws the numbers that a recipe draws for
         the tensor of that name, which is its keys joined with dots.
       key: instead of a seed, a typed key from `jax.random.key`, which may be traced.
-      numbers: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). A parameter of each
-        model is one number for all, a sequence, or an array [models]. A number may be traced, a `jmerge.by_path`, or a
-        tree that is a prefix of the models' tree; flags and whole numbers must be Python values. `lines` takes `depth`,
-        a tree like the models with the relative depth of each leaf, from 0 to 1.
+      hyperparameters: the method's parameters, by their names in recipes or in Python (`scale` for `lambda`). A
+        parameter of each model is one number for all, a sequence, or an array [models]. A number may be traced, a
+        `jmerge.by_path`, or a tree that is a prefix of the models' tree; flags and whole numbers must be Python
+        values. `lines` takes `depth`, a tree like the models with the relative depth of each leaf, from 0 to 1.
 
     Returns:
       A tree like the models, in which leaves that are not float arrays are unchanged; for a method that makes a

@@ -100,7 +100,7 @@ def test_an_opt_out_leaves_out_that_law_alone() -> None:
         ("equal_inputs", "linear", {"identity": ()}),
         ("order", "slerp", {}),
         ("shift", "linear", {}),
-        ("compiles", "passthrough", {"numbers": ({}, {"scale": (0.0,)})}),
+        ("compiles", "passthrough", {"hyperparameters": ({}, {"scale": (0.0,)})}),
     ],
 )
 def test_a_law_with_nothing_to_try_fails(law: str, method: str, changes: Mapping[str, Any]) -> None:

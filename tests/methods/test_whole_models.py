@@ -87,7 +87,7 @@ def assert_all_close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.nd
 
 
 @pytest.mark.parametrize(
-    ("method", "numbers"), [("localize_stitch", {"density": 0.1}), ("pcb", {"rho": 0.05})]
+    ("method", "hyperparameters"), [("localize_stitch", {"density": 0.1}), ("pcb", {"rho": 0.05})]
 )
 def test_shares_are_of_whole_models(
     method: str, hyperparameters: dict[str, float], place: Path

@@ -215,7 +215,7 @@ def test_entries_say_how_a_tensor_was_made(tmp_path: Path) -> None:
     )
     entry = ledger["tensors"]["model.layers.1.mlp.up_proj.weight"]
     assert entry["method"] == "slerp" and entry["dtype"] == "BF16"
-    assert entry["numbers"] == {"t": 1.0}
+    assert entry["hyperparameters"] == {"t": 1.0}
     assert entry["sources"][entry["base"]]["model"] == str(tmp_path / "a")
     assert ledger["seed"] == 7 and ledger["method"] == "slerp"
     assert ledger["recipe"] == (tmp_path / "x.yml").read_text()
