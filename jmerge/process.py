@@ -18,7 +18,7 @@ from jmerge.errors import RunError
 from jmerge.interrupt import settle
 
 # Of glibc's mallopt: blocks up to this many bytes come from memory that was freed before, and that is kept. Fresh
-# memory for the result of every kernel costs a page problem every 4 kB.
+# memory for the result of every kernel costs a page fault every 4 kB.
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 1 << 25  # the most it takes
 # The name of a thread that is in a call of JAX which nothing interrupts: what JAX does at the end waits for it.

@@ -201,7 +201,9 @@ def test_without_a_cluster_jax_finds_none(place: Place) -> None:
     [
         ("--seed=4", "error: host 1 has --seed 4, host 0 has 0; start all hosts with the same"),
         pytest.param(
-            "--shard_size=7", "host 1 has --shard_size 7, host 0 has 0", marks=pytest.mark.slow
+            "--shard_size=7000",
+            "host 1 has --shard_size 7000, host 0 has 0",
+            marks=pytest.mark.slow,
         ),
         pytest.param("--memory=500MB", "host 1 has --memory 500000000", marks=pytest.mark.slow),
         pytest.param(
