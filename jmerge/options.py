@@ -289,12 +289,12 @@ def parse_words(values: flags.FlagValues, arguments: list[str]) -> tuple[list[st
                     problems.append(Problem(message, where=f"--{name}", code="JM405"))
             except PlanError as error:
                 problems += error.problems
+    command = "plan" if values.dry_run else words[0] if words and words[0] in HELP else "merge"
+    misspelt = words and command == "merge" and neighbour(words[0])
+    works = (words or values.config is not None) and not misspelt
     for name, commands in READERS.items():
         asked = values[name].value not in (None, False)
-        command = "plan" if values.dry_run else words[0] if words and words[0] in HELP else "merge"
-        misspelt = words and command == "merge" and neighbour(words[0])
-        works = words or values.config is not None
-        if asked and works and not misspelt and command not in commands:
+        if asked and works and command not in commands:
             message = f"does nothing here; it belongs to {', '.join(commands)}"
             problems.append(Problem(message, where=f"--{name}", code="JM417"))
     raise_all(PlanError, problems)

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jmerge import cli
@@ -29,6 +31,14 @@ class Said:
         lines = uncoded(self.err).splitlines()
         self.errors = [line for line in lines if line.startswith("error: ")]
         self.warnings = [line for line in lines if line.startswith("warning: ")]
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Jobs in the background begin with Ctrl-C ignored, and what they start does too.

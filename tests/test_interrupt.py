@@ -9,12 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from said import start
+from said import start, until
 
 import jmerge
 from jmerge import cli, options
@@ -203,14 +202,6 @@ def children(process: int) -> list[int]:
     if not found.exists():
         pytest.skip("the system does not say which processes a process started")
     return [int(word) for word in found.read_text().split()]
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def listens(process: subprocess.Popen[str]) -> bool:

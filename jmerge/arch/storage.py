@@ -1,4 +1,4 @@
-"""Which form a module of a model has, and where the elements of a tensor in one form lie in the tensors of another."""
+"""Which layout a module of a model has, and where the elements of a tensor in one layout lie in the tensors of another."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from jmerge.arch.storage_table import (
 )
 
 Shape = tuple[int, ...]
-Key = tuple[Tensor, int | None]  # a tensor of a form, of which expert
+Key = tuple[Tensor, int | None]  # a tensor of a layout, of which expert
 Sizes = dict[str, int]  # by letter; with the part after it where parts may differ
 
 
 class Module(NamedTuple):
-    """The tensors of a module in one form."""
+    """The tensors of a module in one layout."""
 
     home: str  # its name in templates
     group: Group
-    form: StorageLayout
+    layout: StorageLayout
     templates: Mapping[Key, str]
     shapes: Mapping[Key, Shape]  # in the first layer that has them
 
@@ -51,10 +51,10 @@ class Module(NamedTuple):
     @property
     def complete(self) -> bool:
         """Whether it has all it needs."""
-        return next(missing(self.form, self.templates, self.experts), None) is None
+        return next(missing(self.layout, self.templates, self.experts), None) is None
 
     def template(self, tensor: Tensor, expert: int | None) -> str:
-        """What a tensor of its form is called here."""
+        """What a tensor of its layout is called here."""
         name = tensor.name.replace("{}", str(expert))
         return f"{self.home}.{name}" if self.home else name
 
@@ -62,14 +62,14 @@ class Module(NamedTuple):
 class Block(NamedTuple):
     """Where a part of a tensor lies in another; see `steps.Box`."""
 
-    key: Key  # the tensor of the other form
+    key: Key  # the tensor of the other layout
     start: int
     strides: tuple[int, ...]
     box: tuple[tuple[int, int], ...]
 
 
 class Pair(NamedTuple):
-    """The module of a model, and the donor's in another form."""
+    """The module of a model, and the donor's in another layout."""
 
     own: Module
     donor: Module
@@ -86,7 +86,7 @@ class Refused(NamedTuple):
 def find_pairs(
     own: Mapping[str, Shape], own_config: Config, donor: Mapping[str, Shape], config: Config
 ) -> Iterator[Pair | Refused]:
-    """Modules that a model (its templates by the donor's prefixes) stores in another form than the donor."""
+    """Modules that a model (its templates by the donor's prefixes) stores in another layout than the donor."""
     for ours, theirs in zip(_modules(own), _modules(donor), strict=True):
         for home, modules in ours.items():
             if home in theirs:
@@ -95,18 +95,18 @@ def find_pairs(
                     yield found
 
 
-def missing(form: StorageLayout, found: Container[Key], experts: int) -> Iterator[Key]:
-    """The tensors that a form needs and that are not among those `found`."""
-    for tensor in form.tensors:
+def missing(layout: StorageLayout, found: Container[Key], experts: int) -> Iterator[Key]:
+    """The tensors that a layout needs and that are not among those `found`."""
+    for tensor in layout.tensors:
         for expert in range(experts) if tensor.numbered else (None,):
             if tensor.needed and (tensor, expert) not in found:
                 yield tensor, expert
 
 
 def solve(
-    form: StorageLayout, shapes: Mapping[Key, Shape], given: Mapping[str, int]
+    layout: StorageLayout, shapes: Mapping[Key, Shape], given: Mapping[str, int]
 ) -> Sizes | None:
-    """The size of every letter, or None when the shapes contradict the form or each other.
+    """The size of every letter, or None when the shapes contradict the layout or each other.
 
     given: sizes that are known already.
     """
@@ -122,9 +122,9 @@ def solve(
     return sizes
 
 
-def given_sizes(form: StorageLayout, shapes: Mapping[Key, Shape], config: Config) -> Sizes | None:
-    """The sizes that config.json tells of a fused form; None where they do not make up its rows."""
-    if not form.heads:
+def given_sizes(layout: StorageLayout, shapes: Mapping[Key, Shape], config: Config) -> Sizes | None:
+    """The sizes that config.json tells of a fused layout; None where they do not make up its rows."""
+    if not layout.heads:
         return {}
     rows = next(shape[0] for shape in shapes.values())
     heads = heads_of(config, rows)
@@ -150,18 +150,18 @@ def view_of(tensor: Tensor, sizes: Sizes) -> Shape:
 
 
 def blocks(
-    tensor: Tensor, expert: int | None, form: StorageLayout, sizes: Sizes
+    tensor: Tensor, expert: int | None, layout: StorageLayout, sizes: Sizes
 ) -> Iterator[Block]:
-    """What a tensor, of one expert, consists of when the parts are stored in `form`."""
+    """What a tensor, of one expert, consists of when the parts are stored in `layout`."""
     axes = [axis for word in _axes(tensor, sizes) for axis in word]
-    for source in form.tensors:
+    for source in layout.tensors:
         if (source.axes, source.parts) == (tensor.axes, tensor.parts):  # another name is all
             whole = [math.prod(axis.size for axis in axes[at + 1 :]) for at in range(len(axes))]
             box = [(0, axis.size) for axis in axes]
             yield Block((source, expert), 0, tuple(whole), tuple(box))
             return
     for part in tensor.parts:
-        source = next(each for each in form.tensors if part in each.parts)
+        source = next(each for each in layout.tensors if part in each.parts)
         apart = source.numbered and not tensor.numbered
         for number in range(sizes["E"]) if apart else (expert,):
             start, steps = _place(source, part, number, sizes)
@@ -253,7 +253,7 @@ def _fits(word: str, length: int, parts: tuple[str, ...], sizes: Sizes) -> bool:
 
 
 def _modules(templates: Mapping[str, Shape]) -> list[dict[str, list[Module]]]:
-    """For each line of `GROUPS`, the modules of a model in every form whose names they have, by a name of the module that
+    """For each line of `GROUPS`, the modules of a model in every layout whose names they have, by a name of the module that
     spellings share."""
     found: dict[tuple[int, str, int, int], dict[Key, str]] = {}
     known = _names()
@@ -269,7 +269,7 @@ def _modules(templates: Mapping[str, Shape]) -> list[dict[str, list[Module]]]:
     for (line, home, at, number), names in found.items():
         shared = reduce_name(f"{home}.")
         group, shapes = GROUPS[line][at], {key: templates[name] for key, name in names.items()}
-        module = Module(home, group, group.forms[number], names, shapes)
+        module = Module(home, group, group.layouts[number], names, shapes)
         alone = len(homes[line, shared]) == 1
         made[line].setdefault(shared if alone else home, []).append(module)
     return made
@@ -285,12 +285,12 @@ def _cut(template: str) -> Iterator[tuple[str, str, int | None]]:
 
 @cache
 def _names() -> dict[str, list[tuple[int, int, int, Tensor]]]:
-    """By the name of a tensor, where it is in the table: line, group, form."""
+    """By the name of a tensor, where it is in the table: line, group, layout."""
     found: dict[str, list[tuple[int, int, int, Tensor]]] = {}
     for line, groups in enumerate(GROUPS):
         for at, group in enumerate(groups):
-            for number, form in enumerate(group.forms):
-                for tensor in form.tensors:
+            for number, layout in enumerate(group.layouts):
+                for tensor in layout.tensors:
                     found.setdefault(tensor.name, []).append((line, at, number, tensor))
     return found
 
@@ -298,24 +298,24 @@ def _names() -> dict[str, list[tuple[int, int, int, Tensor]]]:
 def _pair(
     ours: list[Module], our_config: Config, theirs: list[Module], config: Config
 ) -> Pair | Refused | None:
-    """The one way to see a model's module in the donor's form; None when they agree."""
+    """The one way to see a model's module in the donor's layout; None when they agree."""
     own, donor = _possible(ours, our_config), _possible(theirs, config)
     names = [{frozenset(module.templates) for module in side} for side in (ours, theirs)]
     if names[0] & names[1] and not (
-        len(own) == len(donor) == 1 and own[0].form is not donor[0].form
+        len(own) == len(donor) == 1 and own[0].layout is not donor[0].layout
     ):
         return None
     pairs = [
         Pair(one, other)
         for one in own
         for other in donor
-        if one.group is other.group and one.form is not other.form
+        if one.group is other.group and one.layout is not other.layout
     ]
     agree = [pair for pair in pairs if pair.own.stored == pair.donor.stored]
     proven = [_proven(own, our_config), _proven(donor, config)]
     if len(pairs) == 1 and pairs[0].donor.complete and not agree and all(proven):
         return pairs[0]
-    if any(one.form is other.form for one in own for other in donor):
+    if any(one.layout is other.layout for one in own for other in donor):
         return None
     sides = (ours, our_config, proven[0]), (theirs, config, proven[1])
     for side, its, known in sides if not agree else ():
@@ -324,12 +324,12 @@ def _pair(
             why = f"the layout of {_first(side)} is unknown for {kinds}"
             return Refused(_first(ours), _first(theirs), why)
     if agree:
-        words = [each.form.words for each in agree[0]]
+        words = [each.layout.words for each in agree[0]]
         why = "names and shapes agree, but according to config.json it is "
         why += f"{words[0]} in one model and {words[1]} in the other"
     elif len(pairs) == 1:
         module = pairs[0].donor
-        lacking = module.template(*next(missing(module.form, module.templates, module.experts)))
+        lacking = module.template(*next(missing(module.layout, module.templates, module.experts)))
         why = f"{lacking} is missing there"
     elif pairs:
         why = "shapes and config.json allow several layouts"
@@ -339,9 +339,9 @@ def _pair(
 
 
 def _proven(possible: list[Module], config: Config) -> bool:
-    """Whether there is a form it may have, and each is known of its kind."""
-    forms = [each.form for each in possible]
-    return bool(forms) and all(not f.proven or f.proven & kind_of(config) for f in forms)
+    """Whether there is a layout it may have, and each is known of its kind."""
+    layouts = [each.layout for each in possible]
+    return bool(layouts) and all(not f.proven or f.proven & kind_of(config) for f in layouts)
 
 
 def _first(side: list[Module]) -> str:
@@ -349,11 +349,11 @@ def _first(side: list[Module]) -> str:
 
 
 def _possible(modules: list[Module], config: Config) -> list[Module]:
-    """Those whose form the model may have, by its kind, by what is there, and by its shapes."""
+    """Those whose layout the model may have, by its kind, by what is there, and by its shapes."""
     kinds = kind_of(config)
-    known = [each for each in modules if each.form.kinds & kinds]
-    found = known or [each for each in modules if not each.form.kinds]
+    known = [each for each in modules if each.layout.kinds & kinds]
+    found = known or [each for each in modules if not each.layout.kinds]
     whole = [each for each in found if each.complete]
     if not whole:  # what it lacks is to be told
         return sorted(found, key=lambda each: -len(each.templates))[:1]
-    return [each for each in whole if solve(each.form, each.shapes, {}) is not None]
+    return [each for each in whole if solve(each.layout, each.shapes, {}) is not None]

@@ -1,7 +1,7 @@
 """The table of what models of one architecture store in several ways: experts one by one or packed into one tensor,
 projections apart or fused.
 
-A *form* is one way to store the *parts* of a module, such as the gate of each expert. Each axis of a tensor is a word
+A *storage layout* is one way to store the *parts* of a module, such as the gate of each expert. Each axis of a tensor is a word
 of letters, the slowest first, that say what is counted along it:
 
     E experts    I, H sizes of a layer    R rows of a part    N groups of heads, S heads of a group, D size of a head
@@ -23,7 +23,7 @@ OF_A_PART = "RS"  # the letters whose size may differ between parts
 
 
 class Tensor(NamedTuple):
-    """One tensor of a form, or one for each expert."""
+    """One tensor of a layout, or one for each expert."""
 
     name: str  # after that of the module; `{}` is the number of the expert
     axes: tuple[str, ...]
@@ -52,10 +52,10 @@ class StorageLayout(NamedTuple):
 
 
 class Group(NamedTuple):
-    """StorageLayouts that say the same with the same letters, so that tensors of one can be made of those of another."""
+    """Storage layouts that name the same parts with the same letters, so that tensors of one can be made of those of another."""
 
     name: str
-    forms: tuple[StorageLayout, ...]
+    layouts: tuple[StorageLayout, ...]
 
 
 def kind_of(config: Config) -> frozenset[str]:

@@ -25,6 +25,7 @@ STORES: dict[str, Callable[[str], Source]] = {
     "gs": BucketSource,
 }
 OFFERED = ("hf", *STORES)
+SAYS_NO_FOLDER = ("JM103", "JM106")  # codes of messages about the Hub that say so themselves
 INDEX_ENDS = (".safetensors", ".safetensors.index.json", "config.json")
 
 
@@ -49,7 +50,7 @@ def find_source(place: str | Path, revision: str | None = None) -> Source:
         try:
             return open_hub(text, revision)
         except (CheckpointError, RunError) as error:
-            if any("folder" in problem.message for problem in error.problems):  # it says so already
+            if any(problem.code in SAYS_NO_FOLDER for problem in error.problems):
                 raise
             note = f"; and there is no folder {text}{_here(text)}"
             problems = [

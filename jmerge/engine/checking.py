@@ -38,7 +38,7 @@ class Tally:
         return result
 
     def take(self) -> tuple[dict[int, int], int]:
-        """The counts by position of the input, and that of the result; begins anew."""
+        """The counts by position of the input, and that of the result; from here on they start at zero."""
         counts = self._inputs, self._result
         self._inputs, self._result = {}, 0
         return counts

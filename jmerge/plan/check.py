@@ -247,14 +247,14 @@ def missing_parameters(recipe: Recipe) -> Iterator[PlanProblem]:
 
 
 def is_misspelt(method: Method, name: str, scopes: Sequence[Parameters]) -> bool:
-    """Whether one of the scopes has a name that is none and is likely meant to be this parameter, which is told."""
+    """Whether one of the scopes has an unknown name that is likely meant to be this parameter; another check reports it."""
     known = _known(method)
     wrong = {key for parameters in scopes for key in parameters}.difference(known)
     return any(nearest(key, known) == name for key in wrong)
 
 
 def _seems_there(recipe: Recipe, method: Method, name: str, path: Path) -> bool:
-    """Whether the map at `path` has a parameter, or what is wrong and may be meant for it, which is told."""
+    """Whether the map at `path` has a parameter, or an unknown name that may be meant for it."""
     holder: Any = recipe.document.value
     for part in path:
         holder = holder[int(part)] if isinstance(holder, list) else (holder or {}).get(part)

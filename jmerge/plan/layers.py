@@ -32,7 +32,7 @@ class Origin(NamedTuple):
 
     @property
     def layers(self) -> Layers:
-        """What config.json is told of it."""
+        """What config.json has to say of it."""
         return Layers(self.view.checkpoint.config, self.stack, self.layer)
 
 

@@ -9,6 +9,7 @@ so methods on changes from a base add those that there are to the base's tensor.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -54,12 +55,12 @@ class Scene(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cause:
+class Cause(ABC):
     """Why something is found of tensors. Each kind of cause is a class, and equal causes are told as one."""
 
+    @abstractmethod
     def tell(self, found: Sequence[Finding], scene: Scene) -> Iterator[PlanProblem]:
         """The problems that these findings of this cause are."""
-        raise NotImplementedError
 
 
 class Finding(NamedTuple):

@@ -112,8 +112,8 @@ def _words(view: View, donor: View, pair: Pair) -> str:
     """In which layouts two models store a module."""
     names = (next(iter(each.templates.values())) for each in (pair.own, pair.donor))
     own, wanted = (name.replace("{}", "*", 1) for name in names)
-    words = f"{view.ref} has {pair.own.form.words} ({own})"
-    return f"{words}, {donor.ref} {pair.donor.form.words} ({wanted})"
+    words = f"{view.ref} has {pair.own.layout.words} ({own})"
+    return f"{words}, {donor.ref} {pair.donor.layout.words} ({wanted})"
 
 
 def _with_items(view: View, pair: Pair, items: Mapping[tuple[str, int | None], Assembled]) -> View:
@@ -161,16 +161,16 @@ class _Conversion:
     ) -> Iterator[tuple[str, Assembled]]:
         """The tensors of one layer by template."""
         own, wanted = self.pair.own, self.pair.donor
-        self._refuse_missing(layer, list(missing(own.form, reads, own.experts)))
+        self._refuse_missing(layer, list(missing(own.layout, reads, own.experts)))
         sizes = self._sizes(reads)
         if sizes is None:
             shapes = ", ".join(f"{read.name} is {list(read.spec.shape)}" for read in _few(reads))
             raise _ImpossibleError(f"the shapes do not fit ({shapes})")
-        for tensor in wanted.form.tensors:
-            if not tensor.needed and not own.form.parts.issuperset(tensor.parts):
+        for tensor in wanted.layout.tensors:
+            if not tensor.needed and not own.layout.parts.issuperset(tensor.parts):
                 continue
             for expert in range(own.experts) if tensor.numbered else (None,):
-                parts = list(blocks(tensor, expert, own.form, sizes))
+                parts = list(blocks(tensor, expert, own.layout, sizes))
                 absent = [part.key for part in parts if part.key not in reads]
                 if absent and not tensor.needed and len(absent) == len(parts):
                     continue
@@ -185,14 +185,14 @@ class _Conversion:
     def _sizes(self, reads: Mapping[Key, Read]) -> Sizes | None:
         own, wanted = self.pair.own, self.pair.donor
         shapes = {key: read.spec.shape for key, read in reads.items()}
-        given = given_sizes(own.form, shapes, self.view.checkpoint.config)
-        if not own.form.heads:
-            given = given_sizes(wanted.form, wanted.shapes, self.donor.checkpoint.config)
+        given = given_sizes(own.layout, shapes, self.view.checkpoint.config)
+        if not own.layout.heads:
+            given = given_sizes(wanted.layout, wanted.shapes, self.donor.checkpoint.config)
         if given is None:
             return None
         if own.experts:
             given["E"] = own.experts
-        sizes = solve(own.form, shapes, given)
+        sizes = solve(own.layout, shapes, given)
         return sizes if sizes is not None and all(sizes.values()) else None
 
     def _item(self, name: str, tensor: Tensor, boxes: tuple[Box, ...], sizes: Sizes) -> Assembled:
@@ -286,7 +286,7 @@ def why_sharded(view: View, others: Iterable[View]) -> str | None:
     for name in view.names.values():
         if "flat_param" in name and FLAT.search(name):
             return f"{name} is many weights in one: {TOOLS}"
-    roles = view.layout.roles  # none of what was brought into another form
+    roles = view.layout.roles  # none of what was brought into another layout
     without = [name for name in view.names.values() if 0 in view.spec(name).shape and name in roles]
     narrow = {_layer(roles[name]) for name in without if len(view.spec(name).shape) > 1}
     empty: dict[str, str] = {}  # template -> the first that is empty

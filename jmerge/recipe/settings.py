@@ -58,7 +58,7 @@ class Setting:
     cases: tuple[Conditional, ...]
 
     def resolve(self, kind: Kind, t: float, name: str) -> float | int | bool | Undefined:
-        """The value for the tensor `name` at relative depth `t` in [0, 1]; InvalidValueError when it has not that kind."""
+        """The value for the tensor `name` at relative depth `t` in [0, 1]; InvalidValueError when it is not of that kind."""
         for case in self.cases:
             if case.matches(name):
                 if not isinstance(case.value, tuple):

@@ -12,7 +12,7 @@ from jmerge.arch.storage_table import WIDTHS, first_size, heads_in
 from jmerge.ckpt.copies import equal
 from jmerge.ckpt.open import Checkpoint
 from jmerge.errors import CheckpointError, Problem
-from jmerge.report.show import count, size
+from jmerge.report.show import count, several, size
 from jmerge.tokens.model import read_template, read_tokens
 
 EXPERT = re.compile(r"\.experts?\.(\d+)\.")
@@ -68,7 +68,7 @@ def inspect_text(found: dict[str, Any]) -> str:
     lines = [
         f"{found['path']}: {classes}",
         f"{found['tensors']} tensors, {count(found['parameters'])} parameters, "
-        f"{size(found['bytes'])} in {found['files']} file{'s' if found['files'] > 1 else ''}",
+        f"{size(found['bytes'])} in {several(found['files'], 'file')}",
         "",
     ]
     lines += [f"{title:<10} {text}" for title, text in _size_lines(found)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jmerge.plan.inputs import Assembled, Gathered, Item, Result
 from jmerge.plan.steps import COPY, Plan, Step
 from jmerge.process import resident_bytes
-from jmerge.report.show import letter, size, tensors
+from jmerge.report.show import letter, several, size, tensors
 
 if TYPE_CHECKING:  # it loads JAX, which takes a second, and words need none
     from jmerge.engine.schedule import Schedule
@@ -21,9 +21,8 @@ LINES = 60  # of the text of any plan
 LISTED = 8  # lines of any list but that of tensors
 MANY = 5  # files of one folder, from which it is named instead
 RUNS = 3  # of numbers in a row that a name shows; of more, the first and the last
-NUMBER = re.compile(
-    r"(?<![^./])(\d{1,9})(?![^./])"
-)  # between dots: of a layer, an expert, a module
+# between dots: of a layer, an expert, a module
+NUMBER = re.compile(r"(?<![^./])(\d{1,9})(?![^./])")
 WORD = re.compile(r"(?<![^ ])(\d{1,9})(?![^ ,])")  # in a sentence
 
 
@@ -54,7 +53,7 @@ def plan_text(plan: Plan, schedule: Schedule, need: int, *, every: bool = False)
     At most `LINES` lines, with tensors that differ only in the numbers of their layers or experts on one; `every`: a
     line for each tensor, and no list is cut.
     """
-    most = len(plan.steps) + len(plan.models) + len(plan.unused) if every else LISTED
+    most = None if every else LISTED
     lines = [*_head(plan, totals(plan, schedule, need)), ""]
     lines += _cut((f"{letter(i)} = {m.ref}" for i, m in enumerate(plan.models)), "models", most)
     lines += changes_text(plan, most)
@@ -67,7 +66,7 @@ def plan_text(plan: Plan, schedule: Schedule, need: int, *, every: bool = False)
 
 
 def _head(plan: Plan, sums: Mapping[str, Any]) -> Iterator[str]:
-    models = f"{len(plan.models)} model{'s' if len(plan.models) > 1 else ''}"
+    models = several(len(plan.models), "model")
     yield f"{plan.method} of {models}: {tensors(sums['tensors'])}, {size(sums['write_bytes'])}"
     reads = size(sums["input_bytes"])
     if sums["read_bytes"] > sums["input_bytes"]:
@@ -75,13 +74,13 @@ def _head(plan: Plan, sums: Mapping[str, Any]) -> Iterator[str]:
     yield f"reads     {reads}"
     peak, process = sums["peak_bytes"], resident_bytes()
     yield f"memory    at most {size(peak + process)}: {size(process)} for the process, {size(peak)} for buffers"
-    yield f"compiles  {sums['kernels']} kernel{'s' if sums['kernels'] != 1 else ''}"
+    yield f"compiles  {several(sums['kernels'], 'kernel')}"
     if together := len({step.tensor for step in plan.steps if step.group}):
         yield f"first     statistics over {together} tensors together, before any is merged"
 
 
-def changes_text(plan: Plan, most: int = LISTED) -> Iterator[str]:
-    """What becomes of config.json and the tokens, in lists of at most so many lines."""
+def changes_text(plan: Plan, most: int | None = LISTED) -> Iterator[str]:
+    """What becomes of config.json and the tokens, in lists of at most so many lines; None: whole."""
     yield from _cut(_changes(plan), "changes", most)
     yield from _cut(plan.tokens.summary if plan.tokens else (), "tokens", most)
 
@@ -108,22 +107,17 @@ def _marks(plan: Plan) -> Iterator[str]:
 
 
 def _left_out(plan: Plan) -> Iterator[str]:
-    reasons: dict[tuple[int, Template], list[str]] = {}
+    reasons: dict[tuple[int, Template], list[Numbers]] = {}
     for item in plan.unused:
-        reasons.setdefault((item.model, _parted(item.reason, WORD)[0]), []).append(item.reason)
-    for (model, template), texts in reasons.items():
-        reason = _ranged(template, texts, WORD)
-        yield f"{tensors(len(texts))} of {letter(model)}: {reason}"
-    for why, names in _by_reason(plan).items():
-        yield f"files of {plan.models[0].ref}: {', '.join(_folded(names))} ({why})"
-
-
-def _by_reason(plan: Plan) -> dict[str, list[str]]:
-    """The files that stay behind by the reason why they do."""
-    groups: dict[str, list[str]] = {}
+        template, numbers = _parted(item.reason, WORD)
+        reasons.setdefault((item.model, template), []).append(numbers)
+    for (model, template), found in reasons.items():
+        yield f"{tensors(len(found))} of {letter(model)}: {_ranged(template, found)}"
+    files: dict[str, list[str]] = {}
     for file in plan.left:
-        groups.setdefault(file.reason, []).append(file.name)
-    return groups
+        files.setdefault(file.reason, []).append(file.name)
+    for why, names in files.items():
+        yield f"files of {plan.models[0].ref}: {', '.join(_folded(names))} ({why})"
 
 
 def _folded(names: Sequence[str]) -> list[str]:
@@ -137,12 +131,12 @@ def _folded(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(shown))
 
 
-def _cut(items: Iterable[str], title: str, most: int) -> Iterator[str]:
-    """A list below its title, if there is anything in it; what is more than `most` is counted."""
+def _cut(items: Iterable[str], title: str, most: int | None) -> Iterator[str]:
+    """A list below its title, if there is anything in it; what is more than `most` is counted, None: nothing is."""
     items = list(items)
     if not items:
         return
-    shown = items if len(items) <= most else items[: most - 1]
+    shown = items if most is None or len(items) <= most else items[: most - 1]
     for i, item in enumerate(shown):
         yield f"{title if i == 0 else '':<9} {item}"
     if len(items) > len(shown):
@@ -152,6 +146,7 @@ def _cut(items: Iterable[str], title: str, most: int) -> Iterator[str]:
 # Tensors, those alike on one line
 
 Template = tuple[str, ...]  # a name's parts around its numbers
+Numbers = tuple[int, ...]
 
 
 class _Source(NamedTuple):
@@ -159,7 +154,7 @@ class _Source(NamedTuple):
 
     mark: str  # the model's letter, and what is done to it
     template: Template  # of its name
-    moved: tuple[int, ...]  # its numbers less the result's, where the names are alike but for them
+    moved: Numbers  # its numbers less the result's, where the names are alike but for them
 
 
 class _Kind(NamedTuple):
@@ -191,12 +186,13 @@ class _Line(NamedTuple):
 
 def _grouped(plan: Plan, room: int) -> Iterator[str]:
     """The steps in at most `room` lines: a heading says how, and below it stand the tensors that are made so."""
-    kinds: dict[_Kind, list[Step]] = {}
+    kinds: dict[_Kind, list[tuple[Step, Numbers]]] = {}
     for step in plan.steps:
-        kinds.setdefault(_kind(step), []).append(step)
+        template, numbers = _parted(step.name)
+        kinds.setdefault(_kind(step, template, numbers), []).append((step, numbers))
     sections: dict[str, list[_Line]] = {}
-    for kind, steps in kinds.items():
-        line = _line(kind, steps)
+    for kind, found in kinds.items():
+        line = _line(kind, *zip(*found, strict=True))
         sections.setdefault(line.heading, []).append(line)
     shown: list[str | _Line] = []
     for heading, lines in sections.items():
@@ -214,14 +210,14 @@ def _grouped(plan: Plan, room: int) -> Iterator[str]:
         yield f"and {rest} of {len(kinds) - len(rows)} more kinds; --all lists every tensor"
 
 
-def _kind(step: Step) -> _Kind:
-    template, numbers = _parted(step.name)
+def _kind(step: Step, template: Template, numbers: Numbers) -> _Kind:
     sources = []
     for item in step.inputs:
-        own, others = _parted(_name(step, item))
-        moved = (
-            tuple(b - a for a, b in zip(numbers, others, strict=True)) if own == template else ()
-        )
+        own, moved, name = template, (0,) * len(numbers), _name(step, item)
+        if name != step.name:
+            own, others = _parted(name)
+            same = zip(numbers, others, strict=True) if own == template else ()
+            moved = tuple(b - a for a, b in same)
         sources.append(_Source(_mark(item), own, moved))
     parameters = tuple(name for name, value in step.hyperparameters.items() if value is not None)
     return _Kind(
@@ -229,41 +225,42 @@ def _kind(step: Step) -> _Kind:
     )
 
 
-def _line(kind: _Kind, steps: Sequence[Step]) -> _Line:
-    marks = [
-        f"[{source.mark}]" if i == kind.base else source.mark
-        for i, source in enumerate(kind.sources)
-    ]
+def _line(kind: _Kind, steps: Sequence[Step], numbers: Sequence[Numbers]) -> _Line:
     origins = []
     for i, source in enumerate(kind.sources):
-        names = [_name(step, step.inputs[i]) for step in steps]
         if source.template != kind.template:
-            origins.append(f"{source.mark}: {_ranged(source.template, names)}")
+            others = [_parted(_name(step, step.inputs[i]))[1] for step in steps]
+            origins.append(f"{source.mark}: {_ranged(source.template, others)}")
         elif any(source.moved):
-            numbers = zip(*(_parted(name)[1] for name in names), strict=True)
-            moved = [_runs(each) for each, by in zip(numbers, source.moved, strict=True) if by]
+            own = zip(zip(*numbers, strict=True), source.moved, strict=True)
+            moved = [_runs(number + by for number in each) for each, by in own if by]
             origins.append(f"{source.mark}: {' '.join(moved)}")
+    marks = _sources((source.mark for source in kind.sources), kind.base)
     values = [
         f"{name}={_span([step.hyperparameters[name] for step in steps])}"
         for name in kind.parameters
     ]
     note = f"({kind.note})" if kind.note else ""
-    heading = "  ".join(filter(None, (kind.method, " ".join(marks), " ".join(values), note)))
-    name = _ranged(kind.template, [step.name for step in steps])
+    heading = "  ".join(filter(None, (kind.method, marks, " ".join(values), note)))
+    name = _ranged(kind.template, numbers)
     return _Line(heading, name, len(steps), kind.result, "; ".join(dict.fromkeys(origins)))
 
 
-def _parted(name: str, number: re.Pattern[str] = NUMBER) -> tuple[Template, tuple[int, ...]]:
+def _sources(marks: Iterable[str], base: int | None) -> str:
+    """The inputs of a step, the base in brackets."""
+    return " ".join(f"[{mark}]" if i == base else mark for i, mark in enumerate(marks))
+
+
+def _parted(name: str, number: re.Pattern[str] = NUMBER) -> tuple[Template, Numbers]:
     """A name's parts around the numbers in it, and these."""
     parts = number.split(name)
     return tuple(parts[::2]), tuple(map(int, parts[1::2]))
 
 
-def _ranged(template: Template, names: Sequence[str], number: re.Pattern[str] = NUMBER) -> str:
+def _ranged(template: Template, numbers: Sequence[Numbers]) -> str:
     """One name for several that differ in their numbers: model.layers.{0..31}.norm.weight."""
-    numbers = list(zip(*(_parted(name, number)[1] for name in names), strict=True))
     shown = template[0]
-    for each, after in zip(numbers, template[1:], strict=True):
+    for each, after in zip(zip(*numbers, strict=True), template[1:], strict=True):
         shown += (_runs(each) if len(set(each)) > 1 else str(each[0])) + after
     return shown
 
@@ -298,14 +295,11 @@ def _span(values: Sequence[Any]) -> str:
 def _table(plan: Plan) -> list[str]:
     rows: list[tuple[str, ...]] = [("tensor", "result", "method", "sources", "parameters")]
     for step in plan.steps:
-        sources = []
-        for i, item in enumerate(step.inputs):
-            name = _name(step, item)
-            source = _mark(item) if name == step.name else f"{_mark(item)}:{name}"
-            sources.append(f"[{source}]" if i == step.base else source)
+        names = [(_mark(item), _name(step, item)) for item in step.inputs]
+        marks = (mark if name == step.name else f"{mark}:{name}" for mark, name in names)
         values = [f"{k}={_span([v])}" for k, v in step.hyperparameters.items() if v is not None]
         note = f"({step.note})" if step.note else ""
-        texts = " ".join(sources), " ".join(filter(None, (*values, note)))
+        texts = _sources(marks, step.base), " ".join(filter(None, (*values, note)))
         rows.append((step.name, str(step.spec), step.method, *texts))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return [_row(row, [*widths, 0]) for row in rows]

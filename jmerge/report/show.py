@@ -30,6 +30,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def several(number: int, noun: str) -> str:
+    """How many of something that gets an s: 1 file, 2 files."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def tensors(number: int) -> str:
-    """How many tensors: 1 tensor, 2 tensors."""
-    return f"{number:,} tensor{'s' if number != 1 else ''}"
+    """How many tensors."""
+    return several(number, "tensor")

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from typing import Literal, TextIO
 
-Colour = Literal["red", "yellow", "green", "cyan", "dim"]
-CODES: dict[Colour, str] = {"red": "1;31", "yellow": "33", "green": "32", "cyan": "36", "dim": "2"}
+Colour = Literal["red", "yellow", "cyan"]
+CODES: dict[Colour, str] = {"red": "1;31", "yellow": "33", "cyan": "36"}
 HEADS: dict[str, Colour] = {"error": "red", "warning": "yellow", "note": "cyan"}
 NARROWEST = 60  # letters of a line; narrower terminals wrap by themselves
 
@@ -21,9 +21,10 @@ def is_coloured(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def paint(text: str, colour: Colour, stream: TextIO) -> str:
-    """`text` in a colour, where `stream` may have one."""
-    return f"\x1b[{CODES[colour]}m{text}\x1b[0m" if is_coloured(stream) else text
+def paint(text: str, colour: Colour, stream: TextIO | None) -> str:
+    """`text` in a colour, where there is a `stream` that may have one."""
+    coloured = stream is not None and is_coloured(stream)
+    return f"\x1b[{CODES[colour]}m{text}\x1b[0m" if coloured else text
 
 
 def columns(stream: TextIO) -> int | None:
@@ -60,9 +61,8 @@ def _wrapped(line: str, width: int) -> str:
 
 def say(line: str) -> None:
     """Print a line on standard error: its first word (`error:`, `warning:`, `note:`) in colour, the rest wrapped."""
-    head, colon, rest = wrap(line, columns(sys.stderr)).partition(":")
-    if colon and head in HEADS:
-        head = paint(head + colon, HEADS[head], sys.stderr)
-        print(head + rest, file=sys.stderr)
-    else:
-        print(head + colon + rest, file=sys.stderr)
+    line = wrap(line, columns(sys.stderr))
+    head = line.partition(":")[0]
+    if head in HEADS:
+        line = paint(f"{head}:", HEADS[head], sys.stderr) + line.removeprefix(f"{head}:")
+    print(line, file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from jmerge.errors import Problem
-from jmerge.report.show import size, tensors
+from jmerge.report.show import several, size, tensors
 from jmerge.report.terminal import Colour, paint
 from jmerge.verify.checks import Verified
 
@@ -22,7 +22,7 @@ def verify_text(found: Sequence[Verified], stream: TextIO | None = None) -> str:
     blocks = ["\n".join(_lines(each, stream)) for each in found]
     checks = [check for each in found for check in each.checks]
     passed = sum(check.passed for check in checks)
-    counts = [f"{passed} check{'s' if passed != 1 else ''} passed"]
+    counts = [f"{several(passed, 'check')} passed"]
     for number, words in (
         (sum(bool(check.problems) for check in checks), "failed"),
         (sum(bool(check.findings) and not check.problems for check in checks), "with notes"),
@@ -70,13 +70,14 @@ def verify_json(found: Sequence[Verified]) -> str:
 def _lines(found: Verified, stream: TextIO | None) -> Iterator[str]:
     folder = found.folder
     total = sum(entry.spec.nbytes for entry in folder.tensors.values())
-    files = f"{len(folder.files)} file{'s' if len(folder.files) != 1 else ''}"
+    files = several(len(folder.files), "file")
     yield f"{Problem(found.label)}: {tensors(len(folder.tensors))}, {size(total)} in {files}"
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         name = f"  {check.name:<{width}}  "
         if check.findings:
-            yield name + _painted("PROBLEM" if check.problems else "note", stream)
+            state = "PROBLEM" if check.problems else "note"
+            yield name + paint(state, STATES[state], stream)
         findings = sorted(check.findings, key=lambda each: each.warning)
         for finding in findings[:SHOWN]:
             yield f"    {Problem(finding.message, finding.tensor, finding.file, code=finding.code)}"
@@ -84,10 +85,7 @@ def _lines(found: Verified, stream: TextIO | None) -> Iterator[str]:
             yield f"    and {len(findings) - SHOWN} more; --json lists them"
     for why in dict.fromkeys(check.skipped for check in found.checks if check.skipped):
         names = ", ".join(check.name for check in found.checks if check.skipped == why)
-        yield f"  {_painted('skipped', stream)}{'':<{width - 5}}{names}: {why}"
+        skipped = paint("skipped", STATES["skipped"], stream)
+        yield f"  {skipped}{'':<{width - 5}}{names}: {why}"
     if passed := [check.name for check in found.checks if check.passed]:
         yield f"  {'passed':<{width}}  {', '.join(passed)}"
-
-
-def _painted(state: str, stream: TextIO | None) -> str:
-    return state if stream is None else paint(state, STATES[state], stream)

@@ -61,24 +61,12 @@ APPLIES: Mapping[str, Callable[[Folder], bool]] = {
     "same table": lambda folder: tables.tied_tables(folder) is not None,
     "tokens": lambda folder: bool(folder.layout.embeddings),
 }
-# Checks of tensors, which say nothing where none could be read.
-OF_TENSORS = (
-    "names",
-    "places",
-    "layers",
-    "config",
-    "shapes",
-    "dtypes",
-    "numbers",
-    "ties",
-    "tokens",
-    *DEEP,
-)
-# Those of them that need every tensor.
+# Checks that need every tensor.
 OF_ALL = ("layers", "config", "ties")
 # What the writer alone answers for; the rest may be so in the inputs too.
 MISSING = "companions"  # which a merge takes from its inputs as far as they have them
 WRITTEN = (READABLE, "index", "duplicates", "stale", "ledger")
+OF_FILES = (*WRITTEN, MISSING)  # the rest is of tensors, and says nothing where none could be read
 
 
 class Checked(NamedTuple):
@@ -175,7 +163,7 @@ def _always(folder: Folder) -> bool:
 def _checked(name: str, folder: Folder, check: Callable[..., Any], *rest: Any) -> Checked:
     findings = tuple(dict.fromkeys(check(folder, *rest)))
     skipped = ""
-    if not findings and name in OF_TENSORS and not folder.tensors:
+    if not findings and name not in OF_FILES and not folder.tensors:
         skipped = "no tensor could be read"
     elif not findings and name in OF_ALL and not folder.whole:
         skipped = "not every weight file could be read"

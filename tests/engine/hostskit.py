@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,16 +173,6 @@ class Running:
             time.sleep(0.02)
         self.processes[number].send_signal(what)
         self.since = time.monotonic()
-
-    def wait_for(self, true: Callable[[], bool]) -> None:
-        """Wait for something that a process does, such as the first lines of a journal."""
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):  # there is no file yet
-                if true():
-                    return
-            assert time.monotonic() < deadline, "it did not come to that"
-            time.sleep(0.02)
 
     def end(self, *numbers: int) -> dict[int, Ended]:
         """How these processes ended, or all, within two minutes."""

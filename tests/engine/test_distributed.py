@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from enginekit import contents
 from hostskit import RECIPES, SIZES, Ended, Running, write_models
+from said import until
 
 import jmerge
 from jmerge.ckpt.writer import JOURNAL
@@ -103,7 +104,8 @@ def test_any_group_gives_the_same_bytes(recipe: str, shards: str, place: Place) 
 def test_a_peer_dies_and_another_group_goes_on(place: Place) -> None:
     want = place.want("linear", "one")
     group = place.start("linear", "one", 2, waits={1: 5})
-    group.wait_for(lambda: (place.work / JOURNAL).read_bytes().count(b"\n") > 1)
+    own = place.work / JOURNAL
+    until(lambda: own.exists() and own.read_bytes().count(b"\n") > 1)
     group.signal(1, signal.SIGKILL)
     ended = group.end()
     assert ended.pop(1).code == -signal.SIGKILL
